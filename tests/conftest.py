@@ -1,0 +1,52 @@
+"""One strict world for every test: no silent broadcasting, two devices, full precision.
+
+Tests that need PyTorch live in `tests/parity/`, whose files may import it at the top: the folder is not even collected
+where PyTorch is missing. A test elsewhere that needs it is marked `torch` and imports it inside its function.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+# Before the first array: a rank promotion is nearly always a forgotten axis, one device hides every sharding mistake,
+# and a GPU would otherwise multiply float32 in tf32. Strict dtype promotion is left out: linen's mixed precision
+# (a bfloat16 module over float32 parameters) and optax's schedules (an int32 count times a float) rely on promotion.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# The same examples on every machine; no deadline, because the first call of anything compiles.
+hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("tests")
+
+HAVE_TORCH = importlib.util.find_spec("torch") is not None
+PARITY = Path(__file__).parent / "parity"
+
+
+def pytest_report_header():
+    return "torch: found" if HAVE_TORCH else "torch: not installed, so everything marked torch is left out"
+
+
+def pytest_ignore_collect(collection_path):
+    if not HAVE_TORCH and collection_path == PARITY:
+        return True
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marker
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if PARITY in item.path.parents:
+            item.add_marker("torch")
+        if not HAVE_TORCH and item.get_closest_marker("torch"):
+            item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
+
+
+@pytest.fixture
+def x64():
+    """Float64 in JAX for one test."""
+    with jax.enable_x64(True):
+        yield
