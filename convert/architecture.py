@@ -1,0 +1,174 @@
+"""The architecture record: one frozen dataclass that determines every tensor of an autoencoder.
+
+Everything else follows from it: the modules that `torch_ref` and `flax_vae` build, and the finite table of weights
+that `convert` walks in both directions.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+NORM_GROUPS = 32  # every GroupNorm of the family; each width must be a multiple of it
+
+Padding = Literal["symmetric", "asymmetric"]
+
+
+@dataclass(frozen=True)
+class AutoEncoderParams:
+    """What an autoencoder is, apart from its weights.
+
+    The first ten fields are the seed's, in the seed's order; the rest are switches whose defaults are the seed's
+    architecture.  Lists are accepted where tuples are stored, as the seed and JSON write them.
+
+    Attributes:
+      resolution: side of the training images in pixels.  Any multiple of `factor` can be encoded; this one is the
+        size at which published configurations place their attention, and the side of a default example.
+      in_channels: channels of the image that goes in.
+      ch: width of the first level.
+      out_ch: channels of the image that comes out.
+      ch_mult: width of each level as a multiple of `ch`; its length is the number of levels.
+      num_res_blocks: residual blocks per level of the encoder (the decoder has one more).
+      z_channels: latent channels.
+      scale_factor: the scaled latent is `scale_factor * (z - shift_factor)`.
+      shift_factor: see `scale_factor`.
+      time_emb_dim: width of the time embedding, or None for a model without time.
+      attn_levels: levels (0 = full resolution) whose residual blocks are each followed by attention; None means all of
+        them (the seed), `()` the middle block only (FLUX, Stable Diffusion).
+      downsample_padding: `"symmetric"` pads one pixel on every side (the seed); `"asymmetric"` one row below and one
+        column to the right (FLUX, Stable Diffusion).  The two give different latents from the same weights, and no
+        shape tells them apart.
+      quant_conv: whether 1x1 convolutions follow the encoder and precede the decoder (LDM, Stable Diffusion, FLUX.2).
+      learnable_logvar: whether one learned number is added to the posterior's logvar.
+      time_embedding: `"linear"` takes `time_emb_dim` numbers per image (the seed); `"sinusoidal"` takes one scalar per
+        image and spreads it over sines and cosines first.
+
+    Raises:
+      ValueError: if a field cannot describe a model; the message names the field, the value and the remedy.
+
+    Source: seed module 8; the switches cover black-forest-labs/flux and CompVis/latent-diffusion.
+    """
+
+    resolution: int
+    in_channels: int
+    ch: int
+    out_ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    z_channels: int
+    scale_factor: float
+    shift_factor: float
+    time_emb_dim: int | None = None
+    attn_levels: tuple[int, ...] | None = None
+    downsample_padding: Padding = "symmetric"
+    quant_conv: bool = False
+    learnable_logvar: bool = False
+    time_embedding: Literal["linear", "sinusoidal"] = "linear"
+
+    def __post_init__(self):
+        # Frozen and hashable whatever sequence came in: linen compares modules by their fields, jit caches by hash.
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+        if self.attn_levels is not None:
+            object.__setattr__(self, "attn_levels", tuple(sorted(set(self.attn_levels))))
+        self._check()
+
+    def _check(self):
+        if not self.ch_mult:
+            raise ValueError("ch_mult=() has no level; give one multiple of ch per level, e.g. (1, 2, 4)")
+        counts = {name: getattr(self, name) for name in ("resolution", "in_channels", "ch", "out_ch", "z_channels")}
+        counts |= {f"ch_mult[{level}]": mult for level, mult in enumerate(self.ch_mult)}
+        counts |= {"num_res_blocks": self.num_res_blocks}
+        for name, value in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        for width in (self.ch, *self.widths):
+            if width % NORM_GROUPS:
+                raise ValueError(
+                    f"ch={self.ch} with ch_mult={self.ch_mult} gives a level of {width} channels, which GroupNorm cannot "
+                    f"split into {NORM_GROUPS} groups; make ch a multiple of {NORM_GROUPS}"
+                )
+        if self.resolution % self.factor:
+            raise ValueError(
+                f"resolution={self.resolution} is no multiple of {self.factor}, the factor of {self.num_levels} levels"
+            )
+        if self.scale_factor == 0:
+            raise ValueError("scale_factor=0 would erase every latent; use 1.0 for unscaled latents")
+        check_padding(self.downsample_padding)
+        self._check_attention()
+        self._check_time()
+
+    def _check_attention(self):
+        for level in self.attn_levels or ():
+            if not 0 <= level < self.num_levels:
+                raise ValueError(
+                    f"attn_levels={self.attn_levels} names level {level}, but ch_mult has {self.num_levels} levels, "
+                    f"numbered from 0 to {self.num_levels - 1}"
+                )
+
+    def _check_time(self):
+        if self.time_embedding not in ("linear", "sinusoidal"):
+            raise ValueError(f"time_embedding={self.time_embedding!r} must be 'linear' or 'sinusoidal'")
+        if self.time_emb_dim is None:
+            if self.time_embedding == "sinusoidal":
+                raise ValueError("time_embedding='sinusoidal' needs a width; set time_emb_dim")
+        elif self.time_emb_dim < 1:
+            raise ValueError(f"time_emb_dim={self.time_emb_dim} must be at least 1, or None for a model without time")
+        elif self.time_embedding == "sinusoidal" and self.time_emb_dim % 2:
+            raise ValueError(
+                f"time_emb_dim={self.time_emb_dim} is odd; the sinusoidal embedding needs as many sines as cosines"
+            )
+
+    @property
+    def num_levels(self) -> int:
+        """Number of resolutions, the length of `ch_mult`."""
+        return len(self.ch_mult)
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller the latent is than the image along each side; h and w must be multiples of it."""
+        return 2 ** (self.num_levels - 1)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.ch * mult for mult in self.ch_mult)
+
+    def attends(self, level: int) -> bool:
+        """Whether the residual blocks of this level are each followed by attention."""
+        return self.attn_levels is None or level in self.attn_levels
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON-able values, in order."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "AutoEncoderParams":
+        """The inverse of `to_dict`.
+
+        Raises:
+          ValueError: if a field is unknown (with the nearest known name) or a required one is missing.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known fields are {', '.join(known)}"
+                raise ValueError(f"unknown architecture field {name!r}; {hint}")
+        required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
+        missing = [name for name in required if name not in fields]
+        if missing:
+            raise ValueError(f"the architecture lacks {', '.join(missing)}")
+        return cls(**fields)
+
+
+def check_padding(padding: str) -> None:
+    """Refuses a padding that is neither of the two.
+
+    Raises:
+      ValueError: naming both.
+    """
+    if padding not in get_args(Padding):
+        raise ValueError(
+            f"downsample padding {padding!r} must be 'symmetric' (the seed) or 'asymmetric' (FLUX, Stable Diffusion)"
+        )

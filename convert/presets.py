@@ -1,0 +1,82 @@
+"""The published architectures, the seed's, and one that trains in minutes."""
+
+import difflib
+from dataclasses import replace
+
+from convert.architecture import AutoEncoderParams
+
+# The seed's demo, module 8: attention after every residual block, linear time.
+_SEED = AutoEncoderParams(
+    resolution=64,
+    in_channels=3,
+    ch=64,
+    out_ch=3,
+    ch_mult=(1, 2, 4),
+    num_res_blocks=2,
+    z_channels=32,
+    scale_factor=0.18215,
+    shift_factor=0.0,
+    time_emb_dim=32,
+)
+
+# black-forest-labs/flux `util.py`, autoencoder of FLUX.1 [dev] and [schnell].
+_FLUX1 = AutoEncoderParams(
+    resolution=256,
+    in_channels=3,
+    ch=128,
+    out_ch=3,
+    ch_mult=(1, 2, 4, 4),
+    num_res_blocks=2,
+    z_channels=16,
+    scale_factor=0.3611,
+    shift_factor=0.1159,
+    attn_levels=(),
+    downsample_padding="asymmetric",
+)
+
+# CompVis/stable-diffusion `v1-inference.yaml`; Stable Diffusion 2 and the ft-mse / ft-ema decoders share it.
+_SD1 = replace(_FLUX1, z_channels=4, scale_factor=0.18215, shift_factor=0.0, quant_conv=True)
+
+# CompVis/latent-diffusion `configs/autoencoder/autoencoder_kl_*.yaml`: raw latents, attention at 16 (and 8) pixels of
+# the training resolution of 256.
+_KL = replace(_SD1, scale_factor=1.0)
+
+PRESETS: dict[str, AutoEncoderParams] = {
+    "tiny": AutoEncoderParams(
+        resolution=64,
+        in_channels=3,
+        ch=32,
+        out_ch=3,
+        ch_mult=(1, 2, 2),
+        num_res_blocks=1,
+        z_channels=8,
+        scale_factor=1.0,
+        shift_factor=0.0,
+        attn_levels=(),
+        downsample_padding="asymmetric",
+    ),
+    "seed": _SEED,
+    "seed-flux": replace(_FLUX1, time_emb_dim=None, attn_levels=None, downsample_padding="symmetric"),
+    "flux1": _FLUX1,
+    "flux2": replace(_FLUX1, z_channels=32, scale_factor=1.0, shift_factor=0.0, quant_conv=True),
+    "sd1": _SD1,
+    "sdxl": replace(_SD1, scale_factor=0.13025),
+    "sd3": replace(_FLUX1, scale_factor=1.5305, shift_factor=0.0609),
+    "kl-f4": replace(_KL, ch_mult=(1, 2, 4), z_channels=3),
+    "kl-f8": replace(_KL, ch_mult=(1, 2, 4, 4), z_channels=4),
+    "kl-f16": replace(_KL, ch_mult=(1, 1, 2, 2, 4), z_channels=16, attn_levels=(4,)),
+    "kl-f32": replace(_KL, ch_mult=(1, 1, 2, 2, 4, 4), z_channels=64, attn_levels=(4, 5)),
+}
+
+
+def preset(name: str) -> AutoEncoderParams:
+    """The preset of that name.
+
+    Raises:
+      ValueError: if there is none; the message lists the names and the nearest one.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown preset {name!r}; {hint}There are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,39 @@
+"""The FLUX / Stable Diffusion family of image autoencoders in Flax.
+
+The twin of `torch_ref`, class by class and name by name: torch `encoder.down.0.block.1.norm1.weight` is
+`encoder/down_0/block_1/norm1/scale` here.  Images are `b h w c` in [-1, 1].
+"""
+
+from convert.architecture import AutoEncoderParams
+from convert.presets import PRESETS
+from flax_vae.autoencoder import AutoEncoder, init_params
+from flax_vae.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
+from flax_vae.gaussian import DiagonalGaussian, Posterior
+from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Swish, Upsample, swish
+from flax_vae.loading import from_pretrained, save_pretrained
+from flax_vae.nnx_bridge import to_nnx
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "AttnBlock",
+    "AutoEncoder",
+    "AutoEncoderParams",
+    "Decoder",
+    "DiagonalGaussian",
+    "DownLevel",
+    "Downsample",
+    "Encoder",
+    "MidBlock",
+    "Posterior",
+    "ResnetBlock",
+    "Swish",
+    "UpLevel",
+    "Upsample",
+    "from_pretrained",
+    "init_params",
+    "save_pretrained",
+    "swish",
+    "to_nnx",
+]

@@ -1,0 +1,22 @@
+"""Time as a vector: sines and cosines of one number per image."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def sinusoidal_embedding(time: Float[Array, "b"], dim: int) -> Float[Array, "b t"]:
+    """Spreads one number per image over `dim / 2` cosines and as many sines.
+
+    Column i is `cos(time * 10000^(-2i/dim))`, column `dim/2 + i` the sine of the same angle; times on a scale of about
+    0 to 1000 use the whole range of frequencies.
+
+    Source: Vaswani et al. 2017; openai/guided-diffusion `nn.py::timestep_embedding`.  Twin: `torch_ref.embedding`.
+    """
+    half = dim // 2
+    exponents = np.arange(half, dtype=np.float64) / half
+    frequencies = jnp.asarray(np.exp(-math.log(10_000.0) * exponents), time.dtype)
+    angles = time[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

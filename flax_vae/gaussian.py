@@ -1,0 +1,116 @@
+"""The diagonal Gaussian between encoder and decoder."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from flax.typing import Dtype
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from convert.checks import check_noise
+
+
+@struct.dataclass
+class Posterior:
+    """The Gaussian that the encoder gives for each image, one mean and variance per latent number; raw, unscaled.
+
+    Attributes:
+      mean: `b h w z`.
+      logvar: natural logarithm of the variance, `b h w z`.
+    """
+
+    mean: Float[Array, "b h w z"]
+    logvar: Float[Array, "b h w z"]
+
+    @property
+    def std(self) -> Float[Array, "b h w z"]:
+        """The standard deviation."""
+        return jnp.exp(0.5 * self.logvar)
+
+    def mode(self) -> Float[Array, "b h w z"]:
+        """The most probable latent, which is the mean."""
+        return self.mean
+
+    def sample(
+        self, key: PRNGKeyArray | None = None, *, noise: Float[Array, "b h w z"] | None = None
+    ) -> Float[Array, "b h w z"]:
+        """A latent drawn with `key`, or `mean + std * noise` with the caller's noise.
+
+        Raises:
+          ValueError: unless exactly one of the two is given.
+        """
+        if (key is None) == (noise is None):
+            raise ValueError("sample() takes either a key to draw with or the caller's own noise=, and one of them")
+        if noise is None:
+            noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + self.std * noise
+
+    def kl(self) -> Float[Array, "b"]:
+        """Divergence from the standard normal, in nats per image: `0.5 * sum(mean² + var - 1 - logvar)`.
+
+        Source: Kingma & Welling 2014, appendix B; CompVis/latent-diffusion `distributions.py`.
+        """
+        return 0.5 * jnp.sum(self.mean**2 + jnp.exp(self.logvar) - 1.0 - self.logvar, axis=(1, 2, 3))
+
+
+class DiagonalGaussian(nn.Module):
+    """Splits moments into mean and logvar and draws a latent.
+
+    Attributes:
+      sample: whether a call draws, from the rng stream `"sample"`; otherwise it returns the mean.
+      chunk_dim: axis that holds mean and logvar one after the other.
+      learnable_logvar: whether a learned number `logvar_scaling` is *added* to logvar: on the variance it acts as the
+        factor `exp(logvar_scaling)`.
+      param_dtype: of the parameter.
+
+    Source: seed module 7.  Twin: `torch_ref.gaussian`.
+    """
+
+    sample: bool = True
+    chunk_dim: int = -1
+    learnable_logvar: bool = False
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self):
+        if self.learnable_logvar:
+            self.logvar_scaling = self.param("logvar_scaling", nn.initializers.zeros, (1,), self.param_dtype)
+
+    def posterior(self, moments: Float[Array, "b h w 2*z"]) -> Posterior:
+        """The distribution itself."""
+        mean, logvar = jnp.split(moments, 2, axis=self.chunk_dim)
+        if self.learnable_logvar:
+            logvar = logvar + self.logvar_scaling[0].astype(logvar.dtype)
+        return Posterior(mean, logvar)
+
+    def __call__(
+        self,
+        moments: Float[Array, "b h w 2*z"],
+        *,
+        sample: bool | None = None,
+        noise: Float[Array, "b h w z"] | None = None,
+    ) -> Float[Array, "b h w z"]:
+        """Returns a raw latent: drawn (with the caller's `noise` where given), or the mean.
+
+        Args:
+          moments: mean and logvar along `chunk_dim`.
+          sample: overrides the attribute of the same name.
+          noise: standard normal numbers shaped like the latent.
+
+        Raises:
+          ValueError: if `noise` has another shape, or is given where nothing is drawn; if there is nothing to draw
+            with.
+        """
+        posterior = self.posterior(moments)
+        sample = self.sample if sample is None else sample
+        check_noise(None if noise is None else noise.shape, sample, posterior.mean.shape)
+        if not sample:
+            return posterior.mode()
+        return posterior.sample(self._sample_key() if noise is None else None, noise=noise)
+
+    def _sample_key(self) -> PRNGKeyArray:
+        if not (self.has_rng("sample") or self.is_initializing()):
+            raise ValueError(
+                'a latent is drawn by default; pass rngs={"sample": key} to apply, or sample=False for the mean, or '
+                "your own noise="
+            )
+        return self.make_rng("sample")

@@ -1,0 +1,112 @@
+"""The autoencoder: encoder, posterior, scaled latents, decoder."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from convert.architecture import AutoEncoderParams
+from convert.checks import check_time
+from torch_ref.coders import Decoder, Encoder
+from torch_ref.embedding import sinusoidal_embedding
+from torch_ref.gaussian import DiagonalGaussian, Posterior
+
+
+class AutoEncoder(nn.Module):
+    """Images to scaled latents and back.
+
+    Shapes: images `b c h w` in [-1, 1]; latents `b z h/f w/f` with `f = params.factor`.  `time` is `b t` numbers
+    (`time_embedding="linear"`) or `b` scalars (`"sinusoidal"`), and absent where `params.time_emb_dim` is None.
+
+    Attributes:
+      params: the architecture.
+
+    Source: seed module 8; black-forest-labs/flux `modules/autoencoder.py::AutoEncoder`; the quant convolutions are
+    CompVis/latent-diffusion's `AutoencoderKL`.  Twin: `flax_vae.autoencoder`.
+    """
+
+    def __init__(self, params: AutoEncoderParams):
+        super().__init__()
+        self.params = params
+        self.encoder = Encoder(params)
+        self.decoder = Decoder(params)
+        self.reg = DiagonalGaussian(learnable_logvar=params.learnable_logvar)
+        if params.quant_conv:
+            self.quant_conv = nn.Conv2d(2 * params.z_channels, 2 * params.z_channels, kernel_size=1)
+            self.post_quant_conv = nn.Conv2d(params.z_channels, params.z_channels, kernel_size=1)
+        if params.time_emb_dim is not None:
+            self.time_embed = nn.Linear(params.time_emb_dim, params.time_emb_dim)
+
+    def encode(
+        self,
+        x: Float[Tensor, "b c h w"],
+        time: Float[Tensor, "b ..."] | None = None,
+        *,
+        sample: bool = True,
+        noise: Float[Tensor, "b z h/f w/f"] | None = None,
+    ) -> Float[Tensor, "b z h/f w/f"]:
+        """Returns the scaled latent `scale_factor * (z - shift_factor)`.
+
+        Args:
+          x: images in [-1, 1].
+          time: see the class.
+          sample: draw z from the posterior, as the seed does; otherwise z is its mean.
+          noise: standard normal numbers to draw with, for results that can be compared across frameworks.
+
+        Raises:
+          ValueError: on wrong sizes or channels, on missing, superfluous or misshapen `time` or `noise`.
+        """
+        z = self.reg(self.moments(x, time), sample=sample, noise=noise)
+        return self.params.scale_factor * (z - self.params.shift_factor)
+
+    def decode(
+        self, z: Float[Tensor, "b z h w"], time: Float[Tensor, "b ..."] | None = None
+    ) -> Float[Tensor, "b c h*f w*f"]:
+        """Returns the images, nominally in [-1, 1], of scaled latents.
+
+        Raises:
+          ValueError: on wrong channels, on missing, superfluous or misshapen `time`.
+        """
+        time_emb = self.embed_time(time, batch=z.shape[0])
+        z = z / self.params.scale_factor + self.params.shift_factor
+        if self.params.quant_conv:
+            z = self.post_quant_conv(z)
+        return self.decoder(z, time_emb)
+
+    def posterior(self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None) -> Posterior:
+        """Returns the distribution of the raw latent.
+
+        Raises:
+          ValueError: as `encode`.
+        """
+        return self.reg.posterior(self.moments(x, time))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        time: Float[Tensor, "b ..."] | None = None,
+        *,
+        sample: bool = True,
+        noise: Float[Tensor, "b z h/f w/f"] | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Returns the images decoded from their own latents; arguments as for `encode`."""
+        return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
+
+    def moments(
+        self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None
+    ) -> Float[Tensor, "b 2*z h/f w/f"]:
+        """Returns the posterior's mean and logvar, one after the other along the channels; raw."""
+        time_emb = self.embed_time(time, batch=x.shape[0])
+        moments = self.encoder(x, time_emb)
+        return self.quant_conv(moments) if self.params.quant_conv else moments
+
+    def embed_time(self, time: Float[Tensor, "b ..."] | None, batch: int) -> Float[Tensor, "b t"] | None:
+        """Returns the vector that every residual block receives, or None for a model without time.
+
+        Raises:
+          ValueError: on missing, superfluous or misshapen `time`.
+        """
+        check_time(self.params, None if time is None else tuple(time.shape), batch)
+        if self.params.time_emb_dim is None:
+            return None
+        if self.params.time_embedding == "sinusoidal":
+            time = sinusoidal_embedding(time, self.params.time_emb_dim)
+        return self.time_embed(time)

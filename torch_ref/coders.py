@@ -1,0 +1,210 @@
+"""Encoder and decoder: levels of residual blocks around a middle block.
+
+The levels are classes of their own, where the seed fills anonymous modules; the names of the weights are the same.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from convert.architecture import AutoEncoderParams, Padding
+from convert.checks import check_image, check_latent
+from torch_ref.layers import AttnBlock, Downsample, ResnetBlock, Upsample, group_norm, swish
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block, all at the coarsest level.
+
+    Source: the `mid` of seed modules 5 and 6.  Twin: `flax_vae.coders`.
+    """
+
+    def __init__(self, channels: int, time_emb_dim: int | None):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, time_emb_dim)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels, time_emb_dim)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Returns a map of the same shape."""
+        x = self.block_1(x, time_emb)
+        x = self.attn_1(x)
+        return self.block_2(x, time_emb)
+
+
+class DownLevel(nn.Module):
+    """One resolution of the encoder: residual blocks, attention after each where wanted, then half the size.
+
+    Source: an element of `down` in seed module 5.  Twin: `flax_vae.coders`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        time_emb_dim: int | None,
+        attend: bool,
+        downsampling: Padding | None,
+    ):
+        super().__init__()
+        widths = (in_channels, *[out_channels] * num_blocks)
+        self.block = nn.ModuleList([ResnetBlock(i, o, time_emb_dim) for i, o in zip(widths, widths[1:])])
+        self.attn = nn.ModuleList([AttnBlock(out_channels) for _ in range(num_blocks if attend else 0)])
+        if downsampling is not None:
+            self.downsample = Downsample(out_channels, downsampling)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d h2 w2"]:
+        """Returns the next level's map."""
+        for index, block in enumerate(self.block):
+            x = block(x, time_emb)
+            if self.attn:
+                x = self.attn[index](x)
+        return self.downsample(x) if hasattr(self, "downsample") else x
+
+
+class UpLevel(nn.Module):
+    """One resolution of the decoder: residual blocks, attention after each where wanted, then twice the size.
+
+    Source: an element of `up` in seed module 6.  Twin: `flax_vae.coders`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        time_emb_dim: int | None,
+        attend: bool,
+        upsampling: bool,
+    ):
+        super().__init__()
+        widths = (in_channels, *[out_channels] * num_blocks)
+        self.block = nn.ModuleList([ResnetBlock(i, o, time_emb_dim) for i, o in zip(widths, widths[1:])])
+        self.attn = nn.ModuleList([AttnBlock(out_channels) for _ in range(num_blocks if attend else 0)])
+        if upsampling:
+            self.upsample = Upsample(out_channels)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d h2 w2"]:
+        """Returns the next finer level's map."""
+        for index, block in enumerate(self.block):
+            x = block(x, time_emb)
+            if self.attn:
+                x = self.attn[index](x)
+        return self.upsample(x) if hasattr(self, "upsample") else x
+
+
+class Encoder(nn.Module):
+    """Image to moments: the mean and logvar of the posterior, one after the other along the channels.
+
+    Attributes:
+      params: the architecture.
+
+    Source: seed module 5; black-forest-labs/flux `modules/autoencoder.py::Encoder`.  Twin: `flax_vae.coders`.
+    """
+
+    def __init__(self, params: AutoEncoderParams):
+        super().__init__()
+        self.params = params
+        last = params.num_levels - 1
+        self.conv_in = nn.Conv2d(params.in_channels, params.ch, kernel_size=3, stride=1, padding=1)
+        self.down = nn.ModuleList(
+            [
+                DownLevel(
+                    in_channels=params.widths[level - 1] if level else params.ch,
+                    out_channels=params.widths[level],
+                    num_blocks=params.num_res_blocks,
+                    time_emb_dim=params.time_emb_dim,
+                    attend=params.attends(level),
+                    downsampling=params.downsample_padding if level != last else None,
+                )
+                for level in range(params.num_levels)
+            ]
+        )
+        self.mid = MidBlock(params.widths[last], params.time_emb_dim)
+        self.norm_out = group_norm(params.widths[last])
+        self.conv_out = nn.Conv2d(params.widths[last], 2 * params.z_channels, kernel_size=3, stride=1, padding=1)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b 2*z h/f w/f"]:
+        """Returns the moments of images in [-1, 1].
+
+        Example:
+          >>> encoder = Encoder(PRESETS["seed"])
+          >>> encoder(torch.randn(1, 3, 64, 64), torch.randn(1, 32)).shape
+          torch.Size([1, 64, 16, 16])
+
+        Raises:
+          ValueError: if h or w is no multiple of the factor, the channels differ, or `time_emb` is missing or
+            superfluous.
+        """
+        check_image(self.params, tuple(x.shape), "b c h w")
+        # downsampling
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h, time_emb)
+        # middle
+        h = self.mid(h, time_emb)
+        # end
+        return self.conv_out(swish(self.norm_out(h)))
+
+
+class Decoder(nn.Module):
+    """Raw latent to image.
+
+    Attributes:
+      params: the architecture.
+
+    Source: seed module 6; black-forest-labs/flux `modules/autoencoder.py::Decoder`.  Twin: `flax_vae.coders`.
+    """
+
+    def __init__(self, params: AutoEncoderParams):
+        super().__init__()
+        self.params = params
+        last = params.num_levels - 1
+        self.conv_in = nn.Conv2d(params.z_channels, params.widths[last], kernel_size=3, stride=1, padding=1)
+        self.mid = MidBlock(params.widths[last], params.time_emb_dim)
+        self.up = nn.ModuleList(
+            [
+                UpLevel(
+                    in_channels=params.widths[min(level + 1, last)],
+                    out_channels=params.widths[level],
+                    num_blocks=params.num_res_blocks + 1,
+                    time_emb_dim=params.time_emb_dim,
+                    attend=params.attends(level),
+                    upsampling=level != 0,
+                )
+                for level in range(params.num_levels)
+            ]
+        )
+        self.norm_out = group_norm(params.widths[0])
+        self.conv_out = nn.Conv2d(params.widths[0], params.out_ch, kernel_size=3, stride=1, padding=1)
+
+    def forward(
+        self, z: Float[Tensor, "b z h w"], time_emb: Float[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b c h*f w*f"]:
+        """Returns images, nominally in [-1, 1], of raw latents.
+
+        Example:
+          >>> decoder = Decoder(PRESETS["seed"])
+          >>> decoder(torch.randn(1, 32, 16, 16), torch.randn(1, 32)).shape
+          torch.Size([1, 3, 64, 64])
+
+        Raises:
+          ValueError: if the latent's channels differ, or `time_emb` is missing or superfluous.
+        """
+        check_latent(self.params, tuple(z.shape), "b c h w")
+        # z to the coarsest level
+        h = self.conv_in(z)
+        # middle
+        h = self.mid(h, time_emb)
+        # upsampling
+        for level in reversed(self.up):
+            h = level(h, time_emb)
+        # end
+        return self.conv_out(swish(self.norm_out(h)))

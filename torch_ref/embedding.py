@@ -1,0 +1,22 @@
+"""Time as a vector: sines and cosines of one number per image."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def sinusoidal_embedding(time: Float[Tensor, "b"], dim: int) -> Float[Tensor, "b t"]:
+    """Spreads one number per image over `dim / 2` cosines and as many sines.
+
+    Column i is `cos(time * 10000^(-2i/dim))`, column `dim/2 + i` the sine of the same angle; times on a scale of about
+    0 to 1000 use the whole range of frequencies.
+
+    Source: Vaswani et al. 2017; openai/guided-diffusion `nn.py::timestep_embedding`.  Twin: `flax_vae.embedding`.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=time.device) / half
+    frequencies = torch.exp(-math.log(10_000.0) * exponents).to(time.dtype)
+    angles = time[:, None] * frequencies[None, :]
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)

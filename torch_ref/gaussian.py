@@ -1,0 +1,98 @@
+"""The diagonal Gaussian between encoder and decoder."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from convert.checks import check_noise
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The Gaussian that the encoder gives for each image, one mean and variance per latent number; raw, unscaled.
+
+    Attributes:
+      mean: `b z h w`.
+      logvar: natural logarithm of the variance, `b z h w`.
+    """
+
+    mean: Float[Tensor, "b z h w"]
+    logvar: Float[Tensor, "b z h w"]
+
+    @property
+    def std(self) -> Float[Tensor, "b z h w"]:
+        """The standard deviation."""
+        return torch.exp(0.5 * self.logvar)
+
+    def mode(self) -> Float[Tensor, "b z h w"]:
+        """The most probable latent, which is the mean."""
+        return self.mean
+
+    def sample(
+        self, generator: torch.Generator | None = None, *, noise: Float[Tensor, "b z h w"] | None = None
+    ) -> Float[Tensor, "b z h w"]:
+        """A latent drawn with torch's own randomness, or `mean + std * noise` with the caller's."""
+        if noise is None:
+            noise = torch.randn(
+                self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device
+            )
+        return self.mean + self.std * noise
+
+    def kl(self) -> Float[Tensor, "b"]:
+        """Divergence from the standard normal, in nats per image: `0.5 * sum(mean² + var - 1 - logvar)`.
+
+        Source: Kingma & Welling 2014, appendix B; CompVis/latent-diffusion `distributions.py`.
+        """
+        return 0.5 * torch.sum(self.mean**2 + torch.exp(self.logvar) - 1.0 - self.logvar, dim=(1, 2, 3))
+
+
+class DiagonalGaussian(nn.Module):
+    """Splits moments into mean and logvar and draws a latent.
+
+    Attributes:
+      sample: whether a call draws; otherwise it returns the mean.
+      chunk_dim: axis that holds mean and logvar one after the other.
+      learnable_logvar: whether a learned number `logvar_scaling` is *added* to logvar: on the variance it acts as the
+        factor `exp(logvar_scaling)`.
+
+    Source: seed module 7.  Twin: `flax_vae.gaussian`.
+    """
+
+    def __init__(self, sample: bool = True, chunk_dim: int = 1, learnable_logvar: bool = False):
+        super().__init__()
+        self.sample = sample
+        self.chunk_dim = chunk_dim
+        self.learnable_logvar = learnable_logvar
+        if learnable_logvar:
+            self.logvar_scaling = nn.Parameter(torch.zeros(1))
+
+    def posterior(self, moments: Float[Tensor, "b 2*z h w"]) -> Posterior:
+        """The distribution itself."""
+        mean, logvar = torch.chunk(moments, 2, dim=self.chunk_dim)
+        if self.learnable_logvar:
+            logvar = logvar + self.logvar_scaling
+        return Posterior(mean, logvar)
+
+    def forward(
+        self,
+        moments: Float[Tensor, "b 2*z h w"],
+        *,
+        sample: bool | None = None,
+        noise: Float[Tensor, "b z h w"] | None = None,
+    ) -> Float[Tensor, "b z h w"]:
+        """Returns a raw latent: drawn (with the caller's `noise` where given), or the mean.
+
+        Args:
+          moments: mean and logvar along `chunk_dim`.
+          sample: overrides the attribute of the same name.
+          noise: standard normal numbers shaped like the latent.
+
+        Raises:
+          ValueError: if `noise` has another shape, or is given where nothing is drawn.
+        """
+        posterior = self.posterior(moments)
+        sample = self.sample if sample is None else sample
+        check_noise(None if noise is None else tuple(noise.shape), sample, tuple(posterior.mean.shape))
+        return posterior.sample(noise=noise) if sample else posterior.mode()

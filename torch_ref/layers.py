@@ -1,0 +1,162 @@
+"""The blocks: swish, normalisation, attention, residual block, down- and upsampling.
+
+Shapes: `b` batch, `c` channels, `h w` height and width, `t` width of the time embedding.  Torch is `b c h w`.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convert.architecture import NORM_GROUPS, Padding, check_padding
+from convert.checks import check_time_emb
+
+NORM_EPS = 1e-6
+
+
+def swish(x: Tensor) -> Tensor:
+    """Returns `x * sigmoid(x)`, of the same shape as `x`.  Source: seed module 1."""
+    return x * torch.sigmoid(x)
+
+
+class Swish(nn.Module):
+    """`swish` as a module.  Source: seed module 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `x * sigmoid(x)`."""
+        return swish(x)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """The family's normalisation: 32 groups, epsilon 1e-6, a learned scale and shift per channel."""
+    return nn.GroupNorm(num_groups=NORM_GROUPS, num_channels=channels, eps=NORM_EPS, affine=True)
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions of the map, added to its input.
+
+    `x + proj_out(softmax(q kᵀ / sqrt(c)) v)` with q, k, v 1x1 convolutions of the normalised input.
+
+    Attributes:
+      in_channels: width of input and output.
+
+    Source: seed module 2; black-forest-labs/flux `modules/autoencoder.py::AttnBlock`.  Twin: `flax_vae.layers`.
+    """
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.in_channels = in_channels
+        self.norm = group_norm(in_channels)
+        self.q = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+        self.k = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+        self.v = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+        self.proj_out = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Returns the map with every position informed by all others."""
+        height = x.shape[2]
+        h = self.norm(x)
+        q, k, v = (rearrange(project(h), "b c h w -> b (h w) c") for project in (self.q, self.k, self.v))
+        h = attention(q, k, v)
+        h = rearrange(h, "b (h w) c -> b c h w", h=height)
+        return x + self.proj_out(h)
+
+
+def attention(
+    q: Float[Tensor, "b n c"], k: Float[Tensor, "b m c"], v: Float[Tensor, "b m c"]
+) -> Float[Tensor, "b n c"]:
+    """Scaled dot-product attention, the full matrix at once, as the seed writes it."""
+    weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)) / (q.shape[-1] ** 0.5), dim=-1)
+    return torch.bmm(weights, v)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised, activated 3x3 convolutions, added to their input.
+
+    Attributes:
+      in_channels: width of the input.
+      out_channels: width of the output; where it differs, a 1x1 `nin_shortcut` carries the input over.
+      time_emb_dim: width of the time embedding that is projected and added between the convolutions, or None.
+
+    Source: seed module 3; black-forest-labs/flux `modules/autoencoder.py::ResnetBlock`.  Twin: `flax_vae.layers`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, time_emb_dim: int | None = None):
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.time_emb_dim = time_emb_dim
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=1, padding=1)
+        if time_emb_dim is not None:
+            self.time_mlp = nn.Linear(time_emb_dim, out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, stride=1, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=1, padding=0)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
+    ) -> Float[Tensor, "b d h w"]:
+        """Returns the map, `out_channels` wide.
+
+        Raises:
+          ValueError: if `time_emb` is missing or superfluous.
+        """
+        check_time_emb(self.time_emb_dim, None if time_emb is None else tuple(time_emb.shape))
+        h = self.conv1(swish(self.norm1(x)))
+        if time_emb is not None:
+            h = h + self.time_mlp(time_emb)[:, :, None, None]
+        h = self.conv2(swish(self.norm2(h)))
+        if self.in_channels != self.out_channels:
+            x = self.nin_shortcut(x)
+        return x + h
+
+
+class Downsample(nn.Module):
+    """Halves height and width with a 3x3 convolution of stride 2.
+
+    `"symmetric"` pads one pixel on every side, as the seed does; `"asymmetric"` one row below and one column to the
+    right, as FLUX and Stable Diffusion do.  For even h both give h / 2 but see different pixels; for odd h the first
+    gives ceil(h / 2), the second floor(h / 2).
+
+    Attributes:
+      in_channels: width of input and output.
+      padding: which of the two.
+
+    Source: seed module 4; black-forest-labs/flux `modules/autoencoder.py::Downsample`.  Twin: `flax_vae.layers`.
+    """
+
+    def __init__(self, in_channels: int, padding: Padding = "symmetric"):
+        super().__init__()
+        check_padding(padding)
+        self.padding = padding
+        self.conv = nn.Conv2d(
+            in_channels, in_channels, kernel_size=3, stride=2, padding=1 if padding == "symmetric" else 0
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Returns the map at half the size."""
+        if self.padding == "asymmetric":
+            x = F.pad(x, (0, 1, 0, 1))
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: every pixel becomes four, then a 3x3 convolution.
+
+    Attributes:
+      in_channels: width of input and output.
+
+    Source: seed module 4.  Twin: `flax_vae.layers`.
+    """
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.upsample = nn.Upsample(scale_factor=2.0, mode="nearest")
+        self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=1, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
+        """Returns the map at twice the size."""
+        return self.conv(self.upsample(x))

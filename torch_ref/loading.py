@@ -1,0 +1,59 @@
+"""Model folders: `config.json` and `model.safetensors`, whose tensors have this package's own names."""
+
+import os
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from convert.folder import load_folder, save_folder
+from torch_ref.autoencoder import AutoEncoder
+
+
+def from_pretrained(path: str | os.PathLike[str]) -> AutoEncoder:
+    """Returns the model of a folder, with its weights, in the dtype that the file holds.
+
+    Args:
+      path: a model folder, or the `model.safetensors` inside it.
+
+    Raises:
+      FileNotFoundError: if there is no such folder, or a file is missing from it.
+      FileError: if a file is damaged.
+      RuntimeError: if the tensors are not those of `config.json`'s architecture.
+    """
+    record, state_dict = load_folder(path)
+    with torch.device("meta"):  # the weights come from the file: nothing to allocate or to initialise twice
+        model = AutoEncoder(record)
+    model.load_state_dict({key: to_tensor(array) for key, array in state_dict.items()}, strict=True, assign=True)
+    return model
+
+
+def save_pretrained(path: str | os.PathLike[str], model: AutoEncoder, *, force: bool = False) -> None:
+    """Writes a model folder; the inverse of `from_pretrained`.
+
+    Args:
+      path: the folder to make.
+      model: the model.
+      force: replace an existing model folder.
+
+    Raises:
+      FileExistsError: if the folder exists and `force` is off.
+    """
+    save_folder(path, model.params, {key: to_array(t) for key, t in model.state_dict().items()}, force=force)
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """Returns a copy as a tensor, bit for bit; NumPy's bfloat16 is one that torch does not know."""
+    array = np.array(array, order="C")
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """Returns a tensor as an array, bit for bit; the inverse of `to_tensor`."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
