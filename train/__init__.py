@@ -1,0 +1,6 @@
+"""The training loop: photographs in, an exported model folder out.
+
+`flax-vae-train` is its door; `train.loop.train(config, workdir)` is the same from Python.  Everything random is a pure
+function of (seed, step, index), so a run that was interrupted and started again ends with the same weights, bit for
+bit.  Nothing here is imported with the package: `--help` must not wait for a compiler.
+"""

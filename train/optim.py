@@ -1,0 +1,41 @@
+"""The optimiser: AdamW behind a clip, under a linear warm-up and a cosine."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from train.config import OptimConfig
+
+
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """The learning rate of update `step`, counted from 0.
+
+    It rises linearly, to the peak at update `warmup_steps - 1`, and falls along a cosine to `final_fraction` of the
+    peak at the last update.
+    """
+    warmup = min(config.warmup_steps, steps // 2)
+    decay = max(steps - warmup, 1)
+
+    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
+        rising = (step + 1) / max(warmup, 1)
+        progress = jnp.clip((step + 1 - warmup) / decay, 0.0, 1.0)
+        cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        falling = config.final_fraction + (1.0 - config.final_fraction) * cosine
+        return config.learning_rate * jnp.where(step < warmup, rising, falling)
+
+    return schedule
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW; only kernels decay, since a norm's scale belongs at 1 and a bias anywhere."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            make_schedule(config, steps),
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        ),
+    )

@@ -1,0 +1,114 @@
+"""What a run says: a progress bar on a terminal, plain lines elsewhere, and `metrics.jsonl` for programs."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.files import new_file
+from train.errors import NotFiniteError
+
+_SHOWN = ("loss", "l1", "kl", "grad_norm", "learning_rate")
+
+
+class Metrics:
+    """`metrics.jsonl`: one object per line, `step` first, never two lines for the same step.
+
+    What a run wrote after the checkpoint that it resumes from is cut off, for it will be written again.
+    """
+
+    def __init__(self, path: Path, resumed_step: int):
+        """Opens the file, without what lies beyond `resumed_step`."""
+        self._path = path
+        self._last_good = resumed_step
+        rows = [row for row in read_metrics(path) if row["step"] <= resumed_step]
+        with new_file(path, force=True) as file:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def write(self, step: int, scores: Mapping[str, float]) -> None:
+        """Adds a line."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **scores}) + "\n")
+
+    def check(self, step: int, scores: Mapping[str, float]) -> None:
+        """Refuses numbers that no further step can mend.
+
+        Raises:
+          NotFiniteError: naming the interval in which it happened.
+        """
+        bad = [f"{name}={scores[name]}" for name in ("loss", "grad_norm") if not math.isfinite(scores.get(name, 0.0))]
+        if bad:
+            raise NotFiniteError(
+                f"{', '.join(bad)} between steps {self._last_good + 1} and {step}; the last checkpoint is from before "
+                "that. Lower the learning rate or clip_norm, or look at the data"
+            )
+        self._last_good = step
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; the last one may have been cut off by a crash."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Reporter:
+    """Talks to a person on standard output."""
+
+    def __init__(self, start: int, steps: int):
+        """Prepares for the updates `start + 1` to `steps`."""
+        self._steps, self._start = steps, start
+        self._bar: Any = None
+        self._task: Any = None
+        self._since = time.monotonic()
+
+    def __enter__(self) -> "Reporter":
+        if sys.stdout.isatty():
+            from rich import progress  # only where there is a terminal to draw on
+
+            self._bar = progress.Progress(
+                progress.TextColumn("[bold]step"),
+                progress.MofNCompleteColumn(),
+                progress.BarColumn(),
+                progress.TextColumn("{task.fields[scores]}"),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("left"),
+                progress.TimeRemainingColumn(),
+            )
+            self._task = self._bar.add_task("", total=self._steps, completed=self._start, scores="compiling")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def line(self, text: str) -> None:
+        """One line, above the bar if there is one."""
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step` updates done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Shows the scores of update `step`."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, scores=f"loss {scores['loss']:.4f}")
+            return
+        numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _SHOWN if name in scores)
+        left = (time.monotonic() - self._since) / max(step - self._start, 1) * (self._steps - step)
+        self.line(f"step {step:>{len(str(self._steps))}}/{self._steps}  {numbers}  about {left:.0f} s left")
