@@ -1,0 +1,127 @@
+"""Who may import whom.  Everything is asked of a fresh interpreter or of the source, not of this process."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+# What the files of each package may import, beyond the standard library and themselves.  `torch` in `convert` is for
+# reading pickled checkpoints, inside a function: that nothing loads it by itself is asked below.
+MAY_IMPORT = {
+    "convert": {"ml_dtypes", "numpy", "safetensors", "torch", "tyro"},
+    "torch_ref": {"convert", "einops", "jaxtyping", "ml_dtypes", "numpy", "torch"},
+    "flax_vae": {"convert", "einops", "flax", "jax", "jaxtyping", "ml_dtypes", "numpy"},
+    "train": {
+        *("convert", "flax_vae"),
+        *("einops", "flax", "jax", "jaxtyping", "numpy", "optax", "orbax", "PIL", "rich", "tyro"),
+    },
+}
+
+# What a plain `import` of each package must not load.
+STAYS_OUT = {
+    "convert": {"flax", "jax", "optax", "orbax", "torch", "flax_vae", "torch_ref", "train"},
+    "flax_vae": {"optax", "orbax", "torch", "torch_ref", "train"},
+    "train": {"torch", "torch_ref"},
+    "torch_ref": {"flax", "jax", "optax", "orbax", "flax_vae", "train"},
+}
+
+SCRIPTS = sorted(
+    script for script in importlib.metadata.distribution("flax-vae").entry_points if script.group == "console_scripts"
+)
+
+
+def files_of(package: str) -> dict[str, Path]:
+    """Module name to file, of the package as it is installed."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None, f"{package} is not installed"
+    root = Path(spec.origin).parent
+    names = {path: [package, *path.relative_to(root).with_suffix("").parts] for path in sorted(root.rglob("*.py"))}
+    return {".".join(parts).removesuffix(".__init__"): path for path, parts in names.items()}
+
+
+FILES = {name: path for package in MAY_IMPORT for name, path in files_of(package).items()}
+
+
+def imports_of(module: str) -> set[str]:
+    """Every module that a file imports, wherever in it the import stands: a late import hides a circle, no more."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{FILES[module]}:{node.lineno} imports relatively; write the full name"
+            # `from package import module` names a file, `from module import thing` does not
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else str(node.module) for name in inner}
+    return found
+
+
+def loaded_by(code: str, cwd: Path) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after running `code`."""
+    program = f"import json, sys\n{code}\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "package", [pytest.param(name, marks=pytest.mark.torch) if name == "torch_ref" else name for name in STAYS_OUT]
+)
+def test_importing_a_package_loads_no_more_than_it_may(package, tmp_path):
+    loaded = loaded_by(f"import {package}", tmp_path)
+    assert package in loaded
+    assert sorted(loaded & STAYS_OUT[package]) == []
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_file_imports_only_what_its_package_may(module):
+    package = module.partition(".")[0]
+    allowed = MAY_IMPORT[package] | sys.stdlib_module_names | {package}
+    assert sorted({name.partition(".")[0] for name in imports_of(module)} - allowed) == []
+
+
+def test_no_circle_between_files():
+    graph = {module: imports_of(module) & FILES.keys() for module in FILES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"files import each other in a circle: {' <- '.join(error.args[1])}")
+
+
+def test_the_circle_finder_finds_circles():
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_there_are_commands():
+    assert {script.name for script in SCRIPTS} >= {"flax-vae-convert", "flax-vae-train"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_help_needs_no_framework(script, tmp_path):
+    code = f"""
+sys.argv = [{script.name!r}, "--help"]
+from {script.module} import {script.attr} as main
+try:
+    code = main()
+except SystemExit as exit_:
+    code = exit_.code
+assert not code, code
+"""
+    assert sorted(loaded_by(code, tmp_path) & {"flax", "jax", "optax", "orbax", "torch"}) == []
+
+
+def test_every_package_is_typed():
+    for package in MAY_IMPORT:
+        assert (FILES[package].parent / "py.typed").is_file()
+
+
+def test_the_tests_are_not_installed():
+    installed = importlib.metadata.files("flax-vae") or []
+    assert not [file for file in installed if file.parts[0] == "tests"]
