@@ -4,7 +4,8 @@ Neither framework is needed, or loaded.
 """
 
 from convert.architecture import AutoEncoderParams
-from convert.errors import ConversionError
+from convert.errors import ConversionError, FileError
+from convert.folder import load_folder, save_folder
 from convert.presets import PRESETS, preset
 from convert.table import LAYOUTS, Row, expand, to_flax, to_torch
 
@@ -13,9 +14,12 @@ __all__ = [
     "PRESETS",
     "AutoEncoderParams",
     "ConversionError",
+    "FileError",
     "Row",
     "expand",
+    "load_folder",
     "preset",
+    "save_folder",
     "to_flax",
     "to_torch",
 ]

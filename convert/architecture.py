@@ -6,6 +6,7 @@ that `convert` walks in both directions.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -85,15 +86,22 @@ class AutoEncoderParams:
         for width in (self.ch, *self.widths):
             if width % NORM_GROUPS:
                 raise ValueError(
-                    f"ch={self.ch} with ch_mult={self.ch_mult} gives a level of {width} channels, which GroupNorm cannot "
-                    f"split into {NORM_GROUPS} groups; make ch a multiple of {NORM_GROUPS}"
+                    f"ch={self.ch} with ch_mult={self.ch_mult} gives a level of {width} channels, which GroupNorm "
+                    f"cannot split into {NORM_GROUPS} groups; make ch a multiple of {NORM_GROUPS}"
                 )
         if self.resolution % self.factor:
             raise ValueError(
                 f"resolution={self.resolution} is no multiple of {self.factor}, the factor of {self.num_levels} levels"
             )
+        for name in ("scale_factor", "shift_factor"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"{name}={value!r} must be a finite number")
         if self.scale_factor == 0:
             raise ValueError("scale_factor=0 would erase every latent; use 1.0 for unscaled latents")
+        for name in ("quant_conv", "learnable_logvar"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         check_padding(self.downsample_padding)
         self._check_attention()
         self._check_time()

@@ -3,6 +3,8 @@
 The levels are classes of their own, where the seed fills anonymous modules; the names of the weights are the same.
 """
 
+from itertools import pairwise
+
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype
@@ -62,7 +64,7 @@ class DownLevel(nn.Module):
         Resnet, Attn = rematerialised(self.remat, ResnetBlock, AttnBlock)
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         widths = (self.in_channels, *[self.out_channels] * self.num_blocks)
-        self.block = [Resnet(i, o, self.time_emb_dim, **kinds) for i, o in zip(widths, widths[1:], strict=False)]
+        self.block = [Resnet(i, o, self.time_emb_dim, **kinds) for i, o in pairwise(widths)]
         self.attn = [Attn(self.out_channels, **kinds) for _ in range(self.num_blocks if self.attend else 0)]
         if self.downsampling is not None:
             self.downsample = Downsample(self.out_channels, self.downsampling, **kinds)
@@ -98,7 +100,7 @@ class UpLevel(nn.Module):
         Resnet, Attn = rematerialised(self.remat, ResnetBlock, AttnBlock)
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         widths = (self.in_channels, *[self.out_channels] * self.num_blocks)
-        self.block = [Resnet(i, o, self.time_emb_dim, **kinds) for i, o in zip(widths, widths[1:], strict=False)]
+        self.block = [Resnet(i, o, self.time_emb_dim, **kinds) for i, o in pairwise(widths)]
         self.attn = [Attn(self.out_channels, **kinds) for _ in range(self.num_blocks if self.attend else 0)]
         if self.upsampling:
             self.upsample = Upsample(self.out_channels, **kinds)

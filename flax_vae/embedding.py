@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def sinusoidal_embedding(time: Float[Array, "b"], dim: int) -> Float[Array, "b t"]:
+def sinusoidal_embedding(time: Float[Array, " b"], dim: int) -> Float[Array, "b t"]:
     """Spreads one number per image over `dim / 2` cosines and as many sines.
 
     Column i is `cos(time * 10000^(-2i/dim))`, column `dim/2 + i` the sine of the same angle; times on a scale of about

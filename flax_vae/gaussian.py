@@ -39,13 +39,13 @@ class Posterior:
         Raises:
           ValueError: unless exactly one of the two is given.
         """
-        if (key is None) == (noise is None):
-            raise ValueError("sample() takes either a key to draw with or the caller's own noise=, and one of them")
-        if noise is None:
+        if key is not None and noise is None:
             noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        elif key is not None or noise is None:
+            raise ValueError("sample() takes a key to draw with or the caller's own noise=, exactly one of them")
         return self.mean + self.std * noise
 
-    def kl(self) -> Float[Array, "b"]:
+    def kl(self) -> Float[Array, " b"]:
         """Divergence from the standard normal, in nats per image: `0.5 * sum(mean² + var - 1 - logvar)`.
 
         Source: Kingma & Welling 2014, appendix B; CompVis/latent-diffusion `distributions.py`.

@@ -1,14 +1,14 @@
 """For users of `flax.nnx`: the linen model as an NNX module."""
 
-from typing import Any
-
-from flax import nnx
-from flax.nnx import bridge
+from typing import TYPE_CHECKING, Any
 
 from flax_vae.autoencoder import AutoEncoder, example_inputs
 
+if TYPE_CHECKING:
+    from flax import nnx
 
-def to_nnx(model: AutoEncoder, params: dict[str, Any], *, seed: int = 0) -> nnx.Module:
+
+def to_nnx(model: AutoEncoder, params: dict[str, Any], *, seed: int = 0) -> "nnx.Module":
     """Returns an NNX module that holds `params` and computes what `model` does.
 
     Methods are chosen as in linen: `module(images, sample=False, method="encode")`.
@@ -20,6 +20,9 @@ def to_nnx(model: AutoEncoder, params: dict[str, Any], *, seed: int = 0) -> nnx.
 
     Source: `flax.nnx.bridge.ToNNX`.
     """
+    from flax import nnx  # it loads optax, which encoding and decoding do not need
+    from flax.nnx import bridge
+
     images, time = example_inputs(model)
 
     def wrap() -> bridge.ToNNX:
@@ -29,4 +32,6 @@ def to_nnx(model: AutoEncoder, params: dict[str, Any], *, seed: int = 0) -> nnx.
     structure = nnx.eval_shape(lambda: bridge.lazy_init(wrap(), images, time, sample=False))
     graph, weights, _ = nnx.split(structure, nnx.Param, ...)
     nnx.replace_by_pure_dict(weights, params)
-    return nnx.merge(graph, weights, nnx.state(wrap()))
+    module = nnx.merge(graph, weights, nnx.state(wrap()))
+    assert isinstance(module, nnx.Module)  # merge may also return functions
+    return module

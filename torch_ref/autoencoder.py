@@ -105,7 +105,7 @@ class AutoEncoder(nn.Module):
           ValueError: on missing, superfluous or misshapen `time`.
         """
         check_time(self.params, None if time is None else tuple(time.shape), batch)
-        if self.params.time_emb_dim is None:
+        if time is None or self.params.time_emb_dim is None:
             return None
         if self.params.time_embedding == "sinusoidal":
             time = sinusoidal_embedding(time, self.params.time_emb_dim)

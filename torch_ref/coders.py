@@ -3,6 +3,8 @@
 The levels are classes of their own, where the seed fills anonymous modules; the names of the weights are the same.
 """
 
+from itertools import pairwise
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ class DownLevel(nn.Module):
     ):
         super().__init__()
         widths = (in_channels, *[out_channels] * num_blocks)
-        self.block = nn.ModuleList([ResnetBlock(i, o, time_emb_dim) for i, o in zip(widths, widths[1:])])
+        self.block = nn.ModuleList([ResnetBlock(i, o, time_emb_dim) for i, o in pairwise(widths)])
         self.attn = nn.ModuleList([AttnBlock(out_channels) for _ in range(num_blocks if attend else 0)])
         if downsampling is not None:
             self.downsample = Downsample(out_channels, downsampling)
@@ -82,7 +84,7 @@ class UpLevel(nn.Module):
     ):
         super().__init__()
         widths = (in_channels, *[out_channels] * num_blocks)
-        self.block = nn.ModuleList([ResnetBlock(i, o, time_emb_dim) for i, o in zip(widths, widths[1:])])
+        self.block = nn.ModuleList([ResnetBlock(i, o, time_emb_dim) for i, o in pairwise(widths)])
         self.attn = nn.ModuleList([AttnBlock(out_channels) for _ in range(num_blocks if attend else 0)])
         if upsampling:
             self.upsample = Upsample(out_channels)

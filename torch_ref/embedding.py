@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def sinusoidal_embedding(time: Float[Tensor, "b"], dim: int) -> Float[Tensor, "b t"]:
+def sinusoidal_embedding(time: Float[Tensor, " b"], dim: int) -> Float[Tensor, "b t"]:
     """Spreads one number per image over `dim / 2` cosines and as many sines.
 
     Column i is `cos(time * 10000^(-2i/dim))`, column `dim/2 + i` the sine of the same angle; times on a scale of about

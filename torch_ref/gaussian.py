@@ -35,12 +35,10 @@ class Posterior:
     ) -> Float[Tensor, "b z h w"]:
         """A latent drawn with torch's own randomness, or `mean + std * noise` with the caller's."""
         if noise is None:
-            noise = torch.randn(
-                self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device
-            )
+            noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + self.std * noise
 
-    def kl(self) -> Float[Tensor, "b"]:
+    def kl(self) -> Float[Tensor, " b"]:
         """Divergence from the standard normal, in nats per image: `0.5 * sum(mean² + var - 1 - logvar)`.
 
         Source: Kingma & Welling 2014, appendix B; CompVis/latent-diffusion `distributions.py`.
