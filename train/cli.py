@@ -1,5 +1,7 @@
 """`flax-vae-train`: flags in, one run; what a person can put right ends in one line on standard error."""
 
+import logging
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -76,20 +78,26 @@ def main(args: Sequence[str] | None = None) -> int:
       n; wrong flags end in status 2.
     """
     flags = tyro.cli(Flags, prog="flax-vae-train", args=args)
-    begun = time.monotonic()
+    workdir = flags.workdir or Path("runs") / (flags.preset or "tiny")
     try:
-        workdir = flags.workdir or Path("runs") / (flags.preset or "tiny")
         config = resolve(flags, workdir)
-
-        from train.loop import train  # loads JAX: only now, when there is something to compute
-
-        _quiet()
-        outcome = train(config, workdir)
     except (TrainError, ValueError) as error:
-        if isinstance(error, ValueError) and "train.loop" in sys.modules:
-            raise  # not a wrong flag, but a mistake of ours: show where
-        print(f"flax-vae-train: {error}", file=sys.stderr)
-        return 1
+        return _refuse(error)
+    try:
+        return _run(config, workdir)
+    except TrainError as error:
+        return _refuse(error)
+    except KeyboardInterrupt:  # twice, or before there was anything to save
+        print("flax-vae-train: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(config: TrainConfig, workdir: Path) -> int:
+    begun = time.monotonic()
+    from train.loop import train  # loads JAX: only now, when there is something to compute
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax's notes to its own developers
+    outcome = train(config, workdir)
     if outcome.stopped_by is not None:
         print(f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there")
         return 128 + outcome.stopped_by
@@ -98,6 +106,11 @@ def main(args: Sequence[str] | None = None) -> int:
         f"model in {workdir / 'export'} ({time.monotonic() - begun:.0f} s)"
     )
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    print(f"flax-vae-train: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
 
 
 def resolve(flags: Flags, workdir: Path) -> TrainConfig:
@@ -121,13 +134,6 @@ def resolve(flags: Flags, workdir: Path) -> TrainConfig:
             given = {owner: replace(getattr(config, owner), **given)}
         config = replace(config, **given)
     return config
-
-
-def _quiet() -> None:
-    """Keeps orbax's notes to its own developers out of the way."""
-    import logging
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

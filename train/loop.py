@@ -151,8 +151,8 @@ def _greet(
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     count, platform = len(parallel.devices), parallel.devices[0].platform
     reporter.line(
-        f"{run.path}: {weights:,} parameters, {len(photographs.names)} photographs and {photographs.held_out_name} held "
-        f"out, {count} {platform} device{'s' if count > 1 else ''} ({config.parallel})"
+        f"{run.path}: {weights:,} parameters; {len(photographs.names)} photographs and {photographs.held_out_name} "
+        f"held out; {count} {platform} device{'s' if count > 1 else ''} ({config.parallel})"
     )
     if changes:
         reporter.line(f"changed since this run began: {', '.join(changes)}")

@@ -60,7 +60,7 @@ def train_step(
     if axis_name is not None:
         # Nothing may be returned that was not averaged: under pmap, no one checks that the devices agree.
         grads, scores = jax.lax.pmean((grads, scores), axis_name)
-    scores |= {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+    scores |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), scores

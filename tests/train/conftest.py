@@ -1,0 +1,55 @@
+"""A model and photographs so small that a whole run takes seconds."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert import PRESETS
+from train.config import DataConfig, OptimConfig, TrainConfig
+
+SMALL = replace(PRESETS["tiny"], resolution=16, ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Most of these tests compile what another one compiled before, in this process or in one that they start."""
+    path = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(path))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        before = jax.config.jax_compilation_cache_dir
+        jax.config.update("jax_compilation_cache_dir", str(path))
+        yield
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Four images of different sizes; `d.png` is the last by name."""
+    path = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for name, shape in {"a.png": (20, 33), "b.jpg": (24, 24), "sub/c.png": (40, 21), "d.png": (30, 70)}.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        rows, columns = np.mgrid[: shape[0], : shape[1]]
+        smooth = np.stack([rows * 5, columns * 3, rows + columns], axis=-1)
+        pixels = (smooth + rng.integers(0, 60, (*shape, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(path / name)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(folder):
+    """A run of ten steps on `folder`."""
+    return TrainConfig(
+        model=SMALL,
+        data=DataConfig(folder=str(folder), crop_size=16, held_out="d.png"),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=4),
+        batch_size=4,
+        steps=10,
+        log_every=5,
+        eval_every=100,
+        save_every=5,
+    )

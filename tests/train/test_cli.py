@@ -1,0 +1,187 @@
+"""The command: what it refuses, what it prints, and that no way of dying changes the weights."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from convert import PRESETS
+from train import cli
+from train.config import TrainConfig
+from train.recipes import recipe
+from train.run_directory import RunDirectory
+
+COMMAND = [sys.executable, "-m", "train.cli"]
+
+
+def flags(*args):
+    import tyro
+
+    return tyro.cli(cli.Flags, args=[str(arg) for arg in args])
+
+
+def test_help_answers_without_loading_a_framework():
+    code = (
+        "import sys; from train import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'jax', 'flax', 'orbax', 'PIL', 'torch'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for flag in ("--preset", "--workdir", "--steps", "--seed", "--parallel", "--data", "--batch-size"):
+        assert flag in done.stdout
+
+
+def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
+    assert cli.resolve(flags(), tmp_path) == recipe("tiny")
+    changed = cli.resolve(
+        flags(
+            *("--preset", "flux1", "--steps", 7, "--seed", 3, "--parallel", "mesh", "--data", "pictures"),
+            *("--held-out", "x.png", "--crop-size", 16, "--batch-size", 4, "--learning-rate", 0.5, "--warmup-steps", 2),
+            *("--kl-weight", 0.25, "--log-every", 1, "--eval-every", 2, "--save-every", 3),
+        ),
+        tmp_path,
+    )
+    base = recipe("flux1")
+    assert changed == replace(
+        base,
+        steps=7,
+        seed=3,
+        parallel="mesh",
+        batch_size=4,
+        log_every=1,
+        eval_every=2,
+        save_every=3,
+        data=replace(base.data, folder="pictures", held_out="x.png", crop_size=16),
+        optim=replace(base.optim, learning_rate=0.5, warmup_steps=2),
+        loss=replace(base.loss, kl_weight=0.25),
+    )
+
+
+def test_a_run_goes_on_with_its_own_settings(tmp_path, small):
+    RunDirectory(tmp_path).begin(small)
+    assert cli.resolve(flags(), tmp_path) == small
+    assert cli.resolve(flags("--seed", 4), tmp_path) == replace(small, seed=4)
+    assert cli.resolve(flags("--preset", "tiny"), tmp_path).model == PRESETS["tiny"]
+
+
+def empty(path):
+    path.mkdir()
+
+
+def corrupt(path):
+    path.mkdir()
+    Image.new("RGB", (64, 64)).save(path / "a.png")
+    (path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+
+
+def other_architecture(path):
+    RunDirectory(path).begin(TrainConfig(model=PRESETS["flux1"]))
+
+
+def strangers(path):
+    path.mkdir()
+    (path / "thesis.tex").touch()
+
+
+def damaged_config(path):
+    path.mkdir()
+    (path / "config.json").write_text("{")
+
+
+def unknown_field(path):
+    RunDirectory(path).begin(recipe("tiny"))
+    fields = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**fields, "stepz": 1}))
+
+
+# What was asked for (X is the path that the second column prepared), and what is said about it.
+REFUSED = [
+    ("--preset tinny", None, "unknown preset 'tinny'; did you mean 'tiny'?"),
+    ("--preset seed", None, "time_emb_dim=32: photographs have no time"),
+    ("--steps 0", None, "steps=0 must be a whole number of at least 1"),
+    ("--batch-size 0", None, "batch_size=0"),
+    ("--batch-size 3", None, "batch_size=3 cannot be shared evenly by 2 devices"),
+    ("--crop-size 30", None, "crop_size=30 is no multiple of 4"),
+    ("--crop-size 512", None, "smaller than crop_size=512"),
+    ("--learning-rate -1", None, "learning_rate=-1.0 must be greater than 0"),
+    ("--data X", None, "is no folder"),
+    ("--data X", empty, "holds 0 images"),
+    ("--data X", corrupt, "b.png"),
+    ("--workdir X --preset tiny", other_architecture, "another architecture"),
+    ("--workdir X", strangers, "is not empty (thesis.tex)"),
+    ("--workdir X", lambda path: path.touch(), "is a file"),
+    ("--workdir X", damaged_config, "does not describe a training run"),
+    ("--workdir X", unknown_field, "did you mean 'steps'"),
+]
+
+
+@pytest.mark.parametrize(("args", "prepare", "message"), REFUSED, ids=[f"{row[0]}: {row[2]}" for row in REFUSED])
+def test_bad_input_is_one_line_and_exit_status_1(tmp_path, monkeypatch, capsys, args, prepare, message):
+    monkeypatch.chdir(tmp_path)
+    if prepare is not None:
+        prepare(tmp_path / "X")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    assert cli.main(args.split()) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("flax-vae-train: ")
+    assert message in captured.err
+    assert sorted(path for path in tmp_path.rglob("*")) == before  # nothing lost, nothing left behind
+
+
+@pytest.mark.parametrize("args", [["--stepz", "3"], ["--steps", "many"], ["--parallel", "gpu"]])
+def test_wrong_flags_exit_with_status_2(capsys, args):
+    with pytest.raises(SystemExit) as end:
+        cli.main(args)
+    assert end.value.code == 2
+    assert args[0].strip("-")[:4] in capsys.readouterr().err
+
+
+def run(workdir, *args):
+    return subprocess.run([*COMMAND, "--workdir", str(workdir), *args], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    RunDirectory(workdir).begin(replace(small, log_every=1, save_every=3))
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_the_command_trains_and_says_how_good_the_model_is(uninterrupted):
+    workdir, done = uninterrupted
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("held-out photograph, 64 x 64 tiles: PSNR ")
+    assert f"model in {workdir / 'export'}" in last
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("signum", "step"), [(signal.SIGKILL, 7), (signal.SIGINT, 4)])
+def test_dying_does_not_change_the_weights(uninterrupted, small, tmp_path, signum, step):
+    RunDirectory(tmp_path).begin(replace(small, log_every=1, save_every=3))
+    # A save waits for the one before: when step 7 is reported, the checkpoint of step 3 is complete.
+    with subprocess.Popen([*COMMAND, "--workdir", str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith(f"step {step:>2}/10"):
+                process.send_signal(signum)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
+    assert ("the same command goes on from there" in rest) == (signum != signal.SIGKILL)
+    assert not (tmp_path / "export").exists()
+
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stdout
+    name = "export/model.safetensors"
+    assert (tmp_path / name).read_bytes() == (uninterrupted[0] / name).read_bytes()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 11))

@@ -1,0 +1,153 @@
+"""Whole runs: interrupted, resumed, moved to the other parallel mode, poisoned."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from flax_vae import from_pretrained
+from train.data import Photographs
+from train.errors import NotFiniteError, RunError
+from train.loop import train
+from train.report import read_metrics
+
+
+def leaves(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.device_get(state))]
+
+
+def rows(workdir):
+    """What was logged, without the speed."""
+    return [
+        {k: v for k, v in row.items() if k != "images_per_second"} for row in read_metrics(workdir / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(small, tmp_path_factory):
+    """A run of ten steps, and one that SIGTERM stopped after the fifth: (workdir, outcome) each."""
+    straight, stopped = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("stopped")
+    batch = Photographs.batch
+
+    def batch_then_term(self, seed, step, batch_size):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, seed, step, batch_size)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Photographs, "batch", batch_then_term)
+        # The regular checkpoints come later: only the signal can make this one.
+        outcome = train(dataclasses.replace(small, save_every=7), stopped)
+    assert signal.getsignal(signal.SIGTERM) is before
+    return {"straight": (straight, train(small, straight)), "stopped": (stopped, outcome)}
+
+
+@pytest.fixture
+def stopped(runs, tmp_path):
+    """A copy of the stopped run's directory."""
+    return shutil.copytree(runs["stopped"][0], tmp_path / "run")
+
+
+def checkpoints(workdir):
+    return sorted(int(entry.name) for entry in (workdir / "checkpoints").iterdir())
+
+
+def test_a_run_leaves_what_it_promises(runs, small):
+    workdir, outcome = runs["straight"]
+    assert {entry.name for entry in workdir.iterdir()} == {
+        "checkpoints", "config.json", "export", "metrics.jsonl", "samples",
+    }  # fmt: skip
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(small.to_dict()))
+    assert [row["step"] for row in rows(workdir)] == [5, 10]
+    assert set(rows(workdir)[0]) == {"step", "loss", "l1", "kl", "grad_norm", "learning_rate"}
+    assert rows(workdir)[1]["psnr"] == outcome.scores["psnr"]
+    assert [entry.name for entry in (workdir / "samples").iterdir()] == ["step_0000010.png"]
+    assert outcome.step == 10
+    assert 5 < outcome.scores["psnr"] < 60
+    model, params = from_pretrained(workdir / "export")
+    assert model.params == small.model
+    for ours, theirs in zip(leaves(outcome.state.params), leaves(params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_sigterm_saves_after_the_current_step(runs):
+    workdir, outcome = runs["stopped"]
+    assert outcome.stopped_by == signal.SIGTERM
+    assert outcome.step == 5
+    assert outcome.scores == {}
+    assert checkpoints(workdir) == [5]
+    assert not (workdir / "export").exists()
+
+
+def test_five_and_five_steps_equal_ten_bit_for_bit(runs, small, stopped, capsys):
+    outcome = train(small, stopped)
+    assert "going on after step 5 of 10" in capsys.readouterr().out
+    for ours, theirs in zip(leaves(outcome.state), leaves(runs["straight"][1].state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert rows(stopped) == rows(runs["straight"][0])
+    for name in ("config.json", "model.safetensors"):
+        assert (stopped / "export" / name).read_bytes() == (runs["straight"][0] / "export" / name).read_bytes()
+
+
+def test_a_run_goes_on_under_the_other_parallel_mode(runs, small, stopped, capsys):
+    outcome = train(dataclasses.replace(small, parallel="mesh"), stopped)
+    assert "changed since this run began: parallel: 'pmap' -> 'mesh'" in capsys.readouterr().out
+    for ours, theirs in zip(leaves(outcome.state.params), leaves(runs["straight"][1].state.params), strict=True):
+        assert np.abs(ours - theirs).mean() < 1e-2 * small.optim.learning_rate
+    assert outcome.scores["psnr"] == pytest.approx(runs["straight"][1].scores["psnr"], abs=0.05)
+
+
+def test_a_complete_run_says_so_and_computes_nothing(runs, small, monkeypatch, capsys):
+    workdir, before = runs["straight"]
+    monkeypatch.setattr(Photographs, "batch", None)
+    metrics = (workdir / "metrics.jsonl").read_bytes()
+    outcome = train(small, workdir)
+    assert "complete: all 10 steps are done" in capsys.readouterr().out
+    assert outcome.scores == before.scores
+    assert (workdir / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_an_export_that_is_missing_is_made_again(runs, small, tmp_path):
+    workdir = shutil.copytree(runs["straight"][0], tmp_path / "run")
+    shutil.rmtree(workdir / "export")
+    (workdir / "metrics.jsonl").unlink()
+    outcome = train(small, workdir)
+    assert outcome.scores == runs["straight"][1].scores
+    name = "export/model.safetensors"
+    assert (workdir / name).read_bytes() == (runs["straight"][0] / name).read_bytes()
+
+
+def test_a_nan_names_its_interval_and_leaves_the_last_checkpoint(small, stopped, monkeypatch):
+    batch = Photographs.batch
+    poisoned = lambda self, seed, step, size: batch(self, seed, step, size) * (np.float32("nan") if step == 6 else 1)  # noqa: E731
+    monkeypatch.setattr(Photographs, "batch", poisoned)
+    with pytest.raises(NotFiniteError, match=r"loss=nan, grad_norm=nan between steps 6 and 10"):
+        train(small, stopped)
+    assert checkpoints(stopped) == [5]
+    assert [row["step"] for row in rows(stopped)] == [5]
+
+
+def test_fewer_steps_than_are_done_are_refused(runs, small):
+    workdir, _ = runs["straight"]
+    config = (workdir / "config.json").read_bytes()
+    with pytest.raises(RunError, match="10 steps behind it, more than steps=7"):
+        train(dataclasses.replace(small, steps=7), workdir)
+    assert (workdir / "config.json").read_bytes() == config
+
+
+def test_another_architecture_is_refused(runs, small):
+    other = dataclasses.replace(small, model=dataclasses.replace(small.model, z_channels=8))
+    with pytest.raises(RunError, match=r"another architecture \(z_channels: 4 -> 8\)"):
+        train(other, runs["straight"][0])
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(small, stopped):
+    shutil.rmtree(stopped / "checkpoints" / "5" / "state")
+    with pytest.raises(RunError, match="5 cannot be restored"):
+        train(small, stopped)

@@ -1,0 +1,47 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.config import OptimConfig
+from train.optim import make_optimizer, make_schedule
+
+CONFIG = OptimConfig(learning_rate=0.5, warmup_steps=10, final_fraction=0.1)
+
+
+def test_the_schedule_rises_to_the_peak_and_falls_along_a_cosine():
+    schedule = make_schedule(CONFIG, steps=110)
+    assert schedule(0) == pytest.approx(0.05)
+    assert schedule(4) == pytest.approx(0.25)
+    assert schedule(9) == pytest.approx(0.5)
+    assert schedule(59) == pytest.approx(0.5 * (0.1 + 0.9 * 0.5))
+    assert schedule(109) == pytest.approx(0.05)
+    values = [float(schedule(step)) for step in range(110)]
+    assert values[:10] == sorted(values[:10])
+    assert values[9:] == sorted(values[9:], reverse=True)
+
+
+def test_a_short_run_warms_up_for_half_of_its_steps_at_most():
+    assert float(make_schedule(CONFIG, steps=4)(1)) == pytest.approx(0.5)
+    assert np.isfinite(float(make_schedule(CONFIG, steps=1)(0)))
+
+
+def test_no_warmup_is_possible():
+    schedule = make_schedule(OptimConfig(learning_rate=0.5, warmup_steps=0), steps=100)
+    assert schedule(0) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_only_kernels_decay_and_the_gradient_is_clipped():
+    config = OptimConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, clip_norm=1.0)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    optimizer = make_optimizer(config, steps=10_000)
+
+    still, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(still["kernel"], -0.5 * 0.1, rtol=1e-6)
+    np.testing.assert_array_equal(still["bias"], 0.0)
+
+    grads = jax.tree.map(lambda leaf: 1e6 * jnp.ones_like(leaf), params)
+    _, opt_state = optimizer.update(grads, optimizer.init(params), params)
+    first_moment = opt_state[1][0].mu
+    norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(first_moment)))
+    assert norm == pytest.approx((1 - config.b1) * 1.0, rel=1e-5)
