@@ -43,18 +43,16 @@ class Checkpoints:
         """The newest step, or None."""
         return self._manager.latest_step()
 
-    def restore_latest(self, like: Any) -> Any | None:
-        """The newest state, or None where there is none.
+    def restore(self, step: int, like: Any) -> Any:
+        """The state after `step` updates.
 
         Args:
+          step: one that is there, such as `latest_step`.
           like: shapes, dtypes and shardings to restore to.
 
         Raises:
           RunError: if it cannot be read.
         """
-        step = self.latest_step
-        if step is None:
-            return None
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
         except Exception as error:

@@ -74,7 +74,7 @@ def from_tiles(tiles: UInt8[np.ndarray, "n t t c"], height: int, width: int) -> 
 
 
 def _reconstructor(model: AutoEncoder) -> Callable[[Any, Array], Array]:
-    def reconstruct(params: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def reconstruct(params: Any, images: Float[Array, "b h w c"]) -> Any:
         z = model.apply({"params": params}, images, sample=False, method="encode")
         return model.apply({"params": params}, z, method="decode")
 

@@ -129,13 +129,14 @@ def _restore_or_create(
     def create() -> TrainState:
         return create_state(model, optimizer, config.seed)
 
-    if checkpoints.latest_step is None:
+    latest = checkpoints.latest_step
+    if latest is None:
         return parallel.place_state(create())
     # With the shardings of the devices that there are now.
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parallel.replicated), jax.eval_shape(create)
     )
-    return checkpoints.restore_latest(like)
+    return checkpoints.restore(latest, like)
 
 
 def _greet(

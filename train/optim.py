@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
 from train.config import OptimConfig
 
@@ -17,12 +17,13 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     warmup = min(config.warmup_steps, steps // 2)
     decay = max(steps - warmup, 1)
 
-    def schedule(step: Int[Array, ""]) -> Float[Array, ""]:
-        rising = (step + 1) / max(warmup, 1)
-        progress = jnp.clip((step + 1 - warmup) / decay, 0.0, 1.0)
+    def schedule(step: ArrayLike) -> Float[Array, ""]:
+        done = jnp.asarray(step) + 1
+        rising = done / max(warmup, 1)
+        progress = jnp.clip((done - warmup) / decay, 0.0, 1.0)
         cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         falling = config.final_fraction + (1.0 - config.final_fraction) * cosine
-        return config.learning_rate * jnp.where(step < warmup, rising, falling)
+        return config.learning_rate * jnp.where(done <= warmup, rising, falling)
 
     return schedule
 

@@ -26,7 +26,7 @@ class Parallel(ABC):
       split: sharding of what is cut along its first axis.
     """
 
-    def __init__(self, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, devices: Sequence[Any] | None = None):
         """Takes all local devices, unless others are named."""
         self.devices = list(jax.local_devices() if devices is None else devices)
         mesh = Mesh(np.array(self.devices), (AXIS,))

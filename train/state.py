@@ -22,7 +22,7 @@ class TrainState:
     """
 
     step: Int[Array, ""]
-    params: dict[str, Any]
+    params: Any
     opt_state: optax.OptState
 
 

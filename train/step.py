@@ -1,6 +1,8 @@
 """One update, as a pure function; `train.parallel` compiles it."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,14 +48,15 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def objective(params: dict[str, Any]) -> tuple[Float[Array, ""], Scores]:
+        apply = cast(Callable[..., Any], partial(model.apply, {"params": params}))
         # Encoding
-        posterior = model.apply({"params": params}, images, method="posterior")
+        posterior = apply(images, method="posterior")
         z = posterior.mode()
         if loss.sample:
             z = posterior.sample(noise=example_noise(key, first, z))
         # Decoding
         scaled = model.params.scale_factor * (z - model.params.shift_factor)
-        reconstruction = model.apply({"params": params}, scaled, method="decode")
+        reconstruction = apply(scaled, method="decode")
         return reconstruction_loss(reconstruction, images, posterior, loss)
 
     (_, scores), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
