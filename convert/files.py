@@ -1,35 +1,35 @@
-"""Safetensors files as numpy arrays: bit for bit, whole or not at all."""
+"""Safetensors files as numpy arrays: bit for bit, whole or not at all, and one tensor at a time.
+
+Reading maps the file into memory: an array is a view of it, and the disk is read when its numbers are.  Writing takes
+tensor after tensor, so that a file can be converted in little more memory than it has bytes.
+"""
 
 import contextlib
+import hashlib
+import math
+import mmap
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, Protocol
 
-import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16, which reading asks for
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from convert.errors import ConversionError, FileError
+from convert.errors import FileError
+from convert.header import DIGEST, DTYPES, Entry, Header, plan_header, read_header
 
-# What numpy (with ml_dtypes) can hold, as safetensors and as numpy call it.
-DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+
+class ArrayLike(Protocol):
+    """Anything that numpy can turn into an array and that says beforehand what the array will be."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102 - as numpy's
+
+    @property
+    def dtype(self) -> np.dtype: ...  # noqa: D102 - as numpy's
+
+    def __array__(self) -> np.ndarray: ...
 
 
 class TensorInfo(NamedTuple):
@@ -51,46 +51,65 @@ def list_tensors(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
       FileNotFoundError: if there is no such file.
       FileError: if it is no complete safetensors file.
     """
-    with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in sorted(file.keys())}
-        dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
-        return {
-            name: TensorInfo(tuple(part.get_shape()), DTYPES.get(dtypes[name], dtypes[name]))
-            for name, part in slices.items()
-        }
+    return {name: TensorInfo(entry.shape, entry.dtype) for name, entry in read_header(path).tensors.items()}
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Returns name to array, sorted by name, every bit as it was stored.
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns the strings that the writer of the file left in its header.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      FileError: if it is no complete safetensors file, or if numpy has no dtype for one of its tensors.
+      FileError: if it is no complete safetensors file.
     """
-    for name, info in list_tensors(path).items():
-        if info.dtype not in DTYPES.values():
+    return dict(read_header(path).metadata)
+
+
+def read_tensors(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, np.ndarray]:
+    """Returns name to array, sorted by name, every bit as it was stored.
+
+    The arrays are read-only views of the file.  They stay what they are when the file is replaced as `write_tensors`
+    does it; another program that shortens it in place while they are in use takes their memory away (SIGBUS).
+
+    Args:
+      path: the file.
+      verify: whether data that come with a SHA-256 (all that `write_tensors` writes) are compared with it.  That reads
+        the whole file once more, at 1 to 2 GB/s.  Files of other programs have none and are read without.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      FileError: if it is no complete safetensors file, if its data are not those that were written, or if numpy has no
+        dtype for one of its tensors.
+    """
+    header = read_header(path)
+    for name, entry in header.tensors.items():
+        if entry.dtype not in DTYPES.values():
             raise FileError(
-                f"{path}: tensor {name!r} has dtype {info.dtype}, which numpy cannot hold; "
+                f"{path}: tensor {name!r} has dtype {entry.dtype}, which numpy cannot hold; "
                 f"store it as one of {', '.join(DTYPES.values())}"
             )
-    with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in sorted(file.keys())}
+    with open(path, "rb") as file:
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if verify and DIGEST in header.metadata:
+        _verify(path, header, content)
+    return {name: _view(content, entry) for name, entry in header.tensors.items()}
 
 
 def write_tensors(
     path: str | os.PathLike[str],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, ArrayLike],
     *,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> None:
     """Writes a safetensors file, every bit as it is in memory.
 
-    Under its final name the file is either complete or as it was before.
+    Under its final name the file is either complete or as it was before.  The tensors lie in it as the safetensors
+    library would order them; the metadata gain the SHA-256 of the data as `data_sha256`.
 
     Args:
       path: the file; missing folders above it are made.
-      tensors: name to array, in any memory order.
+      tensors: name to array, in any memory order.  Arrays that are yet to be made (`convert.deferred`, or jax arrays
+        on a device) are made one at a time.
       metadata: strings for the header.
       force: whether an existing file may be replaced.
 
@@ -99,12 +118,16 @@ def write_tensors(
       FileExistsError: if the file exists and `force` is not set.
       OSError: if it cannot be written, as on a full disk.
     """
-    arrays = {name: _dense(name, array) for name, array in tensors.items()}
+    plan = plan_header({name: (tuple(t.shape), np.dtype(t.dtype)) for name, t in tensors.items()}, metadata or {})
     with new_file(path, force=force) as temporary:
         try:
-            save_file(arrays, temporary, metadata=None if metadata is None else dict(metadata))
-        except SafetensorError as error:  # a full disk, for one
-            raise OSError(f"{path} could not be written: {error}") from error
+            with temporary.open("wb") as file:
+                file.write(plan.header)
+                digest = _write_data(file, [(name, tensors[name]) for name in plan.order])
+                file.seek(plan.digest_at)
+                file.write(digest.encode())
+        except OSError as error:  # a full disk, for one
+            raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -126,9 +149,7 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
     temporary = beside(target, "partial")
     try:
         temporary.touch()
-        mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read; the user's umask decides
         sync_file(temporary)
         temporary.replace(target)
     except BaseException:  # an interrupt, too, leaves nothing behind
@@ -158,33 +179,36 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def _dense(name: str, array: np.ndarray) -> np.ndarray:
-    if name == "__metadata__":
-        raise ConversionError(
-            "a tensor cannot be called '__metadata__': safetensors keeps that name for itself; rename it"
-        )
-    # safetensors writes an array's memory from its first byte on, whatever its strides: of a transposed view it would
-    # store wrong values without a word.  np.ascontiguousarray would do, but it turns a scalar into a vector.
-    array = np.asarray(array, order="C")
-    if array.dtype.name not in DTYPES.values():
-        raise ConversionError(
-            f"tensor {name!r} has dtype {array.dtype}, which a safetensors file cannot hold; "
-            f"cast it to one of {', '.join(DTYPES.values())}"
-        )
-    return array
+def _write_data(file: IO[bytes], tensors: list[tuple[str, ArrayLike]]) -> str:
+    """Returns the SHA-256 of what it wrote."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        array = _dense(np.asarray(tensor, order="C"))
+        if array.shape != tuple(tensor.shape) or array.dtype.name != np.dtype(tensor.dtype).name:
+            raise AssertionError(f"{name} was announced as {tensor!r} and is {array.shape}, {array.dtype}")
+        data = memoryview(array.reshape(-1).view(np.uint8))
+        digest.update(data)
+        file.write(data)
+    return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[safe_open]:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if Path(path).is_dir():
-        raise FileError(f"{path} is a folder; give the name of a safetensors file")
-    try:
-        with safe_open(path, framework="np") as file:
-            yield file
-    except SafetensorError as error:
+def _dense(array: np.ndarray) -> np.ndarray:
+    """Returns the array as it lies in the file: row after row, the least significant byte of a number first."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _verify(path: str | os.PathLike[str], header: Header, content: memoryview) -> None:
+    expected, found = header.metadata[DIGEST], hashlib.sha256(content[header.start :]).hexdigest()
+    if found != expected:
         raise FileError(
-            f"{path} is not a complete safetensors file ({error}); it was cut short or is of another format: "
-            "copy or write it again"
-        ) from error
+            f"{path}: the data have SHA-256 {found}, and {expected!r} when they were written; copy the file again, or, "
+            "if another program changed the tensors on purpose and kept the metadata, read it with verify=False"
+        )
+
+
+def _view(content: memoryview, entry: Entry) -> np.ndarray:
+    count = math.prod(entry.shape)
+    array = np.frombuffer(content, np.dtype(entry.dtype), count, entry.start) if count else np.empty(0, entry.dtype)
+    array = array.reshape(entry.shape)
+    array.flags.writeable = False
+    return array

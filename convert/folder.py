@@ -14,6 +14,7 @@ import numpy as np
 from convert.architecture import AutoEncoderParams
 from convert.errors import ConversionError, FileError
 from convert.files import beside, read_tensors, sync_file, sync_folder, write_tensors
+from convert.strict_json import loads_object
 from convert.table import to_flax
 
 CONFIG = "config.json"
@@ -60,8 +61,14 @@ def save_folder(
         raise
 
 
-def load_folder(path: str | os.PathLike[str]) -> tuple[AutoEncoderParams, dict[str, np.ndarray]]:
+def load_folder(
+    path: str | os.PathLike[str], *, verify: bool = True
+) -> tuple[AutoEncoderParams, dict[str, np.ndarray]]:
     """Reads a model folder, given the folder or the `model.safetensors` in it.
+
+    Args:
+      path: either of the two.
+      verify: see `convert.files.read_tensors`.
 
     Returns:
       The architecture, and its weights in the `flux` layout.
@@ -82,7 +89,7 @@ def load_folder(path: str | os.PathLike[str]) -> tuple[AutoEncoderParams, dict[s
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}; a model folder holds {CONFIG} and {WEIGHTS}")
     params = read_config(folder / CONFIG)
-    state_dict = read_tensors(folder / WEIGHTS)
+    state_dict = read_tensors(folder / WEIGHTS, verify=verify)
     try:
         to_flax(state_dict, params, LAYOUT)  # for its strictness; the views cost nothing
     except ConversionError as error:
@@ -97,10 +104,7 @@ def read_config(path: str | os.PathLike[str]) -> AutoEncoderParams:
       FileError: if the file is not JSON or does not describe an architecture.
     """
     try:
-        fields = json.loads(Path(path).read_bytes())
-        if not isinstance(fields, dict):
-            raise ValueError(f"it holds a {type(fields).__name__}, an object of named fields was expected")
-        return AutoEncoderParams.from_dict(fields)
+        return AutoEncoderParams.from_dict(loads_object(Path(path).read_bytes()))
     except (TypeError, ValueError) as error:
         raise FileError(f"{path} does not describe an autoencoder: {error}") from error
 

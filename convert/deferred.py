@@ -1,0 +1,70 @@
+"""Arrays that are made when they are asked for, so that a whole model need not be in memory twice."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from convert.errors import ConversionError
+
+FLOATS = {name: np.dtype(name) for name in ("float64", "float32", "float16", "bfloat16")}
+assert FLOATS["bfloat16"] == ml_dtypes.bfloat16
+
+
+class Deferred:
+    """An array whose shape and dtype are known and whose numbers are not made yet.
+
+    `numpy.asarray` makes them, anew each time; `write_tensors` does so for one tensor at a time.
+
+    Attributes:
+      shape: of the array.
+      dtype: of the array.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], np.ndarray]):
+        self.shape = shape
+        self.dtype = dtype
+        self._make = make
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        array = self._make()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return f"Deferred(shape={self.shape}, dtype={self.dtype})"
+
+
+def cast(tensors: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Returns the tensors with every float of another width rounded to `dtype`, when it is asked for.
+
+    Whole numbers and booleans stay what they are: a counter is not a weight.
+
+    Args:
+      tensors: name to array, or to anything else with a shape and a dtype.
+      dtype: one of float64, float32, float16, bfloat16.
+
+    Raises:
+      ValueError: if `dtype` is none of them.
+      ConversionError: later, while an array is made, if a finite number of it is too large for `dtype`.
+    """
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(FLOATS)}")
+    return {
+        name: tensor
+        if np.dtype(tensor.dtype).name not in FLOATS or tensor.dtype == FLOATS[dtype]
+        else Deferred(tuple(tensor.shape), FLOATS[dtype], lambda n=name, t=tensor: _round(n, np.asarray(t), dtype))
+        for name, tensor in tensors.items()
+    }
+
+
+def _round(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = array.astype(FLOATS[dtype])
+    lost = int(np.count_nonzero(np.isfinite(array) & ~np.isfinite(rounded)))
+    if lost:
+        raise ConversionError(
+            f"{lost} numbers of tensor {name!r} are too large for {dtype} and would become infinite; use bfloat16 or "
+            "float32"
+        )
+    return rounded

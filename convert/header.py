@@ -1,0 +1,184 @@
+"""The header of a safetensors file: eight bytes of length, then JSON that says where each tensor lies.
+
+Reading is left to the safetensors library first, whose checks of lengths, offsets, shapes and overlaps are strict; only
+what it lets pass is refused here.  Writing is ours, because the library wants all tensors in memory at once.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401 - teaches numpy the names of bfloat16 and the float8s
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from convert.errors import ConversionError, FileError
+from convert.strict_json import loads_object
+
+# What numpy (with ml_dtypes) can hold, as safetensors and as numpy call it.  The order is that of the library's writer,
+# which sorts tensors by it: wide numbers first, so that each lies at a multiple of its own size.
+DTYPES = {
+    "U64": "uint64",
+    "I64": "int64",
+    "F64": "float64",
+    "C64": "complex64",
+    "F32": "float32",
+    "U32": "uint32",
+    "I32": "int32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "U16": "uint16",
+    "I16": "int16",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+NAMES = {numpy_name: name for name, numpy_name in DTYPES.items()}
+
+METADATA = "__metadata__"  # the one name in the header that is not a tensor's
+DIGEST = "data_sha256"  # our key in the metadata: SHA-256 of everything behind the header, in hexadecimal
+UNKNOWN = "0" * 64  # holds the digest's place until the data have been written
+MAX_HEADER = 100_000_000  # bytes; the library reads no longer one
+
+
+class Entry(NamedTuple):
+    """Where one tensor lies.
+
+    Attributes:
+      shape: of the array.
+      dtype: as numpy calls it, or as safetensors does where numpy has no such dtype.
+      start: first byte in the file.
+      stop: the byte behind its last.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    stop: int
+
+
+class Header(NamedTuple):
+    """What stands before the data.
+
+    Attributes:
+      tensors: name to place, sorted by name.
+      metadata: strings that the writer of the file left.
+      start: first byte of the data.
+    """
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+    start: int
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Returns the header of a file whose header is sound; the data are not looked at.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      FileError: if it is no complete safetensors file, or names something twice.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if Path(path).is_dir():
+        raise FileError(f"{path} is a folder; give the name of a safetensors file")
+    try:
+        with safe_open(path, framework="np"):  # for its strictness
+            pass
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            fields = loads_object(file.read(length))
+    except (SafetensorError, struct.error, ValueError) as error:
+        raise FileError(
+            f"{path} is not a complete safetensors file ({error}); it was cut short or is of another format: "
+            "copy or write it again"
+        ) from error
+    start = 8 + length
+    metadata = fields.pop(METADATA, None) or {}
+    return Header({name: _entry(fields[name], start) for name in sorted(fields)}, metadata, start)
+
+
+def _entry(field: Mapping[str, Any], start: int) -> Entry:
+    dtype: str = field["dtype"]
+    first, last = field["data_offsets"]
+    return Entry(tuple(field["shape"]), DTYPES.get(dtype, dtype), start + first, start + last)
+
+
+class Plan(NamedTuple):
+    """How a file will be written.
+
+    Attributes:
+      order: the names of the tensors, in the order of their data.
+      header: the bytes before the data, with `UNKNOWN` as the digest.
+      digest_at: where in them the digest belongs.
+    """
+
+    order: list[str]
+    header: bytes
+    digest_at: int
+
+
+def plan_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]) -> Plan:
+    """Returns the header of a file that is to hold tensors of these shapes and dtypes.
+
+    Raises:
+      ConversionError: if a name, a dtype or the metadata cannot be stored.
+    """
+    _check_metadata(metadata)
+    for name, (_, dtype) in tensors.items():
+        _check_tensor(name, dtype)
+    rank = {dtype: position for position, dtype in enumerate(NAMES)}
+    order = sorted(tensors, key=lambda name: (rank[tensors[name][1].name], name.encode()))
+    # The digest comes first, so that its place does not depend on what anything else is called.
+    fields: dict[str, Any] = {METADATA: {DIGEST: UNKNOWN} | {key: metadata[key] for key in sorted(metadata)}}
+    fields[METADATA][DIGEST] = UNKNOWN
+    offset = 0
+    for name in order:
+        shape, dtype = tensors[name]
+        end = offset + math.prod(shape) * dtype.itemsize
+        fields[name] = {"dtype": NAMES[dtype.name], "shape": [int(n) for n in shape], "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise ConversionError(
+            f"names and metadata take {len(text):,} bytes; a safetensors header holds {MAX_HEADER:,}: drop metadata"
+        )
+    return Plan(order, struct.pack("<Q", len(text)) + text, 8 + text.index(UNKNOWN.encode()))
+
+
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    for key, value in metadata.items():
+        if not _is_text(key) or not _is_text(value):
+            raise ConversionError(f"metadata {key!r}: {value!r} cannot be stored; both must be strings of valid text")
+
+
+def _check_tensor(name: str, dtype: np.dtype) -> None:
+    if name == METADATA:
+        raise ConversionError(
+            f"a tensor cannot be called {METADATA!r}: safetensors keeps that name for itself; rename it"
+        )
+    if not _is_text(name):
+        raise ConversionError(f"a tensor cannot be called {name!r}: names are strings of valid text; rename it")
+    if dtype.name not in NAMES:
+        raise ConversionError(
+            f"tensor {name!r} has dtype {dtype}, which a safetensors file cannot hold; "
+            f"cast it to one of {', '.join(NAMES)}"
+        )
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a string that UTF-8 can hold; a lone surrogate would make a file that nobody can open."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
