@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from convert.architecture import NORM_GROUPS, Padding, check_padding
 from convert.checks import check_time_emb
 from flax_vae.attention import attention
+from flax_vae.convolution import convolve
 
 NORM_EPS = 1e-6
 
@@ -41,8 +42,27 @@ def group_norm(dtype: Dtype | None, param_dtype: Dtype) -> nn.GroupNorm:
 def conv(features: int, kernel: int, dtype: Dtype | None, param_dtype: Dtype) -> nn.Conv:
     """A convolution of stride 1 that keeps height and width."""
     # "SAME" would agree here, and nowhere else in the family: padding is always said in numbers.
-    padding = ((kernel // 2, kernel // 2),) * 2
-    return nn.Conv(features, (kernel, kernel), padding=padding, dtype=dtype, param_dtype=param_dtype)
+    side = (kernel // 2, kernel // 2)
+    return _conv(features, kernel, 1, (side, side), dtype, param_dtype)
+
+
+def _conv(
+    features: int,
+    kernel: int,
+    strides: int,
+    padding: tuple[tuple[int, int], tuple[int, int]],
+    dtype: Dtype | None,
+    param_dtype: Dtype,
+) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=strides,
+        padding=padding,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        conv_general_dilated=convolve,
+    )
 
 
 class AttnBlock(nn.Module):
@@ -149,14 +169,7 @@ class Downsample(nn.Module):
 
     def setup(self):
         check_padding(self.padding)
-        self.conv = nn.Conv(
-            self.in_channels,
-            (3, 3),
-            strides=2,
-            padding=PADDING[self.padding],
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
+        self.conv = _conv(self.in_channels, 3, 2, PADDING[self.padding], self.dtype, self.param_dtype)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Returns the map at half the size."""

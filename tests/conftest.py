@@ -50,3 +50,19 @@ def x64():
     """Float64 in JAX for one test."""
     with jax.enable_x64(True):
         yield
+
+
+ACCURACY = ["preset", "image", "of", "flax", "torch", "ratio"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The rounding table of `tests/parity/test_accuracy.py`, also when its rows were measured by several workers."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    rows = [row for report in reports for name, row in getattr(report, "user_properties", ()) if name == "accuracy"]
+    if not rows:
+        return
+    terminalreporter.section("largest float32 error against float64, of the output's RMS (ratio allowed: 1.5)")
+    table = [ACCURACY, *sorted(rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(ACCURACY))]
+    for row in table:
+        terminalreporter.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
