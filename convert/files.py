@@ -186,7 +186,7 @@ def _write_data(file: IO[bytes], tensors: list[tuple[str, ArrayLike]]) -> str:
         array = _dense(np.asarray(tensor, order="C"))
         if array.shape != tuple(tensor.shape) or array.dtype.name != np.dtype(tensor.dtype).name:
             raise AssertionError(f"{name} was announced as {tensor!r} and is {array.shape}, {array.dtype}")
-        data = memoryview(array.reshape(-1).view(np.uint8))
+        data = array.reshape(-1).view(np.uint8).data
         digest.update(data)
         file.write(data)
     return digest.hexdigest()

@@ -1,0 +1,109 @@
+"""What `flax.serialization` packs (`*.msgpack`): the trees of diffusers' former Flax models.  Reading only.
+
+The format is small enough to be read without Flax: msgpack, in which an array is an extension of code 1 that holds
+msgpack again: its shape, the name of its dtype, and its bytes.  An array of more than a gibibyte is stored in pieces.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
+import msgpack
+import numpy as np
+
+from convert.errors import FileError
+from convert.header import NAMES
+
+_ARRAY, _SCALAR = 1, 3
+_PIECES = "__msgpack_chunked_array__"
+
+
+def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Returns path to array, `{"encoder/conv_in/kernel": ...}`, sorted by path.
+
+    The whole file is read into memory; the arrays are read-only.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      FileError: if it is damaged or holds anything else than a tree of named arrays.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if Path(path).is_dir():
+        raise FileError(f"{path} is a folder; give the name of a msgpack file")
+    size = Path(path).stat().st_size
+    try:
+        with open(path, "rb") as file:
+            # From the file piece by piece: its bytes are in memory once, as arrays, and not a second time as a string.
+            unpacker = msgpack.Unpacker(
+                file, ext_hook=_unpack, object_pairs_hook=_no_name_twice, raw=False, max_buffer_size=max(size, 1)
+            )
+            tree = unpacker.unpack()
+            if unpacker.tell() != size:
+                raise ValueError(f"{size - unpacker.tell():,} bytes follow its end")
+        if not isinstance(tree, dict):
+            raise ValueError(f"it holds a {type(tree).__name__}, a tree of named arrays was expected")
+        return dict(sorted(_flatten(tree, "").items()))
+    except FileError:
+        raise
+    except Exception as error:  # msgpack's own errors share no parent
+        raise FileError(
+            f"{path} is not a complete msgpack file of Flax ({type(error).__name__}: {error}); it was cut short or is "
+            "of another format: copy or write it again"
+        ) from error
+
+
+def _unpack(code: int, data: bytes) -> Any:
+    if code not in (_ARRAY, _SCALAR):
+        raise ValueError(f"it holds a msgpack extension of code {code}, which is no array")
+    shape, name, content = msgpack.unpackb(data, raw=True)
+    return _to_array(shape, name.decode(), content)
+
+
+def _to_array(shape: list[int], name: str, content: bytes) -> np.ndarray:
+    if name not in NAMES:
+        raise ValueError(f"it holds an array of dtype {name!r}")
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"it holds an array of shape {shape}")
+    expected = math.prod(shape) * np.dtype(name).itemsize
+    if len(content) != expected:
+        raise ValueError(f"an array of shape {shape} and dtype {name} has {len(content)} bytes, not {expected}")
+    array = np.frombuffer(content, name) if content else np.empty(0, name)
+    array = array.reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
+    leaves = {}
+    for name, value in tree.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(f"{prefix}{name!r} is no name of a parameter")
+        if isinstance(value, dict) and _PIECES in value:
+            value = _join(value)
+        if isinstance(value, dict):
+            leaves |= _flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, np.ndarray):
+            leaves[f"{prefix}{name}"] = value
+        else:
+            raise ValueError(f"{prefix}{name} is a {type(value).__name__}, not an array")
+    return leaves
+
+
+def _join(value: Mapping[str, Any]) -> np.ndarray:
+    shape, pieces = (_in_order(value[name]) for name in ("shape", "chunks"))
+    return np.concatenate(pieces).reshape(shape)
+
+
+def _in_order(numbered: Mapping[str, Any]) -> list[Any]:
+    return [numbered[str(position)] for position in range(len(numbered))]
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("it names something more than once")
+    return fields

@@ -1,0 +1,98 @@
+"""Weights split over several safetensors files, with an index that says which tensor lies in which.
+
+The index comes from whoever made the files, so the names in it are trusted with nothing: each must be the plain name of
+a file that lies in the folder of the index.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from convert.errors import FileError
+from convert.files import list_tensors, read_tensors
+from convert.strict_json import loads_object
+
+SUFFIX = ".safetensors.index.json"
+
+
+def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, np.ndarray]:
+    """Returns name to array of all the shards together, sorted by name.
+
+    Args:
+      path: the index, `*.safetensors.index.json`.
+      verify: see `convert.files.read_tensors`.
+
+    Raises:
+      FileNotFoundError: if there is no such index.
+      FileError: if the index or a shard is damaged or missing, if a name in the index leaves its folder, or if the
+        shards do not hold exactly what the index says; one error lists every difference.
+    """
+    index = Path(path)
+    places = read_index(index)
+    shards = {name: _locate(index, name) for name in sorted(set(places.values()))}
+    wrong = []
+    for name, shard in shards.items():
+        expected = {tensor for tensor, place in places.items() if place == name}
+        found = set(list_tensors(shard))
+        wrong += [f"  missing     {tensor} is not in {name}" for tensor in sorted(expected - found)]
+        wrong += [
+            f"  unexpected  {tensor} is in {name}{_elsewhere(places, tensor)}" for tensor in sorted(found - expected)
+        ]
+    if wrong:
+        raise FileError(
+            "\n".join([f"{index} does not describe its {len(shards)} shards:", *wrong, "download them again"])
+        )
+    tensors = {}
+    for shard in shards.values():
+        tensors |= read_tensors(shard, verify=verify)
+    return dict(sorted(tensors.items()))
+
+
+def read_index(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Returns tensor to shard, as the index has it; the shards are not looked at.
+
+    Raises:
+      FileNotFoundError: if there is no such index.
+      FileError: if it is not an index.
+    """
+    index = Path(path)
+    if not index.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        places = loads_object(index.read_bytes()).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise ValueError("it has no 'weight_map' that names a file for each tensor")
+        for tensor, name in places.items():
+            if not isinstance(name, str):
+                raise ValueError(f"it places {tensor!r} in {name!r}, which is no name")
+    except ValueError as error:
+        raise FileError(f"{path} is not the index of safetensors files: {error}") from error
+    return places
+
+
+def _locate(index: Path, name: str) -> Path:
+    # Backslash, colon and NUL mean something to one system or another, whatever they mean here.
+    if name in ("", ".", "..") or set(name) & set("/\\:\0") or not name.endswith(".safetensors"):
+        raise FileError(
+            f"{index} names the shard {name!r}; only the plain name of a .safetensors file beside the index is followed"
+        )
+    shard = index.parent / name
+    if not shard.exists():
+        raise FileError(f"{index} names the shard {name!r}, which is not there; download it too")
+    real = shard.resolve()
+    if real.parent not in (index.parent.resolve(), index.resolve().parent, *_hub_blobs(index)):
+        raise FileError(
+            f"the shard {shard} is a link to {real}, outside its folder; put the file itself there if that is meant"
+        )
+    return shard
+
+
+def _hub_blobs(index: Path) -> list[Path]:
+    """Where the Hugging Face hub's cache keeps the files that its snapshots link to: `blobs` beside `snapshots`."""
+    folders = index.parent.absolute().parents
+    return [folder.parent.resolve() / "blobs" for folder in folders if folder.name == "snapshots"]
+
+
+def _elsewhere(places: dict[str, str], tensor: str) -> str:
+    return f", and belongs in {places[tensor]}" if tensor in places else ", and the index does not know it"
