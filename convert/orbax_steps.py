@@ -1,0 +1,119 @@
+"""Checkpoints that training leaves, `checkpoints/STEP`: the parameters in them, as numpy arrays, without JAX.
+
+Orbax, which writes them, needs JAX to read them.  Underneath they are zarr arrays in one database, which the library
+tensorstore (it comes with orbax: the `train` extra) reads by itself; it is loaded when such a folder is read.
+"""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
+import numpy as np
+
+from convert.architecture import AutoEncoderParams
+from convert.deferred import Deferred
+from convert.errors import FileError
+from convert.strict_json import loads_object
+
+MARK = "_CHECKPOINT_METADATA"  # in the folder of a step
+_TREE = "_METADATA"  # in the folder of the state: the names of its arrays
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def find_steps(folder: Path) -> list[Path]:
+    """Returns the steps in a folder of checkpoints, the earliest first."""
+    steps = [entry for entry in folder.iterdir() if entry.name.isdigit() and (entry / MARK).is_file()]
+    return sorted(steps, key=lambda step: int(step.name))
+
+
+def read_step(path: str | os.PathLike[str], tree: str = "params") -> tuple[AutoEncoderParams, dict[str, Deferred]]:
+    """Reads one step of a training run.
+
+    Args:
+      path: the folder of the step.
+      tree: the part of the state: the parameters, or anything else of the same form.
+
+    Returns:
+      The architecture that was trained, and path to array in Flax's names, `{"encoder/conv_in/kernel": ...}`.  Each
+      array is read from the disk when it is asked for.
+
+    Raises:
+      FileNotFoundError: if there is no such folder.
+      FileError: if tensorstore is not installed, if the folder is no checkpoint of a training run or is damaged, or if
+        the state has no such part.
+    """
+    step = Path(path)
+    if not step.is_dir():
+        raise FileNotFoundError(f"{path} does not exist; give the folder of one step, such as checkpoints/1000")
+    if step.name.endswith(_UNFINISHED) or not (step / MARK).is_file():
+        raise FileError(f"{path} is not a complete checkpoint of a training run: it holds no {MARK}")
+    try:
+        import tensorstore
+    except ImportError as error:
+        raise FileError(
+            f"{path} is a checkpoint, which needs tensorstore to read: pip install 'flax-vae[train]'"
+        ) from error
+    params = _architecture(step)
+    metadata = _object(step / "state" / _TREE)
+    leaves = _leaves(step, metadata)
+    chosen = {"/".join(keys[1:]): keys for keys in leaves if keys[0] == tree and len(keys) > 1}
+    if not chosen:
+        raise FileError(f"{path} has no {tree!r}; its state holds {', '.join(sorted({keys[0] for keys in leaves}))}")
+    files = {"driver": "file", "path": f"{(step / 'state').resolve().as_posix()}/"}
+    database = {"driver": "ocdbt", "base": files}
+    driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+    arrays = {}
+    for name, keys in sorted(chosen.items()):
+        # A chunk that is not there would otherwise read as zeros.
+        spec = {
+            "driver": driver,
+            "kvstore": database | {"path": ".".join(keys) + "/"},
+            "fill_missing_data_reads": False,
+        }
+        try:
+            stored = tensorstore.open(spec, open=True, read=True).result()
+        except (ValueError, OSError) as error:
+            raise _damaged(step, name, error) from error
+        arrays[name] = Deferred(tuple(stored.shape), stored.dtype.numpy_dtype, partial(_read, step, name, stored))
+    return params, arrays
+
+
+def _read(step: Path, name: str, stored: Any) -> np.ndarray:
+    try:
+        return stored.read().result()
+    except (ValueError, OSError) as error:
+        raise _damaged(step, name, error) from error
+
+
+def _damaged(step: Path, name: str, error: Exception) -> FileError:
+    reason = next(iter(str(error).splitlines()), "")
+    return FileError(f"{step} is damaged: {name} cannot be read ({reason}); take another step")
+
+
+def _architecture(step: Path) -> AutoEncoderParams:
+    path = step / "config" / "metadata"
+    fields = _object(path)
+    try:
+        return AutoEncoderParams.from_dict(fields["model"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{path} does not describe a training run: {error}") from error
+
+
+def _leaves(step: Path, metadata: dict[str, Any]) -> list[list[str]]:
+    try:
+        entries = metadata["tree_metadata"].values()
+        stored = [entry for entry in entries if not entry["value_metadata"]["skip_deserialize"]]  # None has no array
+        return [[str(part["key"]) for part in entry["key_metadata"]] for entry in stored]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise FileError(f"{step / 'state' / _TREE} does not describe a tree of arrays: {error!r}") from error
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        return loads_object(path.read_bytes())
+    except FileNotFoundError as error:
+        raise FileError(f"{path} is missing: the checkpoint is not complete, or not of a training run") from error
+    except ValueError as error:
+        raise FileError(f"{path} cannot be understood: {error}") from error

@@ -1,0 +1,131 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert import PRESETS, expand, to_torch
+from convert.errors import FileError
+from convert.orbax_steps import find_steps, read_step
+from convert.table import flatten, unflatten
+from train.checkpoints import Checkpoints
+from train.config import TrainConfig
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def params() -> dict:
+    rng = np.random.default_rng(0)
+    found = unflatten({row.ours: jnp.asarray(rng.standard_normal(row.shape, np.float32)) for row in expand(TINY)})
+    found["decoder"]["conv_in"]["bias"] = jnp.arange(64, dtype=jnp.bfloat16)
+    found["decoder"]["conv_out"]["bias"] = jnp.zeros(3)  # a whole chunk of the fill value
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkpoints(params, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "check points %41"
+    with Checkpoints(folder) as manager:
+        for step in (5, 10):
+            state = {"step": jnp.array(step), "params": params, "opt_state": (params, None)}
+            manager.save(step, state, TrainConfig(TINY), wait=True)
+    return folder
+
+
+@pytest.fixture
+def step(checkpoints, tmp_path) -> Path:
+    return Path(shutil.copytree(checkpoints / "10", tmp_path / "10"))
+
+
+def test_parameters_return_bit_for_bit(checkpoints, params):
+    config, found = read_step(checkpoints / "5")
+    expected = flatten(jax.device_get(params))
+    assert config == TINY
+    assert list(found) == sorted(expected)
+    for name, array in expected.items():
+        assert found[name].shape == array.shape and found[name].dtype == array.dtype
+        assert np.asarray(found[name]).tobytes() == array.tobytes(), name
+    state_dict = to_torch(unflatten(found), TINY)
+    assert state_dict["encoder.conv_in.weight"].shape == (32, 3, 3, 3)
+
+
+def test_other_parts_of_the_state_can_be_asked_for(checkpoints, params):
+    _, found = read_step(checkpoints / "5", tree="opt_state")
+    assert set(found) == {f"0/{name}" for name in flatten(params)}
+    with pytest.raises(FileError, match="5 has no 'ema'; its state holds opt_state, params, step"):
+        read_step(checkpoints / "5", tree="ema")
+
+
+def test_steps_are_found_in_order(checkpoints):
+    assert [step.name for step in find_steps(checkpoints)] == ["5", "10"]
+    assert find_steps(checkpoints / "5") == []
+
+
+def test_neither_jax_nor_orbax_is_loaded(checkpoints):
+    code = (
+        "import sys, numpy; from convert.orbax_steps import read_step; _, found = read_step(sys.argv[1])\n"
+        "assert all(numpy.asarray(array).shape == array.shape for array in found.values())\n"
+        "assert not {'jax', 'flax', 'orbax', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, checkpoints / "5"], check=True)
+
+
+def test_without_tensorstore_the_remedy_is_named(checkpoints, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorstore", None)
+    with pytest.raises(FileError, match=r"needs tensorstore to read: pip install 'flax-vae\[train\]'"):
+        read_step(checkpoints / "5")
+
+
+def test_what_is_no_step_is_refused(checkpoints, step, tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent does not exist; give the folder of one step"):
+        read_step(tmp_path / "absent")
+    with pytest.raises(
+        FileError, match="is not a complete checkpoint of a training run: it holds no _CHECKPOINT_METADATA"
+    ):
+        read_step(checkpoints)
+    unfinished = step.rename(tmp_path / "10.orbax-checkpoint-tmp")
+    with pytest.raises(FileError, match="is not a complete checkpoint"):
+        read_step(unfinished)
+
+
+@pytest.mark.parametrize("name", ["config/metadata", "state/_METADATA"])
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(None, "is missing"), (b"{", "cannot be understood"), (b"[]", "it holds a list"), (b"{}", "does not describe")],
+)
+def test_damaged_descriptions_are_refused(step, name, content, complaint):
+    (step / name).unlink()
+    if content is not None:
+        (step / name).write_bytes(content)
+    with pytest.raises(FileError, match=f"{name.split('/')[-1]} .*{complaint}|{complaint}"):
+        read_step(step)
+
+
+def test_another_architecture_in_the_configuration_is_refused(step):
+    fields = json.loads((step / "config" / "metadata").read_text())
+    fields["model"]["ch"] = 33
+    (step / "config" / "metadata").write_text(json.dumps(fields))
+    with pytest.raises(FileError, match="does not describe a training run: .*make ch a multiple of 32"):
+        read_step(step)
+
+
+def test_lost_or_shortened_data_are_noticed(step):
+    files = [path for path in (step / "state").rglob("*") if path.is_file() and path.parent.name == "d"]
+    assert files
+    for path in files:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileError, match="10 is damaged: .* cannot be read"):
+        for array in read_step(step)[1].values():
+            np.asarray(array)
+    for path in files:
+        path.unlink()
+    with pytest.raises(FileError, match="10 is damaged: .* cannot be read"):
+        for array in read_step(step)[1].values():
+            np.asarray(array)
