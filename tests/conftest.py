@@ -11,12 +11,15 @@ import hypothesis
 import jax
 import pytest
 
-# Before the first array: a rank promotion is nearly always a forgotten axis, one device hides every sharding mistake,
-# and a GPU would otherwise multiply float32 in tf32. Strict dtype promotion is left out: linen's mixed precision
+# Before the first array: a rank promotion is nearly always a forgotten axis, one device hides every sharding mistake.
+# Strict dtype promotion is left out: linen's mixed precision
 # (a bfloat16 module over float32 parameters) and optax's schedules (an int32 count times a float) rely on promotion.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_default_matmul_precision", "highest")
+# A GPU would otherwise multiply float32 in tf32. A CPU never does; there "highest" buys shorter sums with longer
+# compilation, which the tests that measure rounding ask for themselves.
+if jax.default_backend() != "cpu":
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 # The same examples on every machine; no deadline, because the first call of anything compiles.
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)

@@ -1,0 +1,135 @@
+"""The architecture record refuses what cannot be a model, and says why."""
+
+import dataclasses
+
+import pytest
+
+from convert import PRESETS, AutoEncoderParams, preset
+from convert.checks import check_image, check_latent, check_noise, check_time
+
+SEED_FIELDS = [
+    "resolution",
+    "in_channels",
+    "ch",
+    "out_ch",
+    "ch_mult",
+    "num_res_blocks",
+    "z_channels",
+    "scale_factor",
+    "shift_factor",
+    "time_emb_dim",
+]
+
+
+def test_the_seeds_fields_come_first_and_in_order():
+    assert [field.name for field in dataclasses.fields(AutoEncoderParams)][:10] == SEED_FIELDS
+
+
+def test_the_seeds_own_call_gives_the_seeds_architecture():
+    params = AutoEncoderParams(
+        resolution=64,
+        in_channels=3,
+        ch=64,
+        out_ch=3,
+        ch_mult=[1, 2, 4],
+        num_res_blocks=2,
+        z_channels=32,
+        scale_factor=0.18215,
+        shift_factor=0.0,
+        time_emb_dim=32,
+    )
+    assert params == PRESETS["seed"]
+    assert all(params.attends(level) for level in range(3))
+    assert (params.downsample_padding, params.quant_conv, params.learnable_logvar) == ("symmetric", False, False)
+    hash(params)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ch": 48}, "48 channels, which GroupNorm cannot split into 32 groups"),
+        ({"ch_mult": ()}, "has no level"),
+        ({"ch_mult": (1, 0)}, r"ch_mult\[1\]=0 must be a whole number"),
+        ({"z_channels": 0}, "z_channels=0 must be a whole number"),
+        ({"num_res_blocks": 1.5}, "num_res_blocks=1.5 must be a whole number"),
+        ({"in_channels": True}, "in_channels=True must be a whole number"),
+        ({"resolution": 30}, "resolution=30 is no multiple of 4"),
+        ({"scale_factor": 0.0}, "would erase every latent"),
+        ({"scale_factor": float("nan")}, "scale_factor=nan must be a finite number"),
+        ({"shift_factor": "0"}, "shift_factor='0' must be a finite number"),
+        ({"downsample_padding": "SAME"}, "'SAME' must be 'symmetric'"),
+        ({"attn_levels": (3,)}, "names level 3, but ch_mult has 3 levels"),
+        ({"quant_conv": 1}, "quant_conv=1 must be True or False"),
+        ({"time_emb_dim": 0}, "time_emb_dim=0 must be at least 1"),
+        ({"time_embedding": "sinusoidal"}, "needs a width; set time_emb_dim"),
+        ({"time_embedding": "sinusoidal", "time_emb_dim": 7}, "time_emb_dim=7 is odd"),
+        ({"time_embedding": "learned"}, "must be 'linear' or 'sinusoidal'"),
+    ],
+)
+def test_what_cannot_be_a_model_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PRESETS["tiny"], **change)
+
+
+def test_unknown_and_missing_fields_are_named():
+    fields = PRESETS["tiny"].to_dict()
+    with pytest.raises(ValueError, match="unknown architecture field 'z_chanels'; did you mean 'z_channels'"):
+        AutoEncoderParams.from_dict({**fields, "z_chanels": 4})
+    del fields["ch"], fields["ch_mult"]
+    with pytest.raises(ValueError, match="lacks ch, ch_mult"):
+        AutoEncoderParams.from_dict(fields)
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest():
+    assert preset("flux1") is PRESETS["flux1"]
+    with pytest.raises(ValueError, match="unknown preset 'flux-1'; did you mean 'flux1'"):
+        preset("flux-1")
+
+
+def test_presets_are_those_of_the_documentation():
+    names = "tiny seed seed-flux flux1 flux2 sd1 sdxl sd3 kl-f4 kl-f8 kl-f16 kl-f32"
+    assert set(names.split()) <= set(PRESETS)
+    for name, factor in [("kl-f4", 4), ("kl-f8", 8), ("kl-f16", 16), ("kl-f32", 32), ("flux1", 8)]:
+        assert PRESETS[name].factor == factor
+    padding = {name: params.downsample_padding for name, params in PRESETS.items()}
+    assert {name for name in padding if padding[name] == "symmetric"} == {"seed", "seed-flux"}
+
+
+def test_sizes_are_checked_with_the_remedy():
+    params = PRESETS["flux1"]
+    check_image(params, (2, 16, 24, 3), "b h w c")
+    check_image(params, (2, 3, 16, 24), "b c h w")
+    with pytest.raises(ValueError, match="20 x 24 .* multiples of 8; pad them to 24 x 24"):
+        check_image(params, (2, 20, 24, 3), "b h w c")
+    with pytest.raises(ValueError, match="have 24 channels as 'b h w c', the model takes 3"):
+        check_image(params, (2, 3, 16, 24), "b h w c")
+    with pytest.raises(ValueError, match="is no 'b h w c'; give all 4 axes"):
+        check_image(params, (16, 16, 3), "b h w c")
+    with pytest.raises(ValueError, match="positive multiples of 8"):
+        check_image(params, (2, 0, 8, 3), "b h w c")
+    with pytest.raises(ValueError, match="have 4 channels as 'b h w c', the decoder takes 16"):
+        check_latent(params, (2, 5, 5, 4), "b h w c")
+
+
+def test_time_is_checked():
+    seed, sinusoidal = PRESETS["seed"], dataclasses.replace(PRESETS["seed"], time_embedding="sinusoidal")
+    check_time(seed, (2, 32), 2)
+    check_time(sinusoidal, (2,), 2)
+    check_time(PRESETS["flux1"], None, 2)
+    for params, shape, message in [
+        (seed, None, r"pass time of shape \(2, 32\)"),
+        (seed, (2,), r"takes \(2, 32\)"),
+        (seed, (3, 32), r"takes \(2, 32\)"),
+        (sinusoidal, (2, 32), r"takes \(2,\)"),
+        (PRESETS["flux1"], (2, 32), "has no time embedding"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check_time(params, shape, 2)
+
+
+def test_noise_is_checked():
+    check_noise(None, sample=False, latent=(1, 2))
+    with pytest.raises(ValueError, match="sample=False draws nothing"):
+        check_noise((1, 2), sample=False, latent=(1, 2))
+    with pytest.raises(ValueError, match="must be equal"):
+        check_noise((1,), sample=True, latent=(1, 2))

@@ -1,0 +1,159 @@
+"""The Flax model by itself: what it makes, what it refuses, what it accepts."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert import expand
+from convert.table import flatten
+from flax_vae import PRESETS, AutoEncoder, Downsample, ResnetBlock, init_params, to_nnx
+
+TINY = PRESETS["tiny"]
+SMALL = replace(TINY, ch_mult=(1,), attn_levels=())  # compiles in a moment
+TIMED = replace(TINY, time_emb_dim=6)
+SINUSOIDAL = replace(TIMED, time_embedding="sinusoidal")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_table_is_the_models_own_tree(preset):
+    model = AutoEncoder(PRESETS[preset])
+    tree = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    assert {path: leaf.shape for path, leaf in flatten(tree).items()} == {
+        row.ours: row.shape for row in expand(PRESETS[preset])
+    }
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "blocks"])
+def test_the_tree_does_not_depend_on_rematerialisation(remat):
+    model = AutoEncoder(PRESETS["seed"], remat=remat)
+    tree = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    assert flatten(tree).keys() == {row.ours for row in expand(PRESETS["seed"])}
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_parameters_have_the_dtype_that_was_asked_for(param_dtype):
+    model = AutoEncoder(replace(TIMED, learnable_logvar=True, quant_conv=True), param_dtype=param_dtype)
+    tree = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {jnp.dtype(param_dtype)}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = AutoEncoder(replace(TINY, num_res_blocks=1, ch_mult=(1, 1, 2)))
+    return model, {"params": init_params(model, jax.random.key(0))}
+
+
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
+
+
+def test_public_calls(tiny):
+    model, variables = tiny
+    key = jax.random.key(1)
+    z = model.apply(variables, IMAGES, sample=False, method="encode")
+    assert z.shape == (2, 2, 3, TINY.z_channels)
+    assert model.apply(variables, z, method="decode").shape == IMAGES.shape
+    posterior = model.apply(variables, IMAGES, method="posterior")
+    np.testing.assert_allclose(TINY.scale_factor * (posterior.mode() - TINY.shift_factor), z, atol=1e-6)
+    assert posterior.kl().shape == (2,)
+    assert np.all(posterior.kl() >= 0)
+    noise = jax.random.normal(key, z.shape)
+    np.testing.assert_allclose(posterior.sample(key), posterior.sample(noise=noise))
+    np.testing.assert_array_equal(
+        model.apply(variables, IMAGES, rngs={"sample": key}), model.apply(variables, IMAGES, rngs={"sample": key})
+    )
+    assert jax.jit(lambda v, x: model.apply(v, x, method="posterior"))(variables, IMAGES).std.shape == z.shape
+
+
+def test_init_as_flax_users_write_it():
+    params = AutoEncoder(SMALL).init(jax.random.key(0), IMAGES[:1])["params"]
+    assert flatten(params).keys() == {row.ours for row in expand(SMALL)}
+
+
+def call(model, *arguments, **options):
+    """Raises what the call would raise, without computing anything."""
+
+    def run():
+        variables = {"params": init_params(model, jax.random.key(0))}
+        return model.apply(variables, *arguments, **options)
+
+    return jax.eval_shape(run)
+
+
+@pytest.mark.parametrize(
+    ("record", "arguments", "options", "message"),
+    [
+        (TINY, [np.zeros((1, 10, 8, 3))], {"sample": False}, "10 x 8 .* multiples of 4; pad them to 12 x 8"),
+        (TINY, [np.zeros((1, 8, 8, 4))], {"sample": False}, "have 4 channels as 'b h w c', the model takes 3"),
+        (TINY, [np.zeros((8, 8, 3))], {"sample": False}, "give all 4 axes"),
+        (TINY, [np.zeros((1, 2, 2, 3))], {"method": "decode"}, "the decoder takes"),
+        (TINY, [np.zeros((1, 8, 8, 3))], {}, 'pass rngs={"sample": key}'),
+        (TINY, [np.zeros((1, 8, 8, 3)), np.zeros((1, 6))], {"sample": False}, "has no time embedding"),
+        (TINY, [np.zeros((1, 8, 8, 3))], {"noise": np.zeros((1, 2, 1, 8)), "method": "encode"}, "must be equal"),
+        (TINY, [np.zeros((1, 8, 8, 3))], {"noise": np.zeros((1, 2, 2, 8)), "sample": False}, "draws nothing"),
+        (TIMED, [np.zeros((1, 8, 8, 3))], {"sample": False}, r"pass time of shape \(1, 6\)"),
+        (TIMED, [np.zeros((1, 8, 8, 3)), np.zeros(1)], {"sample": False}, r"takes \(1, 6\)"),
+        (SINUSOIDAL, [np.zeros((1, 8, 8, 3)), np.zeros((1, 6))], {"sample": False}, r"takes \(1,\)"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_sentence(record, arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        call(AutoEncoder(record), *arguments, **options)
+
+
+def test_single_blocks_refuse_too():
+    x = np.zeros((1, 2, 2, 32), np.float32)
+    for block, arguments, message in [
+        (ResnetBlock(32, 32, 5), [x], "pass time_emb"),
+        (ResnetBlock(32, 32), [x, np.zeros((1, 5))], "has no time_mlp"),
+        (ResnetBlock(32, 32, 5), [x, np.zeros((1, 4))], r"takes \(b, 5\)"),
+        (Downsample(32, "SAME"), [x], "'SAME' must be 'symmetric'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(lambda block=block, arguments=arguments: block.init(jax.random.key(0), *arguments))
+    with pytest.raises(ValueError, match="remat='all' must be one of"):
+        call(AutoEncoder(TINY, remat="all"), np.zeros((1, 8, 8, 3)), sample=False)
+
+
+def test_a_posterior_needs_one_source_of_noise(tiny):
+    model, variables = tiny
+    posterior = model.apply(variables, IMAGES, method="posterior")
+    for arguments in ({}, {"key": jax.random.key(0), "noise": posterior.mean}):
+        with pytest.raises(ValueError, match="exactly one of them"):
+            posterior.sample(**arguments)
+
+
+@pytest.mark.parametrize("record", [SMALL, replace(SMALL, time_emb_dim=6)], ids=["without time", "with time"])
+def test_nnx_module_gives_equal_outputs_and_gradients(record):
+    from flax import nnx
+
+    model = AutoEncoder(record)
+    params = init_params(model, jax.random.key(0))
+    module = to_nnx(model, params)
+    time = () if record.time_emb_dim is None else (np.ones((2, record.time_emb_dim), np.float32),)
+
+    def loss(apply):
+        return jnp.mean((apply(IMAGES, *time, sample=False) - IMAGES) ** 2)
+
+    ours, gradients = jax.jit(
+        jax.value_and_grad(lambda params: loss(lambda *a, **k: model.apply({"params": params}, *a, **k)))
+    )(params)
+    theirs, their_gradients = nnx.jit(nnx.value_and_grad(loss))(module)
+    np.testing.assert_array_equal(ours, theirs)
+    their_gradients = {k: v for k, v in nnx.to_pure_dict(nnx.state(their_gradients)).items() if k != "rngs"}
+    jax.tree.map(np.testing.assert_array_equal, gradients, their_gradients)
+
+    first, second = (module(IMAGES, *time, method="encode") for _ in range(2))
+    assert np.any(first != second)  # its own stream of noise
+    assert module(first, *time, method="decode").shape == IMAGES.shape
+
+
+def test_highest_precision_is_the_same_function(tiny):
+    model, variables = tiny
+    ordinary = model.apply(variables, IMAGES, sample=False)
+    with jax.default_matmul_precision("highest"):
+        precise = model.apply(variables, IMAGES, sample=False)
+    assert np.any(ordinary != precise)
+    np.testing.assert_allclose(ordinary, precise, atol=1e-5)
