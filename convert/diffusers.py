@@ -1,0 +1,263 @@
+"""`config.json` of diffusers' autoencoders, and the architecture record: one becomes the other.
+
+Every key that diffusers knows is listed below, once: it is mapped, or it must have the one value that our architecture
+means, or it says nothing about the function of the model.  A key that is not listed is refused, because a model whose
+configuration was half understood gives wrong images without an error.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.architecture import NORM_GROUPS, AutoEncoderParams
+from convert.errors import ConversionError, FileError
+from convert.strict_json import loads_object
+
+KL, FLUX2 = "AutoencoderKL", "AutoencoderKLFlux2"
+FLAX = "FlaxAutoencoderKL"  # of releases before 0.40; it knew fewer keys, and meant the same by them
+
+# What diffusers 0.42 takes where a file, perhaps of an earlier release, lacks the key.
+_SHARED: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 1,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": NORM_GROUPS,
+    "sample_size": 32,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    KL: _SHARED
+    | {
+        "down_block_types": ["DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D"],
+        "block_out_channels": [64],
+        "scaling_factor": 0.18215,
+        "shift_factor": None,
+        "latents_mean": None,
+        "latents_std": None,
+        "force_upcast": True,
+    },
+    FLUX2: _SHARED
+    | {
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "block_out_channels": [128, 256, 512, 512],
+        "decoder_block_out_channels": None,
+        "layers_per_block": 2,
+        "latent_channels": 32,
+        "sample_size": 1024,
+        "batch_norm_eps": 1e-4,
+        "batch_norm_momentum": 0.1,
+        "patch_size": [2, 2],
+    },
+}
+DEFAULTS[FLAX] = DEFAULTS[KL]
+
+
+# The one value that our architecture means.
+_FIXED: dict[str, Any] = {
+    "act_fn": "silu",
+    "norm_num_groups": NORM_GROUPS,
+    "mid_block_add_attention": True,
+    "latents_mean": None,  # statistics per channel; of the published autoencoders of this family only FLUX.2 has them
+    "latents_std": None,
+    "batch_norm_eps": 1e-4,
+    "patch_size": [2, 2],
+}
+
+# Says nothing about what the model computes from its weights.
+_IGNORED = {
+    "force_upcast": "asks pipelines for float32; the caller chooses the dtype here",
+    "batch_norm_momentum": "of training only",
+    "_diffusers_version": "who wrote the file",
+    "_name_or_path": "where it came from",
+    "_commit_hash": "where it came from",
+}
+
+# plain, with attention after each residual block
+_DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+_UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+
+
+def is_diffusers_config(fields: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of diffusers' form, be it of an autoencoder or of anything else."""
+    return "_class_name" in fields
+
+
+def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
+    """Returns the architecture that a `config.json` of diffusers describes.
+
+    A key that is absent means what diffusers takes for it.
+
+    Raises:
+      ConversionError: if the class, a key or a value is none that our architecture can express.
+    """
+    name = fields.get("_class_name")
+    if not isinstance(name, str) or name not in DEFAULTS:
+        raise ConversionError(f"_class_name is {name!r}; only {', '.join(DEFAULTS)} are autoencoders of this family")
+    defaults = DEFAULTS[name]
+    unknown = [key for key in fields if key not in defaults and key not in _IGNORED and key != "_class_name"]
+    if unknown:
+        hints = [f"{key}={fields[key]!r}{_near(key, defaults)}" for key in unknown]
+        raise ConversionError(f"{name} has unknown keys, which may change what the model computes: {', '.join(hints)}")
+    values = {key: _listed(value) for key, value in (defaults | dict(fields)).items()}
+    for key, meant in _FIXED.items():
+        if key in values and values[key] != meant:
+            raise ConversionError(f"{key}={values[key]!r} is another architecture; here it is always {meant!r}")
+    if values["use_quant_conv"] != values["use_post_quant_conv"]:
+        raise ConversionError(
+            f"use_quant_conv={values['use_quant_conv']!r} and use_post_quant_conv={values['use_post_quant_conv']!r}: "
+            "this architecture has both convolutions or neither"
+        )
+    widths = _widths(values)
+    try:
+        return AutoEncoderParams(
+            resolution=_side(values["sample_size"]),
+            in_channels=values["in_channels"],
+            ch=widths[0],
+            out_ch=values["out_channels"],
+            ch_mult=tuple(width // widths[0] for width in widths),
+            num_res_blocks=values["layers_per_block"],
+            z_channels=values["latent_channels"],
+            attn_levels=_attn_levels(values, len(widths)),
+            downsample_padding="asymmetric",  # the only one that diffusers' encoder blocks are built with
+            quant_conv=values["use_quant_conv"],
+            **_latent_fields(name, values),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConversionError(str(error)) from error
+
+
+def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
+    """Returns the `config.json` with which `diffusers.AutoencoderKL.from_pretrained` builds this architecture.
+
+    Raises:
+      ConversionError: if diffusers cannot express it; the message says what stands in the way.
+    """
+    for condition, sentence in (
+        (params.time_emb_dim is not None, f"are not conditioned on time (time_emb_dim={params.time_emb_dim})"),
+        (params.learnable_logvar, "have no learnable_logvar"),
+        (params.downsample_padding != "asymmetric", "pad asymmetrically only (downsample_padding='symmetric')"),
+        (params.ch_mult[0] != 1, f"begin with the width of their first level (ch_mult={params.ch_mult})"),
+    ):
+        if condition:
+            raise ConversionError(f"diffusers cannot express this architecture: its autoencoders {sentence}")
+    levels = range(params.num_levels)
+    name = _class_name(params)
+    return {
+        "_class_name": name,
+        "_diffusers_version": "0.42.1",  # the release whose meaning of these keys is written here
+        "act_fn": "silu",
+        "block_out_channels": list(params.widths),
+        "down_block_types": [_DOWN[params.attends(level)] for level in levels],
+        "in_channels": params.in_channels,
+        "latent_channels": params.z_channels,
+        "layers_per_block": params.num_res_blocks,
+        "mid_block_add_attention": True,
+        "norm_num_groups": NORM_GROUPS,
+        "out_channels": params.out_ch,
+        "sample_size": params.resolution,
+        "up_block_types": [_UP[params.attends(level)] for level in reversed(levels)],
+        "use_post_quant_conv": params.quant_conv,
+        "use_quant_conv": params.quant_conv,
+        **_latent_keys(name, params),
+    }
+
+
+def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:
+    """Reads the architecture from a `config.json` of diffusers.
+
+    Raises:
+      FileError: if the file is not JSON.
+      ConversionError: if our architecture cannot express what it describes.
+    """
+    try:
+        fields = loads_object(Path(path).read_bytes())
+    except ValueError as error:
+        raise FileError(f"{path} is not a configuration of diffusers: {error}") from error
+    try:
+        return read_diffusers_config(fields)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+
+
+# How a latent is scaled is where the two classes differ, so it stands here by itself.
+
+
+def _class_name(params: AutoEncoderParams) -> str:
+    return KL
+
+
+def _latent_fields(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    if name == FLUX2:
+        raise ConversionError(f"the batch-norm latents of {FLUX2} have no field in the architecture record")
+    shift = values["shift_factor"]
+    return {"scale_factor": values["scaling_factor"], "shift_factor": 0.0 if shift is None else shift}
+
+
+def _latent_keys(name: str, params: AutoEncoderParams) -> dict[str, Any]:
+    return {
+        "force_upcast": True,
+        "latents_mean": None,
+        "latents_std": None,
+        "scaling_factor": params.scale_factor,
+        "shift_factor": params.shift_factor,  # 0.0 and not None: pipelines of FLUX and SD3 add it unasked
+    }
+
+
+def _widths(values: Mapping[str, Any]) -> list[int]:
+    widths = values["block_out_channels"]
+    if not isinstance(widths, list) or not widths or not all(type(width) is int and width > 0 for width in widths):
+        raise ConversionError(f"block_out_channels={widths!r} must be a list of whole numbers")
+    if any(width % widths[0] for width in widths):
+        raise ConversionError(f"block_out_channels={widths} must be whole multiples of the first, {widths[0]}")
+    if values.get("decoder_block_out_channels") not in (None, widths):
+        raise ConversionError(
+            f"decoder_block_out_channels={values['decoder_block_out_channels']!r} differs from block_out_channels="
+            f"{widths}; here the decoder is as wide as the encoder"
+        )
+    return widths
+
+
+def _attn_levels(values: Mapping[str, Any], num_levels: int) -> tuple[int, ...]:
+    """The levels with attention; diffusers numbers the decoder's from the lowest resolution."""
+    found = {}
+    for key, (plain, attending) in (("down_block_types", _DOWN), ("up_block_types", _UP)):
+        types = values[key]
+        if not isinstance(types, list) or len(types) != num_levels:
+            raise ConversionError(f"{key}={types!r} must name one block for each of {num_levels} levels")
+        for kind in types:
+            if kind not in (plain, attending):
+                raise ConversionError(f"{key} has {kind!r}; this architecture has {plain} and {attending} only")
+        by_level = types if key == "down_block_types" else types[::-1]
+        found[key] = tuple(level for level, kind in enumerate(by_level) if kind == attending)
+    if found["down_block_types"] != found["up_block_types"]:
+        raise ConversionError(
+            f"the encoder attends at levels {found['down_block_types']}, the decoder at {found['up_block_types']}; "
+            "here they are the same"
+        )
+    return found["down_block_types"]
+
+
+def _side(sample_size: Any) -> Any:
+    """The side of a square image; older files have a list of height and width."""
+    if isinstance(sample_size, list):
+        if len(set(sample_size)) != 1:
+            raise ConversionError(f"sample_size={sample_size} is not the side of a square; write one number")
+        return sample_size[0]
+    return sample_size
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _near(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

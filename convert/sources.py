@@ -1,0 +1,167 @@
+"""One door for everything that weights come in: a file or a folder of any kind goes in, named arrays come out.
+
+What it is follows from its name and from what lies in it, never from a guess: a folder that could mean several things
+is refused with the list of them.  How the tensors are named is the business of the table of weights.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from convert import orbax_steps, pickles, shards
+from convert.architecture import AutoEncoderParams
+from convert.diffusers import is_diffusers_config, read_diffusers_file
+from convert.errors import FileError
+from convert.files import ArrayLike, read_metadata, read_tensors
+from convert.flax_msgpack import read_msgpack
+from convert.folder import CONFIG, WEIGHTS, load_folder
+from convert.strict_json import loads_object
+
+Kind = Literal[
+    "safetensors", "sharded safetensors", "pickle", "flax msgpack", "diffusers folder", "model folder", "orbax"
+]
+
+# The names under which diffusers saves an autoencoder's weights; those of one precision have it in between, as in
+# diffusion_pytorch_model.fp16.safetensors.
+_DIFFUSERS = ("diffusion_pytorch_model.", "diffusion_pytorch_model-", "diffusion_flax_model.")
+_TAKES = "*.safetensors, *.safetensors.index.json, *.pt, *.pth, *.ckpt, *.bin, *.msgpack"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights from somewhere, not yet understood.
+
+    Attributes:
+      path: the file or the folder that the tensors came from; of a diffusers folder the file in it.
+      kind: what it is.
+      tensors: name to array, as named there.  Arrays are made or read from the disk when they are used.
+      config: the architecture, where one is written beside the weights.
+      metadata: strings in the header, of a safetensors file.
+    """
+
+    path: Path
+    kind: Kind
+    tensors: Mapping[str, ArrayLike]
+    config: AutoEncoderParams | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_source(path: str | os.PathLike[str], *, verify: bool = True) -> Source:
+    """Opens weights of any kind.
+
+    Takes a safetensors file, the index of several, a PyTorch checkpoint, a msgpack file of diffusers' former Flax
+    models, a diffusers folder or a file in it, a model folder of ours or the file in it, and a checkpoint of ours: the
+    folder of one step, or the `checkpoints` folder if it holds only one.
+
+    Args:
+      path: the file or the folder.
+      verify: see `convert.files.read_tensors`.
+
+    Raises:
+      FileNotFoundError: if it does not exist, or a part of it is missing.
+      FileError: if it is damaged, or is none of these, or could be several; the message lists what was found.
+      ConversionError: if its configuration describes another architecture than this family's, or a model folder's
+        weights are not those of its configuration.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise FileNotFoundError(f"{path} does not exist; give a folder, or a file of {_TAKES}")
+    return _open_folder(place, verify) if place.is_dir() else _open_file(place, verify)
+
+
+def _open_file(path: Path, verify: bool) -> Source:
+    if path.name.startswith(_DIFFUSERS):
+        return _open_diffusers(path, verify)
+    if path.name == WEIGHTS and path.with_name(CONFIG).is_file() and not _is_diffusers(path.with_name(CONFIG)):
+        return _open_model(path.parent, verify)
+    return _read_file(path, None, verify)
+
+
+def _open_folder(folder: Path, verify: bool) -> Source:
+    if (folder / orbax_steps.MARK).is_file():
+        return _open_step(folder)
+    steps = orbax_steps.find_steps(folder)
+    inside = sorted(entry.name for entry in folder.iterdir())
+    openers: dict[str, Callable[[], Source]] = {step.name: lambda s=step: _open_step(s) for step in steps}
+    if WEIGHTS in inside and CONFIG in inside and not _is_diffusers(folder / CONFIG):
+        openers[WEIGHTS] = lambda: _open_model(folder, verify)
+    openers |= {
+        name: lambda n=name: _open_diffusers(folder / n, verify) for name in _without_shards(_of_diffusers(inside))
+    }
+    if len(openers) == 1:
+        (opener,) = openers.values()
+        return opener()
+    if openers:
+        raise FileError(f"{folder} holds several models; give one of them: {', '.join(openers)}")
+    raise FileError(f"{folder} holds no model that is known by its name{_hint(folder, inside)}")
+
+
+def _of_diffusers(names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith(_DIFFUSERS) and _reader(name) is not None]
+
+
+def _without_shards(names: list[str]) -> list[str]:
+    """Leaves out the shards of an index that is there too: they are not models by themselves."""
+    stems = [name.removesuffix(shards.SUFFIX) for name in names if name.endswith(shards.SUFFIX)]
+    return [
+        name for name in names if name.endswith(shards.SUFFIX) or not any(name.startswith(f"{stem}-") for stem in stems)
+    ]
+
+
+def _hint(folder: Path, inside: list[str]) -> str:
+    """What the folder may have been meant for."""
+    for name, inner in (("model_index.json", "vae"), ("metrics.jsonl", "export")):
+        if name in inside and (folder / inner).is_dir():
+            return f"; its autoencoder is in {folder / inner}"
+    files = [name for name in inside if _reader(name) is not None]
+    if files:
+        return f"; give one of its files: {', '.join(files)}"
+    return f"; give a folder with {CONFIG} beside {WEIGHTS} or diffusion_pytorch_model.*, or a file of {_TAKES}"
+
+
+def _open_model(folder: Path, verify: bool) -> Source:
+    config, tensors = load_folder(folder, verify=verify)
+    return Source(folder / WEIGHTS, "model folder", tensors, config, read_metadata(folder / WEIGHTS))
+
+
+def _open_step(step: Path) -> Source:
+    config, tensors = orbax_steps.read_step(step)
+    return Source(step, "orbax", tensors, config)
+
+
+def _open_diffusers(path: Path, verify: bool) -> Source:
+    config = path.with_name(CONFIG)
+    if not config.is_file():  # a file that was moved away from its folder is still a file
+        return _read_file(path, None, verify)
+    source = _read_file(path, read_diffusers_file(config), verify)
+    return Source(path, "diffusers folder", source.tensors, source.config, source.metadata)
+
+
+def _is_diffusers(config: Path) -> bool:
+    try:
+        return is_diffusers_config(loads_object(config.read_bytes()))
+    except ValueError:  # whoever reads it as a configuration says what is wrong with it
+        return False
+
+
+def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> Source:
+    kind = _reader(path.name)
+    if kind == "sharded safetensors":
+        return Source(path, kind, shards.read_shards(path, verify=verify), config)
+    if kind == "safetensors":
+        return Source(path, kind, read_tensors(path, verify=verify), config, read_metadata(path))
+    if kind == "pickle":
+        return Source(path, kind, pickles.read_pickle(path), config)
+    if kind == "flax msgpack":
+        return Source(path, kind, read_msgpack(path), config)
+    raise FileError(f"{path} has a name of no known kind; give a folder, or a file of {_TAKES}")
+
+
+def _reader(name: str) -> Kind | None:
+    if name.endswith(shards.SUFFIX):
+        return "sharded safetensors"
+    suffixes: dict[str, Kind] = {".safetensors": "safetensors", ".msgpack": "flax msgpack"}
+    suffixes |= dict.fromkeys(pickles.SUFFIXES, "pickle")
+    return suffixes.get(Path(name).suffix.lower())

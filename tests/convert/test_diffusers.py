@@ -1,0 +1,226 @@
+import inspect
+import json
+import math
+import warnings
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+
+from convert import PRESETS, expand
+from convert.architecture import AutoEncoderParams
+from convert.diffusers import (
+    DEFAULTS,
+    FLAX,
+    FLUX2,
+    KL,
+    is_diffusers_config,
+    read_diffusers_config,
+    read_diffusers_file,
+    write_diffusers_config,
+)
+from convert.errors import ConversionError, FileError
+
+# The published files, with the keys of their time: stabilityai/sd-vae-ft-mse, stabilityai/sdxl-vae, FLUX.1's vae/.
+SD1 = {
+    "_class_name": "AutoencoderKL",
+    "_diffusers_version": "0.4.2",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 256,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+SDXL = SD1 | {"_name_or_path": "../sdxl-vae/", "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
+FLUX1 = SDXL | {
+    **{"latent_channels": 16, "latents_mean": None, "latents_std": None, "mid_block_add_attention": True},
+    **{"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_post_quant_conv": False, "use_quant_conv": False},
+}
+
+# What diffusers can express: the presets of FLUX and Stable Diffusion, and attention at every level or at some.
+EXPRESSIBLE = {
+    name: PRESETS[name] for name in ("tiny", "flux1", "sd1", "sdxl", "sd3", "kl-f4", "kl-f8", "kl-f16", "kl-f32")
+}
+EXPRESSIBLE["every level"] = replace(PRESETS["tiny"], attn_levels=(0, 1, 2))
+EXPRESSIBLE["one level"] = replace(PRESETS["tiny"], attn_levels=(1,), ch_mult=(1, 2, 4), num_res_blocks=2)
+SMALL = ("tiny", "every level", "one level")
+
+
+@pytest.fixture(scope="module")
+def diffusers() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own dependencies, while they are imported
+        return pytest.importorskip("diffusers")
+
+
+@pytest.mark.parametrize(
+    ("fields", "preset", "resolution"), [(SD1, "sd1", 256), (SDXL, "sdxl", 1024), (FLUX1, "flux1", 1024)]
+)
+def test_published_configurations_are_the_presets(fields, preset, resolution):
+    assert is_diffusers_config(fields)
+    assert read_diffusers_config(fields) == replace(PRESETS[preset], resolution=resolution)
+
+
+def test_the_former_flax_models_are_read_too():
+    assert read_diffusers_config(SD1 | {"_class_name": FLAX}) == PRESETS["sd1"]
+
+
+@pytest.mark.parametrize("params", EXPRESSIBLE.values(), ids=EXPRESSIBLE)
+def test_architectures_return(params):
+    fields = json.loads(json.dumps(write_diffusers_config(params), allow_nan=False))
+    assert read_diffusers_config(fields) == params
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("params", EXPRESSIBLE.values(), ids=EXPRESSIBLE)
+def test_diffusers_builds_the_same_architecture(diffusers, params):
+    import torch
+
+    with torch.device("meta"):
+        model = diffusers.AutoencoderKL.from_config(write_diffusers_config(params))
+    rows = expand(params)
+    state_dict = model.state_dict()
+    assert len(state_dict) == len(rows)
+    assert sum(t.numel() for t in state_dict.values()) == sum(math.prod(row.shape) for row in rows)
+    assert read_diffusers_config(dict(model.config)) == params  # tuples and its own keys included
+    for side, blocks in (("encoder", model.encoder.down_blocks), ("decoder", list(model.decoder.up_blocks)[::-1])):
+        for level, block in enumerate(blocks):
+            attentions = getattr(block, "attentions", [])
+            assert len(attentions) == (len(block.resnets) if params.attends(level) else 0), (side, level)
+            for attention in attentions:  # one head of all channels, after a norm like ours
+                assert attention.heads == 1 and attention.group_norm.eps == 1e-6
+                assert attention.group_norm.num_groups == 32 and attention.residual_connection
+                assert attention.rescale_output_factor == 1 and attention.scale == params.widths[level] ** -0.5
+            for resnet in block.resnets:
+                assert resnet.norm1.eps == 1e-6 and resnet.norm1.num_groups == 32 and resnet.output_scale_factor == 1
+            for downsampler in getattr(block, "downsamplers", None) or ():
+                assert downsampler.padding == 0  # which diffusers turns into (0, 1, 0, 1)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", SMALL)
+def test_diffusers_folders_are_read_and_written(diffusers, tmp_path, name):
+    params = EXPRESSIBLE[name]
+    model = diffusers.AutoencoderKL.from_config(write_diffusers_config(params))
+    model.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert read_diffusers_file(tmp_path / "config.json") == params
+    assert {key: value for key, value in write_diffusers_config(params).items() if fields[key] != value} == {}
+    (tmp_path / "config.json").write_text(json.dumps(write_diffusers_config(params)))
+    loaded, report = diffusers.AutoencoderKL.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    assert dict(loaded.config) | {"_name_or_path": None} == dict(model.config) | {"_name_or_path": None}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", [KL, FLUX2])
+def test_every_key_of_diffusers_is_known_with_its_default(diffusers, name):
+    signature = inspect.signature(getattr(diffusers, name).__init__)
+    expected = {key: p.default for key, p in signature.parameters.items() if key not in ("self", "kwargs")}
+    assert {k: list(v) if isinstance(v, tuple) else v for k, v in expected.items()} == DEFAULTS[name]
+
+
+def test_absent_keys_mean_what_diffusers_takes_for_them():
+    expected = AutoEncoderParams(
+        resolution=32,
+        in_channels=3,
+        ch=64,
+        out_ch=3,
+        ch_mult=(1,),
+        num_res_blocks=1,
+        z_channels=4,
+        scale_factor=0.18215,
+        shift_factor=0.0,
+        attn_levels=(),
+        downsample_padding="asymmetric",
+        quant_conv=True,
+    )
+    assert read_diffusers_config({"_class_name": KL}) == expected
+
+
+def test_attention_is_placed_by_level_on_both_sides():
+    fields = SD1 | {
+        "down_block_types": [
+            "DownEncoderBlock2D",
+            "AttnDownEncoderBlock2D",
+            "DownEncoderBlock2D",
+            "DownEncoderBlock2D",
+        ],
+        "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
+    }
+    assert read_diffusers_config(fields).attn_levels == (1,)
+    with pytest.raises(ConversionError, match=r"the encoder attends at levels \(1,\), the decoder at \(2,\)"):
+        read_diffusers_config(fields | {"up_block_types": fields["up_block_types"][::-1]})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"_class_name": "AutoencoderTiny"}, "_class_name is 'AutoencoderTiny'; only AutoencoderKL, "),
+        ({"_class_name": ["AutoencoderKL"]}, "_class_name is "),
+        ({"act_fn": "gelu"}, "act_fn='gelu' is another architecture; here it is always 'silu'"),
+        ({"norm_num_groups": 16}, "norm_num_groups=16 is another"),
+        ({"mid_block_add_attention": False}, "mid_block_add_attention=False is another"),
+        ({"latents_mean": [0.1] * 4}, "latents_mean="),
+        ({"latents_std": [1.1] * 4}, "latents_std="),
+        ({"use_quant_conv": False}, "use_quant_conv=False and use_post_quant_conv=True: this architecture has both"),
+        ({"use_quant_conv": "no", "use_post_quant_conv": "no"}, "quant_conv='no' must be True or False"),
+        ({"scaling_facto": 1.0}, "unknown keys.*scaling_facto=1.0 .did you mean 'scaling_factor'"),
+        ({"quantization_config": {}}, "unknown keys, which may change what the model computes: quantization_config"),
+        ({"_use_default_values": ["act_fn"]}, "unknown keys"),
+        ({"patch_size": [2, 2]}, "unknown keys"),
+        ({"down_block_types": ["DownEncoderBlock2D"] * 3}, "must name one block for each of 4 levels"),
+        ({"down_block_types": "DownEncoderBlock2D"}, "must name one block for each of 4 levels"),
+        ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types has 'DownBlock2D'; this architecture has"),
+        ({"up_block_types": [["x"]] * 4}, "up_block_types has"),
+        ({"block_out_channels": [128, 192, 512, 512]}, "must be whole multiples of the first, 128"),
+        ({"block_out_channels": []}, "must be a list of whole numbers"),
+        ({"block_out_channels": 128}, "must be a list of whole numbers"),
+        ({"block_out_channels": [0, 1, 2, 3]}, "must be a list of whole numbers"),
+        ({"block_out_channels": [33, 33, 33, 33]}, "make ch a multiple of 32"),
+        ({"layers_per_block": 0}, "num_res_blocks=0"),
+        ({"latent_channels": "4"}, "z_channels='4'"),
+        ({"scaling_factor": None}, "scale_factor=None"),
+        ({"shift_factor": "x"}, "shift_factor='x'"),
+        ({"sample_size": [256, 512]}, "is not the side of a square"),
+        ({"sample_size": [[1]]}, "unhashable"),
+        ({"sample_size": 100}, "resolution=100 is no multiple of 8"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_expressed_is_refused_by_name(tmp_path, change, complaint):
+    with pytest.raises(ConversionError, match=complaint):
+        read_diffusers_config(SD1 | change)
+    (tmp_path / "config.json").write_text(json.dumps(SD1 | change))
+    with pytest.raises(ConversionError, match=f"config.json: .*{complaint}"):
+        read_diffusers_file(tmp_path / "config.json")
+
+
+def test_a_square_may_be_written_as_two_sides():
+    assert read_diffusers_config(SD1 | {"sample_size": [256, 256]}) == PRESETS["sd1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"time_emb_dim": 8}, r"its autoencoders are not conditioned on time \(time_emb_dim=8\)"),
+        ({"learnable_logvar": True}, "its autoencoders have no learnable_logvar"),
+        ({"downsample_padding": "symmetric"}, "its autoencoders pad asymmetrically only"),
+        ({"ch_mult": (2, 2, 4)}, r"begin with the width of their first level \(ch_mult=\(2, 2, 4\)\)"),
+    ],
+)
+def test_what_diffusers_cannot_express_is_refused_with_a_sentence(change, complaint):
+    with pytest.raises(ConversionError, match=f"diffusers cannot express this architecture: {complaint}|{complaint}"):
+        write_diffusers_config(replace(PRESETS["tiny"], **change))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1, "a": 2}', b"\xff"])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(FileError, match="config.json is not a configuration of diffusers: "):
+        read_diffusers_file(tmp_path / "config.json")
