@@ -187,21 +187,28 @@ def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:
         raise ConversionError(f"{path}: {error}") from error
 
 
-# How a latent is scaled is where the two classes differ, so it stands here by itself.
+# How latents are normalised is where the classes differ, so it stands here by itself.
 
 
 def _class_name(params: AutoEncoderParams) -> str:
-    return KL
+    return FLUX2 if params.latent_norm == "batch_norm" else KL
 
 
 def _latent_fields(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if name == FLUX2:
-        raise ConversionError(f"the batch-norm latents of {FLUX2} have no field in the architecture record")
+        return {"scale_factor": 1.0, "shift_factor": 0.0, "latent_norm": "batch_norm"}
     shift = values["shift_factor"]
     return {"scale_factor": values["scaling_factor"], "shift_factor": 0.0 if shift is None else shift}
 
 
 def _latent_keys(name: str, params: AutoEncoderParams) -> dict[str, Any]:
+    if name == FLUX2:
+        return {
+            "batch_norm_eps": 1e-4,
+            "batch_norm_momentum": 0.1,
+            "decoder_block_out_channels": None,
+            "patch_size": [2, 2],
+        }
     return {
         "force_upcast": True,
         "latents_mean": None,

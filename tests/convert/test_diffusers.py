@@ -46,9 +46,16 @@ FLUX1 = SDXL | {
 EXPRESSIBLE = {
     name: PRESETS[name] for name in ("tiny", "flux1", "sd1", "sdxl", "sd3", "kl-f4", "kl-f8", "kl-f16", "kl-f32")
 }
+EXPRESSIBLE["flux2"] = PRESETS["flux2"]
+EXPRESSIBLE["tiny flux2"] = replace(PRESETS["tiny"], latent_norm="batch_norm", quant_conv=True)
 EXPRESSIBLE["every level"] = replace(PRESETS["tiny"], attn_levels=(0, 1, 2))
 EXPRESSIBLE["one level"] = replace(PRESETS["tiny"], attn_levels=(1,), ch_mult=(1, 2, 4), num_res_blocks=2)
-SMALL = ("tiny", "every level", "one level")
+SMALL = ("tiny", "tiny flux2", "every level", "one level")
+
+
+def build(diffusers: ModuleType, params: AutoEncoderParams):
+    fields = write_diffusers_config(params)
+    return getattr(diffusers, fields["_class_name"]).from_config(fields)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,21 @@ def diffusers() -> ModuleType:
 def test_published_configurations_are_the_presets(fields, preset, resolution):
     assert is_diffusers_config(fields)
     assert read_diffusers_config(fields) == replace(PRESETS[preset], resolution=resolution)
+
+
+def test_flux2_normalises_its_latents_with_statistics():
+    fields = FLUX1 | {"_class_name": FLUX2, "latent_channels": 32, "use_post_quant_conv": True, "use_quant_conv": True}
+    for key in ("force_upcast", "latents_mean", "latents_std", "scaling_factor", "shift_factor"):
+        del fields[key]
+    fields |= {"batch_norm_eps": 0.0001, "batch_norm_momentum": 0.1, "patch_size": [2, 2]}
+    assert read_diffusers_config(fields) == replace(PRESETS["flux2"], resolution=1024)
+    for change in (
+        {"batch_norm_eps": 1e-5},
+        {"patch_size": [1, 1]},
+        {"decoder_block_out_channels": [96, 192, 384, 384]},
+    ):
+        with pytest.raises(ConversionError, match=next(iter(change))):
+            read_diffusers_config(fields | change)
 
 
 def test_the_former_flax_models_are_read_too():
@@ -82,10 +104,12 @@ def test_diffusers_builds_the_same_architecture(diffusers, params):
     import torch
 
     with torch.device("meta"):
-        model = diffusers.AutoencoderKL.from_config(write_diffusers_config(params))
+        model = build(diffusers, params)
     rows = expand(params)
     state_dict = model.state_dict()
     assert len(state_dict) == len(rows)
+    if params.latent_norm == "batch_norm":  # what pipelines divide by
+        assert model.bn.eps == 1e-4 and len(model.bn.running_var) == params.latent_channels
     assert sum(t.numel() for t in state_dict.values()) == sum(math.prod(row.shape) for row in rows)
     assert read_diffusers_config(dict(model.config)) == params  # tuples and its own keys included
     for side, blocks in (("encoder", model.encoder.down_blocks), ("decoder", list(model.decoder.up_blocks)[::-1])):
@@ -106,13 +130,13 @@ def test_diffusers_builds_the_same_architecture(diffusers, params):
 @pytest.mark.parametrize("name", SMALL)
 def test_diffusers_folders_are_read_and_written(diffusers, tmp_path, name):
     params = EXPRESSIBLE[name]
-    model = diffusers.AutoencoderKL.from_config(write_diffusers_config(params))
+    model = build(diffusers, params)
     model.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     assert read_diffusers_file(tmp_path / "config.json") == params
     assert {key: value for key, value in write_diffusers_config(params).items() if fields[key] != value} == {}
     (tmp_path / "config.json").write_text(json.dumps(write_diffusers_config(params)))
-    loaded, report = diffusers.AutoencoderKL.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     assert dict(loaded.config) | {"_name_or_path": None} == dict(model.config) | {"_name_or_path": None}
 
