@@ -44,6 +44,9 @@ class AutoEncoderParams:
       learnable_logvar: whether one learned number is added to the posterior's logvar.
       time_embedding: `"linear"` takes `time_emb_dim` numbers per image (the seed); `"sinusoidal"` takes one scalar per
         image and spreads it over sines and cosines first.
+      latent_norm: `"scale"` scales latents by `scale_factor` and `shift_factor`; `"batch_norm"` (FLUX.2) gathers 2 x 2
+        patches into channels and normalises each of the `4 * z_channels` with running statistics, which are kept with
+        the weights and never trained.
 
     Raises:
       ValueError: if a field cannot describe a model; the message names the field, the value and the remedy.
@@ -66,6 +69,7 @@ class AutoEncoderParams:
     quant_conv: bool = False
     learnable_logvar: bool = False
     time_embedding: Literal["linear", "sinusoidal"] = "linear"
+    latent_norm: Literal["scale", "batch_norm"] = "scale"
 
     def __post_init__(self):
         # Frozen and hashable whatever sequence came in: linen compares modules by their fields, jit caches by hash.
@@ -99,6 +103,13 @@ class AutoEncoderParams:
                 raise ValueError(f"{name}={value!r} must be a finite number")
         if self.scale_factor == 0:
             raise ValueError("scale_factor=0 would erase every latent; use 1.0 for unscaled latents")
+        if self.latent_norm not in ("scale", "batch_norm"):
+            raise ValueError(f"latent_norm={self.latent_norm!r} must be 'scale' or 'batch_norm' (FLUX.2)")
+        if self.latent_norm == "batch_norm" and (self.scale_factor, self.shift_factor) != (1, 0):
+            raise ValueError(
+                f"latent_norm='batch_norm' replaces scale_factor={self.scale_factor} and "
+                f"shift_factor={self.shift_factor}; set them to 1 and 0"
+            )
         for name in ("quant_conv", "learnable_logvar"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
@@ -135,7 +146,17 @@ class AutoEncoderParams:
     @property
     def factor(self) -> int:
         """How many times smaller the latent is than the image along each side; h and w must be multiples of it."""
-        return 2 ** (self.num_levels - 1)
+        return 2 ** (self.num_levels - 1) * self.patch
+
+    @property
+    def patch(self) -> int:
+        """Side of the patches of the raw latent that are gathered into channels; 1 where none are."""
+        return 2 if self.latent_norm == "batch_norm" else 1
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent that `encode` gives and `decode` takes."""
+        return self.z_channels * self.patch**2
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -8,13 +8,14 @@ from convert.architecture import AutoEncoderParams
 Shape = tuple[int, ...]
 
 
-def check_image(params: AutoEncoderParams, shape: Shape, axes: str) -> None:
+def check_image(params: AutoEncoderParams, shape: Shape, axes: str, *, moments_only: bool = False) -> None:
     """Refuses an image that the encoder would silently crop or that has the wrong channels.
 
     Args:
       params: the architecture.
       shape: of the batch of images.
       axes: their names in order, `"b h w c"` or `"b c h w"`.
+      moments_only: whether the latent need not fall into whole patches, because it stays raw.
 
     Raises:
       ValueError: naming the value, what was expected and the remedy.
@@ -24,7 +25,7 @@ def check_image(params: AutoEncoderParams, shape: Shape, axes: str) -> None:
         raise ValueError(
             f"images of shape {shape} have {size['c']} channels as {axes!r}, the model takes {params.in_channels}"
         )
-    f = params.factor
+    f = params.factor // params.patch if moments_only else params.factor
     if any(size[side] % f or not size[side] for side in "hw"):
         padded = " x ".join(str(max(-(-size[side] // f), 1) * f) for side in "hw")
         raise ValueError(
@@ -33,16 +34,16 @@ def check_image(params: AutoEncoderParams, shape: Shape, axes: str) -> None:
         )
 
 
-def check_latent(params: AutoEncoderParams, shape: Shape, axes: str) -> None:
-    """Refuses a latent of another width.
+def check_latent(channels: int, shape: Shape, axes: str) -> None:
+    """Refuses a latent of another width than `channels`.
 
     Raises:
       ValueError: naming both widths.
     """
     size = _name_axes(shape, axes, "latents")
-    if size["c"] != params.z_channels:
+    if size["c"] != channels:
         raise ValueError(
-            f"latents of shape {shape} have {size['c']} channels as {axes!r}, the decoder takes {params.z_channels}"
+            f"latents of shape {shape} have {size['c']} channels as {axes!r}, the decoder takes {channels}"
         )
 
 

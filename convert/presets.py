@@ -58,7 +58,9 @@ PRESETS: dict[str, AutoEncoderParams] = {
     "seed": _SEED,
     "seed-flux": replace(_FLUX1, time_emb_dim=None, attn_levels=None, downsample_padding="symmetric"),
     "flux1": _FLUX1,
-    "flux2": replace(_FLUX1, z_channels=32, scale_factor=1.0, shift_factor=0.0, quant_conv=True),
+    "flux2": replace(
+        _FLUX1, z_channels=32, scale_factor=1.0, shift_factor=0.0, quant_conv=True, latent_norm="batch_norm"
+    ),
     "sd1": _SD1,
     "sdxl": replace(_SD1, scale_factor=0.13025),
     "sd3": replace(_FLUX1, scale_factor=1.5305, shift_factor=0.0609),

@@ -2,12 +2,10 @@
 
 Nothing is matched and no name is taken apart.  `expand` walks the architecture and writes down, for every tensor, our
 name, their name in the chosen layout, the operation between the two arrays and the shape; `to_flax` and `to_torch` walk
-that same list, strictly, in the two directions.
-
-Where our names and the seed's differ is in the leaves (`kernel` and `scale` for `weight`) and in the separators; the
-places are listed once each, in `PLACES`.
+that same list, strictly, in the two directions.  The names themselves are in `convert.layouts`.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,29 +13,18 @@ import numpy as np
 
 from convert.architecture import AutoEncoderParams
 from convert.errors import ConversionError
-from convert.ops import CONV, LINEAR, SAME, Op
+from convert.layouts import LAYOUTS as _LAYOUTS
+from convert.layouts import OURS
+from convert.ops import Op
 
-LAYOUTS = ("flux",)
+LAYOUTS = tuple(name for name, layout in _LAYOUTS.items() if layout.writable)
+READABLE = tuple(_LAYOUTS)
 
-PLACES = {
-    # place             ours                            flux: the seed, black-forest-labs/flux
-    "in": ("{s}/conv_in", "{s}.conv_in"),
-    "down": ("encoder/down_{l}/block_{b}", "encoder.down.{l}.block.{b}"),
-    "down attn": ("encoder/down_{l}/attn_{b}", "encoder.down.{l}.attn.{b}"),
-    "downsample": ("encoder/down_{l}/downsample/conv", "encoder.down.{l}.downsample.conv"),
-    "mid 1": ("{s}/mid/block_1", "{s}.mid.block_1"),
-    "mid attn": ("{s}/mid/attn_1", "{s}.mid.attn_1"),
-    "mid 2": ("{s}/mid/block_2", "{s}.mid.block_2"),
-    "up": ("decoder/up_{l}/block_{b}", "decoder.up.{l}.block.{b}"),
-    "up attn": ("decoder/up_{l}/attn_{b}", "decoder.up.{l}.attn.{b}"),
-    "upsample": ("decoder/up_{l}/upsample/conv", "decoder.up.{l}.upsample.conv"),
-    "norm out": ("{s}/norm_out", "{s}.norm_out"),
-    "out": ("{s}/conv_out", "{s}.conv_out"),
-    "quant": ("quant_conv", "quant_conv"),
-    "post quant": ("post_quant_conv", "post_quant_conv"),
-    "time": ("time_embed", "time_embed"),
-    "reg": ("reg", "reg"),
-}
+_TORCH_LEAVES = {"kernel": "weight", "scale": "weight"}
+
+# Of a batch norm PyTorch also counts the batches.  Nothing is computed from the count, and JAX takes no gradient with
+# respect to a tree that holds an integer: it passes from file to file, and is zero where weights come from Flax.
+COUNTER = "bn/num_batches_tracked"
 
 
 class Row(NamedTuple):
@@ -45,7 +32,7 @@ class Row(NamedTuple):
 
     Attributes:
       ours: path in the Flax tree, `encoder/down_0/block_0/norm1/scale`.
-      theirs: key of the PyTorch state dict, `encoder.down.0.block.0.norm1.weight`.
+      theirs: key in the layout, `encoder.down.0.block.0.norm1.weight`.
       op: the operation between the two arrays.
       shape: of our array.
     """
@@ -62,140 +49,149 @@ class Row(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    ours: str
-    theirs: str
-    op: Op
+    part: str  # module inside the block, "" where the block is the module
+    name: str
+    kind: str  # of array, a key of `Layout.ops`
     shape: tuple[int, ...]
 
 
-def conv(i: int, o: int, kernel: int) -> list[_Leaf]:
-    """The tensors of a square convolution from `i` to `o` channels."""
-    return [_Leaf("kernel", "weight", CONV, (kernel, kernel, i, o)), _Leaf("bias", "bias", SAME, (o,))]
+def _conv(part: str, i: int, o: int, kernel: int, kind: str = "conv") -> list[_Leaf]:
+    return [_Leaf(part, "kernel", kind, (kernel, kernel, i, o)), _Leaf(part, "bias", "vector", (o,))]
 
 
-def norm(c: int) -> list[_Leaf]:
-    """The tensors of a GroupNorm."""
-    return [_Leaf("scale", "weight", SAME, (c,)), _Leaf("bias", "bias", SAME, (c,))]
+def _norm(part: str, c: int) -> list[_Leaf]:
+    return [_Leaf(part, "scale", "vector", (c,)), _Leaf(part, "bias", "vector", (c,))]
 
 
-def linear(i: int, o: int) -> list[_Leaf]:
-    """The tensors of a linear layer."""
-    return [_Leaf("kernel", "weight", LINEAR, (i, o)), _Leaf("bias", "bias", SAME, (o,))]
+def _linear(part: str, i: int, o: int) -> list[_Leaf]:
+    return [_Leaf(part, "kernel", "linear", (i, o)), _Leaf(part, "bias", "vector", (o,))]
 
 
-def resnet(i: int, o: int, time: int | None) -> list[_Leaf]:
-    """The tensors of a residual block."""
+def _resnet(i: int, o: int, time: int | None) -> list[_Leaf]:
     return [
-        *_inside("norm1", norm(i)),
-        *_inside("conv1", conv(i, o, 3)),
-        *(_inside("time_mlp", linear(time, o)) if time is not None else []),
-        *_inside("norm2", norm(o)),
-        *_inside("conv2", conv(o, o, 3)),
-        *(_inside("nin_shortcut", conv(i, o, 1)) if i != o else []),
+        *_norm("norm1", i),
+        *_conv("conv1", i, o, 3),
+        *(_linear("time_mlp", time, o) if time is not None else []),
+        *_norm("norm2", o),
+        *_conv("conv2", o, o, 3),
+        *(_conv("nin_shortcut", i, o, 1) if i != o else []),
     ]
 
 
-def attention(c: int) -> list[_Leaf]:
-    """The tensors of an attention block."""
-    projections = [leaf for name in ("q", "k", "v", "proj_out") for leaf in _inside(name, conv(c, c, 1))]
-    return [*_inside("norm", norm(c)), *projections]
-
-
-def _inside(name: str, leaves: list[_Leaf]) -> list[_Leaf]:
-    return [leaf._replace(ours=f"{name}/{leaf.ours}", theirs=f"{name}.{leaf.theirs}") for leaf in leaves]
+def _attention(c: int) -> list[_Leaf]:
+    projections = (_conv(part, c, c, 1, "projection") for part in ("q", "k", "v", "proj_out"))
+    return [*_norm("norm", c), *(leaf for leaves in projections for leaf in leaves)]
 
 
 class _Module(NamedTuple):
-    place: str  # a key of PLACES
+    place: str  # a key of `Layout.places`
     leaves: list[_Leaf]
     s: str = ""  # side: encoder or decoder
-    l: int = 0  # level, 0 = full resolution  # noqa: E741 - the letter of the templates
+    level: int = 0  # 0 = full resolution
     b: int = 0  # block within the level
 
 
-def walk(params: AutoEncoderParams) -> Iterator[_Module]:
+def _walk(params: AutoEncoderParams) -> Iterator[_Module]:
     """Yields every module that has weights, in the order in which the PyTorch modules register them."""
     p, widths, last, time = params, params.widths, params.num_levels - 1, params.time_emb_dim
 
     def middle(s: str) -> Iterator[_Module]:
-        yield _Module("mid 1", resnet(widths[last], widths[last], time), s)
-        yield _Module("mid attn", attention(widths[last]), s)
-        yield _Module("mid 2", resnet(widths[last], widths[last], time), s)
+        yield _Module("mid_1", _resnet(widths[last], widths[last], time), s)
+        yield _Module("mid_attn", _attention(widths[last]), s)
+        yield _Module("mid_2", _resnet(widths[last], widths[last], time), s)
 
-    def level_blocks(s: str, level: int, i: int, blocks: int) -> Iterator[_Module]:
-        for b in range(blocks):
-            yield _Module(s, resnet(widths[level] if b else i, widths[level], time), l=level, b=b)
-        for b in range(blocks if p.attends(level) else 0):
-            yield _Module(f"{s} attn", attention(widths[level]), l=level, b=b)
+    def blocks(s: str, level: int, i: int, count: int) -> Iterator[_Module]:
+        for b in range(count):
+            yield _Module(s, _resnet(widths[level] if b else i, widths[level], time), level=level, b=b)
+        for b in range(count if p.attends(level) else 0):
+            yield _Module(f"{s}_attn", _attention(widths[level]), level=level, b=b)
 
-    yield _Module("in", conv(p.in_channels, p.ch, 3), "encoder")
+    yield _Module("in", _conv("", p.in_channels, p.ch, 3), "encoder")
     for level in range(p.num_levels):
-        yield from level_blocks("down", level, widths[level - 1] if level else p.ch, p.num_res_blocks)
+        yield from blocks("down", level, widths[level - 1] if level else p.ch, p.num_res_blocks)
         if level != last:
-            yield _Module("downsample", conv(widths[level], widths[level], 3), l=level)
+            yield _Module("downsample", _conv("", widths[level], widths[level], 3), level=level)
     yield from middle("encoder")
-    yield _Module("norm out", norm(widths[last]), "encoder")
-    yield _Module("out", conv(widths[last], 2 * p.z_channels, 3), "encoder")
+    yield _Module("norm_out", _norm("", widths[last]), "encoder")
+    yield _Module("out", _conv("", widths[last], 2 * p.z_channels, 3), "encoder")
 
-    yield _Module("in", conv(p.z_channels, widths[last], 3), "decoder")
+    yield _Module("in", _conv("", p.z_channels, widths[last], 3), "decoder")
     yield from middle("decoder")
     for level in range(p.num_levels):
-        yield from level_blocks("up", level, widths[min(level + 1, last)], p.num_res_blocks + 1)
+        yield from blocks("up", level, widths[min(level + 1, last)], p.num_res_blocks + 1)
         if level:
-            yield _Module("upsample", conv(widths[level], widths[level], 3), l=level)
-    yield _Module("norm out", norm(widths[0]), "decoder")
-    yield _Module("out", conv(widths[0], p.out_ch, 3), "decoder")
+            yield _Module("upsample", _conv("", widths[level], widths[level], 3), level=level)
+    yield _Module("norm_out", _norm("", widths[0]), "decoder")
+    yield _Module("out", _conv("", widths[0], p.out_ch, 3), "decoder")
 
     if p.learnable_logvar:
-        yield _Module("reg", [_Leaf("logvar_scaling", "logvar_scaling", SAME, (1,))])
+        yield _Module("reg", [_Leaf("", "logvar_scaling", "vector", (1,))])
     if p.quant_conv:
-        yield _Module("quant", conv(2 * p.z_channels, 2 * p.z_channels, 1))
-        yield _Module("post quant", conv(p.z_channels, p.z_channels, 1))
+        yield _Module("quant", _conv("", 2 * p.z_channels, 2 * p.z_channels, 1))
+        yield _Module("post_quant", _conv("", p.z_channels, p.z_channels, 1))
+    if p.latent_norm == "batch_norm":
+        statistics = [_Leaf("", name, "vector", (p.latent_channels,)) for name in ("running_mean", "running_var")]
+        yield _Module("bn", [*statistics, _Leaf("", "num_batches_tracked", "vector", ())])
     if time is not None:
-        yield _Module("time", linear(time, time))
+        yield _Module("time", _linear("", time, time))
 
 
 def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
     """Returns the whole table of an architecture in a layout.
 
     Raises:
+      ConversionError: if the layout has no name for a module of the architecture.
       ValueError: if there is no such layout.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}; there are {', '.join(LAYOUTS)}")
-    rows = []
-    for module in walk(params):
-        ours, theirs = (template.format(**module._asdict()) for template in PLACES[module.place])
-        rows += [Row(f"{ours}/{leaf.ours}", f"{theirs}.{leaf.theirs}", leaf.op, leaf.shape) for leaf in module.leaves]
+    if layout not in _LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; there are {', '.join(READABLE)}")
+    names, rows = _LAYOUTS[layout], []
+    for module in _walk(params):
+        indices = {"s": module.s, "l": module.level, "r": params.num_levels - 1 - module.level, "b": module.b}
+        for leaf in module.leaves:
+            place, part = names.places[module.place], names.parts[leaf.part] if leaf.part else ""
+            if place is None or part is None:
+                raise ConversionError(f"the {layout!r} layout has no name for {_describe(module, leaf, indices)}")
+            theirs = _join(".", place.format(**indices), part, _TORCH_LEAVES.get(leaf.name, leaf.name))
+            if names.flax_names:
+                theirs = _join("/", _flax_path(_join(".", place.format(**indices), part)), leaf.name)
+            ours = _join("/", str(OURS[module.place]).format(**indices), leaf.part, leaf.name)
+            rows.append(Row(ours, theirs, names.ops[leaf.kind], leaf.shape))
     return tuple(rows)
+
+
+def _describe(module: _Module, leaf: _Leaf, indices: dict[str, Any]) -> str:
+    path = _join("/", str(OURS[module.place]).format(**indices), leaf.part)
+    return f"{path}; such a model can be kept in the 'flux' layout"
+
+
+def _join(separator: str, *parts: str) -> str:
+    return separator.join(part for part in parts if part)
+
+
+def _flax_path(key: str) -> str:
+    return re.sub(r"\.(\d+)", r"_\1", key).replace(".", "/")  # as linen names the members of a list
 
 
 def to_flax(
     state_dict: Mapping[str, np.ndarray], params: AutoEncoderParams, layout: str | None = None
 ) -> dict[str, Any]:
-    """Returns the Flax tree of a PyTorch state dict, as views of its arrays.
+    """Returns the Flax tree of a state dict, as views of its arrays.
 
     Args:
       state_dict: key to numpy array.
       params: the architecture that the state dict belongs to.
-      layout: one of `LAYOUTS`; None recognises it by its keys.
+      layout: one of `READABLE`; None recognises it by its keys.
 
     Raises:
       ConversionError: if a tensor is missing, unexpected or misshapen; one error lists them all.
       ValueError: if there is no such layout.
     """
-    layout = recognise(state_dict, params) if layout is None else layout
-    rows = expand(params, layout)
-    _require(
-        f"the state dict does not fit the {layout!r} layout of this architecture",
-        found={key: np.shape(array) for key, array in state_dict.items()},
-        expected={row.theirs: row.torch_shape for row in rows},
-    )
-    return unflatten({row.ours: row.op.to_flax(np.asarray(state_dict[row.theirs])) for row in rows})
+    return unflatten({path: leaf for path, leaf in _to_ours(state_dict, params, layout).items() if path != COUNTER})
 
 
 def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "flux") -> dict[str, np.ndarray]:
-    """Returns the PyTorch state dict of a Flax tree; the inverse of `to_flax`.
+    """Returns the state dict of a Flax tree; the inverse of `to_flax`.
 
     Args:
       tree: nested dictionaries of arrays, `model.init(...)["params"]`.
@@ -203,11 +199,51 @@ def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "
       layout: one of `LAYOUTS`.
 
     Raises:
-      ConversionError: if a leaf is missing, unexpected or misshapen; one error lists them all.
+      ConversionError: if a leaf is missing, unexpected or misshapen, one error lists them all; or if the layout has no
+        name for a module.
       ValueError: if there is no such layout.
     """
-    rows = expand(params, layout)
     leaves = flatten(tree)
+    if params.latent_norm == "batch_norm":
+        leaves[COUNTER] = np.zeros((), np.int64)
+    return _from_ours(leaves, params, layout)
+
+
+def translate(
+    state_dict: Mapping[str, np.ndarray], params: AutoEncoderParams, layout: str | None, to: str
+) -> dict[str, np.ndarray]:
+    """Returns a state dict in another layout, as views; the numbers are the same bits.
+
+    Args:
+      state_dict: key to numpy array.
+      params: the architecture that it belongs to.
+      layout: its layout; None recognises it by its keys.
+      to: the layout to return, one of `LAYOUTS`.
+
+    Raises:
+      ConversionError: as `to_flax` and `to_torch`.
+      ValueError: if there is no such layout.
+    """
+    return _from_ours(_to_ours(state_dict, params, layout), params, to)
+
+
+def _to_ours(
+    state_dict: Mapping[str, np.ndarray], params: AutoEncoderParams, layout: str | None
+) -> dict[str, np.ndarray]:
+    layout = recognise(state_dict, params) if layout is None else layout
+    rows = expand(params, layout)
+    _require(
+        f"the state dict does not fit the {layout!r} layout of this architecture",
+        found={key: np.shape(array) for key, array in state_dict.items()},
+        expected={row.theirs: row.torch_shape for row in rows},
+    )
+    return {row.ours: row.op.to_flax(np.asarray(state_dict[row.theirs])) for row in rows}
+
+
+def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str) -> dict[str, np.ndarray]:
+    if layout not in LAYOUTS:
+        raise ValueError(f"weights cannot be written in the layout {layout!r}; there are {', '.join(LAYOUTS)}")
+    rows = expand(params, layout)
     _require(
         "the tree does not fit this architecture",
         found={path: np.shape(array) for path, array in leaves.items()},
@@ -218,11 +254,13 @@ def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "
 
 def recognise(keys: Mapping[str, Any], params: AutoEncoderParams) -> str:
     """Returns the layout whose whole set of keys for this architecture is nearest; strictness is left to `expand`."""
-
-    def difference(layout: str) -> int:
-        return len(set(keys) ^ {row.theirs for row in expand(params, layout)})
-
-    return min(LAYOUTS, key=difference)
+    distances: dict[str, int] = {}
+    for layout in READABLE:
+        try:
+            distances[layout] = len(set(keys) ^ {row.theirs for row in expand(params, layout)})
+        except ConversionError:  # no name for a module of this architecture
+            continue
+    return min(distances, key=distances.__getitem__)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,10 +7,11 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from convert.architecture import AutoEncoderParams
-from convert.checks import check_time
+from convert.checks import check_image, check_latent, check_time
 from flax_vae.coders import Decoder, Encoder
 from flax_vae.embedding import sinusoidal_embedding
 from flax_vae.gaussian import DiagonalGaussian, Posterior
+from flax_vae.latents import LatentNorm
 from flax_vae.layers import conv
 from flax_vae.remat import Remat
 
@@ -18,7 +19,8 @@ from flax_vae.remat import Remat
 class AutoEncoder(nn.Module):
     """Images to scaled latents and back.
 
-    Shapes: images `b h w c` in [-1, 1]; latents `b h/f w/f z` with `f = params.factor`.  `time` is `b t` numbers
+    Shapes: images `b h w c` in [-1, 1]; raw latents `b H W z`; scaled latents `b h/f w/f c` with `f = params.factor`
+    and `c = params.latent_channels`, the same as raw ones except under `LatentNorm`.  `time` is `b t` numbers
     (`time_embedding="linear"`) or `b` scalars (`"sinusoidal"`), and absent where `params.time_emb_dim` is None.
 
     Attributes:
@@ -46,6 +48,8 @@ class AutoEncoder(nn.Module):
         if params.quant_conv:
             self.quant_conv = conv(2 * params.z_channels, 1, **kinds)
             self.post_quant_conv = conv(params.z_channels, 1, **kinds)
+        if params.latent_norm == "batch_norm":
+            self.bn = LatentNorm(params.latent_channels, self.param_dtype)
         if params.time_emb_dim is not None:
             self.time_embed = nn.Dense(params.time_emb_dim, **kinds)
 
@@ -55,9 +59,9 @@ class AutoEncoder(nn.Module):
         time: Float[Array, "b ..."] | None = None,
         *,
         sample: bool = True,
-        noise: Float[Array, "b h/f w/f z"] | None = None,
-    ) -> Float[Array, "b h/f w/f z"]:
-        """Returns the scaled latent `scale_factor * (z - shift_factor)`.
+        noise: Float[Array, "b H W z"] | None = None,
+    ) -> Float[Array, "b h/f w/f c"]:
+        """Returns the scaled latent; see `scale`.
 
         Args:
           x: images in [-1, 1].
@@ -69,11 +73,12 @@ class AutoEncoder(nn.Module):
           ValueError: on wrong sizes or channels, on missing, superfluous or misshapen `time` or `noise`, and when
             there is nothing to draw with.
         """
+        check_image(self.params, x.shape, "b h w c")
         z = self.reg(self.moments(x, time), sample=sample, noise=noise)
-        return self.params.scale_factor * (z - self.params.shift_factor)
+        return self.scale(z)
 
     def decode(
-        self, z: Float[Array, "b h w z"], time: Float[Array, "b ..."] | None = None
+        self, z: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None
     ) -> Float[Array, "b h*f w*f c"]:
         """Returns the images, nominally in [-1, 1], of scaled latents.
 
@@ -81,7 +86,7 @@ class AutoEncoder(nn.Module):
           ValueError: on wrong channels, on missing, superfluous or misshapen `time`.
         """
         time_emb = self.embed_time(time, batch=z.shape[0])
-        z = z / self.params.scale_factor + self.params.shift_factor
+        z = self.unscale(z)
         if self.params.quant_conv:
             z = self.post_quant_conv(z)
         return self.decoder(z, time_emb)
@@ -100,10 +105,27 @@ class AutoEncoder(nn.Module):
         time: Float[Array, "b ..."] | None = None,
         *,
         sample: bool = True,
-        noise: Float[Array, "b h/f w/f z"] | None = None,
+        noise: Float[Array, "b H W z"] | None = None,
     ) -> Float[Array, "b h w c"]:
         """Returns the images decoded from their own latents; arguments as for `encode`."""
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
+
+    def scale(self, z: Float[Array, "b H W z"]) -> Float[Array, "b h w c"]:
+        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or as `LatentNorm` does."""
+        if self.params.latent_norm == "batch_norm":
+            return self.bn.normalise(z)
+        return self.params.scale_factor * (z - self.params.shift_factor)
+
+    def unscale(self, z: Float[Array, "b h w c"]) -> Float[Array, "b H W z"]:
+        """Returns the raw latent of a scaled one; the inverse of `scale`.
+
+        Raises:
+          ValueError: on wrong channels.
+        """
+        check_latent(self.params.latent_channels, z.shape, "b h w c")
+        if self.params.latent_norm == "batch_norm":
+            return self.bn.denormalise(z)
+        return z / self.params.scale_factor + self.params.shift_factor
 
     def moments(
         self, x: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None

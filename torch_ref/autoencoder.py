@@ -4,16 +4,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from convert.architecture import AutoEncoderParams
-from convert.checks import check_time
+from convert.checks import check_image, check_latent, check_time
 from torch_ref.coders import Decoder, Encoder
 from torch_ref.embedding import sinusoidal_embedding
 from torch_ref.gaussian import DiagonalGaussian, Posterior
+from torch_ref.latents import LatentNorm
 
 
 class AutoEncoder(nn.Module):
     """Images to scaled latents and back.
 
-    Shapes: images `b c h w` in [-1, 1]; latents `b z h/f w/f` with `f = params.factor`.  `time` is `b t` numbers
+    Shapes: images `b c h w` in [-1, 1]; raw latents `b z H W`; scaled latents `b c h/f w/f` with `f = params.factor`
+    and `c = params.latent_channels`, the same as raw ones except under `LatentNorm`.  `time` is `b t` numbers
     (`time_embedding="linear"`) or `b` scalars (`"sinusoidal"`), and absent where `params.time_emb_dim` is None.
 
     Attributes:
@@ -32,6 +34,8 @@ class AutoEncoder(nn.Module):
         if params.quant_conv:
             self.quant_conv = nn.Conv2d(2 * params.z_channels, 2 * params.z_channels, kernel_size=1)
             self.post_quant_conv = nn.Conv2d(params.z_channels, params.z_channels, kernel_size=1)
+        if params.latent_norm == "batch_norm":
+            self.bn = LatentNorm(params.latent_channels)
         if params.time_emb_dim is not None:
             self.time_embed = nn.Linear(params.time_emb_dim, params.time_emb_dim)
 
@@ -41,9 +45,9 @@ class AutoEncoder(nn.Module):
         time: Float[Tensor, "b ..."] | None = None,
         *,
         sample: bool = True,
-        noise: Float[Tensor, "b z h/f w/f"] | None = None,
-    ) -> Float[Tensor, "b z h/f w/f"]:
-        """Returns the scaled latent `scale_factor * (z - shift_factor)`.
+        noise: Float[Tensor, "b z H W"] | None = None,
+    ) -> Float[Tensor, "b c h/f w/f"]:
+        """Returns the scaled latent; see `scale`.
 
         Args:
           x: images in [-1, 1].
@@ -54,11 +58,12 @@ class AutoEncoder(nn.Module):
         Raises:
           ValueError: on wrong sizes or channels, on missing, superfluous or misshapen `time` or `noise`.
         """
+        check_image(self.params, tuple(x.shape), "b c h w")
         z = self.reg(self.moments(x, time), sample=sample, noise=noise)
-        return self.params.scale_factor * (z - self.params.shift_factor)
+        return self.scale(z)
 
     def decode(
-        self, z: Float[Tensor, "b z h w"], time: Float[Tensor, "b ..."] | None = None
+        self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None
     ) -> Float[Tensor, "b c h*f w*f"]:
         """Returns the images, nominally in [-1, 1], of scaled latents.
 
@@ -66,7 +71,7 @@ class AutoEncoder(nn.Module):
           ValueError: on wrong channels, on missing, superfluous or misshapen `time`.
         """
         time_emb = self.embed_time(time, batch=z.shape[0])
-        z = z / self.params.scale_factor + self.params.shift_factor
+        z = self.unscale(z)
         if self.params.quant_conv:
             z = self.post_quant_conv(z)
         return self.decoder(z, time_emb)
@@ -85,10 +90,27 @@ class AutoEncoder(nn.Module):
         time: Float[Tensor, "b ..."] | None = None,
         *,
         sample: bool = True,
-        noise: Float[Tensor, "b z h/f w/f"] | None = None,
+        noise: Float[Tensor, "b z H W"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Returns the images decoded from their own latents; arguments as for `encode`."""
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
+
+    def scale(self, z: Float[Tensor, "b z H W"]) -> Float[Tensor, "b c h w"]:
+        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or as `LatentNorm` does."""
+        if self.params.latent_norm == "batch_norm":
+            return self.bn.normalise(z)
+        return self.params.scale_factor * (z - self.params.shift_factor)
+
+    def unscale(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z H W"]:
+        """Returns the raw latent of a scaled one; the inverse of `scale`.
+
+        Raises:
+          ValueError: on wrong channels.
+        """
+        check_latent(self.params.latent_channels, tuple(z.shape), "b c h w")
+        if self.params.latent_norm == "batch_norm":
+            return self.bn.denormalise(z)
+        return z / self.params.scale_factor + self.params.shift_factor
 
     def moments(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None

@@ -63,6 +63,8 @@ def test_the_seeds_own_call_gives_the_seeds_architecture():
         ({"time_emb_dim": 0}, "time_emb_dim=0 must be at least 1"),
         ({"time_embedding": "sinusoidal"}, "needs a width; set time_emb_dim"),
         ({"time_embedding": "sinusoidal", "time_emb_dim": 7}, "time_emb_dim=7 is odd"),
+        ({"latent_norm": "layer"}, "must be 'scale' or 'batch_norm'"),
+        ({"latent_norm": "batch_norm", "scale_factor": 0.5}, "replaces scale_factor=0.5"),
         ({"time_embedding": "learned"}, "must be 'linear' or 'sinusoidal'"),
     ],
 )
@@ -108,7 +110,7 @@ def test_sizes_are_checked_with_the_remedy():
     with pytest.raises(ValueError, match="positive multiples of 8"):
         check_image(params, (2, 0, 8, 3), "b h w c")
     with pytest.raises(ValueError, match="have 4 channels as 'b h w c', the decoder takes 16"):
-        check_latent(params, (2, 5, 5, 4), "b h w c")
+        check_latent(params.latent_channels, (2, 5, 5, 4), "b h w c")
 
 
 def test_time_is_checked():

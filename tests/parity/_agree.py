@@ -10,6 +10,7 @@ import torch
 import flax_vae
 import torch_ref
 from convert import AutoEncoderParams, expand, to_flax
+from convert.table import COUNTER
 from torch_ref.loading import to_tensor
 
 # Largest difference, of the reference's RMS.  float64 is the truth test, float32 documents rounding.  In bfloat16 one
@@ -26,6 +27,11 @@ def random_state_dict(params: AutoEncoderParams, dtype="float64", seed=0) -> dic
         numbers = rng.standard_normal(row.torch_shape)
         if row.ours.endswith("/scale"):
             numbers = 1 + 0.2 * numbers
+        elif row.ours == "bn/running_var":
+            numbers = np.abs(numbers) + 0.2
+        elif row.ours == COUNTER:
+            state_dict[row.theirs] = np.array(3, np.int64)
+            continue
         elif row.ours.endswith("/kernel"):
             numbers *= np.prod(row.torch_shape[1:]) ** -0.5
         else:
@@ -58,7 +64,8 @@ def inputs(params: AutoEncoderParams, height: int, width: int, dtype="float64", 
     if params.time_emb_dim is not None:
         linear = params.time_embedding == "linear"
         time = rng.standard_normal((2, params.time_emb_dim)) if linear else rng.uniform(0, 1000, 2)
-    noise = rng.standard_normal((2, height // f, width // f, params.z_channels))
+    raw = f // params.patch
+    noise = rng.standard_normal((2, height // raw, width // raw, params.z_channels))
     # Rounded to float32 first, so that every precision sees the same numbers.
     return [None if a is None else a.astype(np.float32).astype(dtype) for a in (images, time, noise)]
 
@@ -120,7 +127,7 @@ def predict(model, tree, images, time, noise) -> dict[str, jax.Array]:
             "logvars": posterior.logvar,
             "standard deviations": posterior.std,
             "KL divergences": posterior.kl(),
-            "decoded noise": model.decode(noise, time),
+            "decoded noise": model.decode(model.scale(noise), time),
             "images": model(images, time, noise=noise),
         }
 
@@ -140,7 +147,7 @@ def predict_torch(model, images, time, noise) -> dict[str, np.ndarray]:
             "logvars": posterior.logvar,
             "standard deviations": posterior.std,
             "KL divergences": posterior.kl(),
-            "decoded noise": model.decode(noise, time),
+            "decoded noise": model.decode(model.scale(noise), time),
             "images": model(images, time, noise=noise),
         }
     return {name: nhwc(output) for name, output in outputs.items()}

@@ -30,6 +30,9 @@ MODELS = {
     "sinusoidal time": replace(_PLAIN, time_emb_dim=12, time_embedding="sinusoidal"),
     "quant convolutions": replace(_PLAIN, quant_conv=True),
     "learnable logvar": replace(_PLAIN, learnable_logvar=True),
+    "batch-normalised latents": replace(
+        _PLAIN, quant_conv=True, latent_norm="batch_norm", scale_factor=1.0, shift_factor=0.0
+    ),
     "one level": replace(_PLAIN, ch_mult=(2,)),
     "three levels, two blocks": replace(_PLAIN, ch_mult=(1, 2, 2), num_res_blocks=2),
     "other channels in and out": replace(_PLAIN, in_channels=1, out_ch=2),

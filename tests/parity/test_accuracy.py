@@ -1,6 +1,7 @@
 """Rounding at the published dimensions: our largest float32 error against float64 beside PyTorch's own.
 
-At `"highest"`, which on a CPU means short sums as PyTorch's kernels have them (`flax_vae/convolution.py`).  The figures are collected into a table at the end of the run; see `tests/conftest.py`.
+At `"highest"`, which on a CPU means short sums as PyTorch's kernels have them (`flax_vae/convolution.py`).
+The figures are collected into a table at the end of the run; see `tests/conftest.py`.
 """
 
 import jax

@@ -33,7 +33,8 @@ def loss(model, tree, images, time, noise):
 
 def small_inputs(params, seed=1):
     """Latents of 2 x 3: float64 convolutions and their gradients are slow on a CPU."""
-    return inputs(params, 2 * params.factor, 3 * params.factor, seed=seed)
+    f = params.factor // params.patch
+    return inputs(params, 2 * f, (3 if params.patch == 1 else 4) * f, seed=seed)
 
 
 def torch_loss(model, images, time, noise):
@@ -73,7 +74,11 @@ def test_gradients_agree(name, remat):
 
     assert abs(value - their_value.item()) <= 1e-10 * abs(their_value.item())
     # The table that converts weights converts gradients: every operation in it only moves numbers.
-    theirs = to_flax({key: to_array(weight.grad) for key, weight in twin.named_parameters()}, params, "flux")
+    gradients_of = {key: to_array(weight.grad) for key, weight in twin.named_parameters()}
+    gradients_of |= {
+        key: np.zeros(buffer.shape) for key, buffer in twin.named_buffers()
+    }  # which ours must have as well
+    theirs = to_flax(gradients_of, params, "flux")
     assert_trees_agree(gradients, theirs, TOLERANCE["float64"])
 
 

@@ -1,0 +1,106 @@
+"""The names that the layouts give to the same modules: one row a module, one column a family of layouts.
+
+`flux` is the seed's and black-forest-labs', `ldm` CompVis' (the same names, fewer modules), `flux2` FLUX.2's own file,
+`diffusers` Hugging Face's; `diffusers-legacy` (before 0.18) and `diffusers-flax` (up to 0.39) can only be read.
+`{s}` is encoder or decoder, `{l}` the level counted from full resolution, `{r}` from the bottom, `{b}` the block.
+"""
+
+from dataclasses import dataclass
+
+from convert.ops import CONV, CONV_AS_DENSE, CONV_AS_LINEAR, LINEAR, SAME, Op
+
+# place          ours                              flux                               diffusers
+_PLACES = """
+in               {s}/conv_in                       {s}.conv_in                        {s}.conv_in
+down             encoder/down_{l}/block_{b}        encoder.down.{l}.block.{b}         encoder.down_blocks.{l}.resnets.{b}
+down_attn        encoder/down_{l}/attn_{b}         encoder.down.{l}.attn.{b}          encoder.down_blocks.{l}.attentions.{b}
+downsample       encoder/down_{l}/downsample/conv  encoder.down.{l}.downsample.conv   encoder.down_blocks.{l}.downsamplers.0.conv
+mid_1            {s}/mid/block_1                   {s}.mid.block_1                    {s}.mid_block.resnets.0
+mid_attn         {s}/mid/attn_1                    {s}.mid.attn_1                     {s}.mid_block.attentions.0
+mid_2            {s}/mid/block_2                   {s}.mid.block_2                    {s}.mid_block.resnets.1
+up               decoder/up_{l}/block_{b}          decoder.up.{l}.block.{b}           decoder.up_blocks.{r}.resnets.{b}
+up_attn          decoder/up_{l}/attn_{b}           decoder.up.{l}.attn.{b}            decoder.up_blocks.{r}.attentions.{b}
+upsample         decoder/up_{l}/upsample/conv      decoder.up.{l}.upsample.conv       decoder.up_blocks.{r}.upsamplers.0.conv
+norm_out         {s}/norm_out                      {s}.norm_out                       {s}.conv_norm_out
+out              {s}/conv_out                      {s}.conv_out                       {s}.conv_out
+quant            quant_conv                        quant_conv                         quant_conv
+post_quant       post_quant_conv                   post_quant_conv                    post_quant_conv
+bn               bn                                bn                                 bn
+time             time_embed                        time_embed                         -
+reg              reg                               reg                                -
+"""  # noqa: E501 - a table
+
+# inside a block  ours and flux    diffusers        diffusers-legacy
+_PARTS = """
+norm1             norm1            norm1            norm1
+conv1             conv1            conv1            conv1
+time_mlp          time_mlp         -                -
+norm2             norm2            norm2            norm2
+conv2             conv2            conv2            conv2
+nin_shortcut      nin_shortcut     conv_shortcut    conv_shortcut
+norm              norm             group_norm       group_norm
+q                 q                to_q             query
+k                 k                to_k             key
+v                 v                to_v             value
+proj_out          proj_out         to_out.0         proj_attn
+"""
+
+
+def _columns(table: str) -> list[dict[str, str | None]]:
+    rows = [line.split() for line in table.strip().splitlines()]
+    return [{row[0]: None if row[column] == "-" else row[column] for row in rows} for column in range(1, len(rows[0]))]
+
+
+OURS, _FLUX, _DIFFUSERS = _columns(_PLACES)
+_FLUX_PARTS, _DIFFUSERS_PARTS, _LEGACY_PARTS = _columns(_PARTS)
+
+_TORCH_OPS = {"conv": CONV, "projection": CONV, "linear": LINEAR, "vector": SAME}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to name and shape the tensors.
+
+    Attributes:
+      name: `"flux"`, ...
+      places: module to the template of its name; None where the layout has no name for it.
+      parts: module inside a block to its name; likewise.
+      ops: kind of array to the operation between it and ours.
+      writable: whether weights are written in it, or only read.
+      flax_names: whether names are those of a Flax tree: slashes, `list_0`, `kernel` and `scale`.
+    """
+
+    name: str
+    places: dict[str, str | None]
+    parts: dict[str, str | None]
+    ops: dict[str, Op]
+    writable: bool = True
+    flax_names: bool = False
+
+
+_BOTH_BY_DIFFUSERS = {"conv": CONV, "projection": CONV_AS_LINEAR, "linear": LINEAR, "vector": SAME}
+_NOT_IN_LDM: dict[str, str | None] = {"time": None, "reg": None, "bn": None}
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("flux", _FLUX, _FLUX_PARTS, _TORCH_OPS),
+        Layout("ldm", _FLUX | _NOT_IN_LDM, _FLUX_PARTS | {"time_mlp": None}, _TORCH_OPS),
+        Layout(
+            "flux2",
+            _FLUX | {"quant": "encoder.quant_conv", "post_quant": "decoder.post_quant_conv", "time": None, "reg": None},
+            _FLUX_PARTS | {"time_mlp": None},
+            _TORCH_OPS,
+        ),
+        Layout("diffusers", _DIFFUSERS, _DIFFUSERS_PARTS, _BOTH_BY_DIFFUSERS),
+        Layout("diffusers-legacy", _DIFFUSERS | {"bn": None}, _LEGACY_PARTS, _BOTH_BY_DIFFUSERS, writable=False),
+        Layout(
+            "diffusers-flax",
+            _DIFFUSERS | {"bn": None},
+            _LEGACY_PARTS,
+            {"conv": SAME, "projection": CONV_AS_DENSE, "linear": SAME, "vector": SAME},
+            writable=False,
+            flax_names=True,
+        ),
+    )
+}

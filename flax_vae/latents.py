@@ -1,0 +1,47 @@
+"""From raw latents to those that diffusion models are trained on, and back."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+NORM_EPS = 1e-4
+
+
+class LatentNorm(nn.Module):
+    """FLUX.2's normalisation: 2 x 2 patches become channels, and each is normalised with running statistics.
+
+    The statistics stand among the parameters, so that one tree is the whole model, and no gradient reaches them.
+
+    Attributes:
+      channels: of the patched latent, `4 * z_channels`, in the order `(c pi pj)`.
+      param_dtype: of the statistics.
+
+    Source: black-forest-labs/flux2 `autoencoder.py`; diffusers `AutoencoderKLFlux2`.  Twin: `torch_ref.latents`.
+    """
+
+    channels: int
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self):
+        self.running_mean = self.param("running_mean", nn.initializers.zeros, (self.channels,), self.param_dtype)
+        self.running_var = self.param("running_var", nn.initializers.ones, (self.channels,), self.param_dtype)
+
+    def normalise(self, z: Float[Array, "b 2*h 2*w z"]) -> Float[Array, "b h w 4*z"]:
+        """Returns the patched latent, each channel with its running mean taken away and divided by its deviation."""
+        z = rearrange(z, "b (h pi) (w pj) c -> b h w (c pi pj)", pi=2, pj=2)
+        return (z - self._mean(z)) / self._std(z)
+
+    def denormalise(self, z: Float[Array, "b h w 4*z"]) -> Float[Array, "b 2*h 2*w z"]:
+        """Returns the raw latent; the inverse of `normalise`."""
+        z = z * self._std(z) + self._mean(z)
+        return rearrange(z, "b h w (c pi pj) -> b (h pi) (w pj) c", pi=2, pj=2)
+
+    def _mean(self, like: Array) -> Array:
+        return jax.lax.stop_gradient(self.running_mean)[None, None, None, :].astype(like.dtype)
+
+    def _std(self, like: Array) -> Array:
+        variance = jax.lax.stop_gradient(self.running_var)[None, None, None, :]
+        return jnp.sqrt(variance + NORM_EPS).astype(like.dtype)
