@@ -100,6 +100,7 @@ class TrainConfig:
       batch_size: crops per update, over all devices together.
       steps: updates of the whole run.
       seed: of the initial weights, the crops and the noise.
+      transparent_start: change the initial weights so that a small model learns faster; see `train.initial`.
       parallel: how the step is compiled for several devices; both compute the same.
       log_every: updates between two lines of `metrics.jsonl`.
       eval_every: updates between two evaluations on the held-out photograph.
@@ -116,6 +117,7 @@ class TrainConfig:
     batch_size: int = 8
     steps: int = 100_000
     seed: int = 0
+    transparent_start: bool = False
     parallel: Literal["pmap", "mesh"] = "pmap"
     log_every: int = 50
     eval_every: int = 1_000

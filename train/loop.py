@@ -90,7 +90,7 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest) -> Outcome
         # The schedule and the noise live inside the step: nothing crosses to a device unasked.
         with Reporter(start, config.steps) as reporter, jax.transfer_guard("disallow"):
             _greet(reporter, config, run, photographs, parallel, state, start, changes)
-            since = time.monotonic()
+            since = (start, time.monotonic())
             for done in range(start, config.steps):  # `done` updates are behind us
                 batch = parallel.place_batch(photographs.batch(config.seed, done, config.batch_size))
                 state, scores = step_fn(state, batch)
@@ -108,7 +108,9 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest) -> Outcome
                 metrics.check(step, numbers)
                 if log:
                     reporter.scores(step, numbers)
-                    numbers["images_per_second"] = config.batch_size * (step - start) / (time.monotonic() - since)
+                    now = (step, time.monotonic())
+                    numbers["images_per_second"] = config.batch_size * (now[0] - since[0]) / (now[1] - since[1])
+                    since = now
                 if look:
                     numbers |= _look(evaluate, state, step, run, reporter)
                 if log or look:
@@ -127,7 +129,7 @@ def _restore_or_create(
     checkpoints: Checkpoints, config: TrainConfig, model: AutoEncoder, optimizer: Any, parallel: Parallel
 ) -> TrainState:
     def create() -> TrainState:
-        return create_state(model, optimizer, config.seed)
+        return create_state(model, optimizer, config.seed, transparent=config.transparent_start)
 
     latest = checkpoints.latest_step
     if latest is None:

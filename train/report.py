@@ -69,7 +69,7 @@ class Reporter:
         self._steps, self._start = steps, start
         self._bar: Any = None
         self._task: Any = None
-        self._since = time.monotonic()
+        self._last = (start, time.monotonic())
 
     def __enter__(self) -> "Reporter":
         if sys.stdout.isatty():
@@ -106,9 +106,11 @@ class Reporter:
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Shows the scores of update `step`."""
+        (before, since), now = self._last, time.monotonic()
+        left = (now - since) / max(step - before, 1) * (self._steps - step)  # at the pace of late
+        self._last = (step, now)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, scores=f"loss {scores['loss']:.4f}")
             return
         numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _SHOWN if name in scores)
-        left = (time.monotonic() - self._since) / max(step - self._start, 1) * (self._steps - step)
         self.line(f"step {step:>{len(str(self._steps))}}/{self._steps}  {numbers}  about {left:.0f} s left")

@@ -9,6 +9,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from flax_vae import AutoEncoder, init_params
+from train.initial import make_transparent
 
 
 @struct.dataclass
@@ -26,7 +27,18 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def create_state(model: AutoEncoder, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first update: a pure function of the seed."""
+def create_state(
+    model: AutoEncoder, optimizer: optax.GradientTransformation, seed: int, *, transparent: bool = False
+) -> TrainState:
+    """The state before the first update: a pure function of the seed.
+
+    Args:
+      model: the autoencoder.
+      optimizer: what will update its parameters.
+      seed: of the random weights.
+      transparent: change them so that a small model learns faster; see `train.initial`.
+    """
     params = init_params(model, jax.random.key(seed))
+    if transparent:
+        params = make_transparent(params, model.params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))

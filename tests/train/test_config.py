@@ -26,6 +26,7 @@ def test_every_field_survives_json():
         batch_size=3,
         steps=11,
         seed=5,
+        transparent_start=True,
         parallel="mesh",
         log_every=2,
         eval_every=3,
