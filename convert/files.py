@@ -19,6 +19,11 @@ import numpy as np
 from convert.errors import FileError
 from convert.header import DIGEST, DTYPES, Entry, Header, plan_header, read_header
 
+# Bytes that are hashed and written at once.  They stay in the processor's cache between the two; and for larger writes
+# Linux looks for larger runs of free memory, which can take several times as long as the copying (0.1 to 0.9 seconds
+# for 335 MB).
+_PIECE = 1 << 18
+
 
 class ArrayLike(Protocol):
     """Anything that numpy can turn into an array and that says beforehand what the array will be."""
@@ -187,8 +192,10 @@ def _write_data(file: IO[bytes], tensors: list[tuple[str, ArrayLike]]) -> str:
         if array.shape != tuple(tensor.shape) or array.dtype.name != np.dtype(tensor.dtype).name:
             raise AssertionError(f"{name} was announced as {tensor!r} and is {array.shape}, {array.dtype}")
         data = array.reshape(-1).view(np.uint8).data
-        digest.update(data)
-        file.write(data)
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            digest.update(piece)
+            file.write(piece)
     return digest.hexdigest()
 
 
