@@ -75,7 +75,9 @@ class AutoEncoderParams:
         # Frozen and hashable whatever sequence came in: linen compares modules by their fields, jit caches by hash.
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         if self.attn_levels is not None:
-            object.__setattr__(self, "attn_levels", tuple(sorted(set(self.attn_levels))))
+            levels = tuple(sorted(set(self.attn_levels)))
+            # One model, one record: all levels, written out, are what None means.
+            object.__setattr__(self, "attn_levels", None if levels == tuple(range(len(self.ch_mult))) else levels)
         self._check()
 
     def _check(self):

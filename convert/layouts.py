@@ -5,6 +5,7 @@
 `{s}` is encoder or decoder, `{l}` the level counted from full resolution, `{r}` from the bottom, `{b}` the block.
 """
 
+import re
 from dataclasses import dataclass
 
 from convert.ops import CONV, CONV_AS_DENSE, CONV_AS_LINEAR, LINEAR, SAME, Op
@@ -54,6 +55,7 @@ def _columns(table: str) -> list[dict[str, str | None]]:
 OURS, _FLUX, _DIFFUSERS = _columns(_PLACES)
 _FLUX_PARTS, _DIFFUSERS_PARTS, _LEGACY_PARTS = _columns(_PARTS)
 
+_TORCH_LEAVES = {"kernel": "weight", "scale": "weight"}
 _TORCH_OPS = {"conv": CONV, "projection": CONV, "linear": LINEAR, "vector": SAME}
 
 
@@ -76,6 +78,23 @@ class Layout:
     ops: dict[str, Op]
     writable: bool = True
     flax_names: bool = False
+
+    def key(self, place: str, part: str, leaf: str, **indices: object) -> str | None:
+        """Returns the name of a tensor, or None where the layout has none.
+
+        Args:
+          place: of the module, a key of `places`.
+          part: module inside the block, a key of `parts`; `""` where the block is the module.
+          leaf: what the array is called in Flax.
+          **indices: `s`, `l`, `r` and `b` of the template.
+        """
+        template, inner = self.places[place], self.parts[part] if part else ""
+        if template is None or inner is None:
+            return None
+        module = ".".join(filter(None, (template.format(**indices), inner)))
+        if self.flax_names:  # as linen names the members of a list
+            return re.sub(r"\.(\d+)", r"_\1", module).replace(".", "/") + f"/{leaf}"
+        return f"{module}.{_TORCH_LEAVES.get(leaf, leaf)}"
 
 
 _BOTH_BY_DIFFUSERS = {"conv": CONV, "projection": CONV_AS_LINEAR, "linear": LINEAR, "vector": SAME}

@@ -5,7 +5,6 @@ name, their name in the chosen layout, the operation between the two arrays and 
 that same list, strictly, in the two directions.  The names themselves are in `convert.layouts`.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,14 +12,13 @@ import numpy as np
 
 from convert.architecture import AutoEncoderParams
 from convert.errors import ConversionError
+from convert.files import ArrayLike
 from convert.layouts import LAYOUTS as _LAYOUTS
 from convert.layouts import OURS
 from convert.ops import Op
 
 LAYOUTS = tuple(name for name, layout in _LAYOUTS.items() if layout.writable)
 READABLE = tuple(_LAYOUTS)
-
-_TORCH_LEAVES = {"kernel": "weight", "scale": "weight"}
 
 # Of a batch norm PyTorch also counts the batches.  Nothing is computed from the count, and JAX takes no gradient with
 # respect to a tree that holds an integer: it passes from file to file, and is zero where weights come from Flax.
@@ -149,32 +147,18 @@ def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
     for module in _walk(params):
         indices = {"s": module.s, "l": module.level, "r": params.num_levels - 1 - module.level, "b": module.b}
         for leaf in module.leaves:
-            place, part = names.places[module.place], names.parts[leaf.part] if leaf.part else ""
-            if place is None or part is None:
-                raise ConversionError(f"the {layout!r} layout has no name for {_describe(module, leaf, indices)}")
-            theirs = _join(".", place.format(**indices), part, _TORCH_LEAVES.get(leaf.name, leaf.name))
-            if names.flax_names:
-                theirs = _join("/", _flax_path(_join(".", place.format(**indices), part)), leaf.name)
-            ours = _join("/", str(OURS[module.place]).format(**indices), leaf.part, leaf.name)
+            theirs = names.key(module.place, leaf.part, leaf.name, **indices)
+            ours = "/".join(filter(None, (str(OURS[module.place]).format(**indices), leaf.part, leaf.name)))
+            if theirs is None:
+                raise ConversionError(
+                    f"the {layout!r} layout has no name for {ours}; such a model can be kept in the 'flux' layout"
+                )
             rows.append(Row(ours, theirs, names.ops[leaf.kind], leaf.shape))
     return tuple(rows)
 
 
-def _describe(module: _Module, leaf: _Leaf, indices: dict[str, Any]) -> str:
-    path = _join("/", str(OURS[module.place]).format(**indices), leaf.part)
-    return f"{path}; such a model can be kept in the 'flux' layout"
-
-
-def _join(separator: str, *parts: str) -> str:
-    return separator.join(part for part in parts if part)
-
-
-def _flax_path(key: str) -> str:
-    return re.sub(r"\.(\d+)", r"_\1", key).replace(".", "/")  # as linen names the members of a list
-
-
 def to_flax(
-    state_dict: Mapping[str, np.ndarray], params: AutoEncoderParams, layout: str | None = None
+    state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None = None
 ) -> dict[str, Any]:
     """Returns the Flax tree of a state dict, as views of its arrays.
 
@@ -210,7 +194,7 @@ def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "
 
 
 def translate(
-    state_dict: Mapping[str, np.ndarray], params: AutoEncoderParams, layout: str | None, to: str
+    state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None, to: str
 ) -> dict[str, np.ndarray]:
     """Returns a state dict in another layout, as views; the numbers are the same bits.
 
@@ -228,7 +212,7 @@ def translate(
 
 
 def _to_ours(
-    state_dict: Mapping[str, np.ndarray], params: AutoEncoderParams, layout: str | None
+    state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None
 ) -> dict[str, np.ndarray]:
     layout = recognise(state_dict, params) if layout is None else layout
     rows = expand(params, layout)

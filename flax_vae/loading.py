@@ -1,4 +1,4 @@
-"""Model folders: `config.json` and `model.safetensors`, which PyTorch reads as they are."""
+"""Weights from any file or folder; model folders, which PyTorch reads as they are, to any."""
 
 import os
 from typing import Any
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from convert.folder import load_folder, save_folder
+from convert.architecture import AutoEncoderParams
+from convert.folder import save_folder
+from convert.loading import load_weights
 from convert.table import to_flax, to_torch
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.remat import Remat
@@ -16,29 +18,35 @@ from flax_vae.remat import Remat
 
 def from_pretrained(
     path: str | os.PathLike[str],
+    preset: AutoEncoderParams | str | None = None,
     *,
     dtype: Dtype | None = None,
     param_dtype: Dtype | None = None,
     remat: Remat = "none",
 ) -> tuple[AutoEncoder, dict[str, Any]]:
-    """Returns the model of a folder and its parameters.
+    """Returns the model of a file or folder and its parameters.
 
     Args:
-      path: a model folder, or the `model.safetensors` inside it.
+      path: a model folder of ours or diffusers', a safetensors file, whole or in shards, a PyTorch or Lightning
+        checkpoint, also of a whole Stable Diffusion model, one of diffusers' former Flax models, or a checkpoint of
+        training.
+      preset: the name of a preset, or an architecture, where no configuration lies beside the weights: shapes do not
+        tell scale, shift and padding.
       dtype: of the computation; see `AutoEncoder`.
       param_dtype: of the parameters; None keeps what the file holds.
       remat: see `AutoEncoder`.
 
     Raises:
-      FileNotFoundError: if there is no such folder, or a file is missing from it.
-      FileError: if a file is damaged.
-      ConversionError: if the tensors are not those of `config.json`'s architecture.
-      ValueError: if a tensor cannot be held in its own dtype; see `param_dtype`.
+      FileNotFoundError: if there is no such file or folder, or a part of it is missing.
+      FileError: if a file is damaged, or of no known kind.
+      ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell.
+      ValueError: if there is no such preset, or a tensor cannot be held in its own dtype; see `param_dtype`.
     """
-    record, state_dict = load_folder(path)
-    params = jax.tree.map(lambda array: _to_jax(array, param_dtype), to_flax(state_dict, record, layout="flux"))
+    weights = load_weights(path, preset)
+    tree = to_flax(weights.tensors, weights.params, weights.layout)
+    params = jax.tree.map(lambda array: _to_jax(array, param_dtype), tree)
     held = jax.tree.leaves(params)[0].dtype
-    return AutoEncoder(record, dtype=dtype, param_dtype=held, remat=remat), params
+    return AutoEncoder(weights.params, dtype=dtype, param_dtype=held, remat=remat), params
 
 
 def save_pretrained(

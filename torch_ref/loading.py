@@ -1,4 +1,4 @@
-"""Model folders: `config.json` and `model.safetensors`, whose tensors have this package's own names."""
+"""Weights from any file or folder; model folders, whose tensors have this package's own names."""
 
 import os
 
@@ -7,25 +7,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.folder import load_folder, save_folder
+from convert.architecture import AutoEncoderParams
+from convert.folder import save_folder
+from convert.loading import load_weights
 from torch_ref.autoencoder import AutoEncoder
 
 
-def from_pretrained(path: str | os.PathLike[str]) -> AutoEncoder:
-    """Returns the model of a folder, with its weights, in the dtype that the file holds.
+def from_pretrained(path: str | os.PathLike[str], preset: AutoEncoderParams | str | None = None) -> AutoEncoder:
+    """Returns the model of a file or folder, with its weights, in the dtype that the file holds.
 
     Args:
-      path: a model folder, or the `model.safetensors` inside it.
+      path: what `flax_vae.from_pretrained` takes.
+      preset: likewise.
 
     Raises:
-      FileNotFoundError: if there is no such folder, or a file is missing from it.
-      FileError: if a file is damaged.
-      RuntimeError: if the tensors are not those of `config.json`'s architecture.
+      FileNotFoundError: if there is no such file or folder, or a part of it is missing.
+      FileError: if a file is damaged, or of no known kind.
+      ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell.
+      ValueError: if there is no such preset.
     """
-    record, state_dict = load_folder(path)
+    weights = load_weights(path, preset)
     with torch.device("meta"):  # the weights come from the file: nothing to allocate or to initialise twice
-        model = AutoEncoder(record)
-    model.load_state_dict({key: to_tensor(array) for key, array in state_dict.items()}, strict=True, assign=True)
+        model = AutoEncoder(weights.params)
+    state_dict = {key: to_tensor(array) for key, array in weights.to("flux").items()}
+    model.load_state_dict(state_dict, strict=True, assign=True)
     return model
 
 

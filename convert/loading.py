@@ -1,0 +1,61 @@
+"""From any file or folder to an autoencoder's weights and everything that is known about them."""
+
+import os
+
+from convert.architecture import AutoEncoderParams
+from convert.errors import ConversionError
+from convert.presets import preset as preset_named
+from convert.recognition import Weights, fitting_presets, nearest_preset, understand
+from convert.sources import Source, open_source
+
+
+def load_weights(
+    path: str | os.PathLike[str],
+    params: AutoEncoderParams | str | None = None,
+    *,
+    verify: bool = True,
+) -> Weights:
+    """Opens weights of any kind and settles what they are.
+
+    Args:
+      path: a file or folder; see `convert.sources.open_source`.
+      params: the architecture, or the name of a preset, where no configuration lies beside the weights.
+      verify: see `convert.files.read_tensors`.
+
+    Raises:
+      FileNotFoundError: if it does not exist, or a part of it is missing.
+      FileError: if it is damaged or of no known kind.
+      ConversionError: if it holds no autoencoder of this family, or another one than `params` and the configuration
+        say, or if nothing says its scale, shift and padding.
+      ValueError: if there is no such preset.
+    """
+    source = open_source(path, verify=verify)
+    return settle(source, preset_named(params) if isinstance(params, str) else params)
+
+
+def settle(source: Source, params: AutoEncoderParams | None) -> Weights:
+    """Returns the weights of a source, of which everything is known.
+
+    Raises:
+      ConversionError: as `load_weights`.
+    """
+    if params is not None and source.config is not None and params != source.config:
+        fields = [
+            f"{name} is {value!r}, not {vars(params)[name]!r}"
+            for name, value in vars(source.config).items()
+            if value != vars(params)[name]
+        ]
+        raise ConversionError(f"{source.path}: the configuration beside the weights says {'; '.join(fields)}")
+    try:
+        weights = understand(source.tensors, source.config or params)
+    except ConversionError as error:
+        raise ConversionError(f"{source.path}: {error}") from None
+    if weights.settled:
+        return weights
+    presets = fitting_presets(weights.params)
+    if presets:
+        advice = f"its tensors fit {' and '.join(presets)}: say which with preset= (--preset)"
+    else:
+        near, differences = nearest_preset(weights.params)
+        advice = f"the nearest preset is {near} ({'; '.join(differences)}): put a config.json beside it"
+    raise ConversionError(f"{source.path} says nothing of scale, shift and padding; {advice}")
