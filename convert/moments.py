@@ -1,0 +1,54 @@
+"""The state of Adam and AdamW, between frameworks: a run that was begun in one goes on in the other."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convert.architecture import AutoEncoderParams
+from convert.files import ArrayLike
+from convert.table import expand, to_flax, to_torch
+
+
+class Moments(NamedTuple):
+    """What Adam remembers, in our names.
+
+    Attributes:
+      count: updates done.
+      mu: first moments, a tree like the parameters'; optax's `mu`, PyTorch's `exp_avg`.
+      nu: second moments; optax's `nu`, PyTorch's `exp_avg_sq`.
+    """
+
+    count: int
+    mu: dict[str, Any]
+    nu: dict[str, Any]
+
+
+def moments_from_torch(
+    count: int, exp_avg: Mapping[str, ArrayLike], exp_avg_sq: Mapping[str, ArrayLike], params: AutoEncoderParams
+) -> Moments:
+    """Returns the moments of PyTorch's parameters, by their names in the `flux` layout.
+
+    Raises:
+      ConversionError: if they are not those of the architecture.
+    """
+    untrained = {  # buffers in PyTorch, leaves without a gradient in Flax
+        row.theirs: np.zeros(row.torch_shape) for row in expand(params) if row.ours.startswith("bn/")
+    }
+    return Moments(count, *(to_flax(dict(moments) | untrained, params, "flux") for moments in (exp_avg, exp_avg_sq)))
+
+
+def moments_to_torch(
+    moments: Moments, params: AutoEncoderParams
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Returns `exp_avg` and `exp_avg_sq` of PyTorch's parameters; the inverse of `moments_from_torch`.
+
+    Raises:
+      ConversionError: if they are not those of the architecture.
+    """
+    untrained = {row.theirs for row in expand(params) if row.ours.startswith("bn/")}
+    exp_avg, exp_avg_sq = (
+        {key: array for key, array in to_torch(tree, params, "flux").items() if key not in untrained}
+        for tree in (moments.mu, moments.nu)
+    )
+    return exp_avg, exp_avg_sq

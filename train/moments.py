@@ -1,0 +1,45 @@
+"""Adam's moments inside an optax state, out and in: see `convert.moments`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from convert.moments import Moments
+
+
+def get_moments(opt_state: Any) -> Moments:
+    """Returns what Adam remembers, wherever in a chain it stands.
+
+    Raises:
+      ValueError: if there is no Adam in the state, or more than one.
+    """
+    state = _adam(opt_state)
+    return Moments(int(state.count), *jax.device_get((state.mu, state.nu)))
+
+
+def set_moments(opt_state: Any, moments: Moments) -> Any:
+    """Returns the state with these moments, and every count in it (of a schedule, say) set to theirs; the inverse.
+
+    Raises:
+      ValueError: if there is no Adam in the state, or more than one.
+    """
+    state = _adam(opt_state)
+    mu, nu = (
+        jax.tree.map(lambda old, new: jnp.array(new, old.dtype), old, new)
+        for old, new in ((state.mu, moments.mu), (state.nu, moments.nu))
+    )
+    count = jnp.asarray(moments.count, state.count.dtype)
+    return optax.tree.set(opt_state, mu=mu, nu=nu, count=count)
+
+
+def _adam(opt_state: Any) -> optax.ScaleByAdamState:
+    found = [
+        node
+        for node in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
+        if isinstance(node, optax.ScaleByAdamState)
+    ]
+    if len(found) != 1:
+        raise ValueError(f"the optimiser's state holds {len(found)} Adam states; one was expected")
+    return found[0]
