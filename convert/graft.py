@@ -1,8 +1,8 @@
 """Published weights in an architecture that has more: attention at every level, conditioning on time.
 
-What is added starts as nothing: an attention block whose `proj_out` is zero returns its input, a `time_mlp` of zeros adds
-zero.  So the grafted model's function is the published one's, whatever the time, and training goes on from there: the
-zeros have gradients, because what stands before them is not zero.
+What is added starts as nothing: an attention block whose `proj_out` is zero returns its input, a `time_mlp` of zeros
+adds zero.  So the grafted model's function is the published one's, whatever the time, and training goes on from there:
+the zeros have gradients, because what stands before them is not zero.
 """
 
 from collections.abc import Mapping
