@@ -120,7 +120,7 @@ def test_everything_wrong_is_listed_in_one_error():
         to_flax(state_dict, TINY)
     message = str(caught.value)
     assert "1 missing, 1 unexpected, 1 misshapen" in message
-    for part in ("encoder.conv_in.bias (32,)", "decoder.surprise (3,)", "must be (3, 32, 3, 3)"):
+    for part in (f"encoder.conv_in.bias ({TINY.ch},)", "decoder.surprise (3,)", f"must be (3, {TINY.widths[0]}, 3, 3)"):
         assert part in message
     with pytest.raises(ConversionError, match="1 missing, 0 unexpected, 0 misshapen"):
         tree = to_flax(random_state_dict(TINY), TINY)
