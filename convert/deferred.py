@@ -35,6 +35,19 @@ class Deferred:
         return f"Deferred(shape={self.shape}, dtype={self.dtype})"
 
 
+def apply(op: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], array: Any) -> Any:
+    """Returns `op(array)`, later if the array itself is one that is made later.
+
+    Args:
+      op: anything that moves numbers and keeps their dtype.
+      shape: of the result.
+      array: an array, or anything that numpy can turn into one.
+    """
+    if isinstance(array, Deferred):
+        return Deferred(shape, array.dtype, lambda: op(np.asarray(array)))
+    return op(np.asarray(array))
+
+
 def cast(tensors: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Returns the tensors with every float of another width rounded to `dtype`, when it is asked for.
 

@@ -4,6 +4,7 @@ import os
 
 from convert.architecture import AutoEncoderParams
 from convert.errors import ConversionError
+from convert.hub import locate
 from convert.presets import preset as preset_named
 from convert.recognition import Weights, fitting_presets, nearest_preset, understand
 from convert.sources import Source, open_source
@@ -18,7 +19,8 @@ def load_weights(
     """Opens weights of any kind and settles what they are.
 
     Args:
-      path: a file or folder; see `convert.sources.open_source`.
+      path: a file or folder; see `convert.sources.open_source`.  What does not exist and looks like `org/name` is
+        looked for on the Hugging Face hub; see `convert.hub.locate`.
       params: the architecture, or the name of a preset, where no configuration lies beside the weights.
       verify: see `convert.files.read_tensors`.
 
@@ -29,7 +31,7 @@ def load_weights(
         say, or if nothing says its scale, shift and padding.
       ValueError: if there is no such preset.
     """
-    source = open_source(path, verify=verify)
+    source = open_source(locate(path), verify=verify)
     return settle(source, preset_named(params) if isinstance(params, str) else params)
 
 

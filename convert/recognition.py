@@ -50,12 +50,12 @@ class Weights:
     tensors: Mapping[str, ArrayLike]
     layout: str
     params: AutoEncoderParams
-    settled: bool
-    prefix: str
-    left_out: tuple[str, ...]
+    settled: bool = True
+    prefix: str = ""
+    left_out: tuple[str, ...] = ()
 
-    def to(self, layout: str) -> dict[str, np.ndarray]:
-        """Returns the tensors in another layout, as views.
+    def to(self, layout: str) -> dict[str, Any]:
+        """Returns the tensors in another layout, as views; what is made later stays so.
 
         Raises:
           ConversionError: if they are not those of the architecture, or the layout cannot express it.
@@ -80,8 +80,8 @@ def understand(tensors: Mapping[str, ArrayLike], params: AutoEncoderParams | Non
         translate(inside, params or inferred, layout, "flux")  # for its strictness; the views cost nothing
     except ConversionError as error:
         told = _differences(inferred, params) if params else []
-        hint = f"\nthe shapes speak of another architecture: {'; '.join(told)}" if told else ""
-        raise ConversionError(f"{error}{hint}") from None
+        hint = f"the shapes speak of another architecture: {'; '.join(told)}\n" if told else ""
+        raise ConversionError(f"{hint}{error}") from None
     return Weights(inside, layout, params or inferred, params is not None, prefix, left_out)
 
 

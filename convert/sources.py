@@ -13,6 +13,7 @@ from typing import Literal
 from convert import orbax_steps, pickles, shards
 from convert.architecture import AutoEncoderParams
 from convert.diffusers import is_diffusers_config, read_diffusers_file
+from convert.embedded import read_architecture
 from convert.errors import FileError
 from convert.files import ArrayLike, read_metadata, read_tensors
 from convert.flax_msgpack import read_msgpack
@@ -151,7 +152,9 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> So
     if kind == "sharded safetensors":
         return Source(path, kind, shards.read_shards(path, verify=verify), config)
     if kind == "safetensors":
-        return Source(path, kind, read_tensors(path, verify=verify), config, read_metadata(path))
+        metadata = read_metadata(path)
+        config = config or read_architecture(path, metadata)
+        return Source(path, kind, read_tensors(path, verify=verify), config, metadata)
     if kind == "pickle":
         return Source(path, kind, pickles.read_pickle(path), config)
     if kind == "flax msgpack":

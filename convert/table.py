@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
+from convert.deferred import apply
 from convert.errors import ConversionError
 from convert.files import ArrayLike
 from convert.layouts import LAYOUTS as _LAYOUTS
@@ -160,7 +161,7 @@ def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
 def to_flax(
     state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None = None
 ) -> dict[str, Any]:
-    """Returns the Flax tree of a state dict, as views of its arrays.
+    """Returns the Flax tree of a state dict, as views of its arrays; what is made later (`Deferred`) stays so.
 
     Args:
       state_dict: key to numpy array.
@@ -174,7 +175,7 @@ def to_flax(
     return unflatten({path: leaf for path, leaf in _to_ours(state_dict, params, layout).items() if path != COUNTER})
 
 
-def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "flux") -> dict[str, np.ndarray]:
+def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "flux") -> dict[str, Any]:
     """Returns the state dict of a Flax tree; the inverse of `to_flax`.
 
     Args:
@@ -195,8 +196,10 @@ def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "
 
 def translate(
     state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None, to: str
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Returns a state dict in another layout, as views; the numbers are the same bits.
+
+    Nothing is read but shapes: arrays that are made later (`Deferred`) are made when the result's are asked for.
 
     Args:
       state_dict: key to numpy array.
@@ -211,9 +214,7 @@ def translate(
     return _from_ours(_to_ours(state_dict, params, layout), params, to)
 
 
-def _to_ours(
-    state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None
-) -> dict[str, np.ndarray]:
+def _to_ours(state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None) -> dict[str, Any]:
     layout = recognise(state_dict, params) if layout is None else layout
     rows = expand(params, layout)
     _require(
@@ -221,10 +222,10 @@ def _to_ours(
         found={key: np.shape(array) for key, array in state_dict.items()},
         expected={row.theirs: row.torch_shape for row in rows},
     )
-    return {row.ours: row.op.to_flax(np.asarray(state_dict[row.theirs])) for row in rows}
+    return {row.ours: apply(row.op.to_flax, row.shape, state_dict[row.theirs]) for row in rows}
 
 
-def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str) -> dict[str, np.ndarray]:
+def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str) -> dict[str, Any]:
     if layout not in LAYOUTS:
         raise ValueError(f"weights cannot be written in the layout {layout!r}; there are {', '.join(LAYOUTS)}")
     rows = expand(params, layout)
@@ -233,7 +234,7 @@ def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str
         found={path: np.shape(array) for path, array in leaves.items()},
         expected={row.ours: row.shape for row in rows},
     )
-    return {row.theirs: row.op.to_torch(np.asarray(leaves[row.ours])) for row in rows}
+    return {row.theirs: apply(row.op.to_torch, row.torch_shape, leaves[row.ours]) for row in rows}
 
 
 def recognise(keys: Mapping[str, Any], params: AutoEncoderParams) -> str:

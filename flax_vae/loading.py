@@ -9,6 +9,7 @@ import numpy as np
 from flax.typing import Dtype
 
 from convert.architecture import AutoEncoderParams
+from convert.files import ArrayLike
 from convert.folder import save_folder
 from convert.loading import load_weights
 from convert.table import to_flax, to_torch
@@ -28,8 +29,8 @@ def from_pretrained(
 
     Args:
       path: a model folder of ours or diffusers', a safetensors file, whole or in shards, a PyTorch or Lightning
-        checkpoint, also of a whole Stable Diffusion model, one of diffusers' former Flax models, or a checkpoint of
-        training.
+        checkpoint, also of a whole Stable Diffusion model, one of diffusers' former Flax models, a checkpoint of
+        training, or the name of a model on the Hugging Face hub, `"org/name"` or `"org/name/folder"` (the `hub` extra).
       preset: the name of a preset, or an architecture, where no configuration lies beside the weights: shapes do not
         tell scale, shift and padding.
       dtype: of the computation; see `AutoEncoder`.
@@ -68,8 +69,9 @@ def save_pretrained(
     save_folder(path, model.params, state_dict, force=force)
 
 
-def _to_jax(array: np.ndarray, dtype: Dtype | None) -> jax.Array:
-    result = jnp.asarray(array, dtype)
+def _to_jax(array: ArrayLike, dtype: Dtype | None) -> jax.Array:
+    # A copy: on a CPU JAX may keep an array that lies well as it is, which here is a view of a file.
+    result = jnp.array(np.asarray(array), dtype, copy=True)
     expected = np.dtype(array.dtype if dtype is None else dtype)
     if result.dtype != expected:
         raise ValueError(

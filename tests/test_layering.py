@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-# What the files of each package may import, beyond the standard library and themselves.  `torch` and `tensorstore` in
-# `convert` are for reading pickled checkpoints and those of training, inside functions: that nothing loads them by
-# itself is asked below.
+# What the files of each package may import, beyond the standard library and themselves.  `torch`, `tensorstore` and
+# `huggingface_hub` in `convert` are for pickled checkpoints, those of training and names on the hub, inside functions:
+# that nothing loads them by itself is asked below.
 MAY_IMPORT = {
-    "convert": {"ml_dtypes", "msgpack", "numpy", "safetensors", "tensorstore", "torch", "tyro"},
+    "convert": {"huggingface_hub", "ml_dtypes", "msgpack", "numpy", "safetensors", "tensorstore", "torch", "tyro"},
     "torch_ref": {"convert", "einops", "jaxtyping", "ml_dtypes", "numpy", "torch"},
     "flax_vae": {"convert", "einops", "flax", "jax", "jaxtyping", "ml_dtypes", "numpy"},
     "train": {
@@ -26,7 +26,10 @@ MAY_IMPORT = {
 
 # What a plain `import` of each package must not load.
 STAYS_OUT = {
-    "convert": {"flax", "jax", "optax", "orbax", "tensorstore", "torch", "flax_vae", "torch_ref", "train"},
+    "convert": {
+        *("flax", "huggingface_hub", "jax", "optax", "orbax", "tensorstore", "torch"),
+        *("flax_vae", "torch_ref", "train"),
+    },
     "flax_vae": {"optax", "orbax", "torch", "torch_ref", "train"},
     "train": {"torch", "torch_ref"},
     "torch_ref": {"flax", "jax", "optax", "orbax", "flax_vae", "train"},

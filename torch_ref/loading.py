@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from convert.architecture import AutoEncoderParams
+from convert.files import ArrayLike
 from convert.folder import save_folder
 from convert.loading import load_weights
 from torch_ref.autoencoder import AutoEncoder
@@ -48,7 +49,7 @@ def save_pretrained(path: str | os.PathLike[str], model: AutoEncoder, *, force: 
     save_folder(path, model.params, {key: to_array(t) for key, t in model.state_dict().items()}, force=force)
 
 
-def to_tensor(array: np.ndarray) -> Tensor:
+def to_tensor(array: ArrayLike) -> Tensor:
     """Returns a copy as a tensor, bit for bit; NumPy's bfloat16 is one that torch does not know."""
     array = np.array(array, order="C")
     if array.dtype == ml_dtypes.bfloat16:

@@ -115,7 +115,9 @@ def test_weights_of_another_architecture_are_not_written(tmp_path):
 
 
 @pytest.mark.parametrize("failure", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("stage", ["Path.write_text", "sync_file", "write_tensors", "_swap"])
+@pytest.mark.parametrize(
+    "stage", ["new_folder.Path.write_text", "new_folder.sync_file", "folder.write_tensors", "new_folder._swap"]
+)
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_failure_in_the_middle_leaves_everything_as_it_was(tmp_path, monkeypatch, failure, stage, existing):
     if existing:
@@ -125,7 +127,7 @@ def test_a_failure_in_the_middle_leaves_everything_as_it_was(tmp_path, monkeypat
     def fail(*args, **kwargs):
         raise failure
 
-    monkeypatch.setattr(f"convert.folder.{stage}", fail)
+    monkeypatch.setattr(f"convert.{stage}", fail)
     with pytest.raises(type(failure)):
         save_folder(tmp_path / "model", TINY, random_weights(1), force=True)
     assert everything_in(tmp_path) == before

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from convert.files import read_tensors, write_tensors
 from convert.folder import save_folder
 from convert.sources import open_source
 
-TINY = PRESETS["tiny"]
+TINY = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 2), num_res_blocks=1)
 DIFFUSERS = "diffusion_pytorch_model"
 
 

@@ -77,3 +77,19 @@ def test_bad_folders_are_refused(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(FileError):
         from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("replacement", ["overwritten", "deleted"])
+def test_parameters_do_not_depend_on_the_file(tmp_path, replacement):
+    model, params = make()
+    save_pretrained(tmp_path / "model", model, params)
+    _, loaded = from_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    size = path.stat().st_size
+    if replacement == "overwritten":
+        with path.open("r+b") as file:  # in place, as no careful program does it
+            file.write(b"\xff" * size)
+    else:
+        path.unlink()
+    for name, leaf in flatten(params).items():
+        np.testing.assert_array_equal(flatten(loaded)[name], leaf)

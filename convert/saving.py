@@ -1,0 +1,85 @@
+"""Weights to disk, in any layout that can be written: the counterpart of `convert.loading`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from convert.deferred import cast
+from convert.diffusers import write_diffusers_config
+from convert.embedded import write_architecture
+from convert.errors import ConversionError
+from convert.files import write_tensors
+from convert.folder import CONFIG, save_folder
+from convert.folder import LAYOUT as FOLDER_LAYOUT
+from convert.new_folder import new_folder, write_json
+from convert.recognition import PREFIXES, Weights
+
+FILE_SUFFIX = ".safetensors"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def save_weights(
+    path: str | os.PathLike[str],
+    weights: Weights,
+    layout: str = "flux",
+    *,
+    dtype: str | None = None,
+    prefix: str = "",
+    metadata: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> None:
+    """Writes weights in any layout, tensor after tensor.
+
+    A `path` that ends in `.safetensors` becomes one file, whose header says the architecture.  Any other becomes a
+    folder: a model folder of ours for `"flux"`, and for `"diffusers"` one that `AutoencoderKL.from_pretrained` (or
+    `AutoencoderKLFlux2`) loads; the other layouts know no folders.
+
+    Args:
+      path: the file or the folder; missing folders above it are made.
+      weights: what `load_weights` gives, or `Weights(tensors, layout, params)`.
+      layout: one of `LAYOUTS`.
+      dtype: to which floats are rounded; None keeps every bit.
+      prefix: put before every name in a file, as `"first_stage_model."` in checkpoints of Stable Diffusion.
+      metadata: further strings for the header of a file.
+      force: whether an existing file, or a folder of the same kind, may be replaced.
+
+    Raises:
+      ConversionError: if the tensors are not those of the architecture; if the layout cannot express it, has no folder
+        or takes no prefix; if a number is too large for `dtype`.
+      FileExistsError: if it exists and `force` is not set, or is a folder with anything else in it.
+      OSError: if it cannot be written, as on a full disk.
+      ValueError: if there is no such layout or dtype.
+    """
+    target, params = Path(path), weights.params
+    # What diffusers builds from is a configuration: what it cannot say must not get lost in a single file either.
+    config = write_diffusers_config(params) if layout == "diffusers" else {}
+    state_dict = weights.to(layout)
+    if dtype is not None:
+        state_dict = cast(state_dict, dtype)
+    if target.suffix == FILE_SUFFIX:
+        _check_prefix(prefix)
+        header = {"format": "pt"} | write_architecture(params) | dict(metadata or {})
+        write_tensors(target, {prefix + key: t for key, t in state_dict.items()}, metadata=header, force=force)
+        return
+    if prefix or metadata:
+        raise ConversionError(
+            f"{target} is to be a folder, which has no prefix and no metadata; write {target}.safetensors"
+        )
+    if layout == FOLDER_LAYOUT:
+        save_folder(target, params, state_dict, force=force)
+    elif layout == "diffusers":
+        with new_folder(target, (CONFIG, DIFFUSERS_WEIGHTS), force=force) as fresh:
+            write_json(fresh / CONFIG, config)
+            write_tensors(fresh / DIFFUSERS_WEIGHTS, state_dict, metadata={"format": "pt"})
+    else:
+        raise ConversionError(
+            f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r} and 'diffusers' have; "
+            f"call the file {target}{FILE_SUFFIX}"
+        )
+
+
+def _check_prefix(prefix: str) -> None:
+    """Refuses what could not be read again."""
+    if prefix and not (prefix.endswith(".") and set(prefix[:-1].split(".")) <= set(PREFIXES)):
+        known = ", ".join(repr(f"{name}.") for name in PREFIXES)
+        raise ConversionError(f"prefix={prefix!r} is none that is known; there are {known} and their nesting")

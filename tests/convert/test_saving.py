@@ -1,0 +1,176 @@
+"""Any layout to any other and back, bit for bit; folders and files of each; nothing half written."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from convert import LAYOUTS, PRESETS, ConversionError, expand
+from convert.deferred import Deferred
+from convert.errors import FileError
+from convert.files import list_tensors, read_metadata, read_tensors, write_tensors
+from convert.loading import load_weights
+from convert.recognition import Weights
+from convert.saving import save_weights
+from convert.table import translate
+
+SMALL = {  # every preset with its own levels and switches, and widths that take no time
+    name: replace(params, ch=32, num_res_blocks=1, ch_mult=(1, *(2 for _ in params.ch_mult[1:])))
+    for name, params in PRESETS.items()
+}
+TINY = replace(SMALL["sd1"], scale_factor=0.5, shift_factor=0.25, quant_conv=False)
+POOL = np.random.default_rng(0).standard_normal(1 << 16, np.float32)
+
+
+def random_weights(params=TINY, layout="flux", dtype=np.float32, seed=0) -> dict[str, np.ndarray]:
+    """Different numbers in every tensor, drawn once."""
+    pool = np.roll(POOL, seed).astype(dtype)
+    return {
+        row.theirs: np.array(7) if row.theirs.endswith("tracked") else np.resize(pool[place:], row.torch_shape)
+        for place, row in enumerate(expand(params, layout))
+    }
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        other = np.asarray(found[name])
+        assert other.dtype == array.dtype and other.shape == array.shape, name
+        assert np.ascontiguousarray(other).tobytes() == np.ascontiguousarray(array).tobytes(), name
+
+
+def everything_in(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def names(params) -> list[str]:
+    """The layouts that can express an architecture."""
+    found = []
+    for layout in LAYOUTS:
+        try:
+            expand(params, layout)
+        except ConversionError:
+            continue
+        found.append(layout)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("preset", SMALL)
+def test_any_layout_to_any_other_and_back_is_bit_exact(preset, dtype):
+    params = SMALL[preset]
+    assert "flux" in names(params)
+    for one, other in itertools.permutations(names(params), 2):
+        weights = random_weights(params, one, dtype)
+        there = translate(weights, params, one, other)
+        assert_same(translate(there, params, other, one), weights)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_single_files_say_the_architecture_and_keep_every_bit(tmp_path, layout, dtype):
+    path = tmp_path / "vae.safetensors"
+    save_weights(path, Weights(random_weights(dtype=dtype), "flux", TINY), layout, metadata={"step": "3"})
+    assert read_metadata(path)["step"] == "3"
+    back = load_weights(path)
+    assert back.params == TINY and back.settled
+    assert_same(back.to("flux"), random_weights(dtype=dtype))
+    with pytest.raises(ConversionError, match="scale_factor is 0.5, not 0.3611"):
+        load_weights(path, "flux1")
+
+
+def test_a_damaged_entry_of_the_header_is_refused(tmp_path):
+    for entry in ("{", '{"chanels": 3}', json.dumps(TINY.to_dict() | {"ch": 31})):
+        path = tmp_path / "vae.safetensors"
+        write_tensors(path, random_weights(), metadata={"autoencoder": entry}, force=True)
+        with pytest.raises(FileError, match="'autoencoder' of its metadata describes no autoencoder"):
+            load_weights(path)
+
+
+@pytest.mark.parametrize(("layout", "weights"), [("flux", "model"), ("diffusers", "diffusion_pytorch_model")])
+def test_folders(tmp_path, layout, weights):
+    source = Weights(random_weights(), "flux", TINY)
+    save_weights(tmp_path / "a" / "model", source, layout)
+    expected = {"config.json", f"{weights}.safetensors"}
+    assert {entry.name for entry in (tmp_path / "a" / "model").iterdir()} == expected
+    assert [entry.name for entry in (tmp_path / "a").iterdir()] == ["model"]
+    back = load_weights(tmp_path / "a" / "model")
+    assert back.params == TINY
+    assert_same(back.to("flux"), random_weights())
+    with pytest.raises(FileExistsError, match="--force"):
+        save_weights(tmp_path / "a" / "model", source, layout)
+    save_weights(tmp_path / "a" / "model", Weights(random_weights(seed=1), "flux", TINY), layout, force=True)
+    assert_same(load_weights(tmp_path / "a" / "model").to("flux"), random_weights(seed=1))
+
+
+@pytest.mark.parametrize(("one", "other"), [("flux", "diffusers"), ("diffusers", "flux")])
+def test_a_folder_of_another_kind_is_never_replaced(tmp_path, one, other):
+    source = Weights(random_weights(), "flux", TINY)
+    save_weights(tmp_path / "model", source, one)
+    before = everything_in(tmp_path)
+    with pytest.raises(FileExistsError, match="and is never replaced"):
+        save_weights(tmp_path / "model", source, other, force=True)
+    assert everything_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("params", "name", "layout", "options", "message"),
+    [
+        (TINY, "model", "ldm", {}, "'ldm' layout has no folders.*call the file .*model.safetensors"),
+        (TINY, "model", "flux", {"prefix": "vae."}, "has no prefix"),
+        (TINY, "model.safetensors", "flux", {"prefix": "vae"}, "prefix='vae' is none that is known"),
+        (TINY, "model.safetensors", "flux", {"prefix": "../"}, "prefix='../' is none that is known"),
+        (SMALL["seed"], "model.safetensors", "ldm", {}, "no name for encoder/down_0/block_0/time_mlp"),
+        (SMALL["seed-flux"], "model.safetensors", "diffusers", {}, "pad asymmetrically only"),
+        (SMALL["flux2"], "model.safetensors", "ldm", {}, "no name for bn/running_mean"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path, params, name, layout, options, message):
+    with pytest.raises(ConversionError, match=message):
+        save_weights(tmp_path / name, Weights(random_weights(params), "flux", params), layout, **options)
+    assert everything_in(tmp_path) == {}
+
+
+@pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", "module.first_stage_model."])
+def test_a_prefix_is_written_and_read(tmp_path, prefix):
+    path = tmp_path / "vae.safetensors"
+    save_weights(path, Weights(random_weights(), "flux", TINY), "ldm", prefix=prefix)
+    assert set(read_tensors(path)) == {prefix + row.theirs for row in expand(TINY, "ldm")}
+    assert load_weights(path).prefix == prefix
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["vae.safetensors", "vae"])
+def test_tensors_are_made_one_at_a_time(tmp_path, layout, name):
+    if name == "vae" and layout not in ("flux", "diffusers"):
+        pytest.skip("has no folders")
+    made, arrays = [], random_weights(layout="diffusers")
+
+    def later(key: str) -> Deferred:
+        return Deferred(arrays[key].shape, arrays[key].dtype, lambda: (made.append(key), arrays[key])[1])
+
+    source = Weights({key: later(key) for key in arrays}, "diffusers", TINY)
+    state_dict = source.to(layout)
+    assert made == []  # the strict check looks at shapes only
+    del state_dict
+    save_weights(tmp_path / name, source, layout, dtype="bfloat16")
+    assert sorted(made) == sorted(arrays)
+    (path,) = tmp_path.rglob("*.safetensors")
+    assert {info.dtype for info in list_tensors(path).values()} == {"bfloat16"}
+    expected = {key: array.astype(ml_dtypes.bfloat16) for key, array in arrays.items()}
+    assert_same(load_weights(tmp_path / name).to("diffusers"), expected)
+
+
+@pytest.mark.parametrize("name", ["vae.safetensors", "vae"])
+def test_a_failure_in_the_middle_leaves_everything_as_it_was(tmp_path, name):
+    save_weights(tmp_path / name, Weights(random_weights(), "flux", TINY), "diffusers")
+    before = everything_in(tmp_path)
+    arrays = random_weights(seed=1)
+    arrays["decoder.conv_out.bias"][0] = 1e9  # too large for float16, found out while it is written
+    with pytest.raises(ConversionError, match="decoder.conv_out.bias' are too large for float16"):
+        save_weights(tmp_path / name, Weights(arrays, "flux", TINY), "diffusers", dtype="float16", force=True)
+    assert everything_in(tmp_path) == before
