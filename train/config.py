@@ -19,6 +19,7 @@ class DataConfig:
       held_out: path inside the folder of the one photograph that is never trained on; None means `chelsea.jpg` of the
         shipped ones, and of a folder the last by name.
       crop_size: side of the random square crops, in pixels.
+      shuffle_channels: show red, green and blue in random order: a few photographs then hold many more colours.
 
     Raises:
       ValueError: if `crop_size` is less than 1.
@@ -27,6 +28,7 @@ class DataConfig:
     folder: str | None = None
     held_out: str | None = None
     crop_size: int = 256
+    shuffle_channels: bool = False
 
     def __post_init__(self):
         _at_least(1, crop_size=self.crop_size)

@@ -4,6 +4,7 @@ What a crop shows is a pure function of (seed, step, index): no iterator has a s
 hold, and any machine can make any example.
 """
 
+import itertools
 from importlib import resources
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Photographs:
         if not self._folder.is_dir():
             raise DataError(f"{self._folder} is no folder; name one that holds images")
         self._crop_size = config.crop_size
+        self._orders = list(itertools.permutations(range(3))) if config.shuffle_channels else [(0, 1, 2)]
         names = list_images(self._folder)
         if len(names) < 2:
             raise DataError(
@@ -62,19 +64,21 @@ class Photographs:
     def crop(self, seed: int, step: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
         """Example `index` of update `step`: a crop, flipped left to right every other time.
 
-        Every photograph is equally likely, whatever its size.
+        Every photograph is equally likely, whatever its size, and so is every order of the channels if they are
+        shuffled.
 
         Raises:
           DataError: if the file has become unreadable.
         """
         # Raw words of SeedSequence, not a Generator: NumPy promises that these never change between versions.
-        words = np.random.SeedSequence((seed, step, index)).generate_state(4)
+        words = np.random.SeedSequence((seed, step, index)).generate_state(5)
         photograph = self._read(self.names[_below(len(self.names), words[0])])
         size = self._crop_size
         top = _below(photograph.shape[0] - size + 1, words[1])
         left = _below(photograph.shape[1] - size + 1, words[2])
         crop = photograph[top : top + size, left : left + size]
-        return crop[:, ::-1] if words[3] & 1 else crop
+        crop = crop[:, ::-1] if words[3] & 1 else crop
+        return crop[..., self._orders[_below(len(self._orders), words[4])]]
 
     def batch(self, seed: int, step: int, batch_size: int) -> Float[np.ndarray, "b s s 3"]:
         """All examples of update `step`, in [-1, 1]."""

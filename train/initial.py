@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from convert.architecture import NORM_GROUPS, AutoEncoderParams
 
-_CONTRAST = 5.0  # large beside the stream's own values, which are of order 1
+_CONTRAST = 20.0  # large beside the stream's own values, which are of order 1
 
 
 def make_transparent(params: dict[str, Any], record: AutoEncoderParams) -> dict[str, Any]:

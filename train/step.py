@@ -55,8 +55,7 @@ def train_step(
         if loss.sample:
             z = posterior.sample(noise=example_noise(key, first, z))
         # Decoding
-        scaled = model.params.scale_factor * (z - model.params.shift_factor)
-        reconstruction = apply(scaled, method="decode")
+        reconstruction = apply(apply(z, method="scale"), method="decode")
         return reconstruction_loss(reconstruction, images, posterior, loss)
 
     (_, scores), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
