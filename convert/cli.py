@@ -1,35 +1,49 @@
 """The command `flax-vae-convert`.
 
-The first word chooses: `inspect` and `table` are commands of their own, anything else is the SRC of a conversion.
+The first word chooses: `inspect`, `verify` and `table` are commands of their own, anything else is the SRC of a
+conversion.
 """
 
+import json
 import math
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from convert.architecture import AutoEncoderParams
+from convert.deferred import cast
+from convert.diffusers import is_diffusers_config, read_diffusers_file
 from convert.errors import ConversionError, FileError
-from convert.files import list_tensors, read_tensors, write_tensors
-from convert.folder import CONFIG, LAYOUT, WEIGHTS, load_folder, save_folder
+from convert.folder import read_config
+from convert.hub import locate
+from convert.inspecting import inspect, summary
+from convert.loading import settle
 from convert.presets import PRESETS
-from convert.table import LAYOUTS, expand, to_flax, to_torch
+from convert.recognition import Weights, understand
+from convert.saving import save_weights
+from convert.sources import Source, open_source
+from convert.strict_json import loads_object
+from convert.table import LAYOUTS, READABLE, expand
+from convert.verifying import compare
 
 PROG = "flax-vae-convert"
+SHOWN = 10  # differences, names: the first of a long list
 
 if TYPE_CHECKING:
     Layout = str
+    AnyLayout = str
     Preset = str
 else:  # tyro lists the choices and refuses anything else
     Layout = Literal[LAYOUTS]
+    AnyLayout = Literal[READABLE]
     Preset = Literal[tuple(PRESETS)]
+
+PresetOption = Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(PRESETS)}}}")]
 
 
 @dataclass(frozen=True)
@@ -37,56 +51,156 @@ class Convert:
     """Converts the weights of an autoencoder; every tensor is checked, and every bit is kept.
 
     Other commands (a SRC of one of these names is written ./inspect):
-      flax-vae-convert inspect FILE       lists the tensors of a file
-      flax-vae-convert table --preset P   shows the name of every weight in PyTorch and in Flax
+      flax-vae-convert inspect FILE       says what a file holds
+      flax-vae-convert verify A B         says whether two files hold the same weights
+      flax-vae-convert table --preset P   shows the name of every weight in Flax and in each layout
 
     Attributes:
-      src: a model folder, or a safetensors file with --preset
-      dst: a name that ends in .safetensors for one file, any other for a model folder
+      src: a file or folder of weights: safetensors (whole or in shards), a PyTorch or Lightning checkpoint (also of a
+        whole Stable Diffusion model), a diffusers folder, a model folder, a checkpoint of training; or org/name on the
+        Hugging Face hub
+      dst: a name that ends in .safetensors for one file, any other for a folder (flux and diffusers)
       to: the names of the tensors in DST
-      preset: the architecture, where SRC has no config.json that says it
+      preset: the architecture, where nothing beside SRC says it
+      config: the same as a config.json, of ours or of diffusers
+      dtype: round the numbers to this; otherwise every bit is kept
+      prefix: put before every name in a file, such as first_stage_model.
       force: replace DST if it exists
+      json: print one JSON object
     """
 
     src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
     dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     to: Layout
-    preset: Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(PRESETS)}}}")] = None
+    preset: PresetOption = None
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    prefix: str = ""
     force: bool = False
+    json: bool = False
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Reads, checks, converts and writes."""
-        into_file = self.dst.suffix == ".safetensors"
-        if not into_file and self.to != LAYOUT:
-            raise ConversionError(
-                f"a model folder is always in the {LAYOUT!r} layout; for {self.to!r} call DST {self.dst}.safetensors"
-            )
-        params, state_dict = _read(self.src, self.preset)
-        converted = to_torch(to_flax(state_dict, params), params, layout=self.to)
-        if into_file:
-            write_tensors(self.dst, converted, metadata={"format": "pt"}, force=self.force)
-        else:
-            save_folder(self.dst, params, converted, force=self.force)
-        print(f"{self.dst}: {_summary(converted.values())}")
+        source, weights = _load(self.src, _architecture(self.preset, self.config))
+        before = summary(weights.tensors.values())
+        after = summary((cast(weights.tensors, self.dtype) if self.dtype else weights.tensors).values())
+        progress = _Counter(str(self.dst))
+        save_weights(
+            self.dst,
+            weights,
+            self.to,
+            dtype=self.dtype,
+            prefix=self.prefix,
+            force=self.force,
+            progress=progress if sys.stderr.isatty() else None,
+        )
+        progress.clear()
+        rounded = before["dtypes"] if before["dtypes"] != after["dtypes"] else None
+        if self.json:
+            report = {"dst": str(self.dst), "layout": self.to, "src": str(source.path), "src_layout": weights.layout}
+            report |= {"rounded_from": rounded, "left_out": list(weights.left_out)} | after
+            print(json.dumps(report | {"architecture": weights.params.to_dict()}))
+            return 0
+        print(f"{self.dst}: {_counted(after)}")
+        if rounded:
+            print(f"rounded: {_dtypes(rounded)} became {_dtypes(after['dtypes'])}")
+        if weights.left_out:
+            print(f"left out of {self.src}: {_some(weights.left_out)}")
+        return 0
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Lists the tensors of a safetensors file or of a model folder.
+    """Says what a file or folder holds: layout, architecture, dtypes, and what is wrong with it.
+
+    The exit code is 1 if it holds no autoencoder of this family, or numbers that are not finite.
 
     Attributes:
-      file: the file or the folder
+      file: any SRC of a conversion
+      tensors: list every tensor too
+      json: print one JSON object
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    tensors: bool = False
+    json: bool = False
 
-    def run(self) -> None:
-        """Prints the list."""
-        tensors = list_tensors(self.file / WEIGHTS if self.file.is_dir() else self.file)
-        _print_columns(
-            [("name", "shape", "dtype"), *((name, info.shape, info.dtype) for name, info in tensors.items())]
-        )
-        print(_summary(tensors.values()))
+    def run(self) -> int:
+        """Prints the report."""
+        source = open_source(locate(self.file))
+        report = inspect(source)
+        if self.json:
+            listed = {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in source.tensors.items()}
+            print(json.dumps(report | ({"all_tensors": listed} if self.tensors else {})))
+        else:
+            if self.tensors:
+                rows = [(name, tuple(t.shape), t.dtype) for name, t in source.tensors.items()]
+                _print_columns([("name", "shape", "dtype"), *rows])
+                print()
+            _print_report(report)
+        return 1 if report["problem"] or report["non_finite"] else 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Says whether two files or folders hold the same weights, bit for bit, whatever their layouts.
+
+    With --run both frameworks compute with them, and every block is compared: Flax with A, PyTorch with B, or with A
+    too if B is left out.  The exit code is 1 if anything differs.
+
+    Attributes:
+      a: any SRC of a conversion
+      b: another
+      run_picture: a picture to send through the models of both frameworks
+      preset: the architecture, where nothing beside A or B says it (--run needs it)
+      json: print one JSON object
+    """
+
+    a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
+    b: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="B")] = None
+    run_picture: Annotated[Path | None, tyro.conf.arg(name="run", metavar="PICTURE")] = None
+    preset: PresetOption = None
+    json: bool = False
+
+    def run(self) -> int:
+        """Compares, and prints what differs."""
+        if self.b is None and self.run_picture is None:
+            raise ConversionError("verify needs something to compare with: give B, or --run PICTURE, or both")
+        report: dict[str, Any] = {"same": True}
+        lines: list[str] = []
+        if self.b is not None:
+            self._compare(self.b, report, lines)
+        if self.run_picture is not None:
+            self._run_both(self.run_picture, report, lines)
+        print(json.dumps(report) if self.json else "\n".join(lines))
+        return 0 if report["same"] else 1
+
+    def _compare(self, other: Path, report: dict[str, Any], lines: list[str]) -> None:
+        a, b = (_understand(path, self.preset) for path in (self.a, other))
+        count, differences = compare(a, b)
+        report |= {"same": not differences, "tensors": count, "differences": [d._asdict() for d in differences]}
+        if not differences:
+            lines.append(f"the same weights, bit for bit: {count:,} tensors ({a.layout} and {b.layout})")
+            return
+        lines.append(f"not the same: {len(differences):,} differences in {count:,} tensors")
+        for name, what, largest in differences[:SHOWN]:
+            lines.append(f"  {name}: {what}" + ("" if largest is None else f", at most {largest:.3g} apart"))
+        if len(differences) > SHOWN:
+            lines.append(f"  and {len(differences) - SHOWN:,} more")
+
+    def _run_both(self, picture: Path, report: dict[str, Any], lines: list[str]) -> None:
+        _, a = _load(self.a, _architecture(self.preset))
+        b = a if self.b is None else _load(self.b, _architecture(self.preset))[1]
+        # jax and torch: seconds to load, and neither is needed for anything else
+        from convert.two_frameworks import TOLERANCE, run
+
+        drift = run(a, b, picture)
+        report |= {"run": drift._asdict(), "same": report["same"] and drift.first is None}
+        height, width = drift.size
+        lines.append(f"Flax and PyTorch, {height} x {width} pixels, float32; largest difference, of PyTorch's RMS:")
+        lines += [f"  {name:40} {apart:9.2e}" for name, apart in (drift.blocks | drift.outputs).items()]
+        agree = f"every block agrees within {TOLERANCE:g}"
+        lines.append(agree if drift.first is None else f"the first layer that diverges is {drift.first}")
 
 
 @dataclass(frozen=True)
@@ -95,28 +209,39 @@ class Table:
 
     Attributes:
       preset: the architecture
-      layout: which of the names that PyTorch models use
+      layout: which of the names that are used for such models, one or several
     """
 
     preset: Preset
-    layout: Layout = LAYOUT
+    layout: tuple[AnyLayout, ...] = ("flux",)
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Prints the table."""
-        rows = expand(PRESETS[self.preset], self.layout)
-        heads = ("flax", "shape", self.layout, "shape", "from there to Flax")
-        _print_columns([heads, *((row.ours, row.shape, row.theirs, row.torch_shape, row.op.name) for row in rows)])
-        print(f"{len(rows):,} tensors, {sum(math.prod(row.shape) for row in rows):,} numbers")
+        tables = [expand(PRESETS[self.preset], layout) for layout in self.layout]
+        heads = ["flax", "shape"]
+        for layout in self.layout:
+            heads += [layout, "shape", "from there to Flax"]
+        lines: list[list[object]] = []
+        for rows in zip(*tables, strict=True):
+            lines.append([rows[0].ours, rows[0].shape])
+            for row in rows:
+                lines[-1] += [row.theirs, row.torch_shape, row.op.name]
+        _print_columns([heads, *lines])
+        print(f"{len(lines):,} tensors, {sum(math.prod(row.shape) for row in tables[0]):,} numbers")
+        return 0
 
 
-COMMANDS = {"inspect": Inspect, "table": Table}
+COMMANDS = {"inspect": Inspect, "verify": Verify, "table": Table}
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, or 1 for bad input.
+    """Runs the command line and returns its exit code.
 
     Args:
       args: the words after the program's name; None takes those of the process.
+
+    Returns:
+      0; or 1 for bad input, and where `inspect` or `verify` found something wrong.
 
     Raises:
       SystemExit: 2 for a misused command line, 0 after `--help`.
@@ -126,7 +251,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if words and words[0] in COMMANDS:
         command, prog = COMMANDS[words[0]], f"{PROG} {words.pop(0)}"
     try:
-        tyro.cli(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run()
+        code = tyro.cli(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a listing has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -134,36 +259,83 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ConversionError, FileError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 1
-    return 0
+    return code
 
 
-def _read(src: Path, name: str | None) -> tuple[AutoEncoderParams, dict[str, np.ndarray]]:
-    if not src.exists():
-        raise FileNotFoundError(f"{src} does not exist; give a model folder or a safetensors file")
-    if src.is_dir() or (src.name == WEIGHTS and src.with_name(CONFIG).exists()):
-        params, state_dict = load_folder(src)
-        if name is not None and PRESETS[name] != params:
-            raise ConversionError(f"{src} is not of preset {name}: {_difference(params, name)}; leave out --preset")
-        return params, state_dict
-    if name is None:
-        raise ConversionError(f"{src} does not say which architecture it holds; add --preset ({', '.join(PRESETS)})")
-    return PRESETS[name], read_tensors(src)
+class _Counter:
+    """How much of a long work is done, on a terminal."""
+
+    def __init__(self, what: str):
+        self.what, self.shown = what, False
+
+    def __call__(self, done: int, count: int) -> None:
+        sys.stderr.write(f"\r{self.what}: {done:,} of {count:,} tensors")
+        sys.stderr.flush()
+        self.shown = True
+
+    def clear(self) -> None:
+        if self.shown:
+            sys.stderr.write("\r\033[K")
 
 
-def _difference(params: AutoEncoderParams, name: str) -> str:
-    ours, theirs = params.to_dict(), PRESETS[name].to_dict()
-    return ", ".join(
-        f"{field} is {ours[field]!r}, not {theirs[field]!r}" for field in ours if ours[field] != theirs[field]
-    )
+def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoderParams | None:
+    if config is None:
+        return None if preset is None else PRESETS[preset]
+    if preset is not None:
+        raise ConversionError("--preset and --config both say the architecture; give one of them")
+    if not config.is_file():
+        raise FileNotFoundError(f"{config} is no file; give a config.json of ours or of diffusers")
+    try:
+        theirs = is_diffusers_config(loads_object(config.read_bytes()))
+    except ValueError:
+        theirs = False  # whoever reads it says what is wrong with it
+    return read_diffusers_file(config) if theirs else read_config(config)
 
 
-def _summary(tensors: Iterable) -> str:
-    """Counts tensors and numbers of anything that has a shape and a dtype."""
-    tensors = list(tensors)
-    kinds = Counter(str(tensor.dtype) for tensor in tensors)
-    dtypes = ", ".join(dtype if len(kinds) == 1 else f"{count:,} x {dtype}" for dtype, count in kinds.most_common())
-    numbers = sum(math.prod(tensor.shape) for tensor in tensors)
-    return f"{len(tensors):,} tensors, {numbers:,} numbers, {dtypes or 'empty'}"
+def _load(path: Path, params: AutoEncoderParams | None) -> tuple[Source, Weights]:
+    source = open_source(locate(path))
+    return source, settle(source, params)
+
+
+def _understand(path: Path, preset: str | None) -> Weights:
+    """For a comparison: what shapes do not tell need not be known."""
+    source = open_source(locate(path))
+    try:
+        return understand(source.tensors, source.config or _architecture(preset))
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from None
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    lines = [("file", report["path"]), ("kind", report["kind"])]
+    if report["problem"] is None:
+        lines += [("layout", report["layout"] + (f", under {report['prefix']!r}" if report["prefix"] else ""))]
+        if report["left_out"]:
+            lines += [("besides", _some(report["left_out"]))]
+        lines += [(name, value) for name, value in report["architecture"].items()]
+        if not report["settled"]:
+            lines += [("unknown", "resolution, scale, shift, padding, kind of time: no shape tells; see --preset")]
+        fits = ", ".join(report["presets"])
+        near = f"none; the nearest is {report['nearest_preset']}: {'; '.join(report['differences'])}"
+        lines += [("presets", fits or near)]
+    lines += [("holds", _counted(report)), ("digest", report["digest"])]
+    lines += [("not finite", _some(report["non_finite"]) if report["non_finite"] else "none")]
+    _print_columns(lines)
+    if report["problem"] is not None:
+        print(report["problem"])
+
+
+def _counted(counts: dict[str, Any]) -> str:
+    return f"{counts['tensors']:,} tensors, {counts['numbers']:,} numbers, {_dtypes(counts['dtypes'])}"
+
+
+def _dtypes(kinds: dict[str, int]) -> str:
+    return ", ".join(name if len(kinds) == 1 else f"{count:,} x {name}" for name, count in kinds.items()) or "empty"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names):,} tensors ({', '.join(names[:3])}{more})"
 
 
 def _print_columns(rows: Sequence[Sequence[object]]) -> None:

@@ -1,10 +1,13 @@
 """Weights to disk, in any layout that can be written: the counterpart of `convert.loading`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from convert.deferred import cast
+import numpy as np
+
+from convert.deferred import Deferred, cast
 from convert.diffusers import write_diffusers_config
 from convert.embedded import write_architecture
 from convert.errors import ConversionError
@@ -27,6 +30,7 @@ def save_weights(
     prefix: str = "",
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Writes weights in any layout, tensor after tensor.
 
@@ -42,6 +46,7 @@ def save_weights(
       prefix: put before every name in a file, as `"first_stage_model."` in checkpoints of Stable Diffusion.
       metadata: further strings for the header of a file.
       force: whether an existing file, or a folder of the same kind, may be replaced.
+      progress: called before each tensor with how many are done and how many there are.
 
     Raises:
       ConversionError: if the tensors are not those of the architecture; if the layout cannot express it, has no folder
@@ -56,6 +61,8 @@ def save_weights(
     state_dict = weights.to(layout)
     if dtype is not None:
         state_dict = cast(state_dict, dtype)
+    if progress is not None:
+        state_dict = _watch(state_dict, progress)
     if target.suffix == FILE_SUFFIX:
         _check_prefix(prefix)
         header = {"format": "pt"} | write_architecture(params) | dict(metadata or {})
@@ -76,6 +83,17 @@ def save_weights(
             f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r} and 'diffusers' have; "
             f"call the file {target}{FILE_SUFFIX}"
         )
+
+
+def _watch(tensors: Mapping[str, Any], progress: Callable[[int, int], None]) -> dict[str, Deferred]:
+    done: list[str] = []
+
+    def make(name: str) -> np.ndarray:
+        progress(len(done), len(tensors))
+        done.append(name)
+        return np.asarray(tensors[name])
+
+    return {name: Deferred(tuple(t.shape), np.dtype(t.dtype), lambda n=name: make(n)) for name, t in tensors.items()}
 
 
 def _check_prefix(prefix: str) -> None:

@@ -1,22 +1,27 @@
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from convert import LAYOUTS, PRESETS, expand
+from convert import LAYOUTS, PRESETS, ConversionError, expand
 from convert.cli import main
+from convert.diffusers import write_diffusers_config
 from convert.files import read_tensors, write_tensors
 from convert.folder import load_folder, save_folder
 
 TINY = PRESETS["tiny"]
+SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 2), num_res_blocks=1)  # what every layout can express
 
 
-def random_weights(seed: int = 0) -> dict[str, np.ndarray]:
+def random_weights(seed: int = 0, params=TINY, layout="flux") -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {row.theirs: rng.standard_normal(row.torch_shape, np.float32) for row in expand(TINY, "flux")}
+    return {row.theirs: rng.standard_normal(row.torch_shape, np.float32) for row in expand(params, layout)}
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:
@@ -90,8 +95,7 @@ def test_a_preset_that_contradicts_the_folder_is_refused(work, capsys):
     assert main(["model", "same", "--to", "flux", "--preset", "tiny"]) == 0
     capsys.readouterr()
     message = refused(capsys, work, "model", "new", "--to", "flux", "--preset", "flux1")
-    assert "model is not of preset flux1: resolution is 64, not 256, ch is 32, not 128" in message
-    assert "leave out --preset" in message
+    assert "the configuration beside the weights says resolution is 64, not 256; ch is 32, not 128" in message
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_all_listed(work, capsys):
@@ -109,9 +113,9 @@ def test_bad_sources_are_refused(work, capsys):
     Path("short.safetensors").write_bytes(Path("ae.safetensors").read_bytes()[:5000])
     Path("empty").mkdir()
     tail = ("new", "--to", "flux")
-    assert "absent does not exist; give a model folder or" in refused(capsys, work, "absent", *tail)
-    assert "add --preset (tiny, seed" in refused(capsys, work, "ae.safetensors", *tail)
-    assert "empty holds no config.json" in refused(capsys, work, "empty", *tail)
+    assert "absent does not exist; give a folder, or a file of" in refused(capsys, work, "absent", *tail)
+    assert "its tensors fit tiny: say which with preset= (--preset)" in refused(capsys, work, "ae.safetensors", *tail)
+    assert "empty holds no model" in refused(capsys, work, "empty", *tail)
     short = refused(capsys, work, "short.safetensors", *tail, "--preset", "tiny")
     assert "short.safetensors is not a complete safetensors file" in short
 
@@ -121,7 +125,7 @@ def test_bad_targets_are_refused(work, capsys):
     Path("model/notes.txt").write_text("precious")
     tail = ("--to", "flux", "--preset", "tiny", "--force")
     assert "file is a file; a model folder needs" in refused(capsys, work, "ae.safetensors", "file", *tail)
-    assert "more than a model (notes.txt)" in refused(capsys, work, "ae.safetensors", "model", *tail)
+    assert "(notes.txt) and is never replaced" in refused(capsys, work, "ae.safetensors", "model", *tail)
     assert "file" in refused(capsys, work, "ae.safetensors", "file/below", *tail)
 
 
@@ -134,34 +138,169 @@ def test_a_misused_command_line_exits_with_2(capsys):
     assert "--preset" in misused(capsys, "table")
 
 
-@pytest.mark.parametrize("file", ["ae.safetensors", "model"])
-def test_inspect_lists_every_tensor(work, capsys, file):
-    assert main(["inspect", file]) == 0
-    heads, *lines, total = capsys.readouterr().out.splitlines()
-    assert heads.split() == ["name", "shape", "dtype"]
-    expected = {name: (str(array.shape), "float32") for name, array in random_weights().items()}
-    found = {line.split()[0]: (line[line.index("(") : line.index(")") + 1], line.split()[-1]) for line in lines}
-    assert found == expected
-    numbers = sum(array.size for array in random_weights().values())
-    assert total == f"{len(expected):,} tensors, {numbers:,} numbers, float32"
+def printed(capsys) -> dict:
+    return json.loads(capsys.readouterr().out)
 
 
-def test_inspect_counts_mixed_dtypes(work, capsys):
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> Path:
+    """A working directory that holds weights which every layout can express, as a model folder."""
+    monkeypatch.chdir(tmp_path)
+    save_folder("model", SMALL, random_weights(params=SMALL))
+    return tmp_path
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_there_and_back(small, capsys, layout):
+    assert main(["model", "there.safetensors", "--to", layout]) == 0
+    assert set(read_tensors("there.safetensors")) == {row.theirs for row in expand(SMALL, layout)}
+    assert main(["verify", "model", "there.safetensors"]) == 0
+    assert main(["there.safetensors", "back", "--to", "flux"]) == 0  # the file says its architecture
+    assert_same(load_folder("back")[1], random_weights(params=SMALL))
+
+
+def test_a_folder_of_diffusers(small, capsys):
+    assert main(["model", "vae", "--to", "diffusers"]) == 0
+    assert sorted(os.listdir("vae")) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert main(["vae", "back", "--to", "flux"]) == 0
+    assert load_folder("back")[0] == SMALL
+    capsys.readouterr()
+    assert "'ldm' layout has no folders" in refused(capsys, small, "vae", "x", "--to", "ldm")
+
+
+def test_what_is_changed_or_left_out_is_said(small, capsys):
+    inside = {f"first_stage_model.{key}": t for key, t in random_weights(params=SMALL, layout="ldm").items()}
+    others = {f"model.diffusion_model.{number}": np.ones(2, np.float32) for number in range(5)}
+    write_tensors("sd.safetensors", inside | others)
+    Path("config.json").write_text(json.dumps(SMALL.to_dict()))
+    command = ["sd.safetensors", "vae.safetensors", "--to", "ldm", "--config", "config.json", "--dtype", "bfloat16"]
+    assert main([*command, "--prefix", "first_stage_model."]) == 0
+    first, rounded, left_out = capsys.readouterr().out.splitlines()
+    assert first.startswith("vae.safetensors: ") and first.endswith(" numbers, bfloat16")
+    assert rounded == "rounded: float32 became bfloat16"
+    assert left_out.startswith("left out of sd.safetensors: 5 tensors (model.diffusion_model.0, ")
+    assert set(read_tensors("vae.safetensors")) == set(inside)
+    assert main([*command, "--force", "--json"]) == 0
+    report = printed(capsys)
+    assert report["rounded_from"] == {"float32": len(inside)} and len(report["left_out"]) == 5
+    assert report["architecture"] == SMALL.to_dict()
+
+
+@pytest.mark.parametrize("form", ["ours", "diffusers"])
+def test_a_configuration_can_be_given(small, form):
+    fields = SMALL.to_dict() if form == "ours" else write_diffusers_config(SMALL)
+    Path("given.json").write_text(json.dumps(fields))
+    write_tensors("bare.safetensors", random_weights(params=SMALL))
+    assert main(["bare.safetensors", "new", "--to", "flux", "--config", "given.json"]) == 0
+    assert load_folder("new")[0] == SMALL
+
+
+def test_inspect_says_what_a_file_holds(work, capsys):
+    assert main(["inspect", "ae.safetensors", "--json"]) == 0
+    report = printed(capsys)
+    assert (report["layout"], report["prefix"], report["kind"]) == ("flux", "", "safetensors")
+    assert report["dtypes"] == {"float32": len(random_weights())} and report["tensors"] == len(random_weights())
+    assert report["presets"] == ["tiny"] and not report["settled"] and report["digest"] == "verified"
+    assert main(["inspect", "model", "--json", "--tensors"]) == 0
+    report = printed(capsys)
+    assert report["settled"] and report["architecture"] == TINY.to_dict()
+    assert report["all_tensors"]["encoder.conv_in.bias"] == {"shape": [TINY.ch], "dtype": "float32"}
+    assert main(["inspect", "model", "--tensors"]) == 0
+    out = capsys.readouterr().out
+    assert "presets" in out and "encoder.conv_in.bias" in out
+
+
+def test_inspect_names_the_nearest_preset_and_numbers_that_are_not_finite(small, capsys):
+    weights = random_weights(params=SMALL)
+    weights["decoder.conv_out.bias"][1] = np.nan
+    safetensors.numpy.save_file(weights, "bad.safetensors")
+    assert main(["inspect", "bad.safetensors", "--json"]) == 1
+    report = printed(capsys)
+    assert report["non_finite"] == ["decoder.conv_out.bias"] and report["digest"] == "none"
+    assert report["presets"] == [] and report["nearest_preset"] in PRESETS and report["differences"]
+    assert main(["inspect", "bad.safetensors"]) == 1
+    out = capsys.readouterr().out
+    assert "none; the nearest is " in out and "1 tensors (decoder.conv_out.bias)" in out
+
+
+def test_inspect_counts_what_it_does_not_understand(work, capsys):
     arrays = {"a": np.zeros(2, np.float16), "b": np.zeros((), np.int64), "c": np.zeros((2, 2), np.float16)}
     write_tensors("mixed.safetensors", arrays)
-    assert main(["inspect", "mixed.safetensors"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "3 tensors, 7 numbers, 2 x float16, 1 x int64"
+    assert main(["inspect", "mixed.safetensors"]) == 1
+    out = capsys.readouterr().out
+    assert "3 tensors, 7 numbers, 2 x float16, 1 x int64" in out
+    assert "no tensor is an encoder's first convolution" in out
 
 
 def test_inspect_refuses_what_it_cannot_read(work, capsys):
     Path("notes.txt").write_text("no weights")
-    assert "notes.txt is not a complete safetensors file" in refused(capsys, work, "inspect", "notes.txt")
+    assert "notes.txt has a name of no known kind" in refused(capsys, work, "inspect", "notes.txt")
     assert "absent does not exist" in refused(capsys, work, "inspect", "absent")
+
+
+def test_verify_lists_what_differs(small, capsys):
+    weights = random_weights(params=SMALL)
+    weights["encoder.mid.attn_1.q.weight"] = weights["encoder.mid.attn_1.q.weight"].swapaxes(0, 1)
+    weights["decoder.conv_out.bias"] = weights["decoder.conv_out.bias"] + np.float32(0.5)
+    save_folder("other", replace(SMALL, downsample_padding="symmetric"), weights)
+    assert main(["verify", "model", "other", "--json"]) == 1
+    found = {d["name"]: d for d in printed(capsys)["differences"]}
+    assert set(found) == {"downsample_padding", "encoder/mid/attn_1/q/kernel", "decoder/conv_out/bias"}
+    assert found["decoder/conv_out/bias"]["largest"] == pytest.approx(0.5, rel=1e-5)
+    assert main(["verify", "model", "other"]) == 1
+    assert capsys.readouterr().out.startswith("not the same: 3 differences in ")
+    assert "give B, or --run PICTURE" in refused(capsys, small, "verify", "model")
+
+
+def test_verify_sees_another_dtype_and_another_shape(small, capsys):
+    assert main(["model", "half.safetensors", "--to", "ldm", "--dtype", "float16"]) == 0
+    capsys.readouterr()
+    assert main(["verify", "model", "half.safetensors", "--json"]) == 1
+    report = printed(capsys)
+    assert len(report["differences"]) == report["tensors"]
+    wider = replace(SMALL, ch_mult=(1, 3))
+    save_folder("wider", wider, random_weights(params=wider))
+    assert main(["verify", "model", "wider"]) == 1
+    assert "shapes (3, 3, 32, 64) and (3, 3, 32, 96)" in capsys.readouterr().out
+
+
+@pytest.mark.torch
+def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(small, capsys):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (17, 26, 3), np.uint8)).save("picture.png")
+    weights = {key: 0.1 * array for key, array in random_weights(params=SMALL).items()}
+    save_folder("a", SMALL, weights)
+    assert main(["verify", "a", "--run", "picture.png", "--json"]) == 0
+    drift = printed(capsys)["run"]
+    assert drift["size"] == [16, 26] and drift["first"] is None
+    assert max((drift["blocks"] | drift["outputs"]).values()) < 1e-4
+    assert list(drift["blocks"])[0] == "encoder.conv_in" and "encoder.down.0.block.0" in drift["blocks"]
+    weights["encoder.mid.attn_1.v.weight"] = weights["encoder.mid.attn_1.v.weight"].swapaxes(0, 1)
+    save_folder("b", SMALL, weights)
+    assert main(["verify", "a", "b", "--run", "picture.png"]) == 1
+    assert "the first layer that diverges is encoder.mid.attn_1.v" in capsys.readouterr().out
+    assert "cannot be read as a picture" in refused(capsys, small, "verify", "a", "--run", "a/config.json")
+
+
+@pytest.mark.parametrize("module", ["torch", "PIL"])
+def test_running_without_a_framework_names_the_extra(small, capsys, monkeypatch, module):
+    monkeypatch.delitem(sys.modules, "convert.two_frameworks", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    message = refused(capsys, small, "verify", "model", "--run", "picture.png")
+    assert "is not installed: pip install 'flax-vae[torch,train]'" in message
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_table_shows_every_row(capsys, preset, layout):
+    try:
+        expand(PRESETS[preset], layout)
+    except ConversionError:
+        assert main(["table", "--preset", preset, "--layout", layout]) == 1
+        assert f"the {layout!r} layout has no name for" in capsys.readouterr().err
+        return
     assert main(["table", "--preset", preset, "--layout", layout]) == 0
     _, *lines, total = capsys.readouterr().out.splitlines()
     rows = expand(PRESETS[preset], layout)
@@ -172,12 +311,21 @@ def test_table_shows_every_row(capsys, preset, layout):
     assert total.startswith(f"{len(rows):,} tensors, ")
 
 
+def test_table_shows_layouts_side_by_side(capsys):
+    assert main(["table", "--preset", "sd1", "--layout", "ldm", "diffusers", "diffusers-legacy"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("encoder/mid/attn_1/q/kernel")]
+    for name in ("encoder.mid.attn_1.q.weight", "mid_block.attentions.0.to_q.weight", "attentions.0.query.weight"):
+        assert name in line
+
+
 def test_table_counts_the_published_numbers(capsys):
     assert main(["table", "--preset", "flux1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "244 tensors, 83,819,683 numbers"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"], ["table", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["inspect", "--help"], ["verify", "--help"], ["table", "--help"]], ids=" ".join
+)
 def test_help_explains_itself(capsys, words):
     with pytest.raises(SystemExit) as exit_:
         main(words)
@@ -201,6 +349,6 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path):
 
 
 def test_a_source_named_like_a_command_can_be_reached(work):
-    os.rename("ae.safetensors", "inspect")
-    assert main(["./inspect", "new", "--to", "flux", "--preset", "tiny"]) == 0
+    os.rename("model", "inspect")
+    assert main(["./inspect", "new", "--to", "flux"]) == 0
     assert_same(load_folder("new")[1], random_weights())

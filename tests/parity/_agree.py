@@ -11,6 +11,7 @@ import flax_vae
 import torch_ref
 from convert import AutoEncoderParams, expand, to_flax
 from convert.table import COUNTER
+from convert.two_frameworks import difference, nchw, nhwc
 from torch_ref.loading import to_tensor
 
 # Largest difference, of the reference's RMS.  float64 is the truth test, float32 documents rounding.  In bfloat16 one
@@ -68,28 +69,6 @@ def inputs(params: AutoEncoderParams, height: int, width: int, dtype="float64", 
     noise = rng.standard_normal((2, height // raw, width // raw, params.z_channels))
     # Rounded to float32 first, so that every precision sees the same numbers.
     return [None if a is None else a.astype(np.float32).astype(dtype) for a in (images, time, noise)]
-
-
-def nchw(array):
-    """A Flax map as a torch tensor; vectors are left as they are."""
-    if array is None:
-        return None
-    array = np.asarray(array)
-    return to_tensor(array.transpose(0, 3, 1, 2) if array.ndim == 4 else array)
-
-
-def nhwc(tensor) -> np.ndarray:
-    """A torch map as float64 in Flax's order."""
-    array = tensor.detach().double().numpy()
-    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
-
-
-def difference(ours, theirs) -> float:
-    """The largest absolute difference, in units of the reference's RMS."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape, f"shapes differ: {ours.shape} and {theirs.shape}"
-    assert np.isfinite(ours).all(), "ours is not finite"
-    return float(np.abs(ours - theirs).max() / np.sqrt(np.mean(theirs**2)))
 
 
 def assert_agree(ours, theirs, tolerance: float, what: str = "outputs") -> None:

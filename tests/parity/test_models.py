@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from convert.two_frameworks import first_difference, layer_differences
 from tests.parity._agree import (
     TOLERANCE,
     assert_agree,
@@ -21,7 +22,6 @@ from tests.parity._agree import (
     torch_model,
 )
 from tests.parity._cases import MODELS
-from tests.parity._trace import first_difference, layer_differences
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -1,0 +1,67 @@
+"""What can be said of a file or folder of weights without a model: `flax-vae-convert inspect`."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from convert.errors import ConversionError
+from convert.files import ArrayLike
+from convert.header import DIGEST
+from convert.recognition import Weights, fitting_presets, nearest_preset, understand
+from convert.sources import Source
+
+
+def inspect(source: Source) -> dict[str, Any]:
+    """Returns a report that JSON can hold; its entry `problem` is None where the weights were understood.
+
+    Every tensor is read once, one at a time, to find numbers that are not finite.
+    """
+    report: dict[str, Any] = {
+        "path": str(source.path),
+        "kind": source.kind,
+        "digest": "verified" if DIGEST in source.metadata else "none",
+        "problem": None,
+    }
+    tensors: Mapping[str, ArrayLike] = source.tensors
+    try:
+        weights = understand(source.tensors, source.config)
+    except ConversionError as error:
+        report["problem"] = str(error)
+    else:
+        tensors = weights.tensors
+        report |= _understood(weights)
+    report |= summary(tensors.values())
+    report["non_finite"] = [name for name, tensor in tensors.items() if not _finite(tensor)]
+    return report
+
+
+def summary(tensors: Iterable[ArrayLike]) -> dict[str, Any]:
+    """Counts tensors, numbers and dtypes."""
+    tensors = list(tensors)
+    return {
+        "tensors": len(tensors),
+        "numbers": sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors),
+        "dtypes": dict(Counter(str(np.dtype(tensor.dtype)) for tensor in tensors).most_common()),
+    }
+
+
+def _understood(weights: Weights) -> dict[str, Any]:
+    nearest, differences = nearest_preset(weights.params)
+    return {
+        "layout": weights.layout,
+        "prefix": weights.prefix,
+        "left_out": list(weights.left_out),
+        "architecture": weights.params.to_dict(),
+        "settled": weights.settled,  # otherwise scale, shift and padding above are not known
+        "presets": fitting_presets(weights.params),
+        "nearest_preset": nearest,
+        "differences": differences,
+    }
+
+
+def _finite(tensor: ArrayLike) -> bool:
+    if "float" not in np.dtype(tensor.dtype).name:
+        return True
+    return bool(np.isfinite(np.asarray(tensor)).all())

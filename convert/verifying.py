@@ -1,0 +1,61 @@
+"""Whether two files hold the same weights, whatever their layouts: `flax-vae-convert verify`."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from convert.recognition import Weights
+from convert.table import flatten, to_flax
+
+# Says nothing about what a model computes: the side of the pictures it was trained with.
+_IDLE = ("resolution",)
+
+
+class Difference(NamedTuple):
+    """One thing in which two sets of weights differ.
+
+    Attributes:
+      name: of a tensor in our names, or of a field of the architecture.
+      what: a few words.
+      largest: the largest absolute difference, where there are two arrays of one shape; NaN where only one has a NaN.
+    """
+
+    name: str
+    what: str
+    largest: float | None = None
+
+
+def compare(a: Weights, b: Weights) -> tuple[int, list[Difference]]:
+    """Returns the number of tensors of `a` and all differences of `b` from it; none if every bit is the same.
+
+    The count of batches that PyTorch keeps beside FLUX.2's statistics is no weight, and is not compared.
+    """
+    differences = []
+    if a.settled and b.settled:
+        fields = [(name, value, vars(b.params)[name]) for name, value in vars(a.params).items() if name not in _IDLE]
+        differences += [Difference(name, f"{one!r} and {two!r}") for name, one, two in fields if one != two]
+    ours, theirs = (flatten(to_flax(weights.tensors, weights.params, weights.layout)) for weights in (a, b))
+    differences += [Difference(name, "only in the first") for name in ours if name not in theirs]
+    differences += [Difference(name, "only in the second") for name in theirs if name not in ours]
+    for name in ours:
+        if name in theirs:
+            differences += _between(name, np.asarray(ours[name]), np.asarray(theirs[name]))
+    return len(ours), differences
+
+
+def _between(name: str, one: np.ndarray, two: np.ndarray) -> list[Difference]:
+    if one.shape != two.shape:
+        return [Difference(name, f"shapes {one.shape} and {two.shape}")]
+    if one.dtype == two.dtype and _bits(one) == _bits(two):
+        return []
+    # Where both are infinite, or both NaN, they do not differ.
+    wide, other = one.astype(np.float64), two.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = np.where((wide == other) | (np.isnan(wide) & np.isnan(other)), 0.0, np.abs(wide - other))
+    count = np.count_nonzero(apart)
+    dtypes = "" if one.dtype == two.dtype else f", {one.dtype} and {two.dtype}"
+    return [Difference(name, f"{count:,} of {one.size:,} numbers{dtypes}", float(apart.max(initial=0)))]
+
+
+def _bits(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
