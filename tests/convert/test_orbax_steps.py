@@ -23,7 +23,7 @@ TINY = PRESETS["tiny"]
 def params() -> dict:
     rng = np.random.default_rng(0)
     found = unflatten({row.ours: jnp.asarray(rng.standard_normal(row.shape, np.float32)) for row in expand(TINY)})
-    found["decoder"]["conv_in"]["bias"] = jnp.arange(64, dtype=jnp.bfloat16)
+    found["decoder"]["conv_in"]["bias"] = jnp.arange(TINY.widths[-1], dtype=jnp.bfloat16)
     found["decoder"]["conv_out"]["bias"] = jnp.zeros(3)  # a whole chunk of the fill value
     return found
 
