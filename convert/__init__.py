@@ -6,7 +6,9 @@ Neither framework is needed, or loaded.
 from convert.architecture import AutoEncoderParams
 from convert.errors import ConversionError, FileError
 from convert.folder import load_folder, save_folder
+from convert.loading import load_weights
 from convert.presets import PRESETS, preset
+from convert.saving import save_weights
 from convert.table import LAYOUTS, Row, expand, to_flax, to_torch
 
 __all__ = [
@@ -18,8 +20,10 @@ __all__ = [
     "Row",
     "expand",
     "load_folder",
+    "load_weights",
     "preset",
     "save_folder",
+    "save_weights",
     "to_flax",
     "to_torch",
 ]

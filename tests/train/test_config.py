@@ -20,7 +20,7 @@ def test_every_recipe_survives_json(name):
 def test_every_field_survives_json():
     config = TrainConfig(
         model=TINY,
-        data=DataConfig(folder="pictures", held_out="x.png", crop_size=8),
+        data=DataConfig(folder="pictures", held_out="x.png", crop_size=8, shuffle_channels=True),
         optim=OptimConfig(learning_rate=2e-3, final_fraction=0.5, warmup_steps=7, b1=0.5, b2=0.6, weight_decay=0.1),
         loss=LossConfig(kl_weight=0.5, sample=False),
         batch_size=3,

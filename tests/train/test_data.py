@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -61,6 +62,18 @@ def test_crops_lie_everywhere_in_every_trained_photograph_and_in_no_other(folder
         assert {key[2] for key in ours} >= {0, image.shape[1] - 8}
     flips = sum(count for key, count in seen.items() if key[3])
     assert 240 < flips < 360
+
+
+def test_channels_come_in_every_order_if_they_are_shuffled(folder, photographs):
+    shuffled = Photographs(DataConfig(folder=str(folder), crop_size=8, shuffle_channels=True))
+    orders = Counter()
+    for index in range(120):
+        plain, crop = photographs.crop(0, 0, index), shuffled.crop(0, 0, index)
+        found = [order for order in itertools.permutations(range(3)) if np.array_equal(plain[..., order], crop)]
+        assert len(found) == 1  # the same crop otherwise
+        orders[found[0]] += 1
+    assert len(orders) == 6
+    assert min(orders.values()) > 8
 
 
 def test_a_crop_may_be_the_whole_photograph(tmp_path):
