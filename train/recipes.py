@@ -13,6 +13,10 @@ def recipe(name: str) -> TrainConfig:
       hardware: two CPU cores, or anything else
       expect:   two to four minutes, 27.4 dB PSNR and 0.81 SSIM on the held-out photograph
 
+    Five photographs hold few colours, and a fresh norm hides an image's brightness from a small model; hence the
+    shuffled channels and the transparent start.  Without the first, the cat's green eyes come out orange at the same
+    PSNR; without the second, the run ends at 24.0 dB.
+
     All others get the defaults of `TrainConfig`: crops at the preset's resolution, a long schedule.
 
     Raises:
