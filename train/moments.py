@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from convert.moments import Moments
@@ -16,7 +17,7 @@ def get_moments(opt_state: Any) -> Moments:
       ValueError: if there is no Adam in the state, or more than one.
     """
     state = _adam(opt_state)
-    return Moments(int(state.count), *jax.device_get((state.mu, state.nu)))
+    return Moments(int(np.asarray(state.count)), *jax.device_get((state.mu, state.nu)))
 
 
 def set_moments(opt_state: Any, moments: Moments) -> Any:
@@ -27,10 +28,10 @@ def set_moments(opt_state: Any, moments: Moments) -> Any:
     """
     state = _adam(opt_state)
     mu, nu = (
-        jax.tree.map(lambda old, new: jnp.array(new, old.dtype), old, new)
+        jax.tree.map(lambda old, new: jnp.array(new, jnp.asarray(old).dtype), old, new)
         for old, new in ((state.mu, moments.mu), (state.nu, moments.nu))
     )
-    count = jnp.asarray(moments.count, state.count.dtype)
+    count = jnp.asarray(moments.count, jnp.asarray(state.count).dtype)
     return optax.tree.set(opt_state, mu=mu, nu=nu, count=count)
 
 
