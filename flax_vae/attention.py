@@ -10,7 +10,7 @@ def attention(q: Float[Array, "b n c"], k: Float[Array, "b m c"], v: Float[Array
 
     The scores and their softmax are kept in float32 at least, so that half precision costs digits in the inputs only.
 
-    Source: seed module 2.
+    Source: seed module 2.  Twin: `torch_ref.attention`.
     """
     scores_dtype = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=scores_dtype) * q.shape[-1] ** -0.5

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from convert.architecture import NORM_GROUPS, Padding, check_padding
 from convert.checks import check_time_emb
+from torch_ref.attention import attention
 
 NORM_EPS = 1e-6
 
@@ -61,14 +62,6 @@ class AttnBlock(nn.Module):
         h = attention(q, k, v)
         h = rearrange(h, "b (h w) c -> b c h w", h=height)
         return x + self.proj_out(h)
-
-
-def attention(
-    q: Float[Tensor, "b n c"], k: Float[Tensor, "b m c"], v: Float[Tensor, "b m c"]
-) -> Float[Tensor, "b n c"]:
-    """Scaled dot-product attention, the full matrix at once, as the seed writes it."""
-    weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)) / (q.shape[-1] ** 0.5), dim=-1)
-    return torch.bmm(weights, v)
 
 
 class ResnetBlock(nn.Module):

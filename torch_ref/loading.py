@@ -11,6 +11,7 @@ from convert.architecture import AutoEncoderParams
 from convert.files import ArrayLike
 from convert.folder import save_folder
 from convert.loading import load_weights
+from convert.pickles import to_array
 from torch_ref.autoencoder import AutoEncoder
 
 
@@ -50,16 +51,8 @@ def save_pretrained(path: str | os.PathLike[str], model: AutoEncoder, *, force: 
 
 
 def to_tensor(array: ArrayLike) -> Tensor:
-    """Returns a copy as a tensor, bit for bit; NumPy's bfloat16 is one that torch does not know."""
+    """Returns a copy as a tensor, bit for bit: the inverse of `to_array`, with a bfloat16 that torch does not know."""
     array = np.array(array, order="C")
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
-
-
-def to_array(tensor: Tensor) -> np.ndarray:
-    """Returns a tensor as an array, bit for bit; the inverse of `to_tensor`."""
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()

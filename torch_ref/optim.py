@@ -3,8 +3,9 @@
 import torch
 
 from convert.moments import Moments, moments_from_torch, moments_to_torch
+from convert.pickles import to_array
 from torch_ref.autoencoder import AutoEncoder
-from torch_ref.loading import to_array, to_tensor
+from torch_ref.loading import to_tensor
 
 
 def read_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder) -> Moments:

@@ -95,38 +95,29 @@ def assert_as_accurate(ours, theirs, truth, what: str = "outputs") -> None:
         raise AssertionError(f"{what}: error {our_error:.3g} against float64, torch has {their_error:.3g}")
 
 
+def everything(model, images, time, noise) -> dict:
+    """All that a model can be asked for, by the names that both frameworks have."""
+    posterior = model.posterior(images, time)
+    return {
+        "latents": model.encode(images, time, noise=noise),
+        "means": posterior.mean,
+        "logvars": posterior.logvar,
+        "standard deviations": posterior.std,
+        "KL divergences": posterior.kl(),
+        "decoded noise": model.decode(model.scale(noise), time),
+        "images": model(images, time, noise=noise),
+    }
+
+
 def predict(model, tree, images, time, noise) -> dict[str, jax.Array]:
-    """All that a model can be asked for, in one compiled program."""
-
-    def everything(model, images, time, noise):
-        posterior = model.posterior(images, time)
-        return {
-            "latents": model.encode(images, time, noise=noise),
-            "means": posterior.mean,
-            "logvars": posterior.logvar,
-            "standard deviations": posterior.std,
-            "KL divergences": posterior.kl(),
-            "decoded noise": model.decode(model.scale(noise), time),
-            "images": model(images, time, noise=noise),
-        }
-
+    """Everything of the Flax model, in one compiled program."""
     return jax.jit(lambda tree, *data: model.apply({"params": tree}, *data, method=everything))(
         tree, images, time, noise
     )
 
 
 def predict_torch(model, images, time, noise) -> dict[str, np.ndarray]:
-    """The same of the torch twin."""
-    images, time, noise = nchw(images), nchw(time), nchw(noise)
+    """Everything of the torch twin, in Flax's order of axes."""
     with torch.no_grad():
-        posterior = model.posterior(images, time)
-        outputs = {
-            "latents": model.encode(images, time, noise=noise),
-            "means": posterior.mean,
-            "logvars": posterior.logvar,
-            "standard deviations": posterior.std,
-            "KL divergences": posterior.kl(),
-            "decoded noise": model.decode(model.scale(noise), time),
-            "images": model(images, time, noise=noise),
-        }
+        outputs = everything(model, nchw(images), nchw(time), nchw(noise))
     return {name: nhwc(output) for name, output in outputs.items()}

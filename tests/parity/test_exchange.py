@@ -11,6 +11,7 @@ import torch
 
 from convert import PRESETS, ConversionError, expand, to_flax, to_torch
 from convert.graft import graft
+from convert.pickles import to_array
 from convert.table import flatten
 from tests.parity._agree import (
     TOLERANCE,
@@ -25,7 +26,6 @@ from tests.parity._agree import (
 )
 from tests.parity._cases import MODELS
 from tests.parity.test_gradients import assert_trees_agree, loss, small_inputs, torch_loss
-from torch_ref.loading import to_array
 from torch_ref.optim import read_moments, write_moments
 from train.moments import get_moments, set_moments
 

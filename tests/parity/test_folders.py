@@ -10,9 +10,10 @@ import torch
 import flax_vae
 import torch_ref
 from convert import PRESETS, to_flax
+from convert.pickles import to_array
 from convert.table import flatten
 from tests.parity._agree import TOLERANCE, assert_agree, nchw, nhwc, random_state_dict, torch_model
-from torch_ref.loading import to_array, to_tensor
+from torch_ref.loading import to_tensor
 
 RECORD = dataclasses.replace(PRESETS["tiny"], attn_levels=None, learnable_logvar=True)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from convert import to_flax
+from convert.pickles import to_array
 from convert.table import flatten
 from tests.parity._agree import TOLERANCE, flax_model, inputs, nchw, random_state_dict, torch_model
 from tests.parity._cases import MODELS
-from torch_ref.loading import to_array
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -1,0 +1,16 @@
+"""Scaled dot-product attention of one head."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def attention(
+    q: Float[Tensor, "b n c"], k: Float[Tensor, "b m c"], v: Float[Tensor, "b m c"]
+) -> Float[Tensor, "b n c"]:
+    """Returns `softmax(q kᵀ / sqrt(c)) v`, the full matrix at once.
+
+    Source: seed module 2.  Twin: `flax_vae.attention`.
+    """
+    weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)) / (q.shape[-1] ** 0.5), dim=-1)
+    return torch.bmm(weights, v)
