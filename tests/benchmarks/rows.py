@@ -1,0 +1,144 @@
+"""What is measured: one row of the table per piece of work, and who takes part in it."""
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from convert.architecture import AutoEncoderParams
+from convert.diffusers import write_diffusers_config
+from convert.errors import ConversionError
+from convert.presets import preset
+
+OURS = "ours"
+REF, SDPA, COMPILE, DIFFUSERS = "torch_ref", "torch SDPA", "torch compile", "diffusers"
+PEERS = (REF, SDPA, COMPILE, DIFFUSERS)
+NEEDS = {REF: "torch", SDPA: "torch", COMPILE: "torch", DIFFUSERS: "diffusers"}
+
+# The shipped reference makes whole attention matrices; beyond this it is left out instead of filling the machine.
+LARGEST_MATRIX = 2e9
+
+EXTRAS = ("ceilings", "attention-memory")  # printed beside the table, chosen like its rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One piece of work, the same for all who take part.
+
+    Attributes:
+      work: `"forward"` (posterior mean and decode), `"decode"`, `"bands"` (decode in bounded memory) or `"training"`.
+      preset: the architecture, always without time.
+      px: side of the square image.
+      batch: images.
+      rounds: turns that each takes unless the command line says otherwise.
+      warm: whether everyone makes an untimed call first; long rows do without.
+      peers: who may take part beside ours; see `peers_of`.
+      half: bfloat16 arithmetic on a GPU, parameters float32.
+      listed: whether a run without `--rows` includes it.
+    """
+
+    work: str
+    preset: str
+    px: int
+    batch: int = 1
+    rounds: int = 3
+    warm: bool = True
+    peers: tuple[str, ...] = PEERS
+    half: bool = False
+    listed: bool = True
+
+    @property
+    def name(self) -> str:
+        """What `--rows` matches."""
+        return f"{self.work}-{self.preset}-{self.px}"
+
+    @property
+    def record(self) -> AutoEncoderParams:
+        """The architecture."""
+        return dataclasses.replace(preset(self.preset), time_emb_dim=None)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Of the scaled latent, `b h w c`."""
+        record = self.record
+        side = self.px // record.factor
+        return self.batch, side, side, record.latent_channels
+
+
+CPU_ROWS = (
+    Row("forward", "seed", 64, rounds=5),
+    Row("forward", "seed", 128, rounds=5),
+    Row("forward", "seed", 256, rounds=1, warm=False, peers=(REF, SDPA)),
+    Row("forward", "flux1", 256),
+    Row("forward", "flux1", 512, rounds=1, warm=False),
+    Row("decode", "flux1", 256),
+    Row("training", "seed", 128, warm=False),
+    Row("training", "flux1", 128, warm=False),
+    Row("training", "seed", 256, rounds=1, warm=False, peers=()),
+    Row("bands", "flux1", 1024, rounds=1, peers=(SDPA,), warm=False),
+    Row("bands", "flux1", 2048, rounds=1, peers=(), warm=False),
+    Row("forward", "tiny", 32, rounds=1, peers=(REF, SDPA), listed=False),
+    Row("training", "tiny", 64, rounds=3, listed=False),
+    Row("bands", "tiny", 64, rounds=1, peers=(), warm=False, listed=False),
+)
+GPU_ROWS = (
+    Row("forward", "flux1", 256, batch=32, rounds=10, half=True),
+    Row("training", "flux1", 256, batch=16, rounds=10, half=True),
+)
+
+
+def chosen(rows: Sequence[Row], patterns: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """Returns the rows and the extras that any of the patterns matches, as a glob or a piece of the name.
+
+    Raises:
+      ValueError: if a pattern matches nothing.
+    """
+    if not patterns:
+        return [row for row in rows if row.listed], list(EXTRAS)
+
+    def matches(name: str, pattern: str) -> bool:
+        return pattern in name or fnmatchcase(name, pattern)
+
+    names = [row.name for row in rows]
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in (*names, *EXTRAS)):
+            raise ValueError(f"--rows {pattern!r} matches none of {', '.join((*names, *EXTRAS))}")
+
+    def wanted(name: str) -> bool:
+        return any(matches(name, pattern) for pattern in patterns)
+
+    return [row for row in rows if wanted(row.name)], [name for name in EXTRAS if wanted(name)]
+
+
+def peers_of(row: Row) -> tuple[list[str], list[str]]:
+    """Returns the peers that take part, and a sentence for each that does not."""
+    found, notes = [], []
+    for peer in row.peers:
+        reason = _why_not(peer, row)
+        if reason is None:
+            found.append(peer)
+        else:
+            notes.append(f"{row.name}: {peer} left out: {reason}")
+    return found, notes
+
+
+def _why_not(peer: str, row: Row) -> str | None:
+    if importlib.util.find_spec(NEEDS[peer]) is None:
+        return f"{NEEDS[peer]} is not installed"
+    if peer == REF and matrix_bytes(row) > LARGEST_MATRIX:
+        return f"each of its attention matrices takes {matrix_bytes(row) / 1e9:.0f} GB"
+    if peer == DIFFUSERS:
+        try:
+            write_diffusers_config(row.record)
+        except ConversionError as error:
+            return str(error)
+    return None
+
+
+def matrix_bytes(row: Row) -> int:
+    """Bytes of the largest float32 attention matrix of one image, were it made."""
+    record = row.record
+    finest = min((level for level in range(record.num_levels) if record.attends(level)), default=record.num_levels - 1)
+    positions = (row.px // 2**finest) ** 2
+    return 4 * positions**2
