@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from convert.architecture import AutoEncoderParams
 from convert.checks import check_image, check_latent, check_time
+from flax_vae.attention import AttentionPath
 from flax_vae.coders import Decoder, Encoder
 from flax_vae.embedding import sinusoidal_embedding
 from flax_vae.gaussian import DiagonalGaussian, Posterior
@@ -29,6 +30,7 @@ class AutoEncoder(nn.Module):
         parameters and statistics in float32.
       param_dtype: of the parameters that `init` makes.
       remat: what the backward pass computes again instead of keeping: `"none"`, `"attention"` or `"blocks"`.
+      attention: how it is computed, `"auto"`, `"full"`, `"tiles"` or `"cudnn"`; see `flax_vae.attention`.
 
     Source: seed module 8; black-forest-labs/flux `modules/autoencoder.py::AutoEncoder`; the quant convolutions are
     CompVis/latent-diffusion's `AutoencoderKL`.  Twin: `torch_ref.autoencoder`.
@@ -38,12 +40,13 @@ class AutoEncoder(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     remat: Remat = "none"
+    attention: AttentionPath = "auto"
 
     def setup(self):
         params = self.params
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.encoder = Encoder(params, remat=self.remat, **kinds)
-        self.decoder = Decoder(params, remat=self.remat, **kinds)
+        self.encoder = Encoder(params, remat=self.remat, attention=self.attention, **kinds)
+        self.decoder = Decoder(params, remat=self.remat, attention=self.attention, **kinds)
         self.reg = DiagonalGaussian(learnable_logvar=params.learnable_logvar, param_dtype=self.param_dtype)
         if params.quant_conv:
             self.quant_conv = conv(2 * params.z_channels, 1, **kinds)

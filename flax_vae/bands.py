@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from flax_vae.attention import attention
 from flax_vae.convolution import convolve
 from flax_vae.layers import NORM_EPS, swish
+from flax_vae.upsampling import fold
 
 Weights = dict[str, Any]
 
@@ -146,7 +147,7 @@ class Upsample:
         pixels = [
             _convolve(
                 x[:, below : x.shape[1] - 1 + below],
-                self.weights | {"kernel": _merge(_merge(self.weights["kernel"], 0, below), 1, right)},
+                self.weights | {"kernel": fold(fold(self.weights["kernel"], 0, below), 1, right)},
                 (1 - right, right),
                 self.dtype,
             )
@@ -178,12 +179,6 @@ def _convolve(x: Array, weights: Weights, padding: tuple[int, int], dtype: Dtype
     *kernel, _, features = weights["kernel"].shape
     conv = nn.Conv(features, kernel, padding=((0, 0), padding), dtype=dtype, conv_general_dilated=convolve)
     return jnp.asarray(conv.apply({"params": weights}, x))
-
-
-def _merge(kernel: Array, axis: int, second: int) -> Array:
-    """Returns a kernel for a map instead of the doubled one, to give the first or second of each two pixels."""
-    before, here, after = jnp.split(kernel, 3, axis)
-    return jnp.concatenate([before + here, after] if second else [before, here + after], axis)
 
 
 def _per_channel(x: Array) -> Array:

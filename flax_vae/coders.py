@@ -3,6 +3,7 @@
 The levels are classes of their own, where the seed fills anonymous modules; the names of the weights are the same.
 """
 
+from functools import partial
 from itertools import pairwise
 
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from jaxtyping import Array, Float
 
 from convert.architecture import AutoEncoderParams, Padding
 from convert.checks import check_image, check_latent
-from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Upsample, conv, group_norm, swish
+from flax_vae.attention import AttentionPath
+from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Upsample, conv, group_norm
 from flax_vae.remat import Remat, rematerialised
 
 
@@ -27,12 +29,13 @@ class MidBlock(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     remat: Remat = "none"
+    attention: AttentionPath = "auto"
 
     def setup(self):
         Resnet, Attn = rematerialised(self.remat, ResnetBlock, AttnBlock)
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.block_1 = Resnet(self.channels, self.channels, self.time_emb_dim, **kinds)
-        self.attn_1 = Attn(self.channels, **kinds)
+        self.attn_1 = Attn(self.channels, attention=self.attention, **kinds)
         self.block_2 = Resnet(self.channels, self.channels, self.time_emb_dim, **kinds)
 
     def __call__(
@@ -59,13 +62,15 @@ class DownLevel(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     remat: Remat = "none"
+    attention: AttentionPath = "auto"
 
     def setup(self):
         Resnet, Attn = rematerialised(self.remat, ResnetBlock, AttnBlock)
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         widths = (self.in_channels, *[self.out_channels] * self.num_blocks)
         self.block = [Resnet(i, o, self.time_emb_dim, **kinds) for i, o in pairwise(widths)]
-        self.attn = [Attn(self.out_channels, **kinds) for _ in range(self.num_blocks if self.attend else 0)]
+        attn = partial(Attn, self.out_channels, attention=self.attention, **kinds)
+        self.attn = [attn() for _ in range(self.num_blocks if self.attend else 0)]
         if self.downsampling is not None:
             self.downsample = Downsample(self.out_channels, self.downsampling, **kinds)
 
@@ -95,13 +100,15 @@ class UpLevel(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     remat: Remat = "none"
+    attention: AttentionPath = "auto"
 
     def setup(self):
         Resnet, Attn = rematerialised(self.remat, ResnetBlock, AttnBlock)
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         widths = (self.in_channels, *[self.out_channels] * self.num_blocks)
         self.block = [Resnet(i, o, self.time_emb_dim, **kinds) for i, o in pairwise(widths)]
-        self.attn = [Attn(self.out_channels, **kinds) for _ in range(self.num_blocks if self.attend else 0)]
+        attn = partial(Attn, self.out_channels, attention=self.attention, **kinds)
+        self.attn = [attn() for _ in range(self.num_blocks if self.attend else 0)]
         if self.upsampling:
             self.upsample = Upsample(self.out_channels, **kinds)
 
@@ -124,6 +131,7 @@ class Encoder(nn.Module):
       dtype: of the computation; None follows inputs and parameters.
       param_dtype: of the parameters.
       remat: what the backward pass computes again instead of keeping.
+      attention: how it is computed; see `flax_vae.attention`.
 
     Source: seed module 5; black-forest-labs/flux `modules/autoencoder.py::Encoder`.  Twin: `torch_ref.coders`.
     """
@@ -132,6 +140,7 @@ class Encoder(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     remat: Remat = "none"
+    attention: AttentionPath = "auto"
 
     def setup(self):
         params = self.params
@@ -147,11 +156,14 @@ class Encoder(nn.Module):
                 attend=params.attends(level),
                 downsampling=params.downsample_padding if level != last else None,
                 remat=self.remat,
+                attention=self.attention,
                 **kinds,
             )
             for level in range(params.num_levels)
         ]
-        self.mid = MidBlock(params.widths[last], params.time_emb_dim, remat=self.remat, **kinds)
+        self.mid = MidBlock(
+            params.widths[last], params.time_emb_dim, remat=self.remat, attention=self.attention, **kinds
+        )
         self.norm_out = group_norm(**kinds)
         self.conv_out = conv(2 * params.z_channels, 3, **kinds)
 
@@ -178,7 +190,7 @@ class Encoder(nn.Module):
         # middle
         h = self.mid(h, time_emb)
         # end
-        return self.conv_out(swish(self.norm_out(h)))
+        return self.conv_out(self.norm_out.then_swish(h))
 
 
 class Decoder(nn.Module):
@@ -189,6 +201,7 @@ class Decoder(nn.Module):
       dtype: of the computation; None follows inputs and parameters.
       param_dtype: of the parameters.
       remat: what the backward pass computes again instead of keeping.
+      attention: how it is computed; see `flax_vae.attention`.
 
     Source: seed module 6; black-forest-labs/flux `modules/autoencoder.py::Decoder`.  Twin: `torch_ref.coders`.
     """
@@ -197,13 +210,16 @@ class Decoder(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     remat: Remat = "none"
+    attention: AttentionPath = "auto"
 
     def setup(self):
         params = self.params
         last = params.num_levels - 1
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.conv_in = conv(params.widths[last], 3, **kinds)
-        self.mid = MidBlock(params.widths[last], params.time_emb_dim, remat=self.remat, **kinds)
+        self.mid = MidBlock(
+            params.widths[last], params.time_emb_dim, remat=self.remat, attention=self.attention, **kinds
+        )
         self.up = [
             UpLevel(
                 in_channels=params.widths[min(level + 1, last)],
@@ -213,6 +229,7 @@ class Decoder(nn.Module):
                 attend=params.attends(level),
                 upsampling=level != 0,
                 remat=self.remat,
+                attention=self.attention,
                 **kinds,
             )
             for level in range(params.num_levels)
@@ -243,4 +260,4 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             h = level(h, time_emb)
         # end
-        return self.conv_out(swish(self.norm_out(h)))
+        return self.conv_out(self.norm_out.then_swish(h))

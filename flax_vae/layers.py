@@ -3,6 +3,8 @@
 Shapes: `b` batch, `c` channels, `h w` height and width, `t` width of the time embedding.  Flax is `b h w c`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -12,8 +14,10 @@ from jaxtyping import Array, Float
 
 from convert.architecture import NORM_GROUPS, Padding, check_padding
 from convert.checks import check_time_emb
-from flax_vae.attention import attention
+from flax_vae.attention import AttentionPath, attention
 from flax_vae.convolution import convolve
+from flax_vae.normalisation import GroupNorm
+from flax_vae.upsampling import upsample_and_convolve
 
 NORM_EPS = 1e-6
 
@@ -33,10 +37,9 @@ class Swish(nn.Module):
         return swish(x)
 
 
-def group_norm(dtype: Dtype | None, param_dtype: Dtype) -> nn.GroupNorm:
+def group_norm(dtype: Dtype | None, param_dtype: Dtype) -> GroupNorm:
     """The family's normalisation: 32 groups, epsilon 1e-6, a learned scale and shift per channel."""
-    # linen's fast variance is E[x²] - E[x]², which loses digits wherever the mean is large; torch does not use it.
-    return nn.GroupNorm(NORM_GROUPS, epsilon=NORM_EPS, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype)
+    return GroupNorm(NORM_GROUPS, NORM_EPS, dtype, param_dtype)
 
 
 def conv(features: int, kernel: int, dtype: Dtype | None, param_dtype: Dtype) -> nn.Conv:
@@ -53,6 +56,7 @@ def _conv(
     padding: tuple[tuple[int, int], tuple[int, int]],
     dtype: Dtype | None,
     param_dtype: Dtype,
+    convolution: Callable[..., Array] = convolve,
 ) -> nn.Conv:
     return nn.Conv(
         features,
@@ -61,7 +65,7 @@ def _conv(
         padding=padding,
         dtype=dtype,
         param_dtype=param_dtype,
-        conv_general_dilated=convolve,
+        conv_general_dilated=convolution,
     )
 
 
@@ -74,6 +78,7 @@ class AttnBlock(nn.Module):
       in_channels: width of input and output.
       dtype: of the computation; None follows inputs and parameters.
       param_dtype: of the parameters.
+      attention: how it is computed; see `flax_vae.attention`.
 
     Source: seed module 2; black-forest-labs/flux `modules/autoencoder.py::AttnBlock`.  Twin: `torch_ref.layers`.
     """
@@ -81,6 +86,7 @@ class AttnBlock(nn.Module):
     in_channels: int
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    attention: AttentionPath = "auto"
 
     def setup(self):
         self.norm = group_norm(self.dtype, self.param_dtype)
@@ -94,7 +100,7 @@ class AttnBlock(nn.Module):
         height = x.shape[1]
         h = self.norm(x)
         q, k, v = (rearrange(project(h), "b h w c -> b (h w) c") for project in (self.q, self.k, self.v))
-        h = attention(q, k, v)
+        h = attention(q, k, v, path=self.attention)
         h = rearrange(h, "b (h w) c -> b h w c", h=height)
         return x + self.proj_out(h)
 
@@ -137,10 +143,10 @@ class ResnetBlock(nn.Module):
           ValueError: if `time_emb` is missing or superfluous.
         """
         check_time_emb(self.time_emb_dim, None if time_emb is None else time_emb.shape)
-        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv1(self.norm1.then_swish(x))
         if time_emb is not None:
             h = h + self.time_mlp(time_emb)[:, None, None, :]
-        h = self.conv2(swish(self.norm2(h)))
+        h = self.conv2(self.norm2.then_swish(h))
         if self.in_channels != self.out_channels:
             x = self.nin_shortcut(x)
         return x + h
@@ -192,8 +198,9 @@ class Upsample(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def setup(self):
-        self.conv = conv(self.in_channels, 3, self.dtype, self.param_dtype)
+        side = PADDING["symmetric"]
+        self.conv = _conv(self.in_channels, 3, 1, side, self.dtype, self.param_dtype, upsample_and_convolve)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
         """Returns the map at twice the size."""
-        return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
+        return self.conv(x)

@@ -39,6 +39,18 @@ class Flags:
         Literal["pmap", "mesh"] | None, arg(metavar="pmap|mesh", help_behavior_hint="(default: pmap)")
     ] = None
     """How the step is compiled for all local devices."""
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32)"),
+    ] = None
+    """Of the computation; parameters and statistics stay float32."""
+    remat: Annotated[
+        Literal["none", "attention", "blocks"] | None,
+        arg(metavar="none|attention|blocks", help_behavior_hint="(default: none)"),
+    ] = None
+    """What the backward pass computes again instead of keeping: less memory, more time."""
+    compilation_cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: none)")] = None
+    """Where compiled programs are kept, so that the next run with the same settings starts at once."""
     data: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the shipped photographs)")] = None
     """A folder of images, searched recursively; the last by name is held out."""
     held_out: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: the last by name)")] = None
@@ -63,7 +75,7 @@ class Flags:
 
 # Where each flag that changes the configuration belongs.
 _OWNERS: dict[str, tuple[str, ...]] = {
-    "": ("steps", "seed", "parallel", "batch_size", "log_every", "eval_every", "save_every"),
+    "": ("steps", "seed", "parallel", "dtype", "remat", "batch_size", "log_every", "eval_every", "save_every"),
     "data": ("held_out", "crop_size"),
     "optim": ("learning_rate", "warmup_steps"),
     "loss": ("kl_weight",),
@@ -84,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (TrainError, ValueError) as error:
         return _refuse(error)
     try:
-        return _run(config, workdir)
+        return _run(config, workdir, flags.compilation_cache)
     except TrainError as error:
         return _refuse(error)
     except KeyboardInterrupt:  # twice, or before there was anything to save
@@ -92,9 +104,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _run(config: TrainConfig, workdir: Path) -> int:
+def _run(config: TrainConfig, workdir: Path, compilation_cache: Path | None) -> int:
     begun = time.monotonic()
-    from train.loop import train  # loads JAX: only now, when there is something to compute
+    from flax_vae.compilation import cache_compilations  # loads JAX: only now, when there is something to compute
+    from train.loop import train
+
+    if compilation_cache is not None:
+        cache_compilations(compilation_cache)
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax's notes to its own developers
     outcome = train(config, workdir)

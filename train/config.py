@@ -104,6 +104,8 @@ class TrainConfig:
       seed: of the initial weights, the crops and the noise.
       transparent_start: change the initial weights so that a small model learns faster; see `train.initial`.
       parallel: how the step is compiled for several devices; both compute the same.
+      dtype: of the computation.  Parameters, statistics of the normalisations and the optimiser's state are float32.
+      remat: what the backward pass computes again instead of keeping; see `flax_vae.AutoEncoder`.
       log_every: updates between two lines of `metrics.jsonl`.
       eval_every: updates between two evaluations on the held-out photograph.
       save_every: updates between two checkpoints.
@@ -121,6 +123,8 @@ class TrainConfig:
     seed: int = 0
     transparent_start: bool = False
     parallel: Literal["pmap", "mesh"] = "pmap"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "attention", "blocks"] = "none"
     log_every: int = 50
     eval_every: int = 1_000
     save_every: int = 200
@@ -129,8 +133,9 @@ class TrainConfig:
         _at_least(0, seed=self.seed)
         names = ("batch_size", "steps", "log_every", "eval_every", "save_every")
         _at_least(1, **{name: getattr(self, name) for name in names})
-        if self.parallel not in ("pmap", "mesh"):
-            raise ValueError(f"parallel={self.parallel!r} must be 'pmap' or 'mesh'")
+        _one_of(("pmap", "mesh"), parallel=self.parallel)
+        _one_of(("float32", "bfloat16"), dtype=self.dtype)
+        _one_of(("none", "attention", "blocks"), remat=self.remat)
         if self.data.crop_size % self.model.factor:
             raise ValueError(
                 f"crop_size={self.data.crop_size} is no multiple of {self.model.factor}, the factor of the model"
@@ -197,6 +202,12 @@ def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def _one_of(choices: tuple[str, ...], **values: str) -> None:
+    for name, value in values.items():
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}")
 
 
 def _positive(**values: float) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from flax_vae import AutoEncoder, save_pretrained
 from train.checkpoints import Checkpoints
@@ -65,7 +66,8 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest) -> Outcome
     photographs = Photographs(config.data)
     parallel = PARALLEL[config.parallel]()
     parallel.check_batch_size(config.batch_size)
-    model = AutoEncoder(config.model)
+    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+    model = AutoEncoder(config.model, dtype=dtype, remat=config.remat)
     optimizer = make_optimizer(config.optim, config.steps)
     evaluate = Evaluator(model, parallel, photographs.held_out())
     changes = run.check(config)

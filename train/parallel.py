@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flax_vae.compilation import compiler_options, release_compiler_memory
 from train.errors import TrainError
 
 AXIS = "data"
@@ -62,6 +63,20 @@ class Parallel(ABC):
     def compile(self, step: Callable[..., Any]) -> Callable[[Any, jax.Array], Any]:
         """Compiles `step(state, batch, axis_name=) -> (state, scores)`."""
 
+    def _ahead(self, step: Any) -> Callable[[Any, jax.Array], Any]:
+        """Compiles at the first call, once: a batch of another shape later is an error, not another compilation."""
+        compiled = None
+
+        def run(state: Any, batch: jax.Array) -> Any:
+            nonlocal compiled
+            if compiled is None:
+                options = compiler_options(self.devices[0].platform)
+                compiled = step.lower(state, batch).compile(compiler_options=options)
+                release_compiler_memory()
+            return compiled(state, batch)
+
+        return run
+
     def _donated(self) -> tuple[int, ...]:
         # The old state makes room for the new one.  Not on CPU: there a checkpoint that is being written in the
         # background may still be reading the very same memory.
@@ -79,13 +94,15 @@ class PmapParallel(Parallel):
         def named(state: Any, batch: jax.Array) -> Any:
             return step(state, batch, axis_name=AXIS)
 
-        return jax.pmap(
-            named,
-            axis_name=AXIS,
-            in_axes=(None, 0),
-            out_axes=None,
-            devices=self.devices,
-            donate_argnums=self._donated(),
+        return self._ahead(
+            jax.pmap(
+                named,
+                axis_name=AXIS,
+                in_axes=(None, 0),
+                out_axes=None,
+                devices=self.devices,
+                donate_argnums=self._donated(),
+            )
         )
 
 
@@ -96,11 +113,13 @@ class MeshParallel(Parallel):
         return jax.device_put(batch, self.split)
 
     def compile(self, step: Callable[..., Any]) -> Callable[[Any, jax.Array], Any]:  # noqa: D102 - as in Parallel
-        return jax.jit(
-            step,
-            in_shardings=(self.replicated, self.split),
-            out_shardings=self.replicated,
-            donate_argnums=self._donated(),
+        return self._ahead(
+            jax.jit(
+                step,
+                in_shardings=(self.replicated, self.split),
+                out_shardings=self.replicated,
+                donate_argnums=self._donated(),
+            )
         )
 
 

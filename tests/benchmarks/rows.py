@@ -73,8 +73,8 @@ CPU_ROWS = (
     Row("forward", "flux1", 256),
     Row("forward", "flux1", 512, rounds=1, warm=False),
     Row("decode", "flux1", 256),
-    Row("training", "seed", 128, warm=False),
-    Row("training", "flux1", 128, warm=False),
+    Row("training", "seed", 128, warm=False, peers=(SDPA, COMPILE)),  # torch_ref takes 9 GB and more than a minute
+    Row("training", "flux1", 128),
     Row("training", "seed", 256, rounds=1, warm=False, peers=()),
     Row("bands", "flux1", 1024, rounds=1, peers=(SDPA,), warm=False),
     Row("bands", "flux1", 2048, rounds=1, peers=(), warm=False),

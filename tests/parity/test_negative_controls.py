@@ -41,7 +41,9 @@ def drop_a_bias(monkeypatch, params, tree):
 
 def unscaled_attention(monkeypatch, params, tree):
     scaled = flax_vae.attention.attention
-    monkeypatch.setattr(flax_vae.layers, "attention", lambda q, k, v: scaled(q * q.shape[-1] ** 0.5, k, v))
+    monkeypatch.setattr(
+        flax_vae.layers, "attention", lambda q, k, v, path: scaled(q * q.shape[-1] ** 0.5, k, v, path=path)
+    )
     return params, tree
 
 

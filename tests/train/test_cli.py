@@ -42,6 +42,7 @@ def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
         flags(
             *("--preset", "flux1", "--steps", 7, "--seed", 3, "--parallel", "mesh", "--data", "pictures"),
             *("--held-out", "x.png", "--crop-size", 16, "--batch-size", 4, "--learning-rate", 0.5, "--warmup-steps", 2),
+            *("--dtype", "bfloat16", "--remat", "attention"),
             *("--kl-weight", 0.25, "--log-every", 1, "--eval-every", 2, "--save-every", 3),
         ),
         tmp_path,
@@ -52,6 +53,8 @@ def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
         steps=7,
         seed=3,
         parallel="mesh",
+        dtype="bfloat16",
+        remat="attention",
         batch_size=4,
         log_every=1,
         eval_every=2,

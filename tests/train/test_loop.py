@@ -151,3 +151,14 @@ def test_a_damaged_checkpoint_is_one_clear_error(small, stopped):
     shutil.rmtree(stopped / "checkpoints" / "5" / "state")
     with pytest.raises(RunError, match="5 cannot be restored"):
         train(small, stopped)
+
+
+def test_bfloat16_and_rematerialisation_keep_float32_parameters(small, tmp_path):
+    config = dataclasses.replace(small, steps=2, dtype="bfloat16", remat="blocks")
+    outcome = train(config, tmp_path / "half")
+    assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(outcome.state.params))
+    half = rows(tmp_path / "half")[-1]
+    train(dataclasses.replace(small, steps=2), tmp_path / "full")
+    full = rows(tmp_path / "full")[-1]
+    assert half["l1"] != full["l1"]
+    assert half["l1"] == pytest.approx(full["l1"], rel=0.02)

@@ -1,0 +1,95 @@
+"""The faster ways to convolve give XLA's own numbers and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flax_vae import convolution, kernel_gradient
+from flax_vae.convolution import convolve
+from flax_vae.upsampling import upsample_and_convolve
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+SAME = ((1, 1), (1, 1))
+
+
+def xla(x, kernel, stride, padding):
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+
+
+def draw(height, width, kernel, dtype="float64"):
+    rng = np.random.default_rng(0)
+    numbers = (rng.standard_normal((2, height, width, 4)), rng.standard_normal((*kernel, 4, 5)))
+    return tuple(jnp.asarray(array, dtype) for array in numbers)
+
+
+def assert_same(ours, theirs, inputs):
+    out, back = jax.vjp(ours, *inputs)
+    expected, their_back = jax.vjp(theirs, *inputs)
+    d_out = jnp.asarray(np.random.default_rng(1).standard_normal(expected.shape), expected.dtype)
+    for x, y in zip((out, *back(d_out)), (expected, *their_back(d_out)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("positions", [1, 11, 1000])  # a row a band, bands that do not divide the rows, one band
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((7, 5), (3, 3), 1, SAME),
+        ((6, 6), (1, 1), 1, ((0, 0), (0, 0))),
+        ((8, 6), (3, 3), 2, ((0, 1), (0, 1))),
+        ((9, 7), (3, 3), 2, SAME),
+        ((9, 6), (3, 3), 2, ((0, 1), (0, 1))),  # rows at the end that no window reaches
+        ((6, 7), (2, 2), 1, ((1, 0), (0, 1))),
+        ((5, 8), (3, 2), 1, ((0, 0), (2, 0))),
+    ],
+)
+def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, positions):
+    monkeypatch.setattr(kernel_gradient, "BAND_POSITIONS", (positions, positions))
+
+    def ours(x, kernel):
+        return convolve(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+
+    assert_same(ours, lambda x, kernel: xla(x, kernel, stride, padding), draw(*size, kernel))
+
+
+def test_upsampling_is_four_convolutions_of_the_small_map(x64):
+    x, kernel = draw(5, 3, (3, 3))
+
+    def as_written(x, kernel):
+        return xla(x.repeat(2, axis=1).repeat(2, axis=2), kernel, 1, SAME)
+
+    def ours(x, kernel):
+        return upsample_and_convolve(x, kernel, (1, 1), SAME, dimension_numbers=LAYOUT)
+
+    assert_same(ours, as_written, (x, kernel))
+    program = jax.jit(ours).lower(x, kernel).as_text()
+    assert program.count("stablehlo.convolution") == 4 and "10x6x4xf64" not in program  # the large map never exists
+
+
+def test_upsampling_in_half_precision_rounds_no_sums_of_weights():
+    inputs = draw(3, 3, (3, 3), "bfloat16")
+    program = jax.jit(lambda x, k: upsample_and_convolve(x, k, (1, 1), SAME, dimension_numbers=LAYOUT)).lower(*inputs)
+    assert program.as_text().count("stablehlo.convolution") == 1
+
+
+def test_highest_precision_splits_the_channels(x64, monkeypatch):
+    monkeypatch.setattr(convolution, "LONGEST_RUN", 9)
+    x, kernel = draw(5, 4, (3, 3), "float32")
+    with jax.default_matmul_precision("highest"):
+        forward = jax.jit(lambda x, kernel: convolve(x, kernel, (1, 1), SAME, dimension_numbers=LAYOUT))
+        assert forward.lower(x, kernel).as_text().count("stablehlo.convolution") == 4
+        np.testing.assert_allclose(forward(x, kernel), xla(x, kernel, 1, SAME), atol=1e-5)
+
+
+def test_accelerators_keep_their_own_convolution_and_gradient():
+    x, kernel = draw(4, 4, (3, 3), "float32")
+
+    def program(function):
+        gradients = jax.jit(
+            jax.grad(lambda *inputs: function(*inputs, (1, 1), SAME, dimension_numbers=LAYOUT).sum(), (0, 1))
+        )
+        return gradients.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
+
+    assert "while" not in program(convolve) and "while" not in program(upsample_and_convolve)
+    assert program(convolve).count("stablehlo.convolution") == 2
