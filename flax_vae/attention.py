@@ -53,7 +53,7 @@ def attention(
     if path == "cudnn" or (path == "auto" and _cudnn_takes(q)):
         # It wants an axis of heads, of which there is one.
         q, k, v = (x[:, :, None] for x in (q, k, v))
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")[:, :, 0]
+        return jnp.asarray(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"))[:, :, 0]
     if path == "full":
         return full_attention(q, k, v)
 

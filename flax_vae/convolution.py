@@ -61,7 +61,8 @@ def convolve(
 
         def of_kernel_on_cpu(x: Array, d_out: Array) -> Array:
             stride, _ = window_strides
-            return kernel_gradient(x, d_out, kernel.shape[:2], stride, tuple(padding)).astype(kernel.dtype)
+            size = (kernel.shape[0], kernel.shape[1])
+            return kernel_gradient(x, d_out, size, stride, tuple(padding)).astype(kernel.dtype)
 
         def of_kernel(x: Array, d_out: Array) -> Array:
             return jax.vjp(lambda kernel: whole(x, kernel), kernel)[1](d_out)[0]

@@ -46,7 +46,7 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), self.param_dtype)
         (dtype,) = {array.dtype for array in promote_dtype(x, scale, bias, dtype=self.dtype)}
-        return _group_norm(x, scale, bias, self.num_groups, self.epsilon, activate).astype(dtype)
+        return jnp.asarray(_group_norm(x, scale, bias, self.num_groups, self.epsilon, activate), dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

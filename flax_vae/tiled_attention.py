@@ -56,7 +56,8 @@ def _forward(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, tuple[Arr
             return (larger, total, out), None
 
         rows = q.shape[:2]
-        start = (jnp.full(rows, -jnp.inf, scores_dtype), *(jnp.zeros(s, scores_dtype) for s in (rows, q.shape)))
+        none = jnp.zeros(rows, scores_dtype)
+        start = (jnp.full_like(none, -jnp.inf), none, jnp.zeros(q.shape, scores_dtype))
         (largest, total, out), _ = lax.scan(meet, start, (keys, values, bias))
         return (out / total[..., None]).astype(v.dtype), largest + jnp.log(total)
 
