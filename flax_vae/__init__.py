@@ -7,11 +7,14 @@ The twin of `torch_ref`, class by class and name by name: torch `encoder.down.0.
 from convert.architecture import AutoEncoderParams
 from convert.presets import PRESETS
 from flax_vae.autoencoder import AutoEncoder, init_params
+from flax_vae.banded import decode_in_bands
 from flax_vae.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
+from flax_vae.compilation import cache_compilations, compiler_options
 from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Swish, Upsample, swish
 from flax_vae.loading import from_pretrained, save_pretrained
 from flax_vae.nnx_bridge import to_nnx
+from flax_vae.sharded import decode_over_devices, moments_over_devices
 
 __version__ = "0.1.0"
 
@@ -31,8 +34,13 @@ __all__ = [
     "Swish",
     "UpLevel",
     "Upsample",
+    "cache_compilations",
+    "compiler_options",
+    "decode_in_bands",
+    "decode_over_devices",
     "from_pretrained",
     "init_params",
+    "moments_over_devices",
     "save_pretrained",
     "swish",
     "to_nnx",

@@ -11,7 +11,7 @@ from flax_vae.tiled_attention import Tile, tiled_attention
 AttentionPath = Literal["auto", "full", "tiles", "cudnn"]
 
 # On a CPU a tile of scores should stay in the cache: 4 MB of float32 is the fastest measured, forwards and backwards,
-# with 64 to 512 channels and from 1,024 positions on; below that nothing is gained.
+# with 64 to 512 channels.  What fits one tile needs no tiles.
 CPU_TILE = Tile(queries=1024, keys=1024)
 
 # On an accelerator products should be large: all queries at once, and as many keys as this many bytes of scores allow.
@@ -61,7 +61,12 @@ def attention(
         if path == "auto" and max(q.shape[1], k.shape[1]) < CPU_TILE.keys:
             return full_attention(q, k, v)
         # One image after the other: several tiles at a time would drive each other out of the cache.
-        return jax.lax.map(lambda qkv: tiled_attention(*(x[None] for x in qkv), CPU_TILE)[0], (q, k, v))
+
+        def one_image(qkv: tuple[Array, Array, Array]) -> Array:
+            q, k, v = qkv
+            return jnp.squeeze(tiled_attention(q[None], k[None], v[None], CPU_TILE), 0)
+
+        return jax.lax.map(one_image, (q, k, v)) if len(q) > 1 else tiled_attention(q, k, v, CPU_TILE)
 
     def elsewhere(q: Array, k: Array, v: Array) -> Array:
         keys = scores_bytes // (q.shape[0] * q.shape[1] * jnp.promote_types(q.dtype, jnp.float32).itemsize)

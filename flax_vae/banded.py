@@ -182,7 +182,7 @@ def decode_in_bands(
     z: Float[Array | np.ndarray, "b h w c"],
     time: Float[Array | np.ndarray, "b ..."] | None = None,
     *,
-    band_rows: int = 32,
+    band_rows: int = 16,
 ) -> Float[np.ndarray, "b h*f w*f c"]:
     """Returns the images, nominally in [-1, 1], of scaled latents: those of `AutoEncoder.decode`, up to rounding.
 
@@ -210,7 +210,7 @@ def decode_in_bands(
       ValueError: on wrong channels, on missing, superfluous or misshapen `time`, and if `band_rows` is not positive.
     """
     if band_rows < 1:
-        raise ValueError(f"band_rows={band_rows} must be positive; 32 suits most machines")
+        raise ValueError(f"band_rows={band_rows} must be positive; 16 suits most machines")
     z = jnp.asarray(z)
     time_emb = model.apply({"params": params}, time, z.shape[0], method="embed_time")
     raw = np.asarray(model.apply({"params": params}, z, method="unscale"))

@@ -24,6 +24,7 @@ class Tile(NamedTuple):
     keys: int
 
 
+@functools.partial(jax.jit, static_argnames="tile")  # a model has many of the same shape, which are traced once
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def tiled_attention(
     q: Float[Array, "b n c"], k: Float[Array, "b m c"], v: Float[Array, "b m c"], tile: Tile
@@ -61,7 +62,11 @@ def _forward(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, tuple[Arr
         (largest, total, out), _ = lax.scan(meet, start, (keys, values, bias))
         return (out / total[..., None]).astype(v.dtype), largest + jnp.log(total)
 
-    out, log_total = lax.map(some_queries, _cut(q, tile.queries))
+    queries = _cut(q, tile.queries)
+    if len(queries) == 1:  # no loop to compile
+        out, log_total = some_queries(queries[0])
+        return out, (q, k, v, out, log_total)
+    out, log_total = lax.map(some_queries, queries)
     out, log_total = _join(out, q.shape[1]), _join(log_total, q.shape[1])
     return out, (q, k, v, out, log_total)
 
@@ -96,7 +101,7 @@ def _backward(tile: Tile, kept: tuple[Array, ...], d_out: Array) -> tuple[Array,
     return _join(d_q, n).astype(q.dtype), _join(d_k.mT, m).astype(k.dtype), _join(d_v.mT, m).astype(v.dtype)
 
 
-tiled_attention.defvjp(_forward, _backward)
+tiled_attention.__wrapped__.defvjp(_forward, _backward)
 
 
 def _scores(q: Array, k: Array, bias: Array | None, dtype: jnp.dtype) -> Array:
