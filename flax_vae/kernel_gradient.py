@@ -39,8 +39,12 @@ def kernel_gradient(
     window = (rows - 1) * stride + kh
     # Bands of equal height: below the map there are rows of zeros, which add nothing.
     d_out = jnp.pad(d_out, ((0, 0), (0, bands * rows - h2), (0, 0), (0, 0)))
-    # Turned over here, outside the loop: a product that has to turn its left side over itself takes half as long again.
-    d_out = d_out.reshape(b * bands, rows * w2, o).mT
+    d_out = d_out.reshape(b * bands, rows * w2, o)
+    # A product that has to turn its left side over itself takes half as long again, so `d_out` is turned over here,
+    # outside the loop, and the result behind it; but not where the kernel is the larger of the two.
+    turned = b * h2 * w2 > 2 * i
+    if turned:
+        d_out = d_out.mT
     (top, _), (left, right) = padding
     below = (bands * rows - 1) * stride + kh - top - x.shape[1]
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, below, 0), (left, right, 0), (0, 0, 0)))
@@ -52,8 +56,13 @@ def kernel_gradient(
         seen = lax.dynamic_slice(x, first, (1, window, x.shape[2], i))[0]
         seen = jnp.concatenate([seen[:, j : j + (w2 - 1) * stride + 1 : stride] for j in range(kw)], axis=-1)
         taps = [seen[j : j + (rows - 1) * stride + 1 : stride].reshape(rows * w2, kw * i) for j in range(kh)]
-        return total + jnp.stack([jnp.matmul(d_out, tap, preferred_element_type=sum_dtype) for tap in taps]), None
+        if turned:
+            products = [jnp.matmul(d_out, tap, preferred_element_type=sum_dtype) for tap in taps]
+        else:
+            over_positions = (((0,), (0,)), ((), ()))
+            products = [lax.dot_general(tap, d_out, over_positions, preferred_element_type=sum_dtype) for tap in taps]
+        return total + jnp.stack(products), None
 
-    start = jnp.zeros((kh, o, kw * i), sum_dtype)
+    start = jnp.zeros((kh, o, kw * i) if turned else (kh, kw * i, o), sum_dtype)
     total, _ = lax.scan(add_band, start, (jnp.arange(b * bands), d_out))
-    return total.reshape(kh, o, kw, i).transpose(0, 2, 3, 1)
+    return (total.mT if turned else total).reshape(kh, kw, i, o)

@@ -20,7 +20,8 @@ from tests.benchmarks.worker import PLAIN
 
 ROOT = Path(__file__).parents[2]
 # Contenders share a GPU, so JAX must not take most of it at the start.
-ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# For all alike.  Memory in huge pages: on a virtual machine, touching a training step's memory costs half a second else.
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 PAUSE = 0.3  # seconds before a turn: idle threads of the one before may go on spinning for a while
 SITS_OUT = 2.0  # after the first round, peers this much slower than the fastest peer have had their turn
 

@@ -42,6 +42,7 @@ def assert_same(ours, theirs, inputs):
         ((9, 6), (3, 3), 2, ((0, 1), (0, 1))),  # rows at the end that no window reaches
         ((6, 7), (2, 2), 1, ((1, 0), (0, 1))),
         ((5, 8), (3, 2), 1, ((0, 0), (2, 0))),
+        ((2, 2), (3, 3), 1, SAME),  # fewer positions than the kernel has rows
     ],
 )
 def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, positions):
