@@ -25,7 +25,6 @@ class Tile(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="tile")  # a model has many of the same shape, which are traced once
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def tiled_attention(
     q: Float[Array, "b n c"], k: Float[Array, "b m c"], v: Float[Array, "b m c"], tile: Tile
 ) -> Float[Array, "b n c"]:
@@ -37,6 +36,11 @@ def tiled_attention(
       v: values.
       tile: its largest size; the tiles are cut as evenly as that allows.
     """
+    return _attend(q, k, v, tile)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend(q: Array, k: Array, v: Array, tile: Tile) -> Array:
     return _forward(q, k, v, tile)[0]
 
 
@@ -101,7 +105,7 @@ def _backward(tile: Tile, kept: tuple[Array, ...], d_out: Array) -> tuple[Array,
     return _join(d_q, n).astype(q.dtype), _join(d_k.mT, m).astype(k.dtype), _join(d_v.mT, m).astype(v.dtype)
 
 
-tiled_attention.__wrapped__.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
 def _scores(q: Array, k: Array, bias: Array | None, dtype: jnp.dtype) -> Array:
