@@ -23,7 +23,7 @@ def test_the_command_measures_a_row():
     words = [sys.executable, "-m", "tests.benchmarks", "--rows", "forward-tiny-32", "--rounds", "1"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("forward")]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("forward ")]
     work, preset, px, seconds, peak, compiling, *_ = line.split()
     assert (work, preset, px) == ("forward", "tiny", "32"), done.stderr
     assert float(seconds) > 0 and float(peak) > 0.1 and float(compiling) > 0
