@@ -203,7 +203,7 @@ def decode_in_bands(
     Example:
       >>> model = AutoEncoder(PRESETS["tiny"])
       >>> params = init_params(model, jax.random.key(0))
-      >>> decode_in_bands(model, params, np.zeros((1, 32, 32, 8)), band_rows=16).shape
+      >>> decode_in_bands(model, params, np.zeros((1, 32, 32, 16))).shape
       (1, 128, 128, 3)
 
     Raises:

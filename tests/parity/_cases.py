@@ -5,37 +5,24 @@ from dataclasses import dataclass, replace
 from flax import linen as nn
 
 import flax_vae as F
-from convert import AutoEncoderParams
+from tests.flax_vae._random import PLAIN
 
-_PLAIN = AutoEncoderParams(
-    resolution=16,
-    in_channels=3,
-    ch=32,
-    out_ch=3,
-    ch_mult=(1, 2),
-    num_res_blocks=1,
-    z_channels=4,
-    scale_factor=0.3611,
-    shift_factor=0.1159,
-    attn_levels=(),
-    downsample_padding="asymmetric",
-)
-_SEED = replace(_PLAIN, attn_levels=None, downsample_padding="symmetric")
+_SEED = replace(PLAIN, attn_levels=None, downsample_padding="symmetric")
 
 MODELS = {
-    "middle attention": _PLAIN,
+    "middle attention": PLAIN,
     "attention everywhere": _SEED,
-    "attention at one level": replace(_PLAIN, attn_levels=(1,)),
+    "attention at one level": replace(PLAIN, attn_levels=(1,)),
     "time": replace(_SEED, time_emb_dim=10),
-    "sinusoidal time": replace(_PLAIN, time_emb_dim=12, time_embedding="sinusoidal"),
-    "quant convolutions": replace(_PLAIN, quant_conv=True),
-    "learnable logvar": replace(_PLAIN, learnable_logvar=True),
+    "sinusoidal time": replace(PLAIN, time_emb_dim=12, time_embedding="sinusoidal"),
+    "quant convolutions": replace(PLAIN, quant_conv=True),
+    "learnable logvar": replace(PLAIN, learnable_logvar=True),
     "batch-normalised latents": replace(
-        _PLAIN, quant_conv=True, latent_norm="batch_norm", scale_factor=1.0, shift_factor=0.0
+        PLAIN, quant_conv=True, latent_norm="batch_norm", scale_factor=1.0, shift_factor=0.0
     ),
-    "one level": replace(_PLAIN, ch_mult=(2,)),
-    "three levels, two blocks": replace(_PLAIN, ch_mult=(1, 2, 2), num_res_blocks=2),
-    "other channels in and out": replace(_PLAIN, in_channels=1, out_ch=2),
+    "one level": replace(PLAIN, ch_mult=(2,)),
+    "three levels, two blocks": replace(PLAIN, ch_mult=(1, 2, 2), num_res_blocks=2),
+    "other channels in and out": replace(PLAIN, in_channels=1, out_ch=2),
     "everything": replace(
         _SEED, ch_mult=(1, 2, 4), attn_levels=(0, 2), time_emb_dim=10, quant_conv=True, learnable_logvar=True
     ),

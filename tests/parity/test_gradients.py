@@ -58,13 +58,10 @@ def assert_trees_agree(ours, theirs, tolerance):
         assert apart <= tolerance, f"{path} differs by {apart:.3g} of its RMS"
 
 
-@pytest.mark.parametrize(
-    ("name", "remat"), [*((name, "none") for name in MODELS), ("time", "blocks"), ("attention everywhere", "attention")]
-)
-def test_gradients_agree(name, remat):
-    params = MODELS[name]
+def assert_gradients_agree(params, **options):
+    """The loss and the gradient of every parameter, ours with these options of the model."""
     state_dict = random_state_dict(params)
-    model, tree = flax_model(params, state_dict, remat=remat)
+    model, tree = flax_model(params, state_dict, **options)
     twin = torch_model(params, state_dict).requires_grad_(True)
     images, time, noise = small_inputs(params)
 
@@ -80,6 +77,13 @@ def test_gradients_agree(name, remat):
     }  # which ours must have as well
     theirs = to_flax(gradients_of, params, "flux")
     assert_trees_agree(gradients, theirs, TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize(
+    ("name", "remat"), [*((name, "none") for name in MODELS), ("time", "blocks"), ("attention everywhere", "attention")]
+)
+def test_gradients_agree(name, remat):
+    assert_gradients_agree(MODELS[name], remat=remat)
 
 
 @pytest.mark.parametrize("name", ["time", "learnable logvar"])
