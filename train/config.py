@@ -36,58 +36,153 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW behind a clip, under a linear warm-up and a cosine.
+    """AdamW behind a clip, under a linear warm-up and then a cosine or a constant.
 
     Attributes:
       learning_rate: the peak, reached after the warm-up.
+      schedule: after the warm-up: `cosine`, down to `final_fraction` of the peak, or `constant`.
       final_fraction: of the peak that the cosine ends at.
       warmup_steps: updates until the peak; never more than half of a short run.
       b1: decay of the first moment.
       b2: decay of the second moment.
       weight_decay: decoupled, on convolution and dense kernels only.
       clip_norm: largest global norm of the gradient; a longer one is scaled down to it.
+      accumulate: parts that a batch is computed in, one after the other: less memory, the same update.
+      ema_decay: of the moving average of the weights, which is then what is evaluated and exported; 0 keeps none.
 
     Raises:
       ValueError: if a number is outside its range.
     """
 
     learning_rate: float = 1e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
     final_fraction: float = 0.01
     warmup_steps: int = 1_000
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
+    accumulate: int = 1
+    ema_decay: float = 0.0
 
     def __post_init__(self):
         _at_least(0, warmup_steps=self.warmup_steps)
+        _at_least(1, accumulate=self.accumulate)
+        _one_of(("cosine", "constant"), schedule=self.schedule)
         _positive(learning_rate=self.learning_rate, clip_norm=self.clip_norm)
         _from_zero(weight_decay=self.weight_decay)
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be at least 0 and less than 1")
+        _below_one(b1=self.b1, b2=self.b2, ema_decay=self.ema_decay)
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"final_fraction={self.final_fraction!r} must be between 0 and 1")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised; `train.losses` has the formulas.
+    """What the autoencoder minimises; `train.losses` has the formulas.
 
     Attributes:
-      kl_weight: of the KL divergence.  Both terms are divided by the numbers in an image, so the weights of the
-        literature (LDM: 1e-6) mean the same here.
+      distance: between an image and its reconstruction, value by value.
+      reduction: `mean` divides everything by the numbers in an image, `sum` is LDM's convention: sums over an image,
+        the mean over the batch.  The weights below mean the same in both.
+      kl_weight: of the KL divergence (LDM: 1e-6).
+      free_bits: nats of each latent number's divergence that cost nothing.
       sample: decode a latent drawn from the posterior; otherwise its mean.
+      lpips_weight: of the perceptual distance, which is added to every value's own; 0 leaves it out.
+      lpips_net: whose features it compares.
+      lpips_weights: file of its weights; None means those of the `lpips` extra.
+      learn_logvar: learn the logarithm of the reconstruction's variance: distances are divided by its exponential, and
+        it is added.
+      logvar: where it starts, and stays unless learned.
 
     Raises:
-      ValueError: if `kl_weight` is negative.
+      ValueError: if a weight is negative, or a name unknown.
     """
 
+    distance: Literal["l1", "mse", "charbonnier"] = "l1"
+    reduction: Literal["mean", "sum"] = "mean"
     kl_weight: float = 1e-6
+    free_bits: float = 0.0
     sample: bool = True
+    lpips_weight: float = 0.0
+    lpips_net: Literal["vgg16", "alexnet"] = "vgg16"
+    lpips_weights: str | None = None
+    learn_logvar: bool = False
+    logvar: float = 0.0
 
     def __post_init__(self):
-        _from_zero(kl_weight=self.kl_weight)
+        _one_of(("l1", "mse", "charbonnier"), distance=self.distance)
+        _one_of(("mean", "sum"), reduction=self.reduction)
+        _one_of(("vgg16", "alexnet"), lpips_net=self.lpips_net)
+        _from_zero(kl_weight=self.kl_weight, free_bits=self.free_bits, lpips_weight=self.lpips_weight)
+        _finite(logvar=self.logvar)
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """The discriminator that an autoencoder is trained against; `train.adversarial` has the formulas.
+
+    Attributes:
+      weight: of its judgement in the autoencoder's loss (LDM: 0.5); 0 leaves it out.
+      start: updates before it begins to judge and to learn (LDM: 50,001); until then it costs nothing.
+      loss: what both sides minimise.
+      adaptive: multiply the weight so that its gradient at the decoder's last kernel is as long as that of the rest.
+      r1: weight of the penalty on its gradients at real images.
+      features: channels of its first layer.
+      layers: strided convolutions after the first.
+      learning_rate: of its own Adam, which warms up and falls as the autoencoder's does.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+
+    Raises:
+      ValueError: if a number is outside its range.
+    """
+
+    weight: float = 0.0
+    start: int = 50_001
+    loss: Literal["hinge", "non_saturating"] = "hinge"
+    adaptive: bool = True
+    r1: float = 0.0
+    features: int = 64
+    layers: int = 3
+    learning_rate: float = 1e-4
+    b1: float = 0.5
+    b2: float = 0.9
+
+    def __post_init__(self):
+        _from_zero(weight=self.weight, r1=self.r1)
+        _at_least(0, start=self.start)
+        _at_least(1, features=self.features, layers=self.layers)
+        _one_of(("hinge", "non_saturating"), loss=self.loss)
+        _positive(learning_rate=self.learning_rate)
+        _below_one(b1=self.b1, b2=self.b2)
+
+
+@dataclass(frozen=True)
+class TimeConfig:
+    """Which times a model that is conditioned on one is trained with, a new one for every example.
+
+    A model with `time_embedding="linear"` takes a vector: the sines and cosines of the time.
+
+    Attributes:
+      sampler: `uniform` between `low` and `high`, or `logit_normal`: the same range, densest in the middle.
+      low: smallest time.
+      high: largest time, where the embedding's scale ends at about 1000.
+      evaluate_at: the time at which held-out images are reconstructed.
+
+    Raises:
+      ValueError: if the range is empty.
+    """
+
+    sampler: Literal["uniform", "logit_normal"] = "uniform"
+    low: float = 0.0
+    high: float = 1000.0
+    evaluate_at: float = 0.0
+
+    def __post_init__(self):
+        _one_of(("uniform", "logit_normal"), sampler=self.sampler)
+        _finite(low=self.low, high=self.high, evaluate_at=self.evaluate_at)
+        if not self.low < self.high:
+            raise ValueError(f"low={self.low!r} must be less than high={self.high!r}")
 
 
 @dataclass(frozen=True)
@@ -99,43 +194,65 @@ class TrainConfig:
       data: see `DataConfig`.
       optim: see `OptimConfig`.
       loss: see `LossConfig`.
+      gan: see `GanConfig`.
+      time: see `TimeConfig`.
+      start_from: a file or folder, as `flax_vae.from_pretrained` reads it, whose weights the run begins with.
+      graft: those weights lack what the architecture adds to them (attention, time): add it as zeros, so that the
+        function is the same; see `convert.graft`.
+      train: `all`, or `decoder`: the encoder then stays as it was, bit for bit.
       batch_size: crops per update, over all devices together.
       steps: updates of the whole run.
       seed: of the initial weights, the crops and the noise.
       transparent_start: change the initial weights so that a small model learns faster; see `train.initial`.
       parallel: how the step is compiled for several devices; both compute the same.
+      zero: keep only a share of the optimisers' states and of the moving average on each device; needs `mesh`.
       dtype: of the computation.  Parameters, statistics of the normalisations and the optimiser's state are float32.
       remat: what the backward pass computes again instead of keeping; see `flax_vae.AutoEncoder`.
       log_every: updates between two lines of `metrics.jsonl`.
       eval_every: updates between two evaluations on the held-out photograph.
       save_every: updates between two checkpoints.
+      keep: newest checkpoints that are kept, beside the best one.
+      max_skipped: an update whose loss or gradient is not finite is left out; more than this many in a row end the run.
 
     Raises:
-      ValueError: if a number is out of range, the crop does not fit the model, or the model needs a time.
+      ValueError: if a number is out of range, or two settings contradict each other.
     """
 
     model: AutoEncoderParams
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    gan: GanConfig = field(default_factory=GanConfig)
+    time: TimeConfig = field(default_factory=TimeConfig)
+    start_from: str | None = None
+    graft: bool = False
+    train: Literal["all", "decoder"] = "all"
     batch_size: int = 8
     steps: int = 100_000
     seed: int = 0
     transparent_start: bool = False
     parallel: Literal["pmap", "mesh"] = "pmap"
+    zero: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "attention", "blocks"] = "none"
     log_every: int = 50
     eval_every: int = 1_000
     save_every: int = 200
+    keep: int = 2
+    max_skipped: int = 10
 
     def __post_init__(self):
-        _at_least(0, seed=self.seed)
-        names = ("batch_size", "steps", "log_every", "eval_every", "save_every")
+        _at_least(0, seed=self.seed, max_skipped=self.max_skipped)
+        names = ("batch_size", "steps", "log_every", "eval_every", "save_every", "keep")
         _at_least(1, **{name: getattr(self, name) for name in names})
         _one_of(("pmap", "mesh"), parallel=self.parallel)
         _one_of(("float32", "bfloat16"), dtype=self.dtype)
         _one_of(("none", "attention", "blocks"), remat=self.remat)
+        _one_of(("all", "decoder"), train=self.train)
+        self._check_model()
+        self._check_together()
+
+    def _check_model(self) -> None:
         if self.data.crop_size % self.model.factor:
             raise ValueError(
                 f"crop_size={self.data.crop_size} is no multiple of {self.model.factor}, the factor of the model"
@@ -145,10 +262,25 @@ class TrainConfig:
                 f"in_channels={self.model.in_channels} and out_ch={self.model.out_ch} must both be 3: photographs are "
                 "read as RGB"
             )
-        if self.model.time_emb_dim is not None:
+        if self.model.time_emb_dim is not None and self.model.time_emb_dim % 2:
             raise ValueError(
-                f"time_emb_dim={self.model.time_emb_dim}: photographs have no time to condition on; train an "
-                "architecture with time_emb_dim=None, e.g. seed-flux"
+                f"time_emb_dim={self.model.time_emb_dim} must be even: half of a time's numbers are sines, half cosines"
+            )
+
+    def _check_together(self) -> None:
+        if self.zero and self.parallel != "mesh":
+            raise ValueError(f"zero=True shares states out over a mesh; parallel={self.parallel!r} must then be 'mesh'")
+        if self.graft and self.start_from is None:
+            raise ValueError("graft=True adds to published weights; name them with start_from")
+        if self.transparent_start and self.start_from is not None:
+            raise ValueError(
+                f"transparent_start=True changes fresh weights, not those of start_from={self.start_from!r}; choose one"
+            )
+        if self.train == "decoder" and self.start_from is None:
+            raise ValueError("train='decoder' keeps an encoder as it is; name the weights it has with start_from")
+        if self.batch_size % self.optim.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be computed in accumulate={self.optim.accumulate} equal parts"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,7 +305,7 @@ class TrainConfig:
         return cls(**{**fields, **parts})
 
 
-_PARTS = {"data": DataConfig, "optim": OptimConfig, "loss": LossConfig}
+_PARTS = {"data": DataConfig, "optim": OptimConfig, "loss": LossConfig, "gan": GanConfig, "time": TimeConfig}
 
 
 def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
@@ -210,13 +342,29 @@ def _one_of(choices: tuple[str, ...], **values: str) -> None:
             raise ValueError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}")
 
 
-def _positive(**values: float) -> None:
+def _finite(**values: float) -> None:
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            hint = "; YAML needs a point in 1.0e-6" if isinstance(value, str) else ""
+            raise ValueError(f"{name}={value!r} must be a finite number{hint}")
+
+
+def _positive(**values: float) -> None:
+    _finite(**values)
+    for name, value in values.items():
+        if value <= 0:
             raise ValueError(f"{name}={value!r} must be greater than 0")
 
 
 def _from_zero(**values: float) -> None:
+    _finite(**values)
     for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
+        if value < 0:
             raise ValueError(f"{name}={value!r} must be at least 0")
+
+
+def _below_one(**values: float) -> None:
+    _finite(**values)
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}={value!r} must be at least 0 and less than 1")

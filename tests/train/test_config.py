@@ -4,13 +4,13 @@ import json
 import pytest
 
 from convert import PRESETS
-from train.config import DataConfig, LossConfig, OptimConfig, TrainConfig, differences
+from train.config import DataConfig, GanConfig, LossConfig, OptimConfig, TimeConfig, TrainConfig, differences
 from train.recipes import recipe
 
 TINY = PRESETS["tiny"]
 
 
-@pytest.mark.parametrize("name", [name for name, model in PRESETS.items() if model.time_emb_dim is None])
+@pytest.mark.parametrize("name", list(PRESETS))
 def test_every_recipe_survives_json(name):
     config = recipe(name)
     assert config.model == PRESETS[name]
@@ -21,19 +21,30 @@ def test_every_field_survives_json():
     config = TrainConfig(
         model=TINY,
         data=DataConfig(folder="pictures", held_out="x.png", crop_size=8, shuffle_channels=True),
-        optim=OptimConfig(learning_rate=2e-3, final_fraction=0.5, warmup_steps=7, b1=0.5, b2=0.6, weight_decay=0.1),
-        loss=LossConfig(kl_weight=0.5, sample=False),
+        optim=OptimConfig(2e-3, "constant", 0.5, 7, 0.5, 0.6, 0.1, clip_norm=2.0, accumulate=3, ema_decay=0.9),
+        loss=LossConfig("mse", "sum", 0.5, 0.1, False, 1.0, "alexnet", "lpips.pth", True, 0.5),
+        gan=GanConfig(0.5, 3, "non_saturating", False, 1.0, 16, 2, 1e-3, 0.4, 0.8),
+        time=TimeConfig("logit_normal", 1.0, 2.0, 1.5),
+        start_from="flux1",
+        graft=True,
+        train="decoder",
         batch_size=3,
         steps=11,
         seed=5,
-        transparent_start=True,
         parallel="mesh",
+        zero=True,
         dtype="bfloat16",
         remat="blocks",
         log_every=2,
         eval_every=3,
         save_every=4,
+        keep=5,
+        max_skipped=6,
     )
+    defaults = {
+        name: value for name, value in TrainConfig(model=TINY).to_dict().items() if name not in ("model", "data")
+    }
+    assert [name for name, value in config.to_dict().items() if value == defaults.get(name)] == ["transparent_start"]
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -52,13 +63,23 @@ BAD = [
     (lambda: TrainConfig(model=TINY, dtype="float16"), "dtype='float16' must be 'float32' or 'bfloat16'"),
     (lambda: TrainConfig(model=TINY, remat="all"), "remat='all' must be 'none' or 'attention' or 'blocks'"),
     (lambda: TrainConfig(model=TINY, data=DataConfig(crop_size=30)), "crop_size=30 is no multiple of 4"),
-    (lambda: TrainConfig(model=PRESETS["seed"]), "time_emb_dim=32.*seed-flux"),
+    (lambda: TrainConfig(model=dataclasses.replace(PRESETS["seed"], time_emb_dim=7)), "time_emb_dim=7 must be even"),
+    (lambda: TrainConfig(model=TINY, zero=True), "zero=True shares .* must then be 'mesh'"),
+    (lambda: TrainConfig(model=TINY, graft=True), "name them with start_from"),
+    (lambda: TrainConfig(model=TINY, start_from="x", transparent_start=True), "start_from='x'; choose one"),
+    (lambda: TrainConfig(model=TINY, train="decoder"), "name the weights it has with start_from"),
+    (lambda: TrainConfig(model=TINY, batch_size=8, optim=OptimConfig(accumulate=3)), "accumulate=3 equal parts"),
+    (lambda: TimeConfig(low=2.0, high=1.0), "low=2.0 must be less than high=1.0"),
+    (lambda: GanConfig(loss="wgan"), "loss='wgan' must be 'hinge' or 'non_saturating'"),
+    (lambda: GanConfig(layers=0), "layers=0 must be"),
     (lambda: TrainConfig(model=dataclasses.replace(TINY, in_channels=1)), "in_channels=1.*RGB"),
     (lambda: OptimConfig(learning_rate=0.0), "learning_rate=0.0 must be greater than 0"),
     (lambda: OptimConfig(learning_rate=float("nan")), "learning_rate=nan"),
     (lambda: OptimConfig(b2=1.0), "b2=1.0"),
     (lambda: OptimConfig(final_fraction=1.5), "final_fraction=1.5"),
     (lambda: LossConfig(kl_weight=-1.0), "kl_weight=-1.0 must be at least 0"),
+    (lambda: LossConfig(kl_weight="1e-6"), "kl_weight='1e-6' must be a finite number; YAML needs a point"),
+    (lambda: LossConfig(distance="l2"), "distance='l2' must be 'l1' or 'mse' or 'charbonnier'"),
     (lambda: TrainConfig.from_dict({}), "lacks model"),
     (lambda: TrainConfig.from_dict({"model": TINY.to_dict(), "stepz": 1}), "did you mean 'steps'"),
     (lambda: TrainConfig.from_dict({"model": TINY.to_dict(), "optim": {"lr": 1}}), "unknown field 'lr' of OptimConfig"),
