@@ -1,0 +1,186 @@
+"""The discriminator that autoencoders are trained against: it judges patches, not whole images.
+
+Shapes: `b` batch, `c` channels, `h w` height and width.  Flax is `b h w c`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from convert.discriminator import KERNEL, DiscriminatorParams
+from flax_vae.convolution import convolve
+
+NORM_EPS = 1e-5
+MOMENTUM = 0.1  # the share of the new batch in the running statistics
+SLOPE = 0.2
+STD = 0.02  # of fresh kernels about 0 and scales about 1
+
+
+def leaky_relu(x: Array) -> Array:
+    """Returns `x` where it is positive and `0.2 x` elsewhere."""
+    # `jax.nn.leaky_relu` has slope 1 at zero, PyTorch has 0.2 there.
+    return jnp.where(x > 0, x, SLOPE * x)
+
+
+def conv(
+    in_channels: int, features: int, stride: int, dtype: Dtype | None, param_dtype: Dtype, *, bias: bool
+) -> nn.Conv:
+    """A 4x4 convolution with one pixel of padding.  A fresh bias is PyTorch's: the source leaves it alone."""
+    bound = (KERNEL * KERNEL * in_channels) ** -0.5
+
+    def uniform(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Conv(
+        features,
+        (KERNEL, KERNEL),
+        strides=stride,
+        padding=((1, 1), (1, 1)),
+        use_bias=bias,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        kernel_init=nn.initializers.normal(STD),
+        bias_init=uniform,
+        conv_general_dilated=convolve,
+    )
+
+
+def unbiased(variance: Array, count: int) -> Array:
+    """The variance of what `count` numbers were drawn from, given theirs about their own mean."""
+    return variance * (count / (count - 1))
+
+
+class BatchNorm(nn.Module):
+    """Normalises every channel over the batch and all positions to mean 0 and variance 1, then scales and shifts it.
+
+    The running variance is the unbiased one, `n / (n - 1)` times that which normalises: `torch.nn.BatchNorm2d`'s rule.
+    (linen's own module keeps the biased one.)  Statistics are float32 at least, the variance is taken around the mean,
+    and several devices share both, so that `n` counts the numbers of the whole batch.
+
+    Attributes:
+      channels: of input and output.
+      axis_name: of the devices, under pmap only.
+      dtype: of the result; None follows input and parameters.
+      param_dtype: of `scale` and `bias`.
+
+    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).  Twin: `torch_ref.discriminator`.
+    """
+
+    channels: int
+    axis_name: str | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self):
+        statistic = jnp.promote_types(self.param_dtype, jnp.float32)
+        self.scale = self.param("scale", _about_one, (self.channels,), self.param_dtype)
+        self.bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,), self.param_dtype)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,), statistic)
+        self.var = self.variable("batch_stats", "var", jnp.ones, (self.channels,), statistic)
+        self.count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)  # of batches, as PyTorch does
+
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        """Returns the normalised map.
+
+        Args:
+          x: the map; under pmap this device's share of the batch.
+          train: normalise with the statistics of the batch, and move the running ones if the collection `batch_stats`
+            is mutable; otherwise use the running ones.
+
+        Raises:
+          ValueError: in training, if there is a single number per channel.
+        """
+        (dtype,) = {array.dtype for array in promote_dtype(x, self.scale, self.bias, dtype=self.dtype)}
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, var = self._of_batch(x) if train else (self.mean.value, self.var.value)
+        rstd = jax.lax.rsqrt(var + NORM_EPS)
+        return jnp.asarray((x - _wide(mean)) * _wide(rstd * self.scale) + _wide(self.bias), dtype)
+
+    def _of_batch(self, x: Array) -> tuple[Array, Array]:
+        # `init` runs on one device, and only to learn the shapes.
+        axis_name = None if self.is_initializing() else self.axis_name
+        count = x.size // x.shape[-1]
+        if axis_name is not None:
+            count *= jax.lax.axis_size(axis_name)
+        if count == 1:
+            raise ValueError(
+                f"a map of shape {x.shape} has one number per channel, of which there is no variance; train on more or "
+                "larger images"
+            )
+
+        def average(values: Array) -> Array:
+            here = values.mean((0, 1, 2))
+            return here if axis_name is None else jax.lax.pmean(here, axis_name)
+
+        mean = average(x)
+        var = average(jnp.square(x - _wide(mean)))
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            for running, new in ((self.mean, mean), (self.var, unbiased(var, count))):
+                running.value = (1 - MOMENTUM) * running.value + MOMENTUM * jax.lax.stop_gradient(new)
+            self.count.value += 1
+        return mean, var
+
+
+class Discriminator(nn.Module):
+    """Convolutions that give a logit for every patch of an image: positive means real.
+
+    The first is not normalised and the last gives the logits; those between are followed by batch norm.
+
+    Attributes:
+      params: see `convert.discriminator.DiscriminatorParams`.
+      axis_name: of the devices, under pmap only: they share the statistics of the batch.
+      dtype: of the computation, statistics aside; None follows inputs and parameters.
+      param_dtype: of the parameters.
+
+    Source: Isola et al. 2017 (arXiv:1611.07004); CompVis/taming-transformers `NLayerDiscriminator`.  Twin:
+    `torch_ref.discriminator`.
+
+    Example:
+      >>> model = Discriminator(DiscriminatorParams())
+      >>> variables = model.init(jax.random.key(0), images, train=True)  # {"params": ..., "batch_stats": ...}
+      >>> logits, moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    """
+
+    params: DiscriminatorParams
+    axis_name: str | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self):
+        params, dtypes = self.params, (self.dtype, self.param_dtype)
+        first, *widths = params.widths
+        main: list[Any] = [conv(params.in_channels, first, params.strides[0], *dtypes, bias=True), leaky_relu]
+        for i, o, stride in zip(params.widths, widths, params.strides[1:], strict=False):
+            main += [conv(i, o, stride, *dtypes, bias=False), BatchNorm(o, self.axis_name, *dtypes), leaky_relu]
+        self.main = [*main, conv(params.widths[-1], 1, 1, *dtypes, bias=True)]
+
+    def __call__(self, images: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 1"]:
+        """Returns the logits of images in [-1, 1].
+
+        Args:
+          images: under pmap this device's share of the batch.
+          train: normalise with the statistics of the batch, and move the running ones if the collection `batch_stats`
+            is mutable; otherwise use the running ones.
+
+        Raises:
+          ValueError: if the images have other channels or are too small, or, in training, if the batch is a single
+            number per channel somewhere.
+        """
+        self.params.check_images(images.shape, "b h w c")
+        x = images
+        for layer in self.main:
+            x = layer(x, train) if isinstance(layer, BatchNorm) else layer(x)
+        return x
+
+
+def _about_one(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    return 1 + STD * jax.random.normal(key, shape, dtype)
+
+
+def _wide(per_channel: Array) -> Array:
+    return per_channel[None, None, None, :]

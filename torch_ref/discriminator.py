@@ -1,0 +1,71 @@
+"""The discriminator that autoencoders are trained against: it judges patches, not whole images.
+
+Shapes: `b` batch, `c` channels, `h w` height and width.  Torch is `b c h w`.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from convert.discriminator import KERNEL, DiscriminatorParams
+
+NORM_EPS = 1e-5
+MOMENTUM = 0.1  # the share of the new batch in the running statistics
+SLOPE = 0.2
+STD = 0.02  # of fresh kernels about 0 and scales about 1
+
+
+def conv(in_channels: int, features: int, stride: int, *, bias: bool) -> nn.Conv2d:
+    """A 4x4 convolution with one pixel of padding.  A fresh bias is PyTorch's: the source leaves it alone."""
+    module = nn.Conv2d(in_channels, features, KERNEL, stride, padding=1, bias=bias)
+    nn.init.normal_(module.weight, 0, STD)
+    return module
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Normalises every channel over the batch and all positions to mean 0 and variance 1, then scales and shifts it.
+
+    The running variance is the unbiased one, `n / (n - 1)` times that which normalises.
+
+    Attributes:
+      channels: of input and output.
+
+    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).  Twin: `flax_vae.discriminator`.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, NORM_EPS, MOMENTUM)
+        nn.init.normal_(self.weight, 1, STD)
+
+
+class Discriminator(nn.Module):
+    """Convolutions that give a logit for every patch of an image: positive means real.
+
+    The first is not normalised and the last gives the logits; those between are followed by batch norm.
+
+    Attributes:
+      params: see `convert.discriminator.DiscriminatorParams`.
+
+    Source: Isola et al. 2017 (arXiv:1611.07004); CompVis/taming-transformers `NLayerDiscriminator`.  Twin:
+    `flax_vae.discriminator`.
+    """
+
+    def __init__(self, params: DiscriminatorParams):
+        super().__init__()
+        self.params = params
+        first, *widths = params.widths
+        main: list[nn.Module] = [conv(params.in_channels, first, params.strides[0], bias=True), nn.LeakyReLU(SLOPE)]
+        for i, o, stride in zip(params.widths, widths, params.strides[1:], strict=False):
+            main += [conv(i, o, stride, bias=False), BatchNorm(o), nn.LeakyReLU(SLOPE)]
+        self.main = nn.Sequential(*main, conv(params.widths[-1], 1, 1, bias=True))
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h2 w2"]:
+        """Returns the logits of images in [-1, 1].
+
+        `train()` normalises with the statistics of the batch and moves the running ones, `eval()` uses those.
+
+        Raises:
+          ValueError: if the images have other channels or are too small, or, in training, if the batch is a single
+            number per channel somewhere.
+        """
+        self.params.check_images(tuple(images.shape), "b c h w")
+        return self.main(images)
