@@ -15,23 +15,46 @@ class DataConfig:
     """Which photographs, and what a step sees of them.
 
     Attributes:
-      folder: a folder of images, searched recursively; None means the photographs that the package ships.
-      held_out: path inside the folder of the one photograph that is never trained on; None means `chelsea.jpg` of the
-        shipped ones, and of a folder the last by name.
+      folder: where the images are.  A folder, searched recursively; an `.npy` or `.npz` file, (n, h, w, 3) of uint8;
+        `hf:NAME_OR_PATH[,split=train][,column=image]`, a Hugging Face data set; one `.array_record` file of encoded
+        images, or a pattern of them; None means the photographs that the package ships.
+      held_out: name of the one photograph that is never trained on: its path inside the folder, elsewhere its number
+        from 0; None means `chelsea.jpg` of the shipped ones, and otherwise the last.
       crop_size: side of the random square crops, in pixels.
       shuffle_channels: show red, green and blue in random order: a few photographs then hold many more colours.
+      resize: first make the shorter side of each photograph this many pixels; None leaves them as they are.
+      min_scale: cut windows of up to 1 / min_scale times the crop's area, and shrink them to the crop; 1 cuts crops as
+        they are.  Nothing is ever enlarged, unlike by torchvision's RandomResizedCrop.
+      flip: mirror every other crop, left to right.
+      bad_files: what becomes of an image that is damaged or smaller than the crop: `refuse` ends the run with a list
+        of them, `skip` shows another photograph in its place, always the same one, and reports it.
+      max_bad_fraction: of all images that may be skipped; more of them end the run.
 
     Raises:
-      ValueError: if `crop_size` is less than 1.
+      ValueError: if a number is outside its range.
     """
 
     folder: str | None = None
     held_out: str | None = None
     crop_size: int = 256
     shuffle_channels: bool = False
+    resize: int | None = None
+    min_scale: float = 1.0
+    flip: bool = True
+    bad_files: Literal["refuse", "skip"] = "refuse"
+    max_bad_fraction: float = 0.01
 
     def __post_init__(self):
         _at_least(1, crop_size=self.crop_size)
+        _one_of(("refuse", "skip"), bad_files=self.bad_files)
+        if self.resize is not None:
+            _at_least(1, resize=self.resize)
+            if self.resize < self.crop_size:
+                raise ValueError(f"resize={self.resize} must be at least crop_size={self.crop_size}")
+        if not 0 < self.min_scale <= 1:
+            raise ValueError(f"min_scale={self.min_scale!r} must be greater than 0 and at most 1")
+        if not 0 <= self.max_bad_fraction < 1:
+            raise ValueError(f"max_bad_fraction={self.max_bad_fraction!r} must be at least 0 and less than 1")
 
 
 @dataclass(frozen=True)

@@ -5,105 +5,177 @@ hold, and any machine can make any example.
 """
 
 import itertools
-from importlib import resources
-from pathlib import Path
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from train.config import DataConfig
+from train.crops import WORDS, below, cut, fit, fitted_size
 from train.errors import DataError
-from train.images import image_size, list_images, read_image
+from train.images import StorageError, printable
+from train.sources import Source, open_source
 
 SHIPPED_HELD_OUT = "chelsea.jpg"
 _KEEP_BYTES = 1 << 30  # decoded photographs up to this much stay in memory, the rest are decoded when drawn
 _SHOW = 5  # bad files named in one error
+_THREADS = 16  # for reading headers: mostly waiting
+_CHUNK = 4096  # images whose headers are asked for at a time, so that millions need little memory
 
-
-def shipped_photographs() -> Path:
-    """The folder of photographs inside the installed package."""
-    return Path(str(resources.files("train") / "photographs"))
+T = TypeVar("T")
 
 
 class Photographs:
-    """A folder of images, one of them held out.
+    """A source of images, one of them held out.  Threads may draw at the same time.
 
-    All headers are read at once, so that a file that cannot be used ends the run before it begins.
+    All headers are read at once, so that a file that cannot be used is known before the run begins.
 
     Attributes:
-      names: of the photographs that are trained on, relative to the folder, sorted.
-      held_out_name: of the one that is not.
+      held_out_name: of the one photograph that is not trained on.
     """
 
     def __init__(self, config: DataConfig):
-        """Lists and checks the files.
+        """Opens the source and checks the images.
 
         Raises:
-          DataError: if there is no such folder, fewer than two images, no such held-out image, or if a file is
-            unreadable or smaller than the crop.
+          DataError: if there is no such source, fewer than two images, no such held-out image, or if the held-out
+            image or, unless `config` says to skip them, another is damaged or smaller than the crop.
         """
-        self._folder = Path(config.folder) if config.folder is not None else shipped_photographs()
-        if not self._folder.is_dir():
-            raise DataError(f"{self._folder} is no folder; name one that holds images")
-        self._crop_size = config.crop_size
-        self._orders = list(itertools.permutations(range(3))) if config.shuffle_channels else [(0, 1, 2)]
-        names = list_images(self._folder)
-        if len(names) < 2:
+        self._config = config
+        self._source = open_source(config.folder)
+        if len(self._source) < 2:
             raise DataError(
-                f"{self._folder} holds {len(names)} images; training needs at least two, one of them to be held out"
+                f"{self._source.where} holds {len(self._source)} images; training needs at least two, one of them to "
+                "be held out"
             )
-        self.held_out_name = _choose_held_out(config, names)
-        self.names = [name for name in names if name != self.held_out_name]
-        self._kept: dict[str, UInt8[np.ndarray, "h w 3"]] = {}
+        self._held_out = _choose_held_out(config, self._source)
+        self.held_out_name = self._source.name(self._held_out)
+        self._kept: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+        self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()
         self._open()
 
+    @property
+    def names(self) -> list[str]:
+        """Of the photographs that are trained on, in order."""
+        return [self._source.name(index) for index in range(len(self._source)) if index != self._held_out]
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for each image that has been skipped so far."""
+        with self._lock:
+            return [self._bad[index] for index in sorted(self._bad)]
+
     def held_out(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The photograph that no step sees."""
-        return read_image(self._folder / self.held_out_name)
+        """The photograph that no step sees, whole."""
+        return fit(self._source.read(self._held_out), self._config.resize)
 
     def crop(self, seed: int, step: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
-        """Example `index` of update `step`: a crop, flipped left to right every other time.
+        """Example `index` of update `step`.
 
         Every photograph is equally likely, whatever its size, and so is every order of the channels if they are
-        shuffled.
+        shuffled.  In place of a photograph that is skipped another is drawn; which one depends on the same three
+        numbers and on the images, never on when the fault was found.
 
         Raises:
-          DataError: if the file has become unreadable.
+          DataError: if an image has become unreadable, or too many are skipped.
         """
-        # Raw words of SeedSequence, not a Generator: NumPy promises that these never change between versions.
-        words = np.random.SeedSequence((seed, step, index)).generate_state(5)
-        photograph = self._read(self.names[_below(len(self.names), words[0])])
-        size = self._crop_size
-        top = _below(photograph.shape[0] - size + 1, words[1])
-        left = _below(photograph.shape[1] - size + 1, words[2])
-        crop = photograph[top : top + size, left : left + size]
-        crop = crop[:, ::-1] if words[3] & 1 else crop
-        return crop[..., self._orders[_below(len(self._orders), words[4])]]
+        attempt = 0
+        while True:
+            entropy = (seed, step, index, attempt) if attempt else (seed, step, index)
+            # Raw words of SeedSequence, not a Generator: NumPy promises that these never change between versions.
+            words = np.random.SeedSequence(entropy).generate_state(WORDS)
+            drawn = below(len(self._source) - 1, words[0])
+            photograph = self._read(drawn + (drawn >= self._held_out))
+            if photograph is not None:
+                return cut(photograph, words, self._config)
+            attempt += 1
 
     def batch(self, seed: int, step: int, batch_size: int) -> Float[np.ndarray, "b s s 3"]:
         """All examples of update `step`, in [-1, 1]."""
         return to_float(np.stack([self.crop(seed, step, index) for index in range(batch_size)]))
 
     def _open(self) -> None:
-        problems, total = [], 0
-        for name in [*self.names, self.held_out_name]:
-            path = self._folder / name
-            try:
-                height, width = image_size(path)
-                if min(height, width) < self._crop_size and name != self.held_out_name:
-                    raise DataError(f"{path} is {height} x {width}, smaller than crop_size={self._crop_size}")
-                total += 3 * height * width
+        errors: dict[int, DataError] = {}
+        keep, total = [], 0
+        trained = (index for index in range(len(self._source)) if index != self._held_out)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for index, size in _each(pool, self._check, trained):
+                if isinstance(size, DataError):
+                    errors[index] = size
+                    continue
+                total += 3 * size[0] * size[1]
                 if total <= _KEEP_BYTES:
-                    self._kept[name] = read_image(path)
-            except DataError as error:
-                problems.append(str(error))
-        if problems:
-            more = f"; and {len(problems) - _SHOW} more" if len(problems) > _SHOW else ""
-            raise DataError("; ".join(problems[:_SHOW]) + more)
+                    keep.append(index)
+            for index, image in _each(pool, self._load, keep):
+                if isinstance(image, DataError):
+                    errors[index] = image
+                else:
+                    self._kept[index] = image
+        try:
+            self.held_out()
+        except DataError as error:
+            raise DataError(f"{error} (it is the image that is held out)") from error
+        lasting = not any(isinstance(error, StorageError) for error in errors.values())
+        if self._config.bad_files == "skip" and lasting:
+            for index, error in errors.items():
+                self._bad[index] = str(error)
+            self._check_count()
+        elif errors:
+            raise DataError(_some([str(errors[index]) for index in sorted(errors)]))
 
-    def _read(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
-        kept = self._kept.get(name)
-        return read_image(self._folder / name) if kept is None else kept
+    def _read(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
+        """A photograph as it is cropped, or None if it has to be skipped."""
+        if index in self._bad:
+            return None
+        try:
+            kept = self._kept.get(index)
+            return self._load(index) if kept is None else kept
+        except StorageError:
+            raise
+        except DataError as error:
+            if self._config.bad_files == "refuse":
+                raise
+            with self._lock:
+                self._bad[index] = str(error)
+                self._check_count()
+            return None
+
+    def _check(self, index: int) -> tuple[int, int]:
+        """Height and width as it will be cropped, from the header alone."""
+        return self._check_size(index, *self._source.size(index))
+
+    def _load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        image = self._source.read(index)
+        self._check_size(index, *image.shape[:2])
+        return fit(image, self._config.resize)
+
+    def _check_size(self, index: int, height: int, width: int) -> tuple[int, int]:
+        name = f"{self._source.where}/{self._source.name(index)}"
+        height, width = fitted_size(height, width, self._config.resize)
+        if min(height, width) < self._config.crop_size:
+            raise DataError(
+                f"{name} is {height} x {width}, smaller than crop_size={self._config.crop_size}; remove it, use "
+                "smaller crops, or set resize"
+            )
+        if Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS:
+            raise DataError(
+                f"{name} would be {height} x {width} after resize={self._config.resize}, more than "
+                f"{Image.MAX_IMAGE_PIXELS:,} pixels; cut it up or remove it"
+            )
+        return height, width
+
+    def _check_count(self) -> None:
+        total, most = len(self._source) - 1, self._config.max_bad_fraction
+        if len(self._bad) > most * total:
+            raise DataError(
+                f"{len(self._bad)} of {total} images cannot be used, more than max_bad_fraction={most}: "
+                + _some([self._bad[index] for index in sorted(self._bad)])
+            )
 
 
 def to_float(images: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
@@ -116,14 +188,33 @@ def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
-def _choose_held_out(config: DataConfig, names: list[str]) -> str:
-    if config.held_out is None:
-        return SHIPPED_HELD_OUT if config.folder is None else names[-1]
-    if config.held_out not in names:
-        raise DataError(f"held_out={config.held_out!r} is none of the {len(names)} images, such as {names[0]!r}")
-    return config.held_out
+def _each(
+    pool: ThreadPoolExecutor, what: Callable[[int], T], indices: Iterable[int]
+) -> Iterator[tuple[int, T | DataError]]:
+    """What the function makes of each index, in order; its DataErrors are returned."""
+
+    def attempt(index: int) -> T | DataError:
+        try:
+            return what(index)
+        except DataError as error:
+            return error
+
+    indices = iter(indices)
+    while chunk := list(itertools.islice(indices, _CHUNK)):
+        yield from zip(chunk, pool.map(attempt, chunk), strict=True)
 
 
-def _below(bound: int, word: np.uint32) -> int:
-    """A 32-bit word spread evenly over 0 .. bound - 1."""
-    return int(word) * bound >> 32
+def _some(problems: list[str]) -> str:
+    more = f"; and {len(problems) - _SHOW} more" if len(problems) > _SHOW else ""
+    return "; ".join(problems[:_SHOW]) + more
+
+
+def _choose_held_out(config: DataConfig, source: Source) -> int:
+    count = len(source)
+    wanted = SHIPPED_HELD_OUT if config.folder is None and config.held_out is None else config.held_out
+    if wanted is None:
+        return count - 1
+    for index in range(count):
+        if source.name(index) == printable(wanted):
+            return index
+    raise DataError(f"held_out={printable(wanted)!r} is none of the {count} images, such as {source.name(0)!r}")

@@ -1,6 +1,10 @@
 """Opening one image file, with every way in which it can mislead either handled or refused."""
 
-import warnings
+import errno
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,11 @@ from train.errors import DataError
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _REFUSED_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})  # as lasting as a damaged file, unlike a disk that fails
+
+
+class StorageError(DataError):
+    """An image could not be fetched, so that nothing is known of it: trying again later may well succeed."""
 
 
 def list_images(folder: Path) -> list[str]:
@@ -26,37 +35,52 @@ def list_images(folder: Path) -> list[str]:
     )
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def printable(name: str | Path) -> str:
+    """The name with bytes that are no UTF-8 written as escapes: the raw form cannot be printed or logged."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def image_size(file: Path | bytes, name: str | None = None) -> tuple[int, int]:
     """Height and width as stored, from the header alone.
 
+    Args:
+      file: path of the file, or what is in it.
+      name: what errors call it; None means its path.
+
     Raises:
-      DataError: if the file is no image, has several frames, or is too large to be decoded safely.
+      StorageError: if the file is there no longer, or the disk fails.
+      DataError: if it is no image, has several frames, or is too large to be decoded safely.
     """
-    with _open(path) as image:
+    name = name or _path_of(file)
+    with _open(file, name) as image:
         return image.height, image.width
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """The picture a viewer would show, as 8-bit RGB.
 
     The EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled (Pillow's own conversion
-    would clip it), palettes, grey and CMYK are converted.
+    would clip it; of 16-bit colours it keeps the high byte), palettes, grey and CMYK are converted.  Colour profiles
+    are not applied.
+
+    Args:
+      file: path of the file, or what is in it.
+      name: what errors call it; None means its path.
 
     Raises:
+      StorageError: as `image_size`.
       DataError: as `image_size`, and if the pixels are truncated or of a kind that has no agreed range.
     """
-    with _open(path) as image:
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path} cannot be decoded ({error}); replace or remove it") from error
-        return np.asarray(_to_rgb(upright, path))
+    name = name or _path_of(file)
+    with _open(file, name) as image, _explained(name, "cannot be decoded"):
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(_to_rgb(upright, name))
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in _REFUSED_MODES:
-        raise DataError(f"{path} holds {_REFUSED_MODES[image.mode]}, which have no agreed white; convert it to 8 bits")
+        raise DataError(f"{name} holds {_REFUSED_MODES[image.mode]}, which have no agreed white; convert it to 8 bits")
     if image.mode in _SIXTEEN_BITS:
         grey = np.asarray(image).astype(np.float32) / 257.0  # 65535 / 257 = 255
         return Image.fromarray(np.round(grey).astype(np.uint8)).convert("RGB")
@@ -66,21 +90,51 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def _open(path: Path) -> Image.Image:
+def _open(file: Path | bytes, name: str) -> Image.Image:
     """The image with only its header read, checked for what would go wrong later."""
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns up to twice its limit, and by then a small file may ask for gigabytes.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller or cut it up first"
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is no image that Pillow can read ({error}); replace or remove it") from error
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        image.close()
-        raise DataError(f"{path} has {frames} frames; save the one that is meant as an image of its own")
+    with _explained(name, "is no image that Pillow can read"):
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        try:
+            _check(image, name)
+        except BaseException:
+            image.close()
+            raise
     return image
+
+
+def _check(image: Image.Image, name: str) -> None:
+    # Pillow only warns up to twice its limit, and by then a small file may ask for gigabytes.  Its warning is not made
+    # an error here: the filters of warnings belong to the whole process, and other threads are opening images too.
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise _too_large(name)
+    frames = getattr(image, "n_frames", 1)
+    # A telephone's JPEG ("MPO") has its picture first; what follows, such as a map of depths, no viewer shows.
+    if frames > 1 and image.format != "MPO":
+        raise DataError(f"{name} has {frames} frames; save the one that is meant as an image of its own")
+
+
+def _too_large(name: str) -> DataError:
+    return DataError(f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller or cut it up first")
+
+
+@contextmanager
+def _explained(name: str, trouble: str) -> Iterator[None]:
+    """Whatever Pillow raises, as one sentence."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_large(name) from error
+    except Exception as error:  # a decoder raises what it trips over: damage alone gave TypeError, struct.error, ...
+        number = getattr(error, "errno", None)
+        if number is None:
+            raise DataError(f"{name} {trouble} ({error}); replace or remove it") from error
+        reason = f"{name} cannot be opened ({os.strerror(number)})"
+        if number in _FORBIDDEN:
+            raise DataError(f"{reason}; make it readable, or remove it") from error
+        raise StorageError(f"{reason}; start again when it can") from error
+
+
+def _path_of(file: Path | bytes) -> str:
+    return "an image" if isinstance(file, bytes) else printable(file)

@@ -8,9 +8,10 @@ from PIL import Image
 
 import train.data
 from train.config import DataConfig
-from train.data import Photographs, shipped_photographs, to_float, to_uint8
+from train.data import Photographs, to_float, to_uint8
 from train.errors import DataError
 from train.images import read_image
+from train.sources import shipped_photographs
 
 
 @pytest.fixture

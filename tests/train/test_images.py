@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from train.errors import DataError
-from train.images import image_size, list_images, read_image
+from train.images import StorageError, image_size, list_images, read_image
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 
@@ -81,8 +81,8 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, name, write, message):
     assert name in str(caught.value)
 
 
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no image that Pillow can read"):
+def test_a_missing_file_is_a_matter_of_storage(tmp_path):
+    with pytest.raises(StorageError, match="No such file"):
         read_image(tmp_path / "none.png")
 
 

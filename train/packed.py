@@ -1,0 +1,191 @@
+"""Images that lie many in one file: arrays, Hugging Face data sets, ArrayRecord.
+
+The packages that read the last two are extras, loaded when such an address is met.
+"""
+
+import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from train.errors import DataError
+from train.images import StorageError, image_size, printable, read_image
+
+
+class ArraySource:
+    """One array of equally large 8-bit images; an `.npy` file stays on the disk and is mapped into memory.
+
+    Of an `.npz` file, which has to be read whole, it is the array `images` or `arr_0`, or else the only one.
+    """
+
+    def __init__(self, file: Path):
+        """Opens the file.
+
+        Raises:
+          DataError: if it cannot be read, or is no array (n, h, w, 3) or (n, h, w, 1) of 8-bit integers.
+        """
+        self.where = printable(file)
+        try:
+            self._images = _load_array(file)
+        except (OSError, ValueError, EOFError) as error:  # also what NumPy says to pickles, which it would have to run
+            raise DataError(f"{self.where} cannot be read as an array ({error}); name an .npy or .npz file") from error
+        shape, dtype = self._images.shape, self._images.dtype
+        if dtype != np.uint8:
+            raise DataError(f"{self.where} holds {dtype}, whose white is anyone's guess; store uint8 from 0 to 255")
+        if len(shape) != 4 or shape[3] not in (1, 3):
+            hint = "; move the channels last" if len(shape) == 4 and shape[1] in (1, 3) else ""
+            raise DataError(f"{self.where} has the shape {shape}, not (n, h, w, 3) or (n, h, w, 1){hint}")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def name(self, index: int) -> str:
+        """Its number, from 0."""
+        return str(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, the same for all."""
+        return self._images.shape[1], self._images.shape[2]
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image; of grey ones, three times the same channel."""
+        image = np.asarray(self._images[index])
+        return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
+
+
+class HuggingFaceSource:
+    """A column of images in one split of a data set, on the Hugging Face hub or on this disk (the `datasets` extra).
+
+    The address is `hf:NAME_OR_PATH[,split=train][,column=image]`.  A path may be what `save_to_disk` wrote, or a
+    folder that `load_dataset` understands.
+    """
+
+    def __init__(self, address: str):
+        """Loads the data set, which may download it.
+
+        Raises:
+          DataError: if that fails, or the data set has no such column of images.
+        """
+        self.where = address
+        path, options = _parse(address)
+        try:
+            import datasets  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise DataError(f"{address} needs the package datasets: pip install 'flax-vae[datasets]'") from error
+        try:
+            if Path(path).is_dir() and any((Path(path) / name).is_file() for name in _SAVED_TO_DISK):
+                data: Any = datasets.load_from_disk(path)
+                data = data[options["split"]] if isinstance(data, datasets.DatasetDict) else data
+            else:
+                data = datasets.load_dataset(path, split=options["split"])
+        except Exception as error:  # the package has no common error: files, network, parsers and its own
+            raise DataError(f"{address} could not be loaded ({type(error).__name__}: {error})") from error
+        self._column = options["column"]
+        images = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
+        if self._column not in images:
+            raise DataError(
+                f"{address} has no column {self._column!r} of images; those it has: {', '.join(images) or 'none'}"
+            )
+        # Undecoded: every trap is then met by the code that also reads files.
+        self._data = data.select_columns([self._column]).cast_column(self._column, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def name(self, index: int) -> str:
+        """The number of its row, from 0."""
+        return str(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, from the header alone."""
+        return image_size(self._file(index), f"{self.where}/{index}")
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture a viewer would show."""
+        return read_image(self._file(index), f"{self.where}/{index}")
+
+    def _file(self, index: int) -> Path | bytes:
+        entry = self._data[index][self._column]
+        if entry is None:
+            raise DataError(f"{self.where}/{index} is empty; filter such rows out")
+        return Path(entry["path"]) if entry["bytes"] is None else entry["bytes"]
+
+
+class ArrayRecordSource:
+    """ArrayRecord files whose records are encoded images, JPEG or PNG for example (the `arrayrecord` extra).
+
+    The address is one file or a pattern, such as `data/train-*.array_record`; files come in the order of their names.
+    """
+
+    def __init__(self, address: str):
+        """Opens the files.
+
+        Raises:
+          DataError: if there are none, one is damaged, or the package is not installed.
+        """
+        self.where = printable(address)
+        try:
+            from array_record.python.array_record_data_source import (  # pyright: ignore[reportMissingImports]
+                ArrayRecordDataSource,
+            )
+        except ImportError as error:
+            raise DataError(f"{address} needs the package array_record: pip install 'flax-vae[arrayrecord]'") from error
+        files = sorted(glob.glob(address))
+        if not files:
+            raise DataError(f"{self.where} is no file and matches none")
+        try:
+            self._records = ArrayRecordDataSource(files)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DataError(f"{self.where} cannot be read as ArrayRecord ({error})") from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def name(self, index: int) -> str:
+        """The number of its record, from 0, counted through all files."""
+        return str(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, from the header alone."""
+        return image_size(self._record(index), f"{self.where}/{index}")
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture a viewer would show."""
+        return read_image(self._record(index), f"{self.where}/{index}")
+
+    def _record(self, index: int) -> bytes:
+        try:
+            return self._records[index]
+        except (OSError, RuntimeError, ValueError) as error:
+            # Never skipped as a bad image is: the reader's later answers may differ after an error.
+            raise StorageError(f"{self.where}/{index} cannot be read ({error}); check the file, start again") from error
+
+
+_SAVED_TO_DISK = ("dataset_dict.json", "state.json")  # as `datasets` names them
+_OPTIONS = {"split": "train", "column": "image"}
+
+
+def _parse(address: str) -> tuple[str, dict[str, str]]:
+    path, *given = address.removeprefix("hf:").split(",")
+    options = dict(_OPTIONS)
+    for option in given:
+        key, equals, value = option.partition("=")
+        if key not in _OPTIONS or not equals or not value:
+            raise DataError(f"{address} has the option {option!r}; known are split=NAME and column=NAME")
+        options[key] = value
+    return path, options
+
+
+def _load_array(file: Path) -> np.ndarray:
+    loaded = np.load(file, mmap_mode="r", allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded:
+        for name in ("images", "arr_0"):
+            if name in loaded.files:
+                return loaded[name]
+        if len(loaded.files) != 1:
+            raise ValueError(f"of its {len(loaded.files)} arrays none is called images")
+        return loaded[loaded.files[0]]

@@ -1,0 +1,96 @@
+"""Where images come from: a numbered list of them, whatever they lie in."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+
+from train.errors import DataError
+from train.images import image_size, list_images, printable, read_image
+
+
+class Source(Protocol):
+    """A fixed, numbered list of images.  Threads may read at the same time.
+
+    Attributes:
+      where: its address, for messages.
+    """
+
+    where: str
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Of one image, unique, and fit to be printed."""
+        ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width as stored, without decoding the image; `DataError` if it cannot be used."""
+        ...
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """One image, as 8-bit RGB; `DataError` if it cannot be used, `StorageError` if it cannot be had now."""
+        ...
+
+
+def open_source(address: str | None) -> Source:
+    """The images at an address.
+
+    Args:
+      address: as `DataConfig.folder`: a folder, an `.npy` or `.npz` file, `hf:...`, one `.array_record` file or a
+        pattern of them; None means the photographs that the package ships.
+
+    Raises:
+      DataError: if there is nothing of that kind, or the package that reads it is not installed.
+    """
+    if address is None:
+        return FolderSource(shipped_photographs())
+    from train.packed import ArrayRecordSource, ArraySource, HuggingFaceSource
+
+    if address.startswith("hf:"):
+        return HuggingFaceSource(address)
+    if address.endswith((".npy", ".npz")):
+        return ArraySource(Path(address))
+    if ".array_record" in Path(address).name:
+        return ArrayRecordSource(address)
+    return FolderSource(Path(address))
+
+
+class FolderSource:
+    """All image files below a folder, in any mix of sizes and formats, sorted by name."""
+
+    def __init__(self, folder: Path):
+        """Lists the files.
+
+        Raises:
+          DataError: if there is no such folder.
+        """
+        self.where = printable(folder)
+        if not folder.is_dir():
+            raise DataError(f"{self.where} is no folder; name one that holds images")
+        self._folder = folder
+        self._files = list_images(folder)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, index: int) -> str:
+        """The path, relative to the folder."""
+        return printable(self._files[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, from the header alone."""
+        return image_size(self._folder / self._files[index])
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture a viewer would show."""
+        return read_image(self._folder / self._files[index])
+
+
+def shipped_photographs() -> Path:
+    """The folder of photographs inside the installed package."""
+    return Path(str(resources.files("train") / "photographs"))
