@@ -65,6 +65,11 @@ class Photographs:
         return [self._source.name(index) for index in range(len(self._source)) if index != self._held_out]
 
     @property
+    def crop_shape(self) -> tuple[int, int, int]:
+        """Of one crop: height, width, channels."""
+        return self._config.crop_size, self._config.crop_size, 3
+
+    @property
     def problems(self) -> list[str]:
         """One sentence for each image that has been skipped so far."""
         with self._lock:
