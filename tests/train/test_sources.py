@@ -1,0 +1,214 @@
+"""The same images give the same crops, whatever they lie in; what cannot be read is refused by name."""
+
+import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.config import DataConfig
+from train.data import Photographs
+from train.errors import DataError
+from train.images import StorageError
+from train.packed import ArraySource
+from train.sources import open_source
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 17, 3), np.uint8)
+
+
+def encoded(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_folder(path):
+    path.mkdir()
+    for index, image in enumerate(IMAGES):
+        Image.fromarray(image).save(path / f"{index}.png")
+    return str(path)
+
+
+def write_npy(path):
+    np.save(path.with_suffix(".npy"), IMAGES)
+    return str(path.with_suffix(".npy"))
+
+
+def write_npz(path):
+    np.savez(path.with_suffix(".npz"), arr_0=IMAGES, arr_1=np.arange(6))
+    return str(path.with_suffix(".npz"))
+
+
+def make_dataset(records):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [record and {"bytes": record, "path": None} for record in records], "label": [0] * len(records)}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def write_saved(path):
+    make_dataset([encoded(image) for image in IMAGES]).save_to_disk(path)
+    return f"hf:{path}"
+
+
+def write_splits(path):
+    datasets = pytest.importorskip("datasets")
+    split = make_dataset([encoded(image) for image in IMAGES]).rename_column("image", "picture")
+    datasets.DatasetDict({"other": split}).save_to_disk(path)
+    return f"hf:{path},split=other,column=picture"
+
+
+def write_parquet(path):
+    pytest.importorskip("datasets")
+    path.mkdir()
+    make_dataset([encoded(image) for image in IMAGES]).to_parquet(path / "train.parquet")
+    return f"hf:{path}"
+
+
+def write_records(path, records=None):
+    module = pytest.importorskip("array_record.python.array_record_module")
+    path.mkdir()
+    records = [encoded(image) for image in IMAGES] if records is None else records
+    half = len(records) // 2
+    for part, some in enumerate([records[:half], records[half:]]):
+        writer = module.ArrayRecordWriter(str(path / f"train-{part}.array_record"), "group_size:1")
+        for record in some:
+            writer.write(record)
+        writer.close()
+    return str(path / "train-*.array_record")
+
+
+WRITERS = [write_folder, write_npy, write_npz, write_saved, write_splits, write_parquet, write_records]
+
+
+@pytest.fixture(autouse=True)
+def no_cache_of_datasets_outside(tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.mktemp("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))  # read when the package is imported, which may be later
+    if "datasets" in sys.modules:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_"))
+def test_the_same_images_give_the_same_crops(tmp_path, write):
+    address = write(tmp_path / "data")
+    source = open_source(address)
+    assert len(source) == 6
+    assert len({source.name(index) for index in range(6)}) == 6
+    assert {source.size(index) for index in range(6)} == {(12, 17)}
+    with ThreadPoolExecutor(4) as pool:  # threads read at the same time
+        np.testing.assert_array_equal(list(pool.map(source.read, range(6))), IMAGES)
+    expected = Photographs(DataConfig(folder=write_folder(tmp_path / "plain"), crop_size=8)).batch(0, 0, 16)
+    photographs = Photographs(DataConfig(folder=address, crop_size=8))
+    np.testing.assert_array_equal(photographs.batch(0, 0, 16), expected)
+    assert photographs.held_out_name == source.name(5)
+
+
+def test_an_array_stays_on_the_disk_and_its_images_are_numbered(tmp_path):
+    address = write_npy(tmp_path / "x")
+    read = ArraySource(tmp_path / "x.npy").read(3)
+    assert isinstance(read.base, np.memmap)
+    photographs = Photographs(DataConfig(folder=address, crop_size=8, held_out="2"))
+    assert photographs.names == ["0", "1", "3", "4", "5"]
+    np.testing.assert_array_equal(photographs.held_out(), IMAGES[2])
+
+
+def test_grey_arrays_become_rgb(tmp_path):
+    np.save(tmp_path / "x.npy", IMAGES[..., :1])
+    np.testing.assert_array_equal(open_source(str(tmp_path / "x.npy")).read(1), IMAGES[1][..., [0, 0, 0]])
+
+
+BAD_ARRAYS = {
+    "floats": (lambda path: np.save(path, IMAGES / 255.0), "holds float64, whose white is anyone's guess"),
+    "channels first": (lambda path: np.save(path, IMAGES.transpose(0, 3, 1, 2)), "move the channels last"),
+    "one image": (lambda path: np.save(path, IMAGES[0]), r"shape \(12, 17, 3\), not \(n, h, w, 3\)"),
+    "pickles": (lambda path: np.save(path, np.array([{}]), allow_pickle=True), "cannot be read as an array"),
+    "text": (lambda path: path.write_text("hello"), "cannot be read as an array"),
+    "nothing": (lambda path: path.touch(), "cannot be read as an array"),
+    "missing": (lambda path: None, "cannot be read as an array"),
+    "truncated": (
+        lambda path: (np.save(path, IMAGES), path.write_bytes(path.read_bytes()[:-9])),
+        "cannot be read as an array",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_other_arrays_are_refused(tmp_path, write, message):
+    write(tmp_path / "x.npy")
+    with pytest.raises(DataError, match=f"x.npy {message}|x.npy .*{message}"):
+        open_source(str(tmp_path / "x.npy"))
+
+
+def test_an_archive_must_say_which_array_is_meant(tmp_path):
+    np.savez(tmp_path / "x.npz", a=IMAGES, b=IMAGES)
+    with pytest.raises(DataError, match="of its 2 arrays none is called images"):
+        open_source(str(tmp_path / "x.npz"))
+    np.savez_compressed(tmp_path / "x.npz", only=IMAGES)
+    np.testing.assert_array_equal(open_source(str(tmp_path / "x.npz")).read(4), IMAGES[4])
+
+
+@pytest.mark.parametrize(
+    ("address", "package", "extra"),
+    [("hf:some/where", "datasets", "datasets"), ("x.array_record", "array_record", "arrayrecord")],
+)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, address, package, extra):
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DataError, match=rf"needs the package {package}: pip install 'flax-vae\[{extra}\]'"):
+        open_source(address)
+
+
+@pytest.mark.parametrize("option", ["spilt=train", "split", "column="])
+def test_unknown_options_of_a_data_set_are_refused(option):
+    with pytest.raises(DataError, match=f"has the option '{option}'; known are split=NAME and column=NAME"):
+        open_source(f"hf:some/where,{option}")
+
+
+def test_data_sets_without_what_was_asked_for_are_refused(tmp_path):
+    address = write_saved(tmp_path / "data")
+    with pytest.raises(DataError, match="no column 'label' of images; those it has: image"):
+        open_source(f"{address},column=label")
+    with pytest.raises(DataError, match="could not be loaded"):
+        open_source(f"hf:{tmp_path / 'none'}")
+    with pytest.raises(DataError, match="could not be loaded .KeyError"):
+        open_source(write_splits(tmp_path / "splits").replace("other", "test"))
+
+
+def test_bad_rows_of_a_data_set_are_named(tmp_path):
+    good = encoded(IMAGES[0])
+    make_dataset([good, None, b"hello", good]).save_to_disk(tmp_path / "data")
+    source = open_source(f"hf:{tmp_path / 'data'}")
+    for index, message in {1: "data/1 is empty", 2: "data/2 is no image that Pillow can read"}.items():
+        for function in (source.size, source.read):
+            with pytest.raises(DataError, match=message):
+                function(index)
+
+
+def test_a_data_set_may_hold_paths(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    write_folder(tmp_path / "images")
+    paths = [str(tmp_path / "images" / f"{index}.png") for index in range(6)]
+    data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    data.save_to_disk(tmp_path / "data")
+    np.testing.assert_array_equal(open_source(f"hf:{tmp_path / 'data'}").read(4), IMAGES[4])
+
+
+def test_bad_records_are_named_and_damaged_files_are_no_bad_images(tmp_path):
+    good = encoded(IMAGES[0])
+    address = write_records(tmp_path / "data", [good, b"hello", good, good])
+    with pytest.raises(DataError, match="array_record/1 is no image that Pillow can read"):
+        open_source(address).read(1)
+    with pytest.raises(DataError, match="is no file and matches none"):
+        open_source(str(tmp_path / "none.array_record"))
+
+    source = open_source(address)
+    file = tmp_path / "data" / "train-0.array_record"
+    file.write_bytes(file.read_bytes()[:20] + bytes(file.stat().st_size - 20))
+    with pytest.raises(StorageError, match="array_record/0 cannot be read"):
+        source.read(0)
+    file.write_bytes(b"hello")
+    with pytest.raises(DataError, match="cannot be read as ArrayRecord"):
+        open_source(address)
