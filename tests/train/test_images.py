@@ -1,11 +1,18 @@
 """What a file can hide: each trap is either shown as a viewer would show it, or refused by name."""
 
+import errno
+import os
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from train.errors import DataError
-from train.images import StorageError, image_size, list_images, read_image
+from train.images import StorageError, image_size, list_images, printable, read_image
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 
@@ -27,6 +34,42 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     grey = np.array([[0, 257, 32896, 65535]], np.uint16)
     Image.fromarray(grey).save(tmp_path / "x.png")
     np.testing.assert_array_equal(read_image(tmp_path / "x.png")[0, :, 0], [0, 1, 128, 255])
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (6, 4)])
+def test_sixteen_bit_colours_keep_their_high_byte(tmp_path, colour_type, channels):
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (5, 7, channels)).astype(">u2")
+    pixels[..., 3:] = 0xFFFF
+    lines = b"".join(b"\0" + row.tobytes() for row in pixels)  # Pillow cannot write such a file
+    header = struct.pack(">IIBBBBB", 7, 5, 16, colour_type, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), pixels[..., :3] >> 8)
+
+
+def test_the_picture_of_a_telephone_is_the_first_of_its_file(tmp_path):
+    picture, depths = (
+        Image.effect_mandelbrot((32, 24), box, 50).convert("RGB") for box in [(-2, -1, 1, 1), (0, 0, 1, 1)]
+    )
+    picture.save(tmp_path / "alone.jpg")
+    picture.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[depths])
+    with Image.open(tmp_path / "x.jpg") as image:
+        assert (image.format, image.n_frames) == ("MPO", 2)
+    assert image_size(tmp_path / "x.jpg") == (24, 32)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.jpg"), read_image(tmp_path / "alone.jpg"))
+
+
+def test_what_is_in_a_file_reads_as_the_file_does(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "x.png")
+    data = (tmp_path / "x.png").read_bytes()
+    assert image_size(data) == (6, 4)
+    np.testing.assert_array_equal(read_image(data), RAMP)
+    with pytest.raises(DataError, match="records/7 cannot be decoded"):
+        read_image(data[:-30], "records/7")
 
 
 def test_transparency_is_laid_over_white(tmp_path):
@@ -62,11 +105,28 @@ def write_animated(path):
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def write_dimensionless(path):
+    Image.fromarray(RAMP).save(path)
+    width_tag = struct.pack("<HHI", 256, 4, 1)  # ImageWidth
+    assert width_tag in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(width_tag, struct.pack("<HHI", 65000, 4, 1)))
+
+
+def write_bad_exif(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RAMP).save(path, exif=b"Exif\0\0XX*" + exif.tobytes()[9:])
+
+
 REFUSED = [
     ("x.png", lambda path: path.write_bytes(b""), "no image that Pillow can read"),
     ("x.jpg", lambda path: path.write_text("hello"), "no image that Pillow can read"),
     ("x.jpg", write_truncated, "cannot be decoded"),
     ("x.png", write_animated, "2 frames"),
+    ("x.webp", write_animated, "2 frames"),
+    ("x.tif", write_animated, "2 frames"),
+    ("x.tif", write_dimensionless, "no image that Pillow can read"),  # Pillow: TypeError
+    ("x.webp", write_bad_exif, "cannot be decoded"),  # Pillow: SyntaxError
     ("x.tif", lambda path: Image.fromarray(np.ones((4, 4), np.float32)).save(path), "floating-point"),
     ("x.png", lambda path: Image.new("1", (10_000, 10_000)).save(path), "more than .* pixels"),
     ("x.png", lambda path: Image.new("1", (14_000, 14_000)).save(path), "more than .* pixels"),
@@ -81,6 +141,70 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path, name, write, message):
     assert name in str(caught.value)
 
 
+def test_damage_anywhere_is_refused_or_shown_but_raises_nothing_else(tmp_path):
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    outcomes = {"shown": 0, "refused": 0}
+    for suffix in ("jpg", "png", "webp", "bmp", "tif"):
+        file = tmp_path / f"x.{suffix}"
+        Image.fromarray(np.tile(RAMP, (4, 5, 1))).save(file, **({"exif": exif} if suffix in ("jpg", "webp") else {}))
+        intact = file.read_bytes()
+        for trial in range(60):
+            damaged = bytearray(intact[: rng.integers(len(intact))] if trial % 3 == 0 else intact)
+            for position in rng.integers(0, max(1, len(damaged)), 3)[: len(damaged)]:
+                damaged[position] = rng.integers(256)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's remarks on what it put up with
+                try:
+                    image = read_image(bytes(damaged))
+                    assert image.dtype == np.uint8
+                    assert image.shape[2] == 3
+                    outcomes["shown"] += 1
+                except DataError:
+                    outcomes["refused"] += 1
+    assert min(outcomes.values()) > 60
+
+
+@pytest.mark.parametrize("pixels", [10_000, 14_000])
+def test_bombs_are_refused_by_many_threads_whatever_becomes_of_warnings(tmp_path, pixels):
+    Image.new("1", (pixels, pixels)).save(tmp_path / "bomb.png")
+    Image.fromarray(RAMP).save(tmp_path / "x.png")
+
+    def attempt(index):
+        try:
+            return read_image(tmp_path / ("x.png" if index % 2 else "bomb.png")).shape
+        except DataError as error:
+            return str(error)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(attempt, range(64)))
+        assert warnings.filters == before
+    assert set(outcomes[1::2]) == {(6, 4, 3)}
+    assert all("more than 89,478,485 pixels" in outcome for outcome in outcomes[::2])
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.EACCES, DataError, "Permission denied.; make it readable"),
+        (errno.EIO, StorageError, "Input/output error.; start again"),
+        (errno.ESTALE, StorageError, "Stale file handle.; start again"),
+    ],
+)
+def test_a_failing_disk_is_told_from_a_bad_image(tmp_path, monkeypatch, number, kind, message):
+    def fail(path):
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(DataError, match=f"x.png cannot be opened .{message}") as caught:
+        image_size(tmp_path / "x.png")
+    assert type(caught.value) is kind
+
+
 def test_a_missing_file_is_a_matter_of_storage(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         read_image(tmp_path / "none.png")
@@ -92,3 +216,27 @@ def test_folders_are_searched_recursively_and_in_order(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     assert list_images(tmp_path) == ["a.png", "b/x.JPG", "c.jpeg"]
+
+
+def test_links_to_nowhere_are_no_images_and_links_to_images_are(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "c.png").symlink_to("none.png")
+    (tmp_path / "d.png").symlink_to("d.png")
+    assert list_images(tmp_path) == ["a.png", "b.png"]
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), RAMP)
+
+
+def test_names_that_are_no_utf8_are_read_and_can_be_printed(tmp_path):
+    try:
+        Image.fromarray(RAMP).save(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"hello")
+    bad, good = list_images(tmp_path)[::-1]
+    np.testing.assert_array_equal(read_image(tmp_path / good), RAMP)
+    assert printable(good) == "caf\\xe9.png"
+    with pytest.raises(DataError, match="xff.png is no image") as caught:
+        read_image(tmp_path / bad)
+    assert str(caught.value).encode("utf-8")
+    assert printable("größe.png") == "größe.png"
