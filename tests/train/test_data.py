@@ -1,6 +1,8 @@
+import hashlib
 import itertools
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import train.data
 from train.config import DataConfig
 from train.data import Photographs, to_float, to_uint8
 from train.errors import DataError
-from train.images import read_image
+from train.images import StorageError, read_image
+from train.prefetch import Batches
 from train.sources import shipped_photographs
 
 
@@ -137,3 +140,193 @@ def test_all_bad_files_are_named_before_anything_begins(tmp_path):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
     with pytest.raises(DataError, match=r"a_small.png is 30 x 8, smaller than crop_size=16.*b_corrupt.jpg"):
         Photographs(DataConfig(folder=str(tmp_path), crop_size=16))
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng((seed, height, width)).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def save_all(path, images):
+    path.mkdir(exist_ok=True)
+    for name, image in images.items():
+        Image.fromarray(image).save(path / name)
+    return DataConfig(folder=str(path), crop_size=8)
+
+
+@pytest.mark.parametrize(
+    ("shuffle_channels", "digest"),
+    [
+        (False, "2d29664d5497707c1dbcb6c03937c703799220818b271b1f50bed5973f2237cd"),
+        (True, "06484a22c922ba78b775c7bf48031acb17718ec7faa1e0f6d468f949cf295e65"),
+    ],
+)
+def test_crops_are_those_of_every_earlier_version(tmp_path, shuffle_channels, digest):
+    """A run that goes on after an update of this package must see what it would have seen."""
+    config = save_all(tmp_path, {f"{seed}.png": noise(20 + seed, 33 - seed, seed) for seed in range(5)})
+    batch = Photographs(replace(config, shuffle_channels=shuffle_channels)).batch(5, 3, 8)
+    assert hashlib.sha256(batch.tobytes()).hexdigest() == digest
+
+
+def test_without_flips_crops_stand_as_the_photographs_do(folder, photographs):
+    plain = Photographs(DataConfig(folder=str(folder), crop_size=8, flip=False))
+    images = [read_image(folder / name) for name in plain.names]
+    for index in range(40):
+        crop, either = plain.crop(0, 0, index), photographs.crop(0, 0, index)
+        assert [place[2] for image in images for place in places(crop, image)] == [False]
+        assert np.array_equal(crop, either) or np.array_equal(crop[:, ::-1], either)
+
+
+@pytest.mark.parametrize(("resize", "wanted"), [(10, (10, 17)), (40, (40, 66)), (20, (20, 33))])
+def test_photographs_are_resized_first_by_their_shorter_side(folder, resize, wanted):
+    photographs = Photographs(DataConfig(folder=str(folder), crop_size=8, resize=resize, held_out="a.png", flip=False))
+    assert photographs.held_out().shape == (*wanted, 3)
+    resized = []
+    for name in photographs.names:
+        with Image.open(folder / name) as image:
+            scale = resize / min(image.size)
+            size = [int(side * scale + 0.5) for side in image.size]
+            resized.append(np.asarray(image.resize(size, Image.Resampling.LANCZOS)))
+    for index in range(20):
+        assert any(places(photographs.crop(0, 0, index), image) for image in resized)
+
+
+def test_resizing_leaves_a_plain_surface_plain_and_a_fine_pattern_grey(tmp_path):
+    plain, pattern = np.full((64, 48, 3), 77, np.uint8), np.zeros((64, 64, 3), np.uint8)
+    pattern[::2] = 255
+    config = replace(save_all(tmp_path, {"a.png": plain, "b.png": pattern, "c.png": plain}), resize=8)
+    crops = np.stack([Photographs(config).crop(0, 0, index) for index in range(12)])
+    means = {int(crop.mean()) for crop in crops}
+    assert means <= {77, 126, 127, 128}
+    assert len(means) > 1
+    assert max(np.ptp(crop) for crop in crops) < 26  # 255 without the wider filter
+
+
+def test_windows_are_shrunk_by_areas_down_to_the_smallest_scale(tmp_path):
+    # Every pixel tells its place, so that a crop tells the side of its window: within a pixel over a span of 24.
+    rows, columns = np.mgrid[:120, :250]
+    ramp = np.stack([rows * 2, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    config = save_all(tmp_path, {"a.png": ramp, "b.png": ramp})
+    config = replace(config, crop_size=32, min_scale=0.25, flip=False)
+    photographs = Photographs(config)
+    crops = [photographs.crop(0, 0, index).astype(float) for index in range(300)]
+    assert {crop.shape for crop in crops} == {(32, 32, 3)}
+    sides = np.array([(crop[16, 28, 1] - crop[16, 4, 1]) / 24 * 32 for crop in crops])
+    heights = np.array([(crop[28, 16, 0] - crop[4, 16, 0]) / 2 / 24 * 32 for crop in crops])
+    assert np.abs(heights - sides).max() < 2.7  # windows are square
+    assert 30.6 < sides.min() < 33.4
+    assert 62.6 < sides.max() < 65.4
+    assert abs(((32 / sides) ** 2).mean() - 0.625) < 0.03  # areas are even over 0.25 .. 1
+    tiny = Photographs(replace(config, min_scale=1e-6))  # windows of up to 32,000 pixels, where there are 120
+    assert max(np.ptp(tiny.crop(0, 0, index)[..., 0]) for index in range(9)) > 225
+
+
+def test_a_scale_of_one_is_the_crop_itself(folder, photographs):
+    almost = Photographs(DataConfig(folder=str(folder), crop_size=8, min_scale=0.999))
+    np.testing.assert_array_equal(almost.batch(0, 0, 8), photographs.batch(0, 0, 8))
+
+
+@pytest.fixture
+def dirty(tmp_path):
+    """Twenty images, of which c is of the wrong size, d no image, and e and f damaged behind their headers."""
+    images = {f"{letter}.png": noise(30, 40, number) for number, letter in enumerate("abcdefghijklmnopqrst")}
+    clean = save_all(tmp_path / "clean", images)
+    dirty = replace(save_all(tmp_path / "dirty", images), bad_files="skip", max_bad_fraction=0.25)
+    Image.fromarray(noise(7, 40)).save(tmp_path / "dirty" / "c.png")
+    (tmp_path / "dirty" / "d.png").write_bytes(b"")
+    for name in ("e.png", "f.png"):
+        file = tmp_path / "dirty" / name
+        file.write_bytes(file.read_bytes()[:-2000])
+    return clean, dirty
+
+
+def test_skipped_images_are_replaced_reported_and_change_no_other_example(dirty, monkeypatch):
+    clean, skipping = map(Photographs, dirty)
+    found = ["c.png is 7 x 40, smaller", "d.png is no image", "e.png cannot be decoded", "f.png cannot be decoded"]
+    assert [expected in problem for expected, problem in zip(found, skipping.problems, strict=True)] == [True] * 4
+    names = {read_image(Path(dirty[0].folder) / name)[..., 2].sum(): name for name in clean.names}
+    bad = {"c.png", "d.png", "e.png", "f.png"}
+    shown, replaced = set(), 0
+    monkeypatch.setattr(train.data, "cut", lambda photograph, words, config: photograph)  # a crop as large as it gets
+    for index in range(120):
+        wanted, got = clean.crop(0, 0, index), skipping.crop(0, 0, index)
+        of = names[wanted[..., 2].sum()]
+        shown.add(names[got[..., 2].sum()])
+        if of in bad:
+            replaced += 1
+        else:
+            np.testing.assert_array_equal(got, wanted)
+    assert replaced > 10
+    assert shown == set(names.values()) - bad
+
+
+def test_what_replaces_a_skipped_image_is_the_same_whenever_its_fault_is_found(dirty, monkeypatch):
+    early = Photographs(dirty[1])
+    wanted = [early.batch(0, step, 6) for step in range(12)]
+    monkeypatch.setattr(train.data, "_KEEP_BYTES", 0)
+    for order in (range(12), range(11, -1, -1)):
+        late = Photographs(dirty[1])
+        assert len(late.problems) == 2  # headers tell of no more
+        got = {step: late.batch(0, step, 6) for step in order}
+        np.testing.assert_array_equal([got[step] for step in range(12)], wanted)
+        assert late.problems == early.problems
+    threaded = Photographs(dirty[1])
+    with Batches(threaded, 0, 0, 12, 6, place=lambda batch: batch, workers=4) as batches:
+        np.testing.assert_array_equal(list(batches), wanted)
+    assert threaded.problems == early.problems
+
+
+def test_more_bad_images_than_allowed_end_the_run(dirty, monkeypatch):
+    with pytest.raises(DataError, match=r"4 of 19 images cannot be used, more than max_bad_fraction=0.2: .*c.png is 7"):
+        Photographs(replace(dirty[1], max_bad_fraction=0.2))
+    monkeypatch.setattr(train.data, "_KEEP_BYTES", 0)
+    photographs = Photographs(replace(dirty[1], max_bad_fraction=0.2))
+    with pytest.raises(DataError, match="4 of 19 images cannot be used"):
+        photographs.batch(0, 0, 100)
+    with pytest.raises(DataError, match=r"e.png cannot be decoded|f.png cannot be decoded"):
+        Photographs(save_all(Path(dirty[1].folder), {"c.png": noise(9, 9), "d.png": noise(9, 9)})).batch(0, 0, 100)
+
+
+def test_the_held_out_image_is_never_skipped(dirty):
+    for name in ("d.png", "e.png"):
+        with pytest.raises(DataError, match=f"{name} .*it is the image that is held out"):
+            Photographs(replace(dirty[1], held_out=name))
+    assert Photographs(replace(dirty[1], held_out="c.png")).held_out().shape == (7, 40, 3)
+
+
+def test_a_failing_disk_ends_the_run_where_bad_images_are_skipped(dirty, monkeypatch):
+    monkeypatch.setattr(train.data, "_KEEP_BYTES", 0)
+    photographs = Photographs(dirty[1])
+    (Path(dirty[1].folder) / "a.png").unlink()
+    with pytest.raises(StorageError, match="a.png cannot be opened .No such file"):
+        photographs.batch(0, 0, 100)
+
+    def fail(source, index):
+        raise StorageError("the disk is gone")
+
+    monkeypatch.setattr("train.sources.FolderSource.size", fail)
+    with pytest.raises(DataError, match="the disk is gone"):
+        Photographs(dirty[1])
+
+
+def test_small_images_are_used_where_resizing_makes_them_fit_but_not_into_giants(dirty):
+    assert len(Photographs(replace(dirty[1], resize=12)).problems) == 3
+    Image.fromarray(noise(1, 9000)).save(Path(dirty[1].folder) / "c.png")
+    photographs = Photographs(replace(dirty[1], resize=120))
+    assert "c.png would be 120 x 1080000 after resize=120, more than" in photographs.problems[0]
+
+
+BAD_CONFIGS = [
+    ({"resize": 7}, "resize=7 must be at least crop_size=8"),
+    ({"resize": 0}, "resize=0 must be a whole number"),
+    ({"min_scale": 0.0}, "min_scale=0.0 must be greater than 0 and at most 1"),
+    ({"min_scale": float("nan")}, "min_scale=nan"),
+    ({"bad_files": "ignore"}, "bad_files='ignore' must be 'refuse' or 'skip'"),
+    ({"max_bad_fraction": 1.0}, "max_bad_fraction=1.0 must be at least 0 and less than 1"),
+    ({"max_bad_fraction": -0.1}, "max_bad_fraction=-0.1"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_CONFIGS, ids=[message for _, message in BAD_CONFIGS])
+def test_bad_settings_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(crop_size=8, **fields)

@@ -105,11 +105,13 @@ def write_animated(path):
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
-def write_dimensionless(path):
+def write_empty_second_frame(path):
     Image.fromarray(RAMP).save(path)
-    width_tag = struct.pack("<HHI", 256, 4, 1)  # ImageWidth
-    assert width_tag in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(width_tag, struct.pack("<HHI", 65000, 4, 1)))
+    data = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + 12 * entries, len(data))  # where the second frame begins
+    path.write_bytes(data + bytes(6))
 
 
 def write_bad_exif(path):
@@ -125,7 +127,7 @@ REFUSED = [
     ("x.png", write_animated, "2 frames"),
     ("x.webp", write_animated, "2 frames"),
     ("x.tif", write_animated, "2 frames"),
-    ("x.tif", write_dimensionless, "no image that Pillow can read"),  # Pillow: TypeError
+    ("x.tif", write_empty_second_frame, "no image that Pillow can read .Missing dim"),  # Pillow: TypeError
     ("x.webp", write_bad_exif, "cannot be decoded"),  # Pillow: SyntaxError
     ("x.tif", lambda path: Image.fromarray(np.ones((4, 4), np.float32)).save(path), "floating-point"),
     ("x.png", lambda path: Image.new("1", (10_000, 10_000)).save(path), "more than .* pixels"),
