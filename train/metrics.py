@@ -6,8 +6,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 _PEAK = 255.0
-_RADIUS = 5  # Wang et al.: an 11 x 11 window, Gaussian with a standard deviation of 1.5 pixels
-_SIGMA = 1.5
+SSIM_WINDOW = 11  # pixels on each side; smaller images have no SSIM
+_RADIUS = SSIM_WINDOW // 2
+_SIGMA = 1.5  # Wang et al.: the window is Gaussian with this standard deviation, in pixels
 
 
 def psnr(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"]) -> float:
@@ -33,7 +34,7 @@ def ssim(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
     `gaussian_weights=True, use_sample_covariance=False`.
     """
     _check(image, reference)
-    if min(image.shape[:2]) < 2 * _RADIUS + 1:
+    if min(image.shape[:2]) < SSIM_WINDOW:
         raise ValueError(f"images of {image.shape[:2]} pixels are smaller than the window of 11 x 11")
     x, y = image.astype(np.float64), reference.astype(np.float64)
     mean_x, mean_y = _blur(x), _blur(y)

@@ -1,0 +1,185 @@
+"""`flax-vae-train eval`: a finished model on a data set; scores, latents, worst cases."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from train.errors import RunError, TrainError
+
+if TYPE_CHECKING:  # they load JAX: not for --help
+    from train.evaluation import Comparison, Perceptual
+
+PROG = "flax-vae-train eval"
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """Measures reconstructions: PSNR, SSIM and LPIPS of every image, the latents' statistics, and rFID.
+
+    Every image is reconstructed whole, from the mode of its posterior, and compared in 8 bits.
+    """
+
+    model: Annotated[Positional[Path], arg(metavar="RUN_OR_MODEL")]
+    """A run directory (its export/), or weights of any kind: a model folder, a file, a checkpoint, org/name."""
+    data: Annotated[str, arg(metavar="DATA")]
+    """The images: a folder, or whatever else can be trained on."""
+    preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
+    """The architecture, where nothing beside the weights says it."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """How many images, the first ones."""
+    batch: Annotated[int, arg(metavar="N")] = 1
+    """Images at a time, where there are so many of one size."""
+    time: Annotated[float, arg(metavar="T")] = 0.0
+    """The condition of a model that takes a time."""
+    bands: bool = False
+    """Decode band by band: slower, for images that would not fit into the device's memory."""
+    lpips: Literal["alex", "vgg", "none"] = "alex"
+    """The network that LPIPS is measured by; papers report alex."""
+    lpips_weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the extra lpips)")] = None
+    """Its weights, the state dict of PyTorch's lpips.LPIPS."""
+    features: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: no rFID)")] = None
+    """Measure rFID with this function from 8-bit images (b, h, w, 3) to features (b, d), such as Inception's."""
+    grid: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """A PNG for the worst cases: original, reconstruction, difference."""
+    worst: Annotated[int, arg(metavar="N")] = 8
+    """How many of them."""
+    worst_by: Literal["psnr", "ssim", "lpips"] = "psnr"
+    """The score that says what is worst."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """A file for all numbers."""
+    write_scale: bool = False
+    """Write the scale and shift that bring latents to mean 0 and deviation 1 into the model folder's config.json."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Returns:
+      The exit status: 0, or 1 for what the caller can put right; wrong flags end in status 2.
+    """
+    flags = tyro.cli(EvalFlags, prog=PROG, args=args)
+    try:
+        return _run(flags)
+    except (TrainError, OSError) as error:
+        print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def locate_model(path: Path) -> Path:
+    """Returns the export of a run directory, and any other path as it is.
+
+    Raises:
+      RunError: if the run has not been exported.
+    """
+    if (path / "export").is_dir():
+        return path / "export"
+    if (path / "checkpoints").is_dir():
+        steps = sorted(int(entry.name) for entry in (path / "checkpoints").iterdir() if entry.name.isdigit())
+        advice = f", or name a checkpoint: {path / 'checkpoints' / str(steps[-1])}" if steps else ""
+        raise RunError(f"{path} has no export/ yet; let the run end{advice}")
+    return path
+
+
+def _run(flags: EvalFlags) -> int:
+    for name in ("limit", "batch", "worst"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise TrainError(f"{name}={value} must be at least 1")
+    where = locate_model(flags.model)
+    from train.scaling import check_scalable, write_scale
+
+    if flags.write_scale:
+        check_scalable(where)
+    # JAX and Pillow: only now, when there is something to compute.
+    import jax.numpy as jnp
+
+    from flax_vae import from_pretrained
+    from train.eval_report import latent_lines, rfid_line, table, write_json
+    from train.evaluation import Evaluation
+    from train.fid import FrechetMeter, load_extractor
+    from train.pictures import save_comparisons
+    from train.sources import open_source
+
+    source = open_source(flags.data)
+    meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
+    perceptual, lpips_missing = _load_lpips(flags)
+    if perceptual is None and flags.worst_by == "lpips":
+        raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")
+    try:
+        model, params = from_pretrained(where, flags.preset, param_dtype=jnp.float32)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if (model.params.in_channels, model.params.out_ch) != (3, 3):
+        raise TrainError(
+            f"{where} takes {model.params.in_channels} and gives {model.params.out_ch} channels; images are read as RGB"
+        )
+
+    evaluate = Evaluation(model, params, flags.batch, flags.time, flags.bands, perceptual=perceptual, frechet=meter)
+    count = len(source) if flags.limit is None else min(flags.limit, len(source))
+    worst = _Worst(flags.worst if flags.grid else 0, flags.worst_by, count)
+    report = evaluate(source, count, worst)
+
+    print("\n".join([*table(report, flags.worst_by), "", *latent_lines(report.latents, model.params)]))
+    print(f"LPIPS: {lpips_missing or flags.lpips}")
+    print(f"rFID: {rfid_line(report, meter)}")
+    if flags.grid:
+        save_comparisons(flags.grid, worst.pictures)
+        print(f"the {len(worst.pictures)} worst by {flags.worst_by.upper()}: {flags.grid}")
+    if flags.write_scale:
+        record = write_scale(where, report.latents)
+        print(f"{where / 'config.json'}: scale_factor {record.scale_factor}, shift_factor {record.shift_factor}")
+    if flags.json:
+        net = None if perceptual is None else flags.lpips
+        write_json(flags.json, {"model": str(where), "data": flags.data, "lpips_net": net}, report)
+    return 0
+
+
+def _load_lpips(flags: EvalFlags) -> "tuple[Perceptual | None, str]":
+    """The distance, or None and the reason in a few words."""
+    if flags.lpips == "none":
+        return None, "not asked for"
+    from functools import partial
+
+    import jax
+
+    from train.evaluation import Perceptual
+    from train.lpips import lpips, smallest_side, stages_of
+    from train.lpips_weights import load_lpips_weights
+
+    try:
+        weights = jax.device_put(load_lpips_weights(flags.lpips, flags.lpips_weights))
+    except ValueError as error:
+        raise TrainError(str(error)) from error
+    except TrainError as error:
+        if flags.lpips_weights is not None:
+            raise
+        return None, str(error)
+    distance = jax.jit(partial(lpips, net=flags.lpips))
+    return Perceptual(partial(distance, weights), smallest_side(stages_of(flags.lpips))), ""
+
+
+class _Worst:
+    """Keeps the worst images while the others pass, and says on a terminal how many have."""
+
+    def __init__(self, most: int, score: str, count: int):
+        self.pictures: list[Comparison] = []
+        self._most, self._score, self._count, self._seen = most, score, count, 0
+
+    def __call__(self, comparison: "Comparison") -> None:
+        from train.eval_report import badness
+
+        self.pictures = sorted([*self.pictures, comparison], key=lambda seen: badness(seen.scores, self._score))
+        self.pictures = self.pictures[: self._most]
+        self._seen += 1
+        if sys.stderr.isatty():
+            end = "\n" if self._seen == self._count else ""
+            print(f"\r{self._seen}/{self._count} images", end=end, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""How good a model is on a data set: every image whole, reconstructed from its posterior's mode, and measured.
+
+The look that training takes at held-out images is `train.evaluate`; this is the thorough one, for a finished model.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from flax_vae import AutoEncoder, decode_in_bands
+from train.data import to_float, to_uint8
+from train.errors import DataError
+from train.fid import FrechetMeter
+from train.metrics import SSIM_WINDOW, psnr, ssim
+from train.sources import Source
+from train.statistics import LatentMoments, LatentStatistics
+from train.times import as_input
+
+_HELD_BYTES = 1 << 30  # images that wait for others of their size
+
+
+class ImageScores(NamedTuple):
+    """How close one reconstruction is.
+
+    Attributes:
+      name: of the image.
+      height: in pixels.
+      width: in pixels.
+      psnr: decibels; infinite for an image that came back without a change.
+      ssim: None for an image smaller than its window.
+      lpips: None where it was not asked for, or the image is too small for the network.
+    """
+
+    name: str
+    height: int
+    width: int
+    psnr: float
+    ssim: float | None
+    lpips: float | None
+
+
+class Comparison(NamedTuple):
+    """An image, what the model made of it, and its scores."""
+
+    original: UInt8[np.ndarray, "h w 3"]
+    reconstruction: UInt8[np.ndarray, "h w 3"]
+    scores: ImageScores
+
+
+@dataclass(frozen=True)
+class Report:
+    """A model on a data set.
+
+    Attributes:
+      images: in the order of the source.
+      latents: see there; of images that were padded, with their padding.
+      rfid: Fréchet distance of the reconstructions' features to the originals', None where it was not asked for or
+        there is only one image.
+    """
+
+    images: list[ImageScores]
+    latents: LatentStatistics
+    rfid: float | None
+
+    def mean(self) -> dict[str, float | None]:
+        """Of each score over the images that have it (of PSNR: of the decibels), None where none has."""
+        scores = {name: [getattr(image, name) for image in self.images] for name in ("psnr", "ssim", "lpips")}
+        known = {name: [value for value in values if value is not None] for name, values in scores.items()}
+        return {name: sum(values) / len(values) if values else None for name, values in known.items()}
+
+
+class Perceptual(NamedTuple):
+    """A perceptual distance.
+
+    Attributes:
+      distance: of two batches of images in [-1, 1], one number per pair.
+      smallest_side: the least height and width that it takes, in pixels.
+    """
+
+    distance: Callable[[Float[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w 3"]], Float[Array, " b"]]
+    smallest_side: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure, and how.
+
+    Attributes:
+      model: the autoencoder.
+      params: its parameters.
+      batch_size: images that go through the model at a time, where there are so many of one size.
+      time: the condition of a model that takes one.
+      in_bands: decode in bounded memory, slower; see `flax_vae.decode_in_bands`.
+      perceptual: what LPIPS is measured by, or None.
+      frechet: what rFID is measured by, or None.
+    """
+
+    model: AutoEncoder
+    params: Any
+    batch_size: int = 1
+    time: float = 0.0
+    in_bands: bool = False
+    perceptual: Perceptual | None = None
+    frechet: FrechetMeter | None = None
+
+    def __call__(self, source: Source, count: int, look: Callable[[Comparison], None] = lambda _: None) -> Report:
+        """Measures the first `count` images.
+
+        Images are padded to multiples of the model's factor by repeating their last row and column, and cropped again.
+        A program is compiled for every size that there is.
+
+        Args:
+          source: of the images.
+          count: how many of them.
+          look: is shown every image; of the memory that they take nothing is kept here.
+
+        Raises:
+          DataError: if there is no image, or one cannot be read.
+          TrainError: if the feature extractor misbehaves; if the latents are all equal, or not finite.
+        """
+        if not min(count, len(source)):
+            raise DataError(f"{source.where} holds no image; an evaluation needs at least one")
+        compiled: dict[tuple[int, ...], set[int]] = {}
+        scores: dict[int, ImageScores] = {}
+        latents = LatentMoments(self.model.params.z_channels)
+        for indices, originals in _by_size(source, min(count, len(source)), self.batch_size):
+            # An incomplete batch is filled up rather than compiled for, where a larger program is there already.
+            sizes = compiled.setdefault(originals.shape[1:], set())
+            size = min((size for size in sizes if size >= len(originals)), default=len(originals))
+            sizes.add(size)
+            filled = np.pad(originals, ((0, size - len(originals)), (0, 0), (0, 0), (0, 0)), mode="edge")
+            images, mean, logvar = (part[: len(originals)] for part in self._reconstruct(filled))
+            latents.add(mean, logvar)
+            reconstructions = to_uint8(images)
+            if self.frechet is not None:
+                self.frechet.add(originals, reconstructions)
+            distances = self._distances(originals, reconstructions)
+            for index, original, other, distance in zip(indices, originals, reconstructions, distances, strict=True):
+                scores[index] = _score(source.name(index), original, other, distance)
+                look(Comparison(original, other, scores[index]))
+        rfid = None if self.frechet is None else self.frechet.distance()
+        return Report([scores[index] for index in sorted(scores)], latents.result(), rfid)
+
+    def _reconstruct(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The reconstructions in [-1, 1], and mean and logvar of the posteriors."""
+        height, width = images.shape[1:3]
+        factor = self.model.params.factor
+        padded = np.pad(images, ((0, 0), (0, -height % factor), (0, -width % factor), (0, 0)), mode="edge")
+        time = None
+        if self.model.params.time_emb_dim is not None:
+            time = as_input(jnp.full((len(images),), self.time, jnp.float32), self.model.params)
+        z, mean, logvar = _encode(self.model, self.params, to_float(padded), time)
+        if self.in_bands:
+            decoded = decode_in_bands(self.model, self.params, z, time)
+        else:
+            decoded = jax.device_get(_decode(self.model, self.params, z, time))
+        return decoded[:, :height, :width].astype(np.float32), *jax.device_get((mean, logvar))
+
+    def _distances(
+        self, originals: UInt8[np.ndarray, "b h w 3"], reconstructions: UInt8[np.ndarray, "b h w 3"]
+    ) -> list[float | None]:
+        if self.perceptual is None or min(originals.shape[1:3]) < self.perceptual.smallest_side:
+            return [None] * len(originals)
+        # Of what a viewer sees, as PSNR and SSIM; so it is also the number that others would measure from PNG files.
+        distances = self.perceptual.distance(to_float(reconstructions), to_float(originals))
+        return np.asarray(distances, np.float64).tolist()
+
+
+@jax.jit(static_argnums=0)
+def _encode(model: AutoEncoder, params: Any, images: Array, time: Array | None) -> tuple[Array, Array, Array]:
+    posterior = cast(Any, model.apply({"params": params}, images, time, method="posterior"))
+    z = cast(Array, model.apply({"params": params}, posterior.mode(), method="scale"))
+    return z, posterior.mean, posterior.logvar
+
+
+@jax.jit(static_argnums=0)
+def _decode(model: AutoEncoder, params: Any, z: Array, time: Array | None) -> Array:
+    return cast(Array, model.apply({"params": params}, z, time, method="decode"))
+
+
+def _by_size(source: Source, count: int, batch_size: int) -> Iterator[tuple[list[int], UInt8[np.ndarray, "b h w 3"]]]:
+    """Batches of images of one size, with their numbers; in the order in which batches become full."""
+    waiting: dict[tuple[int, ...], list[int]] = {}
+    images: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    held = 0
+    for index in range(count):
+        images[index] = image = source.read(index)
+        waiting.setdefault(image.shape, []).append(index)
+        held += image.nbytes
+        shape = image.shape
+        if len(waiting[shape]) < batch_size:
+            if held <= _HELD_BYTES:
+                continue
+            shape = max(waiting, key=lambda shape: math.prod(shape) * len(waiting[shape]))
+        indices = waiting.pop(shape)
+        held -= math.prod(shape) * len(indices)
+        yield indices, np.stack([images.pop(index) for index in indices])
+    for indices in waiting.values():
+        yield indices, np.stack([images.pop(index) for index in indices])
+
+
+def _score(name: str, original: np.ndarray, reconstruction: np.ndarray, distance: float | None) -> ImageScores:
+    height, width = original.shape[:2]
+    structure = ssim(reconstruction, original) if min(height, width) >= SSIM_WINDOW else None
+    return ImageScores(name, height, width, psnr(reconstruction, original), structure, distance)

@@ -1,0 +1,134 @@
+"""Statistics of more numbers than fit into memory, in float64: of latents, and of any vectors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from train.errors import TrainError
+
+ACTIVE = 0.01  # least variance of the posterior's mean over the data of a channel that says something
+
+
+class RunningMoments:
+    """Mean and covariance of vectors, batch after batch.
+
+    E[x²] - E[x]² would lose all digits where the mean is large beside the deviation; batches are put together around
+    their means instead.
+
+    Attributes:
+      count: vectors so far.
+      mean: of them.
+
+    Source: Chan, Golub & LeVeque 1979.
+    """
+
+    def __init__(self, dimension: int):
+        self.count = 0
+        self.mean = np.zeros(dimension)
+        self._scatter = np.zeros((dimension, dimension))
+
+    def add(self, vectors: Float[np.ndarray, "n d"]) -> None:
+        """Takes a batch in; it may be empty."""
+        vectors = np.asarray(vectors, np.float64)
+        count = len(vectors)
+        if not count:
+            return
+        mean = vectors.mean(axis=0)
+        centred = vectors - mean
+        delta, total = mean - self.mean, self.count + count
+        self._scatter += centred.T @ centred + np.outer(delta, delta) * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    def covariance(self, *, correction: int = 0) -> Float[np.ndarray, "d d"]:
+        """The sum of products about the mean, divided by `count - correction`.
+
+        Raises:
+          ValueError: if there are no more vectors than that.
+        """
+        if self.count <= correction:
+            raise ValueError(f"{self.count} vectors have no covariance; add at least {correction + 1}")
+        return self._scatter / (self.count - correction)
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """What raw latents look like over a data set; one entry per channel where there are several.
+
+    Mean and deviation are those of latents that are drawn from the posteriors, `Var[z] = Var[mean] + E[variance]`, and
+    so need no drawing.  Every position of every image counts the same.
+
+    Attributes:
+      channel_mean: of each channel.
+      channel_std: standard deviation of each channel.
+      channel_activity: variance of the posterior's mean; what the encoder tells, without what the posterior blurs.
+      active_channels: those whose activity is more than 0.01 (Burda, Grosse & Salakhutdinov 2016, section 4.1).
+      mean: over all channels.
+      std: standard deviation of all numbers together, whatever their channel.
+      kl_per_image: mean divergence from the standard normal in nats.
+      kl_per_number: the same for one number of a latent; images of different sizes can be compared by it.
+      shift_factor: that centres the latents, their mean.
+      scale_factor: that brings them to unit deviation, `1 / std`.
+
+    Source: CompVis/latent-diffusion `ddpm.py::on_train_batch_start` for the scale, 1 / std over all numbers of drawn
+    latents; black-forest-labs/flux `autoencoder.py` for the order, `scale_factor * (z - shift_factor)`.
+    """
+
+    channel_mean: list[float]
+    channel_std: list[float]
+    channel_activity: list[float]
+    active_channels: int
+    mean: float
+    std: float
+    kl_per_image: float
+    kl_per_number: float
+    shift_factor: float
+    scale_factor: float
+
+
+class LatentMoments:
+    """Gathers `LatentStatistics` over posteriors, one batch after the other."""
+
+    def __init__(self, channels: int):
+        self._means = RunningMoments(channels)
+        self._variance = np.zeros(channels)  # sums over all positions
+        self._divergence = 0.0
+        self._images = 0
+
+    def add(self, mean: Float[np.ndarray, "b h w z"], logvar: Float[np.ndarray, "b h w z"]) -> None:
+        """Takes the posteriors of a batch in."""
+        mean, logvar = np.asarray(mean, np.float64), np.asarray(logvar, np.float64)
+        variance = np.exp(logvar)
+        self._means.add(mean.reshape(-1, mean.shape[-1]))
+        self._variance += variance.sum(axis=(0, 1, 2))
+        self._divergence += 0.5 * float(np.sum(mean**2 + variance - 1.0 - logvar))
+        self._images += len(mean)
+
+    def result(self) -> LatentStatistics:
+        """Everything so far.
+
+        Raises:
+          ValueError: if that is nothing.
+          TrainError: if all latents are equal, or one is not finite.
+        """
+        activity = np.diag(self._means.covariance())
+        variance = activity + self._variance / self._means.count
+        mean = float(self._means.mean.mean())
+        std = float(np.sqrt(variance.mean() + self._means.mean.var()))
+        if not np.isfinite(std) or std == 0:
+            raise TrainError(
+                f"the latents have a standard deviation of {std}; look at the weights, they may be damaged"
+            )
+        return LatentStatistics(
+            channel_mean=self._means.mean.tolist(),
+            channel_std=np.sqrt(variance).tolist(),
+            channel_activity=activity.tolist(),
+            active_channels=int((activity > ACTIVE).sum()),
+            mean=mean,
+            std=std,
+            kl_per_image=self._divergence / self._images,
+            kl_per_number=self._divergence / (self._means.count * len(activity)),
+            shift_factor=mean,
+            scale_factor=1.0 / std,
+        )
