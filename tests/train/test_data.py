@@ -14,7 +14,7 @@ from train.data import Photographs, to_float, to_uint8
 from train.errors import DataError
 from train.images import StorageError, read_image
 from train.prefetch import Batches
-from train.sources import shipped_photographs
+from train.sources import FolderSource, shipped_photographs
 
 
 @pytest.fixture
@@ -282,8 +282,14 @@ def test_more_bad_images_than_allowed_end_the_run(dirty, monkeypatch):
     photographs = Photographs(replace(dirty[1], max_bad_fraction=0.2))
     with pytest.raises(DataError, match="4 of 19 images cannot be used"):
         photographs.batch(0, 0, 100)
-    with pytest.raises(DataError, match=r"e.png cannot be decoded|f.png cannot be decoded"):
-        Photographs(save_all(Path(dirty[1].folder), {"c.png": noise(9, 9), "d.png": noise(9, 9)})).batch(0, 0, 100)
+
+
+def test_an_image_damaged_behind_its_header_ends_a_run_that_refuses_bad_ones(dirty, monkeypatch):
+    monkeypatch.setattr(train.data, "_KEEP_BYTES", 0)
+    save_all(Path(dirty[1].folder), {"c.png": noise(9, 9), "d.png": noise(9, 9)})
+    photographs = Photographs(replace(dirty[1], bad_files="refuse", max_bad_fraction=0.9))
+    with pytest.raises(DataError, match=r"^\S+[ef]\.png cannot be decoded"):
+        photographs.batch(0, 0, 100)
 
 
 def test_the_held_out_image_is_never_skipped(dirty):
@@ -300,10 +306,14 @@ def test_a_failing_disk_ends_the_run_where_bad_images_are_skipped(dirty, monkeyp
     with pytest.raises(StorageError, match="a.png cannot be opened .No such file"):
         photographs.batch(0, 0, 100)
 
-    def fail(source, index):
-        raise StorageError("the disk is gone")
+    size = FolderSource.size
 
-    monkeypatch.setattr("train.sources.FolderSource.size", fail)
+    def fail_once(source, index):
+        if index == 6:
+            raise StorageError("the disk is gone")
+        return size(source, index)
+
+    monkeypatch.setattr(FolderSource, "size", fail_once)
     with pytest.raises(DataError, match="the disk is gone"):
         Photographs(dirty[1])
 
