@@ -10,7 +10,6 @@ from jaxtyping import UInt8
 
 from train.errors import RunError
 
-
 _FLUSH_SECONDS = 10  # a person may be watching
 
 

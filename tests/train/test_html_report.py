@@ -1,0 +1,227 @@
+"""The report on a run: that nothing of the run is lost on the way, and that nothing in it can break the page."""
+
+import base64
+import html
+import itertools
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert.table import expand
+from train.curves import HEIGHT, WIDTH, Series, chart, label, linear_ticks, log_ticks
+from train.errors import RunError
+from train.html_report import write_report
+from train.run_directory import RunDirectory
+
+VOID = {"meta", "input", "img", "line", "circle", "polyline"}
+
+
+class Page(HTMLParser):
+    """Every element and all text; fails where tags do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+@pytest.fixture
+def run(tmp_path, small):
+    """A run of which 8 of 10 steps are done."""
+    run = RunDirectory(tmp_path / "a run")
+    run.begin(small)
+    rows = [
+        {"step": step, "loss": 1 / step, "l1": 0.5 / step, "lpips": 0.9, "images_per_second": 10.0 + step}
+        for step in range(1, 9)
+    ]
+    rows[3] |= {"psnr": 20.5, "ssim": 0.5, "lpips": 0.25}
+    rows[7] |= {"psnr": 21.25, "ssim": 0.75, "lpips": 0.125, "<odd & new>": 3.0, "note": "no number", "loss": math.nan}
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "lo')
+    for step in (4, 8):
+        Image.fromarray(np.full((6, 8, 3), step, np.uint8)).save(run.samples / f"step_{step:07}.png")
+    return run
+
+
+def test_the_page_is_whole_and_fetches_nothing(run):
+    path = write_report(run.path)
+    assert path == run.path / "report.html"
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not re.search(r"https?:|url\(|@import|<script|<link", text)
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.of("img"))
+    assert not [name for name, attrs in page.elements for attr in attrs if attr.startswith("on")]
+    assert sorted(entry.name for entry in run.path.iterdir()) == [
+        "config.json",
+        "metrics.jsonl",
+        "report.html",
+        "samples",
+    ]
+
+
+def test_the_page_says_how_far_how_good_and_what(run, small):
+    page = Page(write_report(run.path).read_text(encoding="utf-8"))
+    text = " ".join(page.texts)
+    assert page.texts.count("a run") == 2  # title and heading
+    assert "step 8 of 10" in text
+    scores = dict(reversed(list(itertools.pairwise(page.texts))))  # the first of each name
+    assert scores["PSNR"] == "21.25"
+    assert scores["LPIPS"] == "0.1250"
+    assert scores["Loss"] == f"{1 / 7:.4g}"  # the last that is a number
+    assert scores["Speed, median"] == "15"
+    assert scores["Parameters"] == f"{sum(math.prod(row.shape) for row in expand(small.model)) / 1e6:.1f}"
+    for name, value in small.to_dict()["optim"].items():
+        assert scores[name] == (value if isinstance(value, str) else json.dumps(value))
+
+
+def test_every_numeric_column_is_drawn_and_odd_names_do_no_harm(run):
+    text = write_report(run.path).read_text(encoding="utf-8")
+    labels = [attrs["aria-label"] for attrs in Page(text).of("svg")]
+    names = [name for shown in labels for name in shown.split(" over steps")[0].split(", ")]
+    assert sorted(names) == sorted(
+        ["loss", "l1", "images_per_second", "psnr", "ssim", "lpips", "held_out_lpips", "<odd & new>"]
+    )
+    assert labels[0].startswith("loss, l1")
+    assert "<odd" not in text
+
+
+def test_samples_are_embedded_as_they_are_and_the_last_is_shown(run):
+    page = Page(write_report(run.path).read_text(encoding="utf-8"))
+    embedded = [base64.b64decode(image["src"].split(",")[1]) for image in page.of("img")]
+    assert embedded == [path.read_bytes() for path in sorted(run.samples.iterdir())]
+    assert ["checked" in choice for choice in page.of("input")] == [False, True]
+    assert any("PSNR 21.25 dB" in text and "step 8" in text for text in page.texts)
+
+
+def test_of_many_samples_the_first_the_last_and_some_between_are_kept(run):
+    for step in range(100, 121):
+        Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(run.samples / f"step_{step:07}.png")
+    images = Page(write_report(run.path).read_text(encoding="utf-8")).of("img")
+    assert [image["alt"] for image in images][::7] == ["samples, step 4", "samples, step 120"]
+    assert len(images) == 8
+
+
+def test_a_run_that_has_only_begun_has_a_report(tmp_path, small):
+    RunDirectory(tmp_path / "new").begin(small)
+    page = Page(write_report(tmp_path / "new").read_text(encoding="utf-8"))
+    assert page.of("svg") == page.of("img") == []
+    assert any("step 0 of 10" in text for text in page.texts)
+
+
+def test_a_name_is_text(tmp_path, small):
+    name = "<b>&amp;"
+    RunDirectory(tmp_path / name).begin(small)
+    text = write_report(tmp_path / name).read_text(encoding="utf-8")
+    assert name in Page(text).texts
+    assert html.escape(name) in text
+    assert "<b>&amp;" not in text.replace("&lt;b&gt;", "")
+
+
+def test_what_is_no_run_has_no_report(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(RunError, match="holds no run"):
+            write_report(path)
+
+
+# -------------------------------------------------------------------------------------------------------------- curves
+
+
+def places(svg, kind="curve s0"):
+    lines = re.findall(rf'class="{kind}" points="([^"]*)"', svg)
+    return [[tuple(map(float, point.split(","))) for point in line.split()] for line in lines]
+
+
+def test_points_lie_where_the_ticks_say():
+    svg = chart([Series("x", [(0, 0.0), (50, 2.5), (100, 10.0)])])
+    ((first, middle, last),) = places(svg)
+    ticks = {text: float(y) - 4 for y, text in re.findall(r'class="tick end" x="[^"]*" y="([^"]*)">([^<]*)', svg)}
+    steps = {text: float(x) for x, text in re.findall(r'class="tick mid" x="([^"]*)"[^>]*>([^<]*)', svg)}
+    assert (first[1], last[1]) == pytest.approx((ticks["0"], ticks["10"]))
+    assert middle[1] == pytest.approx(ticks["0"] + (ticks["10"] - ticks["0"]) / 4, abs=0.1)
+    assert (first[0], last[0]) == pytest.approx((steps["0"], steps["100"]))
+    assert middle[0] == pytest.approx((first[0] + last[0]) / 2, abs=0.1)
+
+
+def test_a_logarithmic_axis_makes_equal_factors_equal_distances():
+    points = [(0, 1000.0), (1, 10.0), (2, 0.1)]
+    ((first, middle, last),) = places(chart([Series("x", points)], may_log=True))
+    assert middle[1] - first[1] == pytest.approx(last[1] - middle[1], abs=0.2)
+    ((first, middle, last),) = places(chart([Series("x", points)]))
+    assert last[1] - middle[1] < 0.02 * (middle[1] - first[1])
+    zero = [*points, (3, 0.0)]  # has no logarithm
+    assert chart([Series("x", zero)], may_log=True) == chart([Series("x", zero)])
+
+
+def test_gaps_stay_gaps_and_empty_curves_are_left_out():
+    holes = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 2.0), (4, math.inf)]
+    svg = chart([Series("empty", [(0, math.nan)]), Series("x", holes)])
+    assert [len(line) for line in places(svg)] == [2, 1]
+    assert "empty" not in svg
+    with pytest.raises(ValueError, match="nothing to draw"):
+        chart([Series("empty", [(0, math.nan)])])
+
+
+def test_long_curves_keep_their_spikes_and_are_smoothed():
+    rng = np.random.default_rng(0)
+    values = 5 + rng.normal(size=10_000)
+    values[4321] = 50.0
+    svg = chart([Series("x", list(enumerate(values)))])
+    (noisy,), (smooth,) = places(svg, "curve noisy s0"), places(svg)
+    assert len(noisy) <= 400
+    assert len(smooth) <= 400
+    assert min(y for _, y in noisy) == pytest.approx(16, abs=0.1)  # 50 is the last tick: the top
+    assert np.std([y for _, y in smooth][20:]) < 0.1 * np.std([y for _, y in noisy])
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in noisy + smooth)
+    steps = [x for x, _ in noisy]
+    assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (-3.2, 17), (0.00012, 0.00013), (5, 5), (0, 0), (99_900, 100_100), (-1e-9, 1e9)]
+)
+def test_linear_ticks_are_round_and_hold_everything(low, high):
+    ticks = linear_ticks(low, high)
+    gap = ticks[1] - ticks[0]
+    assert ticks[0] <= low + 1e-9 * gap
+    assert ticks[-1] >= high - 1e-9 * gap
+    assert 2 <= len(ticks) <= 8
+    np.testing.assert_allclose(np.diff(ticks), gap, rtol=1e-6)
+    assert any(
+        float(f"{gap:.6g}") == pytest.approx(step * 10.0 ** math.floor(math.log10(gap) + 1e-6)) for step in (1, 2, 5)
+    )
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 20), (0.003, 0.9), (1e-8, 1e8), (10, 1000), (2, 50)])
+def test_log_ticks_hold_everything(low, high):
+    ticks = log_ticks(low, high)
+    assert ticks == sorted(set(ticks))
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 10
+
+
+def test_labels_are_short():
+    assert [label(value) for value in (0, 0.25, 2e-5, 1500, 250_000, 2e6, -3e9)] == [
+        *("0", "0.25", "2e-05", "1.5k", "250k", "2M", "-3G")
+    ]
