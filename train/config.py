@@ -111,7 +111,7 @@ class LossConfig:
       free_bits: nats of each latent number's divergence that cost nothing.
       sample: decode a latent drawn from the posterior; otherwise its mean.
       lpips_weight: of the perceptual distance, which is added to every value's own; 0 leaves it out.
-      lpips_net: whose features it compares.
+      lpips_net: whose features it compares: VGG16's to train with, AlexNet's for less work.
       lpips_weights: file of its weights; None means those of the `lpips` extra.
       learn_logvar: learn the logarithm of the reconstruction's variance: distances are divided by its exponential, and
         it is added.
@@ -127,7 +127,7 @@ class LossConfig:
     free_bits: float = 0.0
     sample: bool = True
     lpips_weight: float = 0.0
-    lpips_net: Literal["vgg16", "alexnet"] = "vgg16"
+    lpips_net: Literal["vgg", "alex"] = "vgg"
     lpips_weights: str | None = None
     learn_logvar: bool = False
     logvar: float = 0.0
@@ -135,7 +135,7 @@ class LossConfig:
     def __post_init__(self):
         _one_of(("l1", "mse", "charbonnier"), distance=self.distance)
         _one_of(("mean", "sum"), reduction=self.reduction)
-        _one_of(("vgg16", "alexnet"), lpips_net=self.lpips_net)
+        _one_of(("vgg", "alex"), lpips_net=self.lpips_net)
         _from_zero(kl_weight=self.kl_weight, free_bits=self.free_bits, lpips_weight=self.lpips_weight)
         _finite(logvar=self.logvar)
 
@@ -301,6 +301,11 @@ class TrainConfig:
             )
         if self.train == "decoder" and self.start_from is None:
             raise ValueError("train='decoder' keeps an encoder as it is; name the weights it has with start_from")
+        if self.gan.weight and self.data.crop_size < 3 * 2**self.gan.layers:
+            raise ValueError(
+                f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which need "
+                f"{3 * 2**self.gan.layers} pixels; choose fewer layers"
+            )
         if self.batch_size % self.optim.accumulate:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot be computed in accumulate={self.optim.accumulate} equal parts"

@@ -8,9 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from flax_vae import AutoEncoder
+from train.config import TrainConfig
 from train.data import to_float, to_uint8
+from train.lpips import lpips
 from train.metrics import psnr, ssim
 from train.parallel import Parallel
+from train.times import fixed_time
 
 TILE = 64
 _TILES_AT_ONCE = 24
@@ -22,7 +25,7 @@ class Evaluation(NamedTuple):
     Attributes:
       original: 8-bit RGB.
       reconstruction: of the posterior's mode, 8-bit RGB, of the same size.
-      scores: `psnr` in decibels and `ssim`, over the whole photograph.
+      scores: `psnr` in decibels, `ssim` and, where asked for, `lpips`, over the whole photograph.
     """
 
     original: UInt8[np.ndarray, "h w 3"]
@@ -31,29 +34,50 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates parameters on one photograph."""
+    """Evaluates parameters on one photograph, with the devices of this process."""
 
-    def __init__(self, model: AutoEncoder, parallel: Parallel, photograph: UInt8[np.ndarray, "h w 3"]):
+    def __init__(
+        self,
+        model: AutoEncoder,
+        parallel: Parallel,
+        photograph: UInt8[np.ndarray, "h w 3"],
+        config: TrainConfig,
+        lpips_weights: dict[str, Any] | None = None,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          model: the autoencoder.
+          parallel: whose devices share the work.
+          photograph: 8-bit RGB.
+          config: of the run: the time to evaluate at, the network of LPIPS.
+          lpips_weights: of that network, where the scores are to have it.
+        """
         self._photograph = photograph
         self._tile = max(TILE, model.params.factor)  # both are powers of two: one divides the other
-        self._parallel = parallel
-        self._reconstruct = parallel.compile_map(_reconstructor(model))
+        self._count = -(-_TILES_AT_ONCE // len(parallel.here)) * len(parallel.here)
+        self._reconstruct = parallel.map_here(_reconstructor(model, config))
+        self._lpips_weights = None if lpips_weights is None else jax.device_put(lpips_weights, parallel.here[0])
+        self._lpips = jax.jit(lambda weights, a, b: lpips(weights, a, b, net=config.loss.lpips_net)[0])
 
     def __call__(self, params: Any) -> Evaluation:
-        """Reconstructs the photograph in tiles of 64 x 64 (its border repeated up to whole ones) and compares."""
+        """Reconstructs the photograph in tiles of 64 x 64 (its border repeated up to whole ones) and compares.
+
+        Args:
+          params: of the model, on this process's devices; see `Parallel.bring_here`.
+        """
         tiles = to_tiles(self._photograph, self._tile)
         # Always the same number at a time: one compilation, bounded memory, and even shares for the devices.
-        count = -(-_TILES_AT_ONCE // len(self._parallel.devices)) * len(self._parallel.devices)
-        padded = np.pad(tiles, ((0, -len(tiles) % count), (0, 0), (0, 0), (0, 0)), mode="edge")
-        done = [self._run(params, padded[first : first + count]) for first in range(0, len(padded), count)]
+        padded = np.pad(tiles, ((0, -len(tiles) % self._count), (0, 0), (0, 0), (0, 0)), mode="edge")
+        firsts = range(0, len(padded), self._count)
+        done = [self._reconstruct(params, to_float(padded[first : first + self._count])) for first in firsts]
         height, width, _ = self._photograph.shape
         reconstruction = from_tiles(to_uint8(np.concatenate(done)[: len(tiles)]), height, width)
         scores = {"psnr": psnr(reconstruction, self._photograph), "ssim": ssim(reconstruction, self._photograph)}
+        if self._lpips_weights is not None:
+            pair = jax.device_put((to_float(reconstruction[None]), to_float(self._photograph[None])))
+            scores["lpips"] = float(jax.device_get(self._lpips(self._lpips_weights, *pair)))
         return Evaluation(self._photograph, reconstruction, scores)
-
-    def _run(self, params: Any, tiles: UInt8[np.ndarray, "n t t 3"]) -> Float[np.ndarray, "n t t 3"]:
-        batch = jax.device_put(to_float(tiles), self._parallel.split)
-        return jax.device_get(self._reconstruct(params, batch))
 
 
 def to_tiles(image: UInt8[np.ndarray, "h w c"], tile: int) -> UInt8[np.ndarray, "n t t c"]:
@@ -73,9 +97,10 @@ def from_tiles(tiles: UInt8[np.ndarray, "n t t c"], height: int, width: int) -> 
     return rows.reshape(-1, columns * tile, channels)[:height, :width]
 
 
-def _reconstructor(model: AutoEncoder) -> Callable[[Any, Array], Array]:
+def _reconstructor(model: AutoEncoder, config: TrainConfig) -> Callable[[Any, Array], Array]:
     def reconstruct(params: Any, images: Float[Array, "b h w c"]) -> Any:
-        z = model.apply({"params": params}, images, sample=False, method="encode")
-        return model.apply({"params": params}, z, method="decode")
+        time = fixed_time(images.shape[0], model.params, config.time)
+        z = model.apply({"params": params}, images, time, sample=False, method="encode")
+        return model.apply({"params": params}, z, time, method="decode")
 
     return reconstruct

@@ -1,27 +1,32 @@
 """The story of a run."""
 
+import contextlib
+import math
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from flax_vae import AutoEncoder, save_pretrained
+from train.assemble import load_start, make_constants, make_parts, make_state
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
 from train.data import Photographs
-from train.errors import RunError
+from train.errors import NotFiniteError, RunError
 from train.evaluate import Evaluator
-from train.optim import make_optimizer, make_schedule
-from train.parallel import PARALLEL, Parallel
+from train.hardware import peak_flops
+from train.html_report import write_report
+from train.lock import lock
+from train.parallel import Parallel, make_parallel
 from train.pictures import save_grid
+from train.prefetch import Batches
 from train.report import Metrics, Reporter, read_metrics
 from train.run_directory import RunDirectory
 from train.signals import StopRequest, stop_requests
-from train.state import TrainState, create_state
-from train.step import Scores, train_step
+from train.state import TrainState
+from train.step import Parts, Scores, train_step
 
 
 class Outcome(NamedTuple):
@@ -30,7 +35,8 @@ class Outcome(NamedTuple):
     Attributes:
       state: after the last update.
       step: updates done.
-      scores: `psnr` (decibels) and `ssim` on the held-out photograph; empty where the run was stopped.
+      scores: `psnr` (decibels), `ssim` and, where it is part of the loss, `lpips` on the held-out photograph; empty
+        where the run was stopped, and in all processes but the first.
       stopped_by: the signal that stopped it, or None.
     """
 
@@ -44,7 +50,8 @@ def train(config: TrainConfig, workdir: Path) -> Outcome:
     """Trains an autoencoder until `config.steps` updates are done; resumes by itself from `workdir`.
 
     A run that was interrupted, however that happened, ends with the same weights as one that was not.  SIGTERM and
-    Ctrl-C save a checkpoint after the current step and end the run early.
+    Ctrl-C save a checkpoint after the current step and end the run early.  In a run of several processes (see
+    `train.processes`) each calls this with the same arguments; the first one writes what people read.
 
     Args:
       config: the run.
@@ -55,49 +62,52 @@ def train(config: TrainConfig, workdir: Path) -> Outcome:
 
     Raises:
       TrainError: for whatever the caller can put right: photographs, batch size, a directory that holds another run,
-        a full disk, a loss that is not finite.
+        a full disk, updates that are not finite, one after the other.
     """
-    with stop_requests() as stop:
-        return _train(config, RunDirectory(workdir), stop)
+    run, first = RunDirectory(workdir), jax.process_index() == 0
+    changes = run.check(config)  # before a lock is left in somebody's directory
+    with stop_requests() as stop, lock(run.path) if first else contextlib.nullcontext() as warning:
+        return _train(config, run, stop, [*([warning] if warning else []), *changes])
 
 
-def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest) -> Outcome:
+def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: list[str]) -> Outcome:
     # The cast.
+    first = jax.process_index() == 0
+    parallel = make_parallel(config.parallel, zero=config.zero)
+    parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     photographs = Photographs(config.data)
-    parallel = PARALLEL[config.parallel]()
-    parallel.check_batch_size(config.batch_size)
-    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
-    model = AutoEncoder(config.model, dtype=dtype, remat=config.remat)
-    optimizer = make_optimizer(config.optim, config.steps)
-    evaluate = Evaluator(model, parallel, photographs.held_out())
-    changes = run.check(config)
+    parts, constants = make_parts(config), make_constants(config)
+    evaluate = Evaluator(parts.model, parallel, photographs.held_out(), config, constants.get("lpips"))
 
-    with Checkpoints(run.checkpoints) as checkpoints:
+    with Checkpoints(run.checkpoints, keep=config.keep, best=("psnr", "max")) as checkpoints:
         # Where we left off, or the beginning.
-        start = checkpoints.latest_step or 0
+        start = checkpoints.newest_good() or 0
         if start > config.steps:
             raise RunError(
                 f"{run.path} has {start} steps behind it, more than steps={config.steps}; ask for more steps"
             )
-        run.begin(config)
-        state = _restore_or_create(checkpoints, config, model, optimizer, parallel)
-        metrics = Metrics(run.metrics, start)
+        state = _restore_or_create(checkpoints, start, config, parts, parallel)
+        constants = parallel.place_whole(constants)
+        if first:
+            run.begin(config)
+        metrics = Metrics(run.metrics, start, write=first)
 
         # One step, compiled once.
-        schedule = make_schedule(config.optim, config.steps)
-        step_fn = parallel.compile(
-            partial(train_step, model=model, optimizer=optimizer, schedule=schedule, loss=config.loss, seed=config.seed)
-        )
+        step_fn = parallel.compile(partial(train_step, parts=parts, config=config))
+        share = parallel.share(config.batch_size)
+        batches = Batches(
+            photographs, config.seed, start, config.steps, config.batch_size, parallel.place_batch,
+            share=slice(share.start, share.stop),
+        )  # fmt: skip
 
         # The schedule and the noise live inside the step: nothing crosses to a device unasked.
-        with Reporter(start, config.steps) as reporter, jax.transfer_guard("disallow"):
-            _greet(reporter, config, run, photographs, parallel, state, start, changes)
-            since = (start, time.monotonic())
-            for done in range(start, config.steps):  # `done` updates are behind us
-                batch = parallel.place_batch(photographs.batch(config.seed, done, config.batch_size))
-                state, scores = step_fn(state, batch)
+        with Reporter(start, config.steps, quiet=not first) as reporter, batches, jax.transfer_guard("disallow"):
+            _greet(reporter, config, run, photographs, parallel, state, start, [*checkpoints.problems, *notes])
+            speed = _Speed(start, config.batch_size)
+            for step, batch in enumerate(batches, start=start + 1):
+                state, scores = step_fn(state, batch, constants)
 
-                step, last, stopping = done + 1, done + 1 == config.steps, bool(stop)
+                last, stopping = step == config.steps, stop.asked(step)
                 log = last or step % config.log_every == 0
                 look = last or step % config.eval_every == 0
                 save = last or stopping or step % config.save_every == 0
@@ -107,40 +117,56 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest) -> Outcome
 
                 # Do not change the order: scores are checked before the state that they came from is saved.
                 numbers = _to_numbers(scores)
-                metrics.check(step, numbers)
+                _check(numbers, step, config)
                 if log:
                     reporter.scores(step, numbers)
-                    now = (step, time.monotonic())
-                    numbers["images_per_second"] = config.batch_size * (now[0] - since[0]) / (now[1] - since[1])
-                    since = now
+                    numbers |= speed.so_far(step, step_fn.flops, len(parallel.devices), parallel.devices[0])
                 if look:
-                    numbers |= _look(evaluate, state, step, run, reporter)
+                    numbers |= _look(evaluate, parallel, state, step, run, reporter)
                 if log or look:
                     metrics.write(step, numbers)
                 if save:
-                    checkpoints.save(step, state, config, wait=last or stopping)
+                    checkpoints.save(step, state, config, wait=last or stopping, scores=numbers)
                 if stopping and not last:
                     return Outcome(state, step, {}, stop.signum)
 
-            scores = _final_scores(run, config.steps) or _look(evaluate, state, config.steps, run, reporter)
-        _export(run, model, state)
+            params = parallel.bring_here(state.averaged())
+            if not first:
+                return Outcome(state, config.steps, {})
+            scores = _final_scores(run, config.steps) or _look(evaluate, parallel, state, config.steps, run, reporter)
+        _export(run, parts.model, params)
+        write_report(run.path)
     return Outcome(state, config.steps, scores)
 
 
 def _restore_or_create(
-    checkpoints: Checkpoints, config: TrainConfig, model: AutoEncoder, optimizer: Any, parallel: Parallel
+    checkpoints: Checkpoints, start: int, config: TrainConfig, parts: Parts, parallel: Parallel
 ) -> TrainState:
-    def create() -> TrainState:
-        return create_state(model, optimizer, config.seed, transparent=config.transparent_start)
-
-    latest = checkpoints.latest_step
-    if latest is None:
-        return parallel.place_state(create())
+    if not start:
+        return parallel.place_state(make_state(config, parts, load_start(config)))
     # With the shardings of the devices that there are now.
+    shapes = jax.eval_shape(partial(make_state, config, parts))
     like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parallel.replicated), jax.eval_shape(create)
-    )
-    return checkpoints.restore(latest, like)
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes, parallel.shardings(shapes),
+    )  # fmt: skip
+    return checkpoints.restore(start, like)
+
+
+def _check(numbers: dict[str, float], step: int, config: TrainConfig) -> None:
+    """Ends a run that has stopped learning.
+
+    Raises:
+      NotFiniteError: if more updates in a row than allowed were left out.
+    """
+    in_a_row = int(numbers["in_a_row"])
+    if in_a_row > config.max_skipped:
+        bad = [f"{name}={numbers[name]}" for name in ("loss", "grad_norm") if not math.isfinite(numbers[name])]
+        raise NotFiniteError(
+            f"{', '.join(bad)} at step {step}, and so for {in_a_row} steps in a row, more than "
+            f"max_skipped={config.max_skipped}; the weights are those of before, and so is the last checkpoint. Lower "
+            "the learning rate or clip_norm, or look at the data"
+        )
 
 
 def _greet(
@@ -151,41 +177,78 @@ def _greet(
     parallel: Parallel,
     state: TrainState,
     start: int,
-    changes: list[str],
+    notes: list[str],
 ) -> None:
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     count, platform = len(parallel.devices), parallel.devices[0].platform
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     reporter.line(
         f"{run.path}: {weights:,} parameters; {len(photographs.names)} photographs and {photographs.held_out_name} "
-        f"held out; {count} {platform} device{'s' if count > 1 else ''} ({config.parallel})"
+        f"held out; {count} {platform} device{'s' if count > 1 else ''}{processes} ({config.parallel})"
     )
-    if changes:
-        reporter.line(f"changed since this run began: {', '.join(changes)}")
+    if photographs.problems:
+        reporter.line(f"skipped {len(photographs.problems)} images that cannot be used:")
+        for problem in photographs.problems[:_PROBLEMS]:
+            reporter.line(f"  {problem}")
+    for note in notes:
+        reporter.line(note)
     if start == config.steps:
         reporter.line(f"this run is complete: all {start} steps are done")
     elif start:
         reporter.line(f"going on after step {start} of {config.steps}")
 
 
-def _look(evaluate: Evaluator, state: TrainState, step: int, run: RunDirectory, reporter: Reporter) -> dict[str, float]:
+_PROBLEMS = 10  # that are said; all are counted
+
+
+class _Speed:
+    """Images and arithmetic per second since it was asked last."""
+
+    def __init__(self, start: int, batch_size: int):
+        self._since, self._batch_size = (start, time.monotonic()), batch_size
+
+    def so_far(self, step: int, flops: float | None, count: int, device: Any) -> dict[str, float]:
+        now = (step, time.monotonic())
+        rate = (now[0] - self._since[0]) / (now[1] - self._since[1])
+        self._since = now
+        speed = {"images_per_second": self._batch_size * rate}
+        if flops:
+            speed["tflops_per_second"] = rate * flops * count / 1e12
+            peak = peak_flops(device.device_kind)
+            if peak:
+                speed["mfu"] = rate * flops / peak
+        return speed
+
+
+def _look(
+    evaluate: Evaluator, parallel: Parallel, state: TrainState, step: int, run: RunDirectory, reporter: Reporter
+) -> dict[str, float]:
     """Evaluates on the held-out photograph, and keeps a picture of it."""
-    evaluation = evaluate(state.params)
+    params = parallel.bring_here(state.averaged())
+    if jax.process_index():
+        return {}
+    evaluation = evaluate(params)
     save_grid(run.samples / f"step_{step:07}.png", evaluation)
-    psnr, ssim = evaluation.scores["psnr"], evaluation.scores["ssim"]
-    reporter.line(f"step {step}: held-out PSNR {psnr:.2f} dB, SSIM {ssim:.3f}")
+    reporter.line(f"step {step}: held-out {describe(evaluation.scores)}")
     return evaluation.scores
+
+
+def describe(scores: dict[str, float]) -> str:
+    """The scores of an evaluation in words."""
+    words = [f"PSNR {scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}"]
+    return ", ".join([*words, f"LPIPS {scores['lpips']:.4f}"] if "lpips" in scores else words)
 
 
 def _final_scores(run: RunDirectory, step: int) -> dict[str, float] | None:
     """The scores of the last step, if an evaluation of it was written down."""
     rows = [row for row in read_metrics(run.metrics) if row["step"] == step and "psnr" in row]
-    return {name: rows[-1][name] for name in ("psnr", "ssim")} if rows else None
+    return {name: rows[-1][name] for name in ("psnr", "ssim", "lpips") if name in rows[-1]} if rows else None
 
 
-def _export(run: RunDirectory, model: AutoEncoder, state: TrainState) -> None:
+def _export(run: RunDirectory, model: AutoEncoder, params: dict[str, Any]) -> None:
     """Writes the model folder; again even if it is there, for it may be from when the run was to be shorter."""
     try:
-        save_pretrained(run.export, model, state.params, force=True)
+        save_pretrained(run.export, model, params, force=True)
     except OSError as error:
         raise RunError(f"{run.export} could not be written ({error}); start the run again when it can") from error
 

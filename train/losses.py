@@ -1,8 +1,10 @@
-"""What is minimised.
+"""What the autoencoder minimises.
 
-Shapes: images `b h w c` in [-1, 1].  Both terms are divided by the number of values in an image, so a sum of them is
-LDM's loss (sums over the image, mean over the batch) on another scale, and its weights carry over.
+Shapes: images `b h w c` in [-1, 1].  Per value of an image the loss is `distance / exp(logvar) + logvar`, plus the KL
+divergence divided by the number of values; `reduction="sum"` multiplies all of it by that number, which is LDM's loss.
 """
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -10,24 +12,82 @@ from jaxtyping import Array, Float
 from flax_vae import Posterior
 from train.config import LossConfig
 
+_CHARBONNIER_EPSILON = 1e-3
+
+Perceptual = Callable[[Float[Array, "b h w c"], Float[Array, "b h w c"]], Float[Array, " b"]]
+
 
 def l1(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
     """Mean absolute difference per value, in the units of the image, whose range is 2."""
     return jnp.mean(jnp.abs(reconstruction - images))
 
 
-def kl(posterior: Posterior) -> Float[Array, ""]:
-    """Mean divergence from the standard normal, in nats per image."""
-    return jnp.mean(posterior.kl())
+def mse(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """Mean squared difference per value."""
+    return jnp.mean((reconstruction - images) ** 2)
+
+
+def charbonnier(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    """Mean of `sqrt(difference² + 1e-6)`: L1 with a round bottom.
+
+    Source: Charbonnier et al. 1994; the constant of Lai et al. 2017 (LapSRN).
+    """
+    return jnp.mean(jnp.sqrt((reconstruction - images) ** 2 + _CHARBONNIER_EPSILON**2))
+
+
+DISTANCES = {"l1": l1, "mse": mse, "charbonnier": charbonnier}
+
+
+def kl(posterior: Posterior, free_bits: float = 0.0) -> Float[Array, ""]:
+    """Mean divergence from the standard normal, in nats per image.
+
+    Args:
+      posterior: of each image.
+      free_bits: nats of each latent number that cost nothing; below them it counts as this much and has no gradient.
+
+    Source: Kingma et al. 2016, appendix C.8, for single numbers instead of groups.
+    """
+    if free_bits == 0.0:
+        return jnp.mean(posterior.kl())
+    each = 0.5 * (posterior.mean**2 + jnp.exp(posterior.logvar) - 1.0 - posterior.logvar)
+    return jnp.mean(jnp.sum(jnp.maximum(each, free_bits), axis=(1, 2, 3)))
 
 
 def reconstruction_loss(
-    reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"], posterior: Posterior, config: LossConfig
+    reconstruction: Float[Array, "b h w c"],
+    images: Float[Array, "b h w c"],
+    divergence: Float[Array, ""],
+    logvar: Float[Array, ""],
+    config: LossConfig,
+    perceptual: Perceptual | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """`l1 + kl_weight * kl / (h w c)`, and its terms by name: `loss`, `l1`, `kl`.
+    """The loss without the discriminator's part, and its terms by name.
 
-    Source: CompVis/latent-diffusion `contperceptual.py`, divided by `h w c`.
+    Args:
+      reconstruction: of the images.
+      images: themselves.
+      divergence: nats per image, as `kl` gives.
+      logvar: logarithm of the variance of the reconstruction.
+      config: which terms, and how much of each.
+      perceptual: distance of each pair of images; needed where `lpips_weight` is not zero.
+
+    Returns:
+      The loss; and `loss` itself, the distance by its own name, `kl`, and `lpips` and `logvar` where they take part.
+
+    Source: CompVis/latent-diffusion `contperceptual.py`.
     """
-    distance, divergence = l1(reconstruction, images), kl(posterior)
-    loss = distance + config.kl_weight * divergence / images[0].size
-    return loss, {"loss": loss, "l1": distance, "kl": divergence}
+    values = images[0].size
+    distance = DISTANCES[config.distance](reconstruction, images)
+    terms = {config.distance: distance, "kl": divergence}
+    if config.lpips_weight:
+        if perceptual is None:
+            raise ValueError(f"lpips_weight={config.lpips_weight} needs a perceptual distance")
+        terms["lpips"] = jnp.mean(perceptual(reconstruction, images))
+        distance = distance + config.lpips_weight * terms["lpips"]
+    if config.learn_logvar or config.logvar:
+        terms["logvar"] = logvar
+        distance = distance * jnp.exp(-logvar) + logvar
+    loss = distance + config.kl_weight * divergence / values
+    if config.reduction == "sum":
+        loss = loss * values
+    return loss, {"loss": loss, **terms}

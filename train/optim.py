@@ -1,18 +1,20 @@
-"""The optimiser: AdamW behind a clip, under a linear warm-up and a cosine."""
+"""The optimisers: AdamW behind a clip for the autoencoder, Adam for its discriminator."""
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from train.config import OptimConfig
+from train.config import GanConfig, OptimConfig
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """The learning rate of update `step`, counted from 0.
 
-    It rises linearly, to the peak at update `warmup_steps - 1`, and falls along a cosine to `final_fraction` of the
-    peak at the last update.
+    It rises linearly, to the peak at update `warmup_steps - 1`; then it stays, or falls along a cosine to
+    `final_fraction` of the peak at the last update.
     """
     warmup = min(config.warmup_steps, steps // 2)
     decay = max(steps - warmup, 1)
@@ -20,6 +22,8 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     def schedule(step: ArrayLike) -> Float[Array, ""]:
         done = jnp.asarray(step) + 1
         rising = done / max(warmup, 1)
+        if config.schedule == "constant":
+            return config.learning_rate * jnp.minimum(rising, 1.0)
         progress = jnp.clip((done - warmup) / decay, 0.0, 1.0)
         cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         falling = config.final_fraction + (1.0 - config.final_fraction) * cosine
@@ -40,3 +44,9 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
+
+
+def make_discriminator_optimizer(gan: GanConfig, optim: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Adam, whose schedule is like the autoencoder's and begins when the discriminator does."""
+    schedule = make_schedule(replace(optim, learning_rate=gan.learning_rate), max(steps - gan.start, 1))
+    return optax.adam(schedule, b1=gan.b1, b2=gan.b2)

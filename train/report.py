@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.files import new_file
-from train.errors import NotFiniteError
 
-_SHOWN = ("loss", "l1", "kl", "grad_norm", "learning_rate")
+_SHOWN = ("loss", "l1", "mse", "charbonnier", "kl", "lpips", "d_loss", "d_weight", "grad_norm", "learning_rate")
 
 
 class Metrics:
@@ -20,32 +19,27 @@ class Metrics:
     What a run wrote after the checkpoint that it resumes from is cut off, for it will be written again.
     """
 
-    def __init__(self, path: Path, resumed_step: int):
-        """Opens the file, without what lies beyond `resumed_step`."""
-        self._path = path
-        self._last_good = resumed_step
+    def __init__(self, path: Path, resumed_step: int, *, write: bool = True):
+        """Opens the file, without what lies beyond `resumed_step`.
+
+        Args:
+          path: of the file.
+          resumed_step: updates done.
+          write: False in all processes but the first.
+        """
+        self._path, self._write = path, write
+        if not write:
+            return
         rows = [row for row in read_metrics(path) if row["step"] <= resumed_step]
         with new_file(path, force=True) as file:
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def write(self, step: int, scores: Mapping[str, float]) -> None:
-        """Adds a line."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **scores}) + "\n")
-
-    def check(self, step: int, scores: Mapping[str, float]) -> None:
-        """Refuses numbers that no further step can mend.
-
-        Raises:
-          NotFiniteError: naming the interval in which it happened.
-        """
-        bad = [f"{name}={scores[name]}" for name in ("loss", "grad_norm") if not math.isfinite(scores.get(name, 0.0))]
-        if bad:
-            raise NotFiniteError(
-                f"{', '.join(bad)} between steps {self._last_good + 1} and {step}; the last checkpoint is from before "
-                "that. Lower the learning rate or clip_norm, or look at the data"
-            )
-        self._last_good = step
+        """Adds a line; numbers that are not finite, for which JSON has no word, are left out."""
+        if self._write:
+            finite = {name: score for name, score in scores.items() if math.isfinite(score)}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **finite}) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -64,15 +58,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Reporter:
     """Talks to a person on standard output."""
 
-    def __init__(self, start: int, steps: int):
-        """Prepares for the updates `start + 1` to `steps`."""
+    def __init__(self, start: int, steps: int, *, quiet: bool = False):
+        """Prepares for the updates `start + 1` to `steps`; all but the first of several processes are quiet."""
+        self._quiet = quiet
         self._steps, self._start = steps, start
         self._bar: Any = None
         self._task: Any = None
         self._last = (start, time.monotonic())
 
     def __enter__(self) -> "Reporter":
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not self._quiet:
             from rich import progress  # only where there is a terminal to draw on
 
             self._bar = progress.Progress(
@@ -94,6 +89,8 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """One line, above the bar if there is one."""
+        if self._quiet:
+            return
         if self._bar is None:
             print(text, flush=True)
         else:
@@ -113,4 +110,6 @@ class Reporter:
             self._bar.update(self._task, completed=step, scores=f"loss {scores['loss']:.4f}")
             return
         numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _SHOWN if name in scores)
+        if scores.get("skipped"):
+            numbers += f"  skipped {scores['skipped']:.0f}"
         self.line(f"step {step:>{len(str(self._steps))}}/{self._steps}  {numbers}  about {left:.0f} s left")

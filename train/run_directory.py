@@ -51,7 +51,7 @@ class RunDirectory:
         return None
 
     def check(self, config: TrainConfig) -> list[str]:
-        """Returns what differs from the run that was begun here, one `field: before -> now` each; writes nothing.
+        """Returns a sentence on what differs from the run that was begun here, or nothing; writes nothing.
 
         Raises:
           RunError: if that run is of another architecture.
@@ -65,7 +65,7 @@ class RunDirectory:
             raise RunError(
                 f"{self.path} holds a run of another architecture ({', '.join(architecture)}); choose another workdir"
             )
-        return changes
+        return [f"changed since this run began: {', '.join(changes)}"] if changes else []
 
     def begin(self, config: TrainConfig) -> None:
         """Makes the directory and writes `config.json`.

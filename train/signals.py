@@ -18,7 +18,23 @@ class StopRequest:
 
     signum: signal.Signals | None = None
 
-    def __bool__(self) -> bool:
+    def asked(self, step: int) -> bool:
+        """Whether the run is to end after this step."""
+        return self.signum is not None
+
+
+class CommonStopRequest(StopRequest):
+    """The same for several processes: SIGTERM to one of them ends all after the same step.
+
+    JAX has the signal's handler then; one of our own would take it away.  The step is agreed on in the background, a
+    little ahead, so asking costs nothing.
+    """
+
+    def asked(self, step: int) -> bool:  # noqa: D102 - as in StopRequest
+        from jax.experimental import multihost_utils
+
+        if multihost_utils.reached_preemption_sync_point(step):
+            self.signum = signal.SIGTERM
         return self.signum is not None
 
 
@@ -28,6 +44,11 @@ def stop_requests() -> Iterator[StopRequest]:
 
     Only the main thread can install handlers; elsewhere no request ever comes.
     """
+    import jax
+
+    if jax.process_count() > 1:
+        yield CommonStopRequest()
+        return
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

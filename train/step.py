@@ -1,83 +1,138 @@
 """One update, as a pure function; `train.parallel` compiles it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from flax_vae import AutoEncoder
-from train.config import LossConfig
-from train.losses import reconstruction_loss
-from train.state import TrainState
+from flax_vae.discriminator import Discriminator
+from train.config import TrainConfig
+from train.gradients import Average, Gradients, Scores, gradients, playing
+from train.state import DiscriminatorState, TrainState, learned, trained_part, unlearned
 
-Scores = dict[str, Float[Array, ""]]
+
+@dataclass(frozen=True)
+class Parts:
+    """What an update is made of, beside the state.
+
+    Attributes:
+      model: the autoencoder.
+      optimizer: whose state is in the train state.
+      schedule: its learning rate, for the scores.
+      discriminator: the other player, or None.
+      d_optimizer: its optimiser, or None.
+    """
+
+    model: AutoEncoder
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    discriminator: Discriminator | None = None
+    d_optimizer: optax.GradientTransformation | None = None
 
 
 def train_step(
     state: TrainState,
     images: Float[Array, "b h w c"],
+    weights: dict[str, Any],
     *,
-    model: AutoEncoder,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    loss: LossConfig,
-    seed: int,
+    parts: Parts,
+    config: TrainConfig,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Scores]:
-    """One update.
+    """One update of the autoencoder and, where there is one, of the discriminator, both from the same forward pass.
+
+    Where the loss or the length of a gradient is not finite, nothing but the counts changes.
 
     Args:
       state: before the update.
       images: in [-1, 1]; under pmap this device's share of the batch.
-      model: the autoencoder.
-      optimizer: whose state is in `state`.
-      schedule: the optimiser's learning rate, for the scores.
-      loss: what is minimised.
-      seed: of the noise.
+      weights: constants of the losses: `lpips`.
+      parts: the model, and what updates it.
+      config: of the run.
       axis_name: of the devices, under pmap only.
 
     Returns:
-      The state after the update, and `loss`, `l1`, `kl` (nats per image), `grad_norm` (before the clip) and
-      `learning_rate`, all equal on every device.
+      The state after the update, and the scores, all equal on every device: those of `train.losses` and
+      `train.gradients`, `grad_norm` and `d_grad_norm` (before the clip), `learning_rate`, and the counts of updates
+      left out.
     """
+    average: Average = partial(jax.lax.pmean, axis_name=axis_name) if axis_name is not None else lambda tree: tree
     first = 0 if axis_name is None else images.shape[0] * jax.lax.axis_index(axis_name)
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    discriminator = parts.discriminator and parts.discriminator.clone(axis_name=axis_name)
+    batch_stats = state.discriminator and state.discriminator.batch_stats
 
-    def objective(params: dict[str, Any]) -> tuple[Float[Array, ""], Scores]:
-        apply = cast(Callable[..., Any], partial(model.apply, {"params": params}))
-        # Encoding
-        posterior = apply(images, method="posterior")
-        z = posterior.mode()
-        if loss.sample:
-            z = posterior.sample(noise=example_noise(key, first, z))
-        # Decoding
-        reconstruction = apply(apply(z, method="scale"), method="decode")
-        return reconstruction_loss(reconstruction, images, posterior, loss)
+    def one(batch_stats: Any, examples: tuple[Any, Any]) -> Gradients:
+        return gradients(
+            state, batch_stats, *examples, weights,
+            model=parts.model, discriminator=discriminator, config=config, average=average,
+        )  # fmt: skip
 
-    (_, scores), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-    if axis_name is not None:
-        # Nothing may be returned that was not averaged: under pmap, no one checks that the devices agree.
-        grads, scores = jax.lax.pmean((grads, scores), axis_name)
-    scores |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), scores
+    grads = _accumulate(one, batch_stats, (images, first + jnp.arange(images.shape[0])), config.optim.accumulate)
+    # Nothing may be returned that was not averaged: under pmap, no one checks that the devices agree.  The statistics
+    # of the norms are those of the whole batch already.
+    grads = average(grads._replace(batch_stats=None))._replace(batch_stats=grads.batch_stats)
+
+    scores = dict(grads.scores)
+    scores |= {"grad_norm": optax.tree.norm(grads.autoencoder), "learning_rate": parts.schedule(state.step)}
+    if grads.discriminator is not None:
+        scores["d_grad_norm"] = optax.tree.norm(grads.discriminator)
+    finite = jnp.all(jnp.isfinite(jnp.stack([scores[name] for name in FINITE if name in scores])))
+    after = _updated(state, grads, parts, config)
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    counts = {
+        "skipped": state.skipped + jnp.where(finite, 0, 1),
+        "in_a_row": jnp.where(finite, 0, state.in_a_row + 1),
+    }
+    return replace(after, step=state.step + 1, **counts), scores | counts
 
 
-def example_noise(key: PRNGKeyArray, first: Any, like: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
-    """Standard normal noise in which every example has its own key, folded from its number in the whole batch.
+FINITE = ("loss", "grad_norm", "d_loss", "d_grad_norm")
 
-    Folding in the device's number would keep devices apart as well; this way the noise is also the same on any number
-    of devices.
 
-    Args:
-      key: of this update.
-      first: number of the first example here in the whole batch.
-      like: gives shape and dtype.
-    """
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(like.shape[0]))
-    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
+def _accumulate(
+    one: Callable[[Any, Any], Gradients], batch_stats: Any, examples: tuple[Array, Array], count: int
+) -> Gradients:
+    """The mean over equal parts of a batch, computed one after the other."""
+    if count == 1:
+        return one(batch_stats, examples)
+    # Part k takes every count-th example: over a mesh, each device then has its share of every part.
+    parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), examples)
+
+    def add(so_far: tuple[Any, Gradients], part: Any) -> tuple[tuple[Any, Gradients], None]:
+        batch_stats, total = so_far
+        new = one(batch_stats, part)
+        total = jax.tree.map(jnp.add, total, new._replace(batch_stats=None))
+        return (new.batch_stats, total), None
+
+    shapes = jax.eval_shape(one, batch_stats, jax.tree.map(lambda x: x[0], parts))._replace(batch_stats=None)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (batch_stats, total), _ = jax.lax.scan(add, (batch_stats, zeros), parts)
+    return jax.tree.map(lambda leaf: leaf / count, total)._replace(batch_stats=batch_stats)
+
+
+def _updated(state: TrainState, grads: Gradients, parts: Parts, config: TrainConfig) -> TrainState:
+    """The state with the weights, the averages and the optimisers' states of after the update."""
+    before = learned(trained_part(state.params, config.train), state.logvar, config.loss.learn_logvar)
+    updates, opt_state = parts.optimizer.update(grads.autoencoder, state.opt_state, before)
+    part, logvar = unlearned(optax.apply_updates(before, updates), state.logvar)  # pyright: ignore[reportArgumentType]
+    ema = state.ema
+    if ema is not None:
+        # A young average forgets its beginning: random weights.
+        decay = jnp.minimum(config.optim.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(part, ema, 1.0 - decay)
+    after = replace(state, params={**state.params, **part}, logvar=logvar, opt_state=opt_state, ema=ema)
+    if state.discriminator is None or parts.d_optimizer is None:
+        return after
+
+    player = state.discriminator
+    updates, opt_state = parts.d_optimizer.update(grads.discriminator, player.opt_state, player.params)
+    moved = DiscriminatorState(optax.apply_updates(player.params, updates), grads.batch_stats, opt_state)
+    # Adam would count updates, and move on by its memory, even with gradients of zero.
+    now = playing(state, config.gan)
+    return replace(after, discriminator=jax.tree.map(lambda new, old: jnp.where(now, new, old), moved, player))

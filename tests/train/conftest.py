@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import train.parallel
 from convert import PRESETS
 from train.config import DataConfig, OptimConfig, TrainConfig
 
@@ -24,6 +25,19 @@ def compilation_cache(tmp_path_factory):
         jax.config.update("jax_compilation_cache_dir", str(path))
         yield
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_steps():
+    """A step is compiled once and run a few times: code that is not optimised is sooner done."""
+    options = train.parallel.compiler_options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train.parallel,
+            "compiler_options",
+            lambda platform: {**options(platform), "xla_backend_optimization_level": 0},
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,9 @@ from flax_vae import from_pretrained
 from train.data import Photographs
 from train.errors import NotFiniteError, RunError
 from train.loop import train
+from train.prefetch import Batches
 from train.report import read_metrics
+from train.signals import StopRequest
 
 
 def leaves(state):
@@ -23,25 +25,24 @@ def leaves(state):
 
 def rows(workdir):
     """What was logged, without the speed."""
-    return [
-        {k: v for k, v in row.items() if k != "images_per_second"} for row in read_metrics(workdir / "metrics.jsonl")
-    ]
+    speed = {"images_per_second", "tflops_per_second"}
+    return [{k: v for k, v in row.items() if k not in speed} for row in read_metrics(workdir / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
 def runs(small, tmp_path_factory):
     """A run of ten steps, and one that SIGTERM stopped after the fifth: (workdir, outcome) each."""
     straight, stopped = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("stopped")
-    batch = Photographs.batch
 
-    def batch_then_term(self, seed, step, batch_size):
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return batch(self, seed, step, batch_size)
+    class TermAtFive(StopRequest):
+        def asked(self, step):
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().asked(step)
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Photographs, "batch", batch_then_term)
+        patch.setattr("train.signals.StopRequest", TermAtFive)
         # The regular checkpoints come later: only the signal can make this one.
         outcome = train(dataclasses.replace(small, save_every=7), stopped)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -55,17 +56,17 @@ def stopped(runs, tmp_path):
 
 
 def checkpoints(workdir):
-    return sorted(int(entry.name) for entry in (workdir / "checkpoints").iterdir())
+    return sorted(int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit())
 
 
 def test_a_run_leaves_what_it_promises(runs, small):
     workdir, outcome = runs["straight"]
     assert {entry.name for entry in workdir.iterdir()} == {
-        "checkpoints", "config.json", "export", "metrics.jsonl", "samples",
+        "checkpoints", "config.json", "export", "metrics.jsonl", "report.html", "samples",
     }  # fmt: skip
     assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(small.to_dict()))
     assert [row["step"] for row in rows(workdir)] == [5, 10]
-    assert set(rows(workdir)[0]) == {"step", "loss", "l1", "kl", "grad_norm", "learning_rate"}
+    assert set(rows(workdir)[0]) == {"step", "loss", "l1", "kl", "grad_norm", "learning_rate", "skipped", "in_a_row"}
     assert rows(workdir)[1]["psnr"] == outcome.scores["psnr"]
     assert [entry.name for entry in (workdir / "samples").iterdir()] == ["step_0000010.png"]
     assert outcome.step == 10
@@ -105,7 +106,7 @@ def test_a_run_goes_on_under_the_other_parallel_mode(runs, small, stopped, capsy
 
 def test_a_complete_run_says_so_and_computes_nothing(runs, small, monkeypatch, capsys):
     workdir, before = runs["straight"]
-    monkeypatch.setattr(Photographs, "batch", None)
+    monkeypatch.setattr(Photographs, "crop", None)
     metrics = (workdir / "metrics.jsonl").read_bytes()
     outcome = train(small, workdir)
     assert "complete: all 10 steps are done" in capsys.readouterr().out
@@ -123,12 +124,32 @@ def test_an_export_that_is_missing_is_made_again(runs, small, tmp_path):
     assert (workdir / name).read_bytes() == (runs["straight"][0] / name).read_bytes()
 
 
-def test_a_nan_names_its_interval_and_leaves_the_last_checkpoint(small, stopped, monkeypatch):
-    batch = Photographs.batch
-    poisoned = lambda self, seed, step, size: batch(self, seed, step, size) * (np.float32("nan") if step == 6 else 1)  # noqa: E731
-    monkeypatch.setattr(Photographs, "batch", poisoned)
-    with pytest.raises(NotFiniteError, match=r"loss=nan, grad_norm=nan between steps 6 and 10"):
-        train(small, stopped)
+def poison(monkeypatch, steps):
+    """Batches without a single finite number, at those steps."""
+    crop = Batches._crop
+
+    def poisoned(self, batch, row, step, index):
+        crop(self, batch, row, step, index)
+        if step + 1 in steps:
+            batch[row] = np.nan
+
+    monkeypatch.setattr(Batches, "_crop", poisoned)
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted(small, stopped, monkeypatch, capsys):
+    poison(monkeypatch, {6, 7})
+    outcome = train(dataclasses.replace(small, steps=8, log_every=1, max_skipped=2), stopped)
+    assert [(row["skipped"], row["in_a_row"], "loss" in row) for row in rows(stopped)[-3:]] == [
+        (1, 1, False), (2, 2, False), (2, 0, True),
+    ]  # fmt: skip
+    assert "skipped 2" in capsys.readouterr().out
+    assert all(np.isfinite(leaf).all() for leaf in leaves(outcome.state))
+
+
+def test_too_many_in_a_row_end_the_run_with_the_weights_of_before(small, stopped, monkeypatch):
+    poison(monkeypatch, range(6, 11))
+    with pytest.raises(NotFiniteError, match=r"loss=nan, grad_norm=nan at step 10, .* 5 steps in a row, .*=4"):
+        train(dataclasses.replace(small, max_skipped=4), stopped)
     assert checkpoints(stopped) == [5]
     assert [row["step"] for row in rows(stopped)] == [5]
 
@@ -147,10 +168,15 @@ def test_another_architecture_is_refused(runs, small):
         train(other, runs["straight"][0])
 
 
-def test_a_damaged_checkpoint_is_one_clear_error(small, stopped):
-    shutil.rmtree(stopped / "checkpoints" / "5" / "state")
-    with pytest.raises(RunError, match="5 cannot be restored"):
-        train(small, stopped)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(runs, small, tmp_path, capsys):
+    workdir = shutil.copytree(runs["straight"][0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "10" / "state")
+    outcome = train(small, workdir)
+    said = capsys.readouterr().out
+    assert "corrupt-10" in said
+    assert "going on after step 5 of 10" in said
+    for ours, theirs in zip(leaves(outcome.state), leaves(runs["straight"][1].state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_bfloat16_and_rematerialisation_keep_float32_parameters(small, tmp_path):

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,9 +7,10 @@ from flax_vae import Posterior
 from train.config import LossConfig
 from train.losses import kl, l1, reconstruction_loss
 
+rng = np.random.default_rng(0)
+
 
 def test_values_are_those_of_the_formulas():
-    rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 3, 4, 4, 3)).astype(np.float32)
     mean, logvar = rng.normal(size=(2, 3, 2, 2, 5)).astype(np.float32)
     posterior = Posterior(jnp.array(mean), jnp.array(logvar))
@@ -18,11 +20,42 @@ def test_values_are_those_of_the_formulas():
     assert l1(jnp.array(x), jnp.array(y)) == pytest.approx(distance, rel=1e-6)
     assert kl(posterior) == pytest.approx(nats, rel=1e-6)
 
-    loss, terms = reconstruction_loss(jnp.array(x), jnp.array(y), posterior, LossConfig(kl_weight=0.1))
+    divergence = kl(posterior)
+    loss, terms = reconstruction_loss(jnp.array(x), jnp.array(y), divergence, jnp.float32(0), LossConfig(kl_weight=0.1))
     assert loss == pytest.approx(distance + 0.1 * nats / (4 * 4 * 3), rel=1e-6)
     assert terms["loss"] == loss
     # LDM sums over the image and divides by the batch: the same, times the numbers in an image.
-    assert loss * 48 == pytest.approx(np.abs(x - y).sum() / 3 + 0.1 * nats, rel=1e-6)
+    ldm = LossConfig(kl_weight=0.1, reduction="sum")
+    summed, _ = reconstruction_loss(jnp.array(x), jnp.array(y), divergence, jnp.float32(0), ldm)
+    assert summed == pytest.approx(np.abs(x - y).sum() / 3 + 0.1 * nats, rel=1e-6)
+
+
+def test_every_distance_has_its_name():
+    x, y = jnp.array(rng.normal(size=(2, 2, 4, 4, 3)), jnp.float32)
+    expected = {"l1": np.abs(x - y), "mse": (x - y) ** 2, "charbonnier": np.sqrt((x - y) ** 2 + 1e-6)}
+    for name, each in expected.items():
+        loss, terms = reconstruction_loss(x, y, jnp.float32(3), jnp.float32(0), LossConfig(name, kl_weight=0))
+        assert loss == pytest.approx(float(each.mean()), rel=1e-5)
+        assert {name: float(term) for name, term in terms.items()} == {"loss": loss, name: loss, "kl": 3}
+
+
+def test_the_perceptual_distance_is_added_to_every_value_and_the_variance_divides_both():
+    x, y = jnp.array(rng.normal(size=(2, 2, 4, 4, 3)), jnp.float32)
+    config = LossConfig(kl_weight=0.0, lpips_weight=0.5, learn_logvar=True)
+    perceptual = lambda a, b: jnp.array([0.25, 0.75])  # noqa: E731
+    loss, terms = reconstruction_loss(x, y, jnp.float32(0), jnp.float32(0.3), config, perceptual)
+    expected = (np.abs(x - y).mean() + 0.5 * 0.5) / np.exp(0.3) + 0.3
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert terms["lpips"] == 0.5
+    with pytest.raises(ValueError, match="lpips_weight=0.5 needs a perceptual distance"):
+        reconstruction_loss(x, y, jnp.float32(0), jnp.float32(0), config)
+
+
+def test_free_bits_cost_nothing_and_push_nothing():
+    mean = jnp.array([0.0, 0.1, 2.0], jnp.float32).reshape(1, 1, 1, 3)
+    free = lambda mean: kl(Posterior(mean, jnp.zeros_like(mean)), free_bits=0.5)  # noqa: E731
+    assert free(mean) == pytest.approx(0.5 + 0.5 + 2.0, rel=1e-6)
+    np.testing.assert_allclose(jax.grad(free)(mean).ravel(), [0, 0, 2.0])
 
 
 def test_the_standard_normal_has_no_divergence():

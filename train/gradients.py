@@ -1,0 +1,184 @@
+"""The gradients of a batch, or of a part of one: of the autoencoder, and of the discriminator that judges it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from flax_vae import AutoEncoder
+from flax_vae.discriminator import Discriminator
+from train.adversarial import adaptive_weight, choose, r1_penalty
+from train.config import GanConfig, TrainConfig
+from train.losses import kl, reconstruction_loss
+from train.lpips import lpips
+from train.state import TrainState, learned, trained_part
+from train.times import sample_times
+
+Scores = dict[str, Float[Array, ""]]
+Average = Callable[[Any], Any]
+
+
+class Gradients(NamedTuple):
+    """What one batch says.
+
+    Attributes:
+      autoencoder: gradients of what its optimiser works on.
+      discriminator: gradients of its parameters, or None.
+      batch_stats: running statistics of its norms, or None.
+      scores: the terms of the losses, by name.
+    """
+
+    autoencoder: dict[str, Any]
+    discriminator: Any
+    batch_stats: Any
+    scores: Scores
+
+
+def gradients(
+    state: TrainState,
+    batch_stats: Any,
+    images: Float[Array, "b h w c"],
+    index: Int[Array, " b"],
+    weights: dict[str, Any],
+    *,
+    model: AutoEncoder,
+    discriminator: Discriminator | None,
+    config: TrainConfig,
+    average: Average,
+) -> Gradients:
+    """One forward and one backward pass through the autoencoder, whatever takes part in the loss.
+
+    The backward pass is begun at the reconstruction: there the gradients of all terms are added up, after the
+    discriminator's has been weighed.
+
+    Args:
+      state: before the update.
+      batch_stats: running statistics of the discriminator; those in the state are of before the first part.
+      images: in [-1, 1].
+      index: number of each example in the whole batch.
+      weights: constants of the losses: `lpips`.
+      model: the autoencoder.
+      discriminator: the other player, or None.
+      config: of the run.
+      average: over the devices, where each sees only its own examples.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    time = sample_times(key, index, model.params, config.time)
+
+    def reconstruct(part: dict[str, Any]) -> tuple[Float[Array, "b h w c"], Float[Array, ""]]:
+        apply = cast(Callable[..., Any], partial(model.apply, {"params": {**state.params, **part}}))
+        # Encoding
+        posterior = apply(images, time, method="posterior")
+        z = posterior.mode()
+        if config.loss.sample:
+            z = posterior.sample(noise=example_noise(key, index, z))
+        # Decoding
+        reconstruction = apply(apply(z, method="scale"), time, method="decode")
+        return reconstruction.astype(jnp.float32), kl(posterior, config.loss.free_bits)
+
+    def fidelity(reconstruction: Any, divergence: Any, logvar: Any) -> tuple[Float[Array, ""], Scores]:
+        perceptual = None
+        if config.loss.lpips_weight:
+            perceptual = partial(lpips, weights["lpips"], net=config.loss.lpips_net, dtype=model.dtype)
+        return reconstruction_loss(reconstruction, images, divergence, logvar, config.loss, perceptual)
+
+    (reconstruction, divergence), pull_back = jax.vjp(reconstruct, trained_part(state.params, config.train))
+    (_, scores), (to_images, to_kl, to_logvar) = jax.value_and_grad(fidelity, argnums=(0, 1, 2), has_aux=True)(
+        reconstruction, divergence, state.logvar
+    )
+    judged = None
+    if discriminator is not None and state.discriminator is not None:
+        judged = _judge(discriminator, state, batch_stats, images, reconstruction, config.gan)
+        weight = jnp.float32(config.gan.weight)
+        if config.gan.adaptive:
+            # The compiler keeps of these two backward passes only the last kernel's gradient.
+            def last(cotangent: Float[Array, "b h w c"]) -> Float[Array, "..."]:
+                (part,) = pull_back((cotangent, jnp.zeros_like(to_kl)))
+                return average(part["decoder"]["conv_out"]["kernel"])
+
+            weight = adaptive_weight(last(to_images), last(judged.to_images), config.gan.weight)
+        weight = jnp.where(playing(state, config.gan), weight, 0.0)
+        to_images = to_images + weight * judged.to_images
+        scores = scores | judged.scores | {"d_weight": weight}
+
+    (part,) = pull_back((to_images, to_kl))
+    autoencoder = learned(part, to_logvar, config.loss.learn_logvar)
+    if judged is None:
+        return Gradients(autoencoder, None, None, scores)
+    return Gradients(autoencoder, judged.discriminator, judged.batch_stats, scores)
+
+
+class _Judgement(NamedTuple):
+    to_images: Float[Array, "b h w c"]  # gradient of the autoencoder's adversarial loss
+    discriminator: Any  # gradients of the discriminator's own loss
+    batch_stats: Any
+    scores: Scores
+
+
+def _judge(
+    discriminator: Discriminator,
+    state: TrainState,
+    batch_stats: Any,
+    images: Float[Array, "b h w c"],
+    reconstruction: Float[Array, "b h w c"],
+    config: GanConfig,
+) -> _Judgement:
+    """What the discriminator says of the reconstructions, and what it learns from both; zeros until it may begin."""
+    assert state.discriminator is not None
+    params = state.discriminator.params
+    losses = choose(config.loss)
+
+    def logits(params: Any, batch_stats: Any, images: Any) -> tuple[Any, Any]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        result, moved = discriminator.apply(variables, images, train=True, mutable=["batch_stats"])
+        return result, moved["batch_stats"]
+
+    def fool(reconstruction: Any) -> tuple[Float[Array, ""], Any]:
+        fake, moved = logits(params, batch_stats, reconstruction)
+        return losses.autoencoder(fake), moved
+
+    def tell_apart(params: Any, batch_stats: Any) -> tuple[Float[Array, ""], Any]:
+        real, batch_stats = logits(params, batch_stats, images)
+        fake, batch_stats = logits(params, batch_stats, reconstruction)
+        loss = losses.discriminator(real, fake)
+        scores = {"d_loss": loss, "logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}
+        if config.r1:
+            scores["r1"] = r1_penalty(lambda images: logits(params, batch_stats, images)[0], images)
+            loss = loss + 0.5 * config.r1 * scores["r1"]
+        return loss, (batch_stats, {name: score.astype(jnp.float32) for name, score in scores.items()})
+
+    def play() -> _Judgement:
+        # The order of the source: the running statistics see the reconstructions twice.
+        (g_loss, moved), to_images = jax.value_and_grad(fool, has_aux=True)(reconstruction)
+        (_, (moved, scores)), grads = jax.value_and_grad(tell_apart, has_aux=True)(params, moved)
+        return _Judgement(to_images, grads, moved, {"g_loss": g_loss, **scores})
+
+    def wait() -> _Judgement:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(play))._replace(
+            batch_stats=batch_stats
+        )
+
+    return jax.lax.cond(playing(state, config), play, wait)
+
+
+def playing(state: TrainState, config: GanConfig) -> Bool[Array, ""]:
+    """Whether the discriminator takes part in this update."""
+    return state.step >= config.start
+
+
+def example_noise(key: PRNGKeyArray, index: Int[Array, " b"], like: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
+    """Standard normal noise in which every example has its own key, folded from its number in the whole batch.
+
+    Folding in the device's number would keep devices apart as well; this way the noise is also the same on any number
+    of devices.
+
+    Args:
+      key: of this update.
+      index: number of each example in the whole batch.
+      like: gives shape and dtype.
+    """
+    keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(index)
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)

@@ -1,0 +1,48 @@
+"""Times for models that are conditioned on one: sampled in training, fixed in evaluation."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from convert.architecture import AutoEncoderParams
+from flax_vae.embedding import sinusoidal_embedding
+from train.config import TimeConfig
+
+_NO_EXAMPLE = 2**32 - 1  # apart from the noise of every example
+
+
+def sample_times(
+    key: PRNGKeyArray, index: Int[Array, " b"], params: AutoEncoderParams, config: TimeConfig
+) -> Float[Array, "b ..."] | None:
+    """A time for every example, in the form that the model takes; None for a model without time.
+
+    Args:
+      key: of this update.
+      index: number of each example in the whole batch: on any number of devices it has the same time.
+      params: the architecture.
+      config: the sampler.
+
+    Source: logit-normal: Esser et al. 2024, section 3.1.
+    """
+    if params.time_emb_dim is None:
+        return None
+    key = jax.random.fold_in(key, _NO_EXAMPLE)
+    keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(index)
+    if config.sampler == "uniform":
+        share = jax.vmap(jax.random.uniform)(keys)
+    else:
+        share = jax.nn.sigmoid(jax.vmap(jax.random.normal)(keys))
+    return as_input(config.low + (config.high - config.low) * share, params)
+
+
+def fixed_time(count: int, params: AutoEncoderParams, config: TimeConfig) -> Float[Array, "b ..."] | None:
+    """The time of evaluation, `count` times; None for a model without time."""
+    if params.time_emb_dim is None:
+        return None
+    return as_input(jnp.full((count,), config.evaluate_at, jnp.float32), params)
+
+
+def as_input(time: Float[Array, " b"], params: AutoEncoderParams) -> Float[Array, "b ..."]:
+    """One number per image as the model takes it: itself, or its sines and cosines where that is a vector."""
+    assert params.time_emb_dim is not None
+    return time if params.time_embedding == "sinusoidal" else sinusoidal_embedding(time, params.time_emb_dim)
