@@ -45,7 +45,7 @@ def _attend(q: Array, k: Array, v: Array, tile: Tile) -> Array:
 
 
 def _forward(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, tuple[Array, ...]]:
-    scores_dtype = jnp.promote_types(q.dtype, jnp.float32)
+    scores_dtype, scale = jnp.promote_types(q.dtype, jnp.float32), _scale(q)
     keys, values, bias = _cut(k, tile.keys), _cut(v, tile.keys), _padding_bias(k.shape[1], tile.keys, scores_dtype)
 
     def some_queries(q: Array) -> tuple[Array, Array]:
@@ -54,8 +54,9 @@ def _forward(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, tuple[Arr
             k, v, bias = keys
             scores = _scores(q, k, bias, scores_dtype)
             larger = jnp.maximum(largest, scores.max(-1))
-            weights = jnp.exp(scores - larger[..., None])
-            shrink = jnp.exp(largest - larger)
+            # Scaled here, in one pass with the exponential: the largest score is the same one before and after.
+            weights = jnp.exp((scores - larger[..., None]) * scale)
+            shrink = jnp.exp((largest - larger) * scale)
             total = shrink * total + weights.sum(-1)
             out = shrink[..., None] * out + _product("bnm,bmc->bnc", weights.astype(v.dtype), v)
             return (larger, total, out), None
@@ -64,7 +65,7 @@ def _forward(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, tuple[Arr
         none = jnp.zeros(rows, scores_dtype)
         start = (jnp.full_like(none, -jnp.inf), none, jnp.zeros(q.shape, scores_dtype))
         (largest, total, out), _ = lax.scan(meet, start, (keys, values, bias))
-        return (out / total[..., None]).astype(v.dtype), largest + jnp.log(total)
+        return (out / total[..., None]).astype(v.dtype), largest * scale + jnp.log(total)
 
     queries = _cut(q, tile.queries)
     if len(queries) == 1:  # no loop to compile
@@ -77,7 +78,7 @@ def _forward(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, tuple[Arr
 
 def _backward(tile: Tile, kept: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
     q, k, v, out, log_total = kept
-    scores_dtype = log_total.dtype
+    scores_dtype, scale = log_total.dtype, _scale(q)
     keys, values, bias = _cut(k, tile.keys), _cut(v, tile.keys), _padding_bias(k.shape[1], tile.keys, scores_dtype)
     # How far the softmax pulls all scores of a query back: the sum over its keys of weight times d_weight.
     pull = jnp.einsum("bnc,bnc->bn", d_out, out, preferred_element_type=scores_dtype)
@@ -87,10 +88,10 @@ def _backward(tile: Tile, kept: tuple[Array, ...], d_out: Array) -> tuple[Array,
 
         def meet(d_q: Array, keys: tuple[Array, Array, Array | None, Array, Array]):
             k, v, bias, d_k, d_v = keys
-            weights = jnp.exp(_scores(q, k, bias, scores_dtype) - log_total[..., None])
+            weights = jnp.exp(_scores(q, k, bias, scores_dtype) * scale - log_total[..., None])
             d_v += _product("bnc,bnm->bcm", d_out, weights.astype(v.dtype))
             d_weights = _product("bnc,bmc->bnm", d_out, v)
-            d_scores = (weights * (d_weights - pull[..., None]) * q.shape[-1] ** -0.5).astype(q.dtype)
+            d_scores = (weights * (d_weights - pull[..., None]) * scale).astype(q.dtype)
             d_k += _product("bnc,bnm->bcm", q, d_scores)
             return d_q + _product("bnm,bmc->bnc", d_scores, k), (d_k, d_v)
 
@@ -108,8 +109,13 @@ def _backward(tile: Tile, kept: tuple[Array, ...], d_out: Array) -> tuple[Array,
 _attend.defvjp(_forward, _backward)
 
 
+def _scale(q: Array) -> float:
+    return q.shape[-1] ** -0.5
+
+
 def _scores(q: Array, k: Array, bias: Array | None, dtype: jnp.dtype) -> Array:
-    scores = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=dtype) * q.shape[-1] ** -0.5
+    """Before they are scaled."""
+    scores = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=dtype)
     return scores if bias is None else scores + bias[None, None]
 
 
