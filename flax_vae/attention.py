@@ -1,5 +1,6 @@
 """Scaled dot-product attention of one head: one function, and the ways to compute it."""
 
+import functools
 from typing import Literal, get_args
 
 import jax
@@ -56,21 +57,25 @@ def attention(
         return jnp.asarray(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"))[:, :, 0]
     if path == "full":
         return full_attention(q, k, v)
+    return _by_platform(q, k, v, path == "auto", CPU_TILE, scores_bytes)
 
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # a model has many of the same shape, which are traced once
+def _by_platform(q: Array, k: Array, v: Array, small_in_full: bool, cpu_tile: Tile, scores_bytes: int) -> Array:
     def on_cpu(q: Array, k: Array, v: Array) -> Array:
-        if path == "auto" and max(q.shape[1], k.shape[1]) < CPU_TILE.keys:
+        if small_in_full and max(q.shape[1], k.shape[1]) < cpu_tile.keys:
             return full_attention(q, k, v)
         # One image after the other: several tiles at a time would drive each other out of the cache.
 
         def one_image(qkv: tuple[Array, Array, Array]) -> Array:
             q, k, v = qkv
-            return jnp.squeeze(tiled_attention(q[None], k[None], v[None], CPU_TILE), 0)
+            return jnp.squeeze(tiled_attention(q[None], k[None], v[None], cpu_tile), 0)
 
-        return jax.lax.map(one_image, (q, k, v)) if len(q) > 1 else tiled_attention(q, k, v, CPU_TILE)
+        return jax.lax.map(one_image, (q, k, v)) if len(q) > 1 else tiled_attention(q, k, v, cpu_tile)
 
     def elsewhere(q: Array, k: Array, v: Array) -> Array:
         keys = scores_bytes // (q.shape[0] * q.shape[1] * jnp.promote_types(q.dtype, jnp.float32).itemsize)
-        if path == "auto" and k.shape[1] <= keys:
+        if small_in_full and k.shape[1] <= keys:
             return full_attention(q, k, v)
         return tiled_attention(q, k, v, Tile(queries=q.shape[1], keys=max(keys, 128)))
 

@@ -38,7 +38,7 @@ def convolve(
 
     def whole(x: Array, kernel: Array) -> Array:
         if pointwise:
-            return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=precision)
+            return jnp.matmul(x, kernel[0, 0], precision=precision)
         return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, precision=precision, **options)
 
     def in_runs(x: Array, kernel: Array) -> Array:

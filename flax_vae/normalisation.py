@@ -49,8 +49,13 @@ class GroupNorm(nn.Module):
         return jnp.asarray(_group_norm(x, scale, bias, self.num_groups, self.epsilon, activate), dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # a model has many of the same shape, which are traced once
 def _group_norm(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool) -> Array:
+    return _with_gradient(x, scale, bias, groups, epsilon, activate)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _with_gradient(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool) -> Array:
     return _forward(x, scale, bias, groups, epsilon, activate)[0]
 
 
@@ -77,7 +82,7 @@ def _backward(groups: int, epsilon: float, activate: bool, kept: tuple[Array, ..
     return d_x.astype(x.dtype), d_scale.sum(0).astype(scale.dtype), d_bias.sum(0).astype(bias.dtype)
 
 
-_group_norm.defvjp(_forward, _backward)
+_with_gradient.defvjp(_forward, _backward)
 
 
 def statistics(x: Float[Array, "b h w c"], groups: int, epsilon: float) -> tuple[Array, Array]:
