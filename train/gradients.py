@@ -77,7 +77,7 @@ def gradients(
             z = posterior.sample(noise=example_noise(key, index, z))
         # Decoding
         reconstruction = apply(apply(z, method="scale"), time, method="decode")
-        return reconstruction.astype(jnp.float32), kl(posterior, config.loss.free_bits)
+        return _wide(reconstruction), kl(posterior, config.loss.free_bits)
 
     def fidelity(reconstruction: Any, divergence: Any, logvar: Any) -> tuple[Float[Array, ""], Scores]:
         perceptual = None
@@ -144,11 +144,11 @@ def _judge(
         real, batch_stats = logits(params, batch_stats, images)
         fake, batch_stats = logits(params, batch_stats, reconstruction)
         loss = losses.discriminator(real, fake)
-        scores = {"d_loss": loss, "logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}
+        scores = {"d_loss": loss, "logits_real": jnp.mean(_wide(real)), "logits_fake": jnp.mean(_wide(fake))}
         if config.r1:
             scores["r1"] = r1_penalty(lambda images: logits(params, batch_stats, images)[0], images)
             loss = loss + 0.5 * config.r1 * scores["r1"]
-        return loss, (batch_stats, {name: score.astype(jnp.float32) for name, score in scores.items()})
+        return loss, (batch_stats, scores)
 
     def play() -> _Judgement:
         # The order of the source: the running statistics see the reconstructions twice.
@@ -182,3 +182,8 @@ def example_noise(key: PRNGKeyArray, index: Int[Array, " b"], like: Float[Array,
     """
     keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(index)
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
+
+
+def _wide(x: Array) -> Array:
+    """In float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -79,7 +79,9 @@ def train_step(
     grads = average(grads._replace(batch_stats=None))._replace(batch_stats=grads.batch_stats)
 
     scores = dict(grads.scores)
-    scores |= {"grad_norm": optax.tree.norm(grads.autoencoder), "learning_rate": parts.schedule(state.step)}
+    # The optimiser does not count the updates that were left out.
+    rate = parts.schedule(state.step - state.skipped)
+    scores |= {"grad_norm": optax.tree.norm(grads.autoencoder), "learning_rate": rate}
     if grads.discriminator is not None:
         scores["d_grad_norm"] = optax.tree.norm(grads.discriminator)
     finite = jnp.all(jnp.isfinite(jnp.stack([scores[name] for name in FINITE if name in scores])))

@@ -1,0 +1,165 @@
+"""One update of an autoencoder and of its discriminator, as a PyTorch user would write it down.
+
+Nothing of `train` runs here but its record of a run: the loss is that of CompVis/latent-diffusion `contperceptual.py`,
+summed over everything as there, the optimisers are PyTorch's.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import torch_ref
+import torch_ref.discriminator
+from train.config import OptimConfig, TrainConfig
+
+DISTANCES = {"l1": F.l1_loss, "mse": F.mse_loss}
+
+
+class TorchTrainer:
+    """All that an update changes.
+
+    Attributes:
+      config: the record of the run.
+      model: the autoencoder.
+      discriminator: the other player, or None.
+      perceptual: distance of each pair of images, or None.
+      logvar: logarithm of the variance of the reconstruction.
+      ema: moving averages of the trained weights, by name.
+      step: updates so far.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: torch_ref.AutoEncoder,
+        discriminator: torch_ref.discriminator.Discriminator | None,
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None,
+        logvar: Tensor,
+    ):
+        self.config, self.model, self.discriminator = config, model.requires_grad_(True), discriminator
+        self.perceptual, self.step, self.d_step = perceptual, 0, 0
+        if config.train == "decoder":
+            model.encoder.requires_grad_(False)
+        self.logvar = logvar.requires_grad_(config.loss.learn_logvar)
+        self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.ema = {name: weight.detach().clone() for name, weight in self.trained.items()}
+
+        self.weights = [*self.trained.values(), *([self.logvar] if config.loss.learn_logvar else [])]
+        optim, gan = config.optim, config.gan
+        groups = [
+            {"params": [weight for weight in self.weights if weight.ndim > 1], "weight_decay": optim.weight_decay},
+            {"params": [weight for weight in self.weights if weight.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=(optim.b1, optim.b2))
+        if discriminator is not None:
+            discriminator.requires_grad_(True).train()
+            self.d_weights = list(discriminator.parameters())
+            self.d_optimizer = torch.optim.Adam(self.d_weights, betas=(gan.b1, gan.b2))
+
+    def update(self, images: Tensor, noise: Tensor) -> dict[str, float]:
+        """Moves everything by one batch; both players learn from the same reconstructions.  Returns the scores."""
+        config, parts = self.config, self.config.optim.accumulate
+        playing = self.discriminator is not None and self.step >= config.gan.start
+        scores: dict[str, float] = defaultdict(float)
+        self.optimizer.zero_grad()
+        if self.discriminator is not None:
+            self.d_optimizer.zero_grad()
+        for part in range(parts):
+            terms = self._play(images[part::parts], noise[part::parts], playing)
+            for name, term in terms.items():
+                scores[name] += term.item() / parts
+
+        scores["grad_norm"] = clip(self.weights, config.optim.clip_norm)
+        scores["learning_rate"] = descend(self.optimizer, config.optim.learning_rate, self.step, config.optim)
+        decay = min(config.optim.ema_decay, (1 + self.step) / (10 + self.step))
+        for name, average in self.ema.items():
+            average.mul_(decay).add_(self.trained[name].detach(), alpha=1 - decay)
+        if playing:
+            scores["d_grad_norm"] = clip(self.d_weights, float("inf"))
+            descend(self.d_optimizer, config.gan.learning_rate, self.d_step, config.optim)
+            self.d_step += 1
+        self.step += 1
+        return scores
+
+    def _play(self, images: Tensor, noise: Tensor, playing: bool) -> dict[str, Tensor]:
+        """Adds the gradients of one part of the batch to those that are there; returns the terms of the losses."""
+        config, share = self.config.loss, 1 / self.config.optim.accumulate
+        posterior = self.model.posterior(images)
+        latents = self.model.scale(posterior.sample(noise=noise))
+        fake = self.model.decode(latents)
+
+        # The autoencoder's own loss
+        count = len(images)
+        distance = DISTANCES[config.distance](fake, images, reduction="none")
+        terms = {config.distance: distance.mean(), "logvar": self.logvar}
+        if self.perceptual is not None:
+            perceptual = self.perceptual(fake, images)
+            distance = distance + config.lpips_weight * perceptual[:, None, None, None]
+            terms["lpips"] = perceptual.mean()
+        nll = (distance / self.logvar.exp() + self.logvar).sum() / count
+        kl = terms["kl"] = posterior.kl().sum() / count
+        scale = 1.0 if config.reduction == "sum" else 1 / images[0].numel()
+        loss = terms["loss"] = scale * (nll + config.kl_weight * kl)
+        if not playing:
+            (loss * share).backward(inputs=self.weights)
+            return terms
+
+        # The discriminator's word in it
+        assert self.discriminator is not None
+        gan, hinge = self.config.gan, self.config.gan.loss == "hinge"
+        fooled = self.discriminator(fake)
+        g_loss = terms["g_loss"] = -fooled.mean() if hinge else F.softplus(-fooled).mean()
+        weight = torch.tensor(gan.weight, dtype=images.dtype)
+        if gan.adaptive:
+            last = self.model.decoder.conv_out.weight
+            (of_nll,) = torch.autograd.grad(scale * nll, last, retain_graph=True)
+            (of_g,) = torch.autograd.grad(g_loss, last, retain_graph=True)
+            weight = weight * torch.clamp(of_nll.norm() / (of_g.norm() + 1e-4), 0.0, 1e4)
+        terms["d_weight"] = weight
+        ((loss + weight * g_loss) * share).backward(inputs=self.weights)
+
+        # The discriminator's own loss
+        real, fake = self.discriminator(images), self.discriminator(fake.detach())
+        if hinge:
+            d_loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        else:
+            d_loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+        terms |= {"d_loss": d_loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        if gan.r1:
+            terms["r1"] = self._steepness(images)
+            d_loss = d_loss + gan.r1 / 2 * terms["r1"]
+        (d_loss * share).backward(inputs=self.d_weights)
+        return terms
+
+    def _steepness(self, images: Tensor) -> Tensor:
+        """R1: the squared length of the gradient by a real image.  The running statistics do not see this look."""
+        assert self.discriminator is not None
+        images = images.clone().requires_grad_(True)
+        copies = {name: buffer.clone() for name, buffer in self.discriminator.named_buffers()}
+        logits = torch.func.functional_call(self.discriminator, copies, (images,))
+        (slopes,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        return slopes.square().sum((1, 2, 3)).mean()
+
+
+def clip(weights: Iterable[nn.Parameter | Tensor], longest: float) -> float:
+    """Scales the gradients down to a common length of `longest`; returns the length that they had.
+
+    `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the length that it divides by, which float64 would see.
+    """
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    length = torch.nn.utils.get_total_norm(gradients)
+    for gradient in gradients:
+        gradient.mul_(torch.clamp(longest / length, max=1.0))
+    return length.item()
+
+
+def descend(optimizer: torch.optim.Optimizer, peak: float, step: int, config: OptimConfig) -> float:
+    """One update at the learning rate of a linear warm-up and a constant after it, which is returned."""
+    rate = peak * min((step + 1) / config.warmup_steps, 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return rate

@@ -1,0 +1,209 @@
+"""A whole update of both players, three in a row, beside PyTorch's: weights, moments, averages, statistics, scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert import PRESETS, to_flax
+from convert.discriminator import DiscriminatorParams, discriminator_to_flax
+from convert.pickles import to_array
+from tests.parity import _agree, _discriminators, test_lpips
+from tests.parity._agree import nchw
+from tests.parity._torch_update import TorchTrainer
+from tests.parity.test_gradients import assert_trees_agree
+from torch_ref.loading import to_tensor
+from train.assemble import make_parts
+from train.config import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from train.gradients import example_noise
+from train.lpips import NETS, Stage
+from train.lpips_weights import from_torch_names
+from train.state import DiscriminatorState, create_state
+from train.step import Parts, train_step
+
+pytestmark = pytest.mark.usefixtures("little_lpips")
+
+TOLERANCE = 1e-9
+UPDATES = 3
+BATCH, HEIGHT, WIDTH = 4, 8, 10
+STAGES = (Stage(0, (4, 4)), Stage(5, (6,), pool=2))
+LAYERS = ([["0", "2"], ["pool", "5"]], 2, {})
+
+# Rates are powers of two: a learning rate is a float32, also among float64.
+LDM = TrainConfig(
+    model=replace(PRESETS["tiny"], resolution=16, ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=4, attn_levels=()),
+    data=DataConfig(crop_size=16),
+    optim=OptimConfig(
+        learning_rate=2**-8, schedule="constant", warmup_steps=2, weight_decay=0.1, clip_norm=0.5, ema_decay=0.15
+    ),
+    loss=LossConfig(reduction="sum", kl_weight=1e-2, lpips_weight=0.7, learn_logvar=True, logvar=-0.25),
+    gan=GanConfig(weight=0.5, start=0, features=6, layers=1, learning_rate=2**-9),
+    batch_size=BATCH,
+    steps=100,
+)
+CASES = {
+    "LDM": LDM,
+    # The discriminator begins at the second update; the clip does nothing.
+    "mean": replace(
+        LDM,
+        optim=replace(LDM.optim, clip_norm=1e3),
+        loss=LossConfig(distance="mse", kl_weight=1e-2, sample=True),
+        gan=replace(LDM.gan, loss="non_saturating", r1=3.0, adaptive=False, start=1),
+    ),
+    "in parts": replace(LDM, optim=replace(LDM.optim, accumulate=2), loss=replace(LDM.loss, reduction="mean")),
+    "decoder": replace(
+        LDM, train="decoder", start_from="elsewhere", loss=replace(LDM.loss, learn_logvar=False, lpips_weight=0.0)
+    ),
+}
+
+
+@pytest.fixture
+def little_lpips(monkeypatch):
+    """Two stages of the features, as both sides know them."""
+    monkeypatch.setitem(NETS, "vgg", STAGES)
+    monkeypatch.setitem(test_lpips.LAYERS, "vgg", LAYERS)
+
+
+@dataclass
+class Twins:
+    """Both sides with the same weights, and what they are given."""
+
+    ours: Any
+    parts: Parts
+    theirs: TorchTrainer
+    lpips: dict[str, Any]
+    images: np.ndarray
+
+
+def twins(config: TrainConfig, dtype: str) -> Twins:
+    state_dict = _agree.random_state_dict(config.model, dtype)
+    params = jax.tree.map(jnp.asarray, to_flax(state_dict, config.model, "flux"))
+    record = DiscriminatorParams(3, config.gan.features, config.gan.layers)
+    discriminator, variables, d_twin = _discriminators.twins(record, dtype)
+
+    parts = make_parts(config)
+    assert parts.d_optimizer is not None
+    parts = replace(
+        parts,
+        model=parts.model.clone(param_dtype=dtype),
+        discriminator=discriminator.clone(dtype=parts.model.dtype),
+    )
+    weights, statistics = variables["params"], variables["batch_stats"]
+    player = DiscriminatorState(weights, statistics, parts.d_optimizer.init(weights))
+    state = create_state(
+        parts.model, parts.optimizer, 0, params=params, train=config.train, logvar=config.loss.logvar,
+        learn_logvar=config.loss.learn_logvar, average=True, discriminator=player,
+    )  # fmt: skip
+    state = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
+
+    weights = {name: tensor.astype(dtype) for name, tensor in test_lpips.random_weights(STAGES).items()}
+    tensors = {name: to_tensor(tensor) for name, tensor in weights.items()}
+    perceptual = partial(test_lpips.reference, tensors, "vgg") if config.loss.lpips_weight else None
+    logvar = to_tensor(np.asarray(state.logvar))
+    theirs = TorchTrainer(config, _agree.torch_model(config.model, state_dict), d_twin, perceptual, logvar)
+
+    shape = (UPDATES, BATCH, HEIGHT, WIDTH, 3)
+    images = np.random.default_rng(6).uniform(-1, 1, shape).astype(np.float32).astype(dtype)
+    lpips = {"lpips": jax.tree.map(jnp.asarray, from_torch_names(weights, STAGES))}
+    return Twins(state, parts, theirs, lpips, images)
+
+
+def noise_of(config: TrainConfig, step: int, dtype: str) -> np.ndarray:
+    """What our update draws its latents with: its randomness is a function of seed, step and example."""
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    like = jnp.zeros((BATCH, HEIGHT, WIDTH, config.model.z_channels), dtype)
+    return np.asarray(example_noise(key, jnp.arange(BATCH), like))
+
+
+def ours_by_name(state) -> dict[str, Any]:
+    """What an update changes, as trees of the Flax names."""
+    adam, d_adam = state.opt_state[1][0], state.discriminator.opt_state[0]
+    return {
+        "weights": {"params": state.params, "logvar": state.logvar},
+        "averages": state.ema,
+        "first moments": adam.mu,
+        "second moments": adam.nu,
+        "discriminator": state.discriminator.params,
+        "running statistics": state.discriminator.batch_stats,
+        "discriminator's first moments": d_adam.mu,
+        "discriminator's second moments": d_adam.nu,
+        "counts": {"own": adam.count, "discriminator's": d_adam.count},
+    }
+
+
+def theirs_by_name(trainer: TorchTrainer) -> dict[str, Any]:
+    """The same of PyTorch, by the shipped converters: they only move numbers, whatever these mean."""
+    model, judge, config = trainer.model, trainer.discriminator, trainer.config
+    assert judge is not None
+
+    def tree(values: Mapping[str, Any]) -> dict[str, Any]:
+        rest = {key: np.zeros(tensor.shape) for key, tensor in model.state_dict().items() if key not in values}
+        whole = to_flax({key: to_array(tensor) for key, tensor in values.items()} | rest, config.model, "flux")
+        trained = {name.split(".")[0] for name in trainer.trained}
+        return {name: part for name, part in whole.items() if name in trained}
+
+    def moments(moment: str) -> dict[str, Any]:
+        found = tree({name: trainer.optimizer.state[weight][moment] for name, weight in trainer.trained.items()})
+        if config.loss.learn_logvar:
+            found["logvar"] = to_array(trainer.optimizer.state[trainer.logvar][moment])
+        return found
+
+    def judge_tree(values: Mapping[str, Any]) -> dict[str, Any]:
+        values = dict(judge.state_dict()) | values
+        return discriminator_to_flax({key: to_array(tensor) for key, tensor in values.items()}, judge.params, "")
+
+    def judge_moments(moment: str) -> dict[str, Any]:
+        memory = trainer.d_optimizer.state
+        zero = {name: weight.detach() * 0 for name, weight in judge.named_parameters()}
+        return judge_tree(
+            zero | {name: memory[weight][moment] for name, weight in judge.named_parameters() if weight in memory}
+        )["params"]
+
+    weights = {key: to_array(tensor) for key, tensor in model.state_dict().items()}
+    return {
+        "weights": {"params": to_flax(weights, config.model, "flux"), "logvar": to_array(trainer.logvar)},
+        "averages": tree(trainer.ema),
+        "first moments": moments("exp_avg"),
+        "second moments": moments("exp_avg_sq"),
+        "discriminator": judge_tree({})["params"],
+        "running statistics": judge_tree({})["batch_stats"],
+        "discriminator's first moments": judge_moments("exp_avg"),
+        "discriminator's second moments": judge_moments("exp_avg_sq"),
+        "counts": {"own": np.array(trainer.step), "discriminator's": np.array(trainer.d_step)},
+    }
+
+
+def update(config: TrainConfig, twins: Twins):
+    """Our update, compiled."""
+    return _discriminators.jit(partial(train_step, parts=twins.parts, config=config))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", CASES)
+def test_three_updates_agree(case):
+    config = CASES[case]
+    both = twins(config, "float64")
+    ours, step = both.ours, update(config, both)
+    for number, images in enumerate(both.images):
+        noise = noise_of(config, number, "float64")
+        ours, scores = step(ours, images, both.lpips)
+        their_scores = both.theirs.update(nchw(images), nchw(noise))
+
+        assert not their_scores.keys() - scores.keys() - {"logvar"}
+        for name, score in scores.items():  # those that have no meaning yet are zero in both
+            assert score == pytest.approx(their_scores[name], rel=TOLERANCE, abs=0), f"{name}, update {number}"
+        theirs = theirs_by_name(both.theirs)
+        for name, tree in ours_by_name(ours).items():
+            if not their_scores["d_weight"] and name.startswith("discriminator's"):
+                assert not any(np.any(leaf) for leaf in jax.tree.leaves(tree)), name  # no moments before it begins
+            else:
+                assert_trees_agree({name: tree}, {name: theirs[name]}, TOLERANCE)
+    changed = jax.tree.map(lambda new, old: bool(np.any(np.asarray(new) != np.asarray(old))), ours, both.ours)
+    encoder = set(jax.tree.leaves(changed.params["encoder"]))
+    assert encoder == ({False} if config.train == "decoder" else {True})
+    assert all(jax.tree.leaves(changed.params["decoder"])) and all(jax.tree.leaves(changed.discriminator))
