@@ -5,6 +5,8 @@ where PyTorch is missing. A test elsewhere that needs it is marked `torch` and i
 """
 
 import importlib.util
+import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -20,6 +22,12 @@ jax.config.update("jax_num_cpu_devices", 2)
 # compilation, which the tests that measure rounding ask for themselves.
 if jax.default_backend() != "cpu":
     jax.config.update("jax_default_matmul_precision", "highest")
+
+# Most of the time would otherwise go into optimising programs that run once, on a few pixels. That changes how fast a
+# program is and how it rounds, not what it computes, which float64 judges. What is said of rounding in float32 and
+# below, and of memory, is measured as users compile: see `optimised` below. So is every command in its own process.
+if jax.default_backend() == "cpu":
+    jax.config.update("jax_disable_most_optimizations", True)
 
 # The same examples on every machine; no deadline, because the first call of anything compiles.
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
@@ -39,6 +47,30 @@ def pytest_ignore_collect(collection_path):
     return None
 
 
+def pytest_configure(config):
+    """One folder of compiled programs for the session: its workers, and the commands that tests start, share it."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="compiled")
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name  # workers inherit it
+        config.add_cleanup(lambda: os.environ.pop("JAX_COMPILATION_CACHE_DIR"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    # JAX was imported, and has read its variables, before.
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    seconds = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist nobody asks
+def pytest_xdist_make_scheduler(config, log):
+    """Each worker begins with its own share of the files, whose tests share fixtures, and then helps the others."""
+    if config.getvalue("dist") != "load":  # something else was asked for
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marker
 def pytest_collection_modifyitems(items):
     for item in items:
@@ -53,6 +85,15 @@ def x64():
     """Float64 in JAX for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def optimised():
+    """Programs compiled as users compile them, for what depends on it: rounding in float32 and below, memory, speed."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 ACCURACY = ["preset", "image", "of", "flax", "torch", "ratio"]

@@ -94,7 +94,7 @@ def backward_bytes(path, n):
     return back.lower(*qkv).compile().memory_analysis().temp_size_in_bytes
 
 
-def test_memory_grows_with_the_positions_and_not_with_their_square():
+def test_memory_grows_with_the_positions_and_not_with_their_square(optimised):
     n, tile = 2**16, 4 * module.CPU_TILE.queries * module.CPU_TILE.keys
     grown = backward_bytes("tiles", n) - backward_bytes("tiles", n // 4)
     assert grown < 40 * 4 * 16 * n  # a few dozen arrays as large as q

@@ -56,7 +56,7 @@ def test_float64_stays_float64(x64):
     assert apart(images, whole(model, params, z, None)) <= 1e-12
 
 
-def test_bfloat16_is_as_accurate():
+def test_bfloat16_is_as_accurate(optimised):
     _, params, inputs, exact = case(PATCHED)
     model = AutoEncoder(PATCHED, dtype=jnp.bfloat16)
     images = decode_in_bands(model, params, *inputs, band_rows=6)

@@ -7,7 +7,7 @@ import optax
 from flax_vae import compilation
 
 
-def test_a_training_step_is_ordered_for_memory_on_a_cpu():
+def test_a_training_step_is_ordered_for_memory_on_a_cpu(optimised):
     optimizer = optax.adam(1e-3)
     weights = [jnp.zeros((256, 256))] * 12
 

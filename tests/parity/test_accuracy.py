@@ -17,7 +17,7 @@ CASES = [("seed", 32, 48), ("flux1", 32, 48), ("sdxl", 24, 40)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "height", "width"), CASES)
-def test_float32_is_as_accurate_as_torch(preset, height, width, record_property):
+def test_float32_is_as_accurate_as_torch(preset, height, width, record_property, optimised):
     params = PRESETS[preset]
     state_dict = random_state_dict(params, "float64")
     data = inputs(params, height, width)

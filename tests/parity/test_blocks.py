@@ -58,14 +58,16 @@ def flax_path(place):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("block", BLOCKS, ids=attrgetter("name"))
-def test_block_agrees(block, dtype):
+def test_block_agrees(request, block, dtype):
+    if dtype != "float64":
+        request.getfixturevalue("optimised")
     ours, theirs = run_both(block, jax.numpy.dtype(dtype))
     assert ours.dtype == dtype
     assert_agree(ours, theirs, TOLERANCE[dtype], block.name)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=attrgetter("name"))
-def test_block_is_as_accurate_in_bfloat16(block):
+def test_block_is_as_accurate_in_bfloat16(optimised, block):
     ours, theirs = run_both(block, jax.numpy.dtype("bfloat16"))
     assert ours.dtype == "bfloat16"
     assert_as_accurate(ours, theirs, run_both(block, jax.numpy.dtype("float64"))[1], block.name)

@@ -165,7 +165,7 @@ def same_bits(ours, theirs) -> bool:
 
 
 @pytest.mark.parametrize("model", EACH)
-def test_theirs_is_ours_and_ours_is_theirs(tmp_path, model):
+def test_theirs_is_ours_and_ours_is_theirs(tmp_path, optimised, model):
     theirs, images = make(model), pictures(model)
     theirs.save_pretrained(tmp_path / "theirs")
     expected = ask_diffusers(theirs, images)

@@ -44,12 +44,14 @@ def assert_models_agree(flax_pair, twin, data, tolerance):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", MODELS)
-def test_model_agrees(name, dtype):
+def test_model_agrees(request, name, dtype):
+    if dtype != "float64":
+        request.getfixturevalue("optimised")
     assert_models_agree(*both(name, dtype), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("name", ["attention everywhere", "quant convolutions"])
-def test_model_is_as_accurate_in_bfloat16(name):
+def test_model_is_as_accurate_in_bfloat16(optimised, name):
     _, twin, data = both(name)
     truth = predict_torch(twin, *data)
     flax_pair, twin, data = both(name, jax.numpy.bfloat16)
@@ -59,7 +61,7 @@ def test_model_is_as_accurate_in_bfloat16(name):
         assert_as_accurate(output, theirs[what], truth[what], what)
 
 
-def test_bfloat16_computation_over_float32_parameters():
+def test_bfloat16_computation_over_float32_parameters(optimised):
     flax_pair, twin, data = both("sinusoidal time", "float32", dtype=jax.numpy.bfloat16)
     ours, theirs = predict(*flax_pair, *data), predict_torch(twin, *data)
     assert ours["images"].dtype == jax.numpy.bfloat16
