@@ -4,6 +4,7 @@ Neither framework is needed, or loaded.
 """
 
 from convert.architecture import AutoEncoderParams
+from convert.discriminator import DiscriminatorParams, discriminator_to_flax, discriminator_to_torch
 from convert.errors import ConversionError, FileError
 from convert.folder import load_folder, save_folder
 from convert.loading import load_weights
@@ -16,8 +17,11 @@ __all__ = [
     "PRESETS",
     "AutoEncoderParams",
     "ConversionError",
+    "DiscriminatorParams",
     "FileError",
     "Row",
+    "discriminator_to_flax",
+    "discriminator_to_torch",
     "expand",
     "load_folder",
     "load_weights",

@@ -5,11 +5,13 @@ The twin of `torch_ref`, class by class and name by name: torch `encoder.down.0.
 """
 
 from convert.architecture import AutoEncoderParams
+from convert.discriminator import DiscriminatorParams
 from convert.presets import PRESETS
 from flax_vae.autoencoder import AutoEncoder, init_params
 from flax_vae.banded import decode_in_bands
 from flax_vae.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
 from flax_vae.compilation import cache_compilations, compiler_options
+from flax_vae.discriminator import Discriminator
 from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Swish, Upsample, swish
 from flax_vae.loading import from_pretrained, save_pretrained
@@ -25,6 +27,8 @@ __all__ = [
     "AutoEncoderParams",
     "Decoder",
     "DiagonalGaussian",
+    "Discriminator",
+    "DiscriminatorParams",
     "DownLevel",
     "Downsample",
     "Encoder",

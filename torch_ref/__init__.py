@@ -17,9 +17,11 @@ What the seed leaves open, and what is done here:
 """
 
 from convert.architecture import AutoEncoderParams
+from convert.discriminator import DiscriminatorParams
 from convert.presets import PRESETS
 from torch_ref.autoencoder import AutoEncoder
 from torch_ref.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
+from torch_ref.discriminator import Discriminator
 from torch_ref.gaussian import DiagonalGaussian, Posterior
 from torch_ref.layers import AttnBlock, Downsample, ResnetBlock, Swish, Upsample, swish
 from torch_ref.loading import from_pretrained, save_pretrained
@@ -31,6 +33,8 @@ __all__ = [
     "AutoEncoderParams",
     "Decoder",
     "DiagonalGaussian",
+    "Discriminator",
+    "DiscriminatorParams",
     "DownLevel",
     "Downsample",
     "Encoder",

@@ -90,7 +90,7 @@ def test_torch_blocks_refuse_too():
 
 
 def test_twins_have_the_same_classes_in_the_same_files():
-    for name in ("layers", "coders", "gaussian", "autoencoder", "embedding"):
+    for name in ("layers", "coders", "gaussian", "autoencoder", "embedding", "discriminator"):
         ours, theirs = (
             [
                 value.__name__

@@ -18,12 +18,6 @@ from train.run_directory import RunDirectory
 COMMAND = [sys.executable, "-m", "train.cli"]
 
 
-def flags(*args):
-    import tyro
-
-    return tyro.cli(cli.Flags, args=[str(arg) for arg in args])
-
-
 def test_help_answers_without_loading_a_framework():
     code = (
         "import sys; from train import cli\n"
@@ -36,40 +30,13 @@ def test_help_answers_without_loading_a_framework():
         assert flag in done.stdout
 
 
-def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
-    assert cli.resolve(flags(), tmp_path) == recipe("tiny")
-    changed = cli.resolve(
-        flags(
-            *("--preset", "flux1", "--steps", 7, "--seed", 3, "--parallel", "mesh", "--data", "pictures"),
-            *("--held-out", "x.png", "--crop-size", 16, "--batch-size", 4, "--learning-rate", 0.5, "--warmup-steps", 2),
-            *("--dtype", "bfloat16", "--remat", "attention"),
-            *("--kl-weight", 0.25, "--log-every", 1, "--eval-every", 2, "--save-every", 3),
-        ),
-        tmp_path,
-    )
-    base = recipe("flux1")
-    assert changed == replace(
-        base,
-        steps=7,
-        seed=3,
-        parallel="mesh",
-        dtype="bfloat16",
-        remat="attention",
-        batch_size=4,
-        log_every=1,
-        eval_every=2,
-        save_every=3,
-        data=replace(base.data, folder="pictures", held_out="x.png", crop_size=16),
-        optim=replace(base.optim, learning_rate=0.5, warmup_steps=2),
-        loss=replace(base.loss, kl_weight=0.25),
-    )
-
-
-def test_a_run_goes_on_with_its_own_settings(tmp_path, small):
-    RunDirectory(tmp_path).begin(small)
-    assert cli.resolve(flags(), tmp_path) == small
-    assert cli.resolve(flags("--seed", 4), tmp_path) == replace(small, seed=4)
-    assert cli.resolve(flags("--preset", "tiny"), tmp_path).model == PRESETS["tiny"]
+def test_eval_is_a_command_of_its_own(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["eval", "--help"])
+    assert end.value.code == 0
+    assert "usage: flax-vae-train eval" in capsys.readouterr().out
+    assert cli.main(["eval", "nowhere", "nowhere"]) == 1
+    assert capsys.readouterr().err.startswith("flax-vae-train eval: ")
 
 
 def empty(path):
@@ -96,6 +63,11 @@ def damaged_config(path):
     (path / "config.json").write_text("{")
 
 
+def settings(path):
+    path.mkdir()
+    (path / "run.yaml").write_text("loss:\n  kl_wight: 1\n")
+
+
 def unknown_field(path):
     RunDirectory(path).begin(recipe("tiny"))
     fields = json.loads((path / "config.json").read_text())
@@ -105,7 +77,7 @@ def unknown_field(path):
 # What was asked for (X is the path that the second column prepared), and what is said about it.
 REFUSED = [
     ("--preset tinny", None, "unknown preset 'tinny'; did you mean 'tiny'?"),
-    ("--preset seed", None, "time_emb_dim=32: photographs have no time"),
+    ("--preset flux1-finetune", None, "--start-from PATH"),
     ("--steps 0", None, "steps=0 must be a whole number of at least 1"),
     ("--batch-size 0", None, "batch_size=0"),
     ("--batch-size 3", None, "batch_size=3 cannot be shared evenly by 2 devices"),
@@ -115,6 +87,16 @@ REFUSED = [
     ("--data X", None, "is no folder"),
     ("--data X", empty, "holds 0 images"),
     ("--data X", corrupt, "b.png"),
+    ("--config X/run.yaml", settings, "run.yaml: unknown setting 'loss.kl_wight'; did you mean 'loss.kl_weight'?"),
+    ("--config X/none.yaml", settings, "none.yaml: No such file"),
+    ("--set stepz=3", None, "did you mean 'steps'?"),
+    ("--start-from X", empty, "start_from='X' cannot be begun with"),
+    ("--dry-run --data X", empty, "holds 0 images"),
+    ("--dry-run --batch-size 3", None, "batch_size=3 cannot be shared evenly by 2 devices"),
+    ("--dry-run --workdir X --preset tiny", other_architecture, "another architecture"),
+    ("--processes 2", None, "coordinator and process must be given too"),
+    ("--coordinator here --processes 2 --process 1", None, "coordinator='here' must be HOST:PORT"),
+    ("--coordinator here:1 --processes 2 --process 2", None, "process=2 of processes=2 must be from 0 to 1"),
     ("--workdir X --preset tiny", other_architecture, "another architecture"),
     ("--workdir X", strangers, "is not empty (thesis.tex)"),
     ("--workdir X", lambda path: path.touch(), "is a file"),

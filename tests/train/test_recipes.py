@@ -1,0 +1,53 @@
+"""Presets that are recipes: the field's own numbers are in them, and those that need weights ask for them."""
+
+import json
+
+import pytest
+
+from convert import PRESETS
+from train.config import GanConfig, LossConfig, TrainConfig, differences
+from train.recipes import RECIPES, architecture, recipe
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *PRESETS])
+def test_every_preset_is_a_run_that_survives_json(name):
+    config = recipe(name, "weights")
+    assert config.model == architecture(name)
+    assert config.start_from == "weights"
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", ["flux1-finetune", "sd-decoder-finetune"])
+def test_what_goes_on_from_weights_asks_for_them(name):
+    with pytest.raises(ValueError, match=f"preset '{name}' goes on from published weights; .*--start-from"):
+        recipe(name)
+
+
+def test_recipes_of_a_tiny_model_differ_in_what_judges_it_alone():
+    names = {line.partition(":")[0] for line in differences(recipe("tiny"), recipe("tiny-perceptual"))}
+    assert {name.partition(".")[0] for name in names} == {"loss", "gan"}
+    assert recipe("tiny-perceptual").loss.lpips_weight > 0
+
+
+def test_latent_diffusion_is_trained_as_its_authors_did():
+    config = recipe("kl-f8")
+    assert config.loss == LossConfig("l1", "sum", kl_weight=1e-6, lpips_weight=1.0)
+    rate = 4.5e-6 * config.batch_size
+    assert config.gan == GanConfig(0.5, 50_001, "hinge", adaptive=True, learning_rate=rate, b1=0.5, b2=0.9)
+    optim = config.optim
+    assert (optim.learning_rate, optim.b1, optim.b2, optim.weight_decay) == (rate, 0.5, 0.9, 0.0)
+    assert (optim.schedule, optim.warmup_steps, config.batch_size // optim.accumulate) == ("constant", 0, 12)
+
+
+def test_a_decoder_is_tuned_as_the_model_card_says():
+    config = recipe("sd-decoder-finetune", "weights")
+    assert (config.model, config.train, config.batch_size, config.steps) == (PRESETS["sd1"], "decoder", 192, 280_000)
+    assert (config.loss.distance, config.loss.lpips_weight, config.gan.weight) == ("mse", 0.1, 0.0)
+    assert (config.optim.ema_decay, config.optim.schedule) == (0.9999, "constant")
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest_and_all():
+    with pytest.raises(ValueError, match="unknown preset 'flux1-finetun'; did you mean 'flux1-finetune'.* kl-f4,"):
+        recipe("flux1-finetun")
+    with pytest.raises(ValueError, match="unknown preset 'tiny-perceptive'; did you mean 'tiny-perceptual'"):
+        architecture("tiny-perceptive")

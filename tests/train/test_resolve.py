@@ -1,0 +1,167 @@
+"""Which setting wins where several are given, and what is said of those that cannot be."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+from convert import PRESETS, expand, save_folder
+from tests.train.conftest import SMALL
+from train.errors import RunError, TrainError
+from train.flags import Flags
+from train.recipes import default, recipe
+from train.resolve import default_workdir, resolve
+from train.run_directory import RunDirectory
+
+
+def flags(*args):
+    return tyro.cli(Flags, args=[str(arg) for arg in args])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A model folder of another architecture than any preset."""
+    path = tmp_path_factory.mktemp("weights") / "mine"
+    save_folder(path, SMALL, {row.theirs: np.zeros(row.torch_shape, np.float32) for row in expand(SMALL)})
+    return path
+
+
+def file(path, **settings):
+    (path / "run.json").write_text(json.dumps(settings))
+    return path / "run.json"
+
+
+def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
+    assert resolve(flags(), tmp_path) == recipe("tiny")
+    changed = resolve(
+        flags(
+            *("--preset", "flux1", "--steps", 7, "--seed", 3, "--parallel", "mesh", "--zero", "--data", "pictures"),
+            *("--held-out", "x.png", "--crop-size", 16, "--batch-size", 4, "--learning-rate", 0.5, "--warmup-steps", 2),
+            *("--dtype", "bfloat16", "--remat", "attention", "--accumulate", 2, "--ema-decay", 0.75),
+            *("--start-from", "weights", "--graft", "--train", "decoder"),
+            *("--kl-weight", 0.25, "--log-every", 1, "--eval-every", 2, "--save-every", 3),
+        ),
+        tmp_path,
+    )
+    base = recipe("flux1")
+    assert changed == replace(
+        base,
+        steps=7,
+        seed=3,
+        start_from="weights",
+        graft=True,
+        train="decoder",
+        parallel="mesh",
+        zero=True,
+        dtype="bfloat16",
+        remat="attention",
+        batch_size=4,
+        log_every=1,
+        eval_every=2,
+        save_every=3,
+        data=replace(base.data, folder="pictures", held_out="x.png", crop_size=16),
+        optim=replace(base.optim, learning_rate=0.5, warmup_steps=2, accumulate=2, ema_decay=0.75),
+        loss=replace(base.loss, kl_weight=0.25),
+    )
+
+
+def test_a_run_goes_on_with_its_own_settings(tmp_path, small):
+    RunDirectory(tmp_path).begin(small)
+    assert resolve(flags(), tmp_path) == small
+    assert resolve(flags("--seed", 4), tmp_path) == replace(small, seed=4)
+    assert resolve(flags("--preset", "tiny"), tmp_path).model == PRESETS["tiny"]
+    assert resolve(flags("--preset", "flux1-finetune"), tmp_path).model == PRESETS["flux1"]
+
+
+def test_recipe_then_run_then_file_then_flags_then_assignments(tmp_path):
+    # Five settings, each given at one level more than the one before.
+    names = ["log_every", "eval_every", "save_every", "keep", "steps"]
+    own = [getattr(recipe("tiny"), name) for name in names]
+    run = replace(recipe("tiny"), log_every=2, eval_every=2, save_every=2, steps=2)
+    path = file(tmp_path, preset="tiny", eval_every=3, save_every=3, steps=3)
+    asked = flags("--config", path, "--save-every", 4, "--steps", 4, "--set", "steps=5")
+
+    fresh = resolve(asked, tmp_path / "fresh")
+    assert [getattr(fresh, name) for name in names] == [own[0], 3, 4, own[3], 5]
+    RunDirectory(tmp_path / "begun").begin(run)
+    begun = resolve(asked, tmp_path / "begun")
+    assert [getattr(begun, name) for name in names] == [2, 3, 4, own[3], 5]
+
+
+def test_a_file_names_a_preset_and_a_flag_another(tmp_path):
+    path = file(tmp_path, preset="kl-f8", loss={"kl_weight": 0.5})
+    config = resolve(flags("--config", path), tmp_path / "run")
+    assert config == replace(recipe("kl-f8"), loss=replace(recipe("kl-f8").loss, kl_weight=0.5))
+    assert resolve(flags("--config", path, "--preset", "flux1"), tmp_path / "run").model == PRESETS["flux1"]
+
+
+def test_the_record_of_any_run_is_a_file_of_settings(tmp_path, small):
+    RunDirectory(tmp_path / "one").begin(replace(small, start_from="no longer there"))
+    path = tmp_path / "one" / "config.json"
+    assert resolve(flags("--config", path), tmp_path / "two") == replace(small, start_from="no longer there")
+
+
+def test_settings_are_judged_together(tmp_path):
+    # Each contradicts the recipe by itself.
+    config = resolve(flags("--zero", "--set", "parallel=mesh"), tmp_path)
+    assert (config.zero, config.parallel) == (True, "mesh")
+    assert resolve(flags("--zero", "--set", "zero=false"), tmp_path).zero is False
+
+
+def test_weights_say_what_the_model_is_unless_a_preset_does(tmp_path, weights):
+    asked = ("--start-from", weights)
+    assert resolve(flags(*asked), tmp_path) == replace(default(SMALL), start_from=str(weights))
+    assert resolve(flags("--set", f"start_from={weights}"), tmp_path).model == SMALL
+    assert resolve(flags(*asked, "--preset", "flux1-finetune"), tmp_path).model == PRESETS["flux1"]
+    path = file(tmp_path, preset="sd-decoder-finetune", start_from=str(weights))
+    assert resolve(flags("--config", path), tmp_path / "run").train == "decoder"
+    # A field of the architecture over that of the weights, which a graft adds.
+    grafted = resolve(flags(*asked, "--graft", "--set", "model.attn_levels=null"), tmp_path / "run")
+    assert grafted.model == replace(SMALL, attn_levels=None)
+
+
+def test_a_held_out_image_belongs_to_its_folder(tmp_path, small):
+    RunDirectory(tmp_path).begin(small)
+    assert small.data.held_out is not None
+    assert resolve(flags("--data", small.data.folder), tmp_path).data.held_out == small.data.held_out
+    assert resolve(flags("--data", "others"), tmp_path).data.held_out is None
+    assert resolve(flags("--set", "data.folder=others", "--held-out", "z.png"), tmp_path).data.held_out == "z.png"
+
+
+def test_a_run_is_called_as_what_it_trains(tmp_path):
+    path = file(tmp_path, preset="kl-f8")
+    assert default_workdir(flags()) == Path("runs/tiny")
+    assert default_workdir(flags("--preset", "flux1", "--config", path)) == Path("runs/flux1")
+    assert default_workdir(flags("--config", path)) == Path("runs/kl-f8")
+    assert default_workdir(flags("--config", file(tmp_path, seed=1))) == Path("runs/run")
+    assert default_workdir(flags("--start-from", "models/mine.safetensors")) == Path("runs/mine")
+
+
+def test_what_a_file_says_wrongly_is_said_of_the_file(tmp_path):
+    path = file(tmp_path, optim={"b2": 2})
+    with pytest.raises(TrainError, match="b2=2 must be") as caught:
+        resolve(flags("--config", path), tmp_path / "run")
+    assert str(caught.value).startswith(f"{path}: ")
+    assert resolve(flags("--config", path, "--set", "optim.b2=0.5"), tmp_path / "run").optim.b2 == 0.5
+    with pytest.raises(ValueError, match="^steps=0 must be"):
+        resolve(flags("--config", file(tmp_path, seed=1), "--steps", 0), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--start-from nowhere", "start_from='nowhere' cannot be begun with"),
+        ("--start-from X.safetensors", "cannot be begun with: .* says nothing of scale, shift and padding"),
+    ],
+)
+def test_weights_that_say_nothing_are_refused(tmp_path, monkeypatch, weights, args, message):
+    monkeypatch.chdir(tmp_path)
+    (weights / "model.safetensors").rename(tmp_path / "X.safetensors")  # without the configuration beside it
+    try:
+        with pytest.raises(RunError, match=message):
+            resolve(flags(*args.split()), tmp_path / "run")
+    finally:
+        (tmp_path / "X.safetensors").rename(weights / "model.safetensors")
