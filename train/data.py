@@ -183,6 +183,36 @@ class Photographs:
             )
 
 
+class OneImage:
+    """A source of one image of another."""
+
+    def __init__(self, source: Source, index: int):
+        self._source, self._index = source, index
+        self.where = f"{source.where}/{source.name(index)}"
+
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, index: int) -> str:  # noqa: D102 - as in Source
+        return self._source.name(self._index)
+
+    def size(self, index: int) -> tuple[int, int]:  # noqa: D102 - as in Source
+        return self._source.size(self._index)
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:  # noqa: D102 - as in Source
+        return self._source.read(self._index)
+
+
+def held_out_image(config: DataConfig) -> Source:
+    """The image that a run with these settings never trains on, alone.
+
+    Raises:
+      DataError: if there is no such source or image.
+    """
+    source = open_source(config.folder)
+    return OneImage(source, _choose_held_out(config, source))
+
+
 def to_float(images: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """8-bit images as float32 in [-1, 1]."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)

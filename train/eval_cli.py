@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -12,7 +12,10 @@ from tyro.conf import Positional, arg
 from train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
-    from train.evaluation import Comparison, Perceptual
+    from flax_vae import AutoEncoder
+    from train.evaluation import Comparison, Evaluation, Perceptual
+    from train.fid import FrechetMeter
+    from train.sources import Source
 
 PROG = "flax-vae-train eval"
 
@@ -24,9 +27,12 @@ class EvalFlags:
     Every image is reconstructed whole, from the mode of its posterior, and compared in 8 bits.
     """
 
-    model: Annotated[Positional[Path], arg(metavar="RUN_OR_MODEL")]
-    """A run directory (its export/), or weights of any kind: a model folder, a file, a checkpoint, org/name."""
-    data: Annotated[str, arg(metavar="DATA")]
+    models: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_OR_MODEL...")]
+    """Run directories (their export/), or weights of any kind: a model folder, a file, a checkpoint, org/name.
+    Several are compared, a line each."""
+    data: Annotated[
+        str | None, arg(metavar="DATA", help_behavior_hint="(default: the image that the run held out)")
+    ] = None
     """The images: a folder, or whatever else can be trained on."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
     """The architecture, where nothing beside the weights says it."""
@@ -90,36 +96,45 @@ def _run(flags: EvalFlags) -> int:
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise TrainError(f"{name}={value} must be at least 1")
-    where = locate_model(flags.model)
-    from train.scaling import check_scalable, write_scale
-
+    if not flags.models:
+        raise TrainError("no model is named; give a run directory or a model")
+    alone = [name for name in ("features", "grid", "json", "write_scale") if getattr(flags, name)]
+    if len(flags.models) > 1 and alone:
+        raise TrainError(f"--{alone[0].replace('_', '-')} is about one model; name one instead of {len(flags.models)}")
+    models = tuple(flags.models)
+    folders = [locate_model(path) for path in models]
     if flags.write_scale:
-        check_scalable(where)
-    # JAX and Pillow: only now, when there is something to compute.
-    import jax.numpy as jnp
+        from train.scaling import check_scalable
 
-    from flax_vae import from_pretrained
-    from train.eval_report import latent_lines, rfid_line, table, write_json
-    from train.evaluation import Evaluation
-    from train.fid import FrechetMeter, load_extractor
-    from train.pictures import save_comparisons
+        check_scalable(folders[0])
+    # JAX and Pillow: only now, when there is something to compute.
+    from train.eval_report import comparison
     from train.sources import open_source
 
-    source = open_source(flags.data)
-    meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
+    source = open_source(flags.data) if flags.data is not None else _held_out(models[0])
     perceptual, lpips_missing = _load_lpips(flags)
     if perceptual is None and flags.worst_by == "lpips":
         raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")
-    try:
-        model, params = from_pretrained(where, flags.preset, param_dtype=jnp.float32)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    if (model.params.in_channels, model.params.out_ch) != (3, 3):
-        raise TrainError(
-            f"{where} takes {model.params.in_channels} and gives {model.params.out_ch} channels; images are read as RGB"
-        )
+    if len(folders) == 1:
+        return _one(flags, folders[0], source, perceptual, lpips_missing)
+    loaded = [_load(folder, flags.preset) for folder in folders]  # all of them, before the first takes its time
+    count = len(source) if flags.limit is None else min(flags.limit, len(source))
+    reports = [_evaluation(flags, *model, perceptual)(source, count) for model in loaded]
+    print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
+    print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or flags.lpips}")
+    return 0
 
-    evaluate = Evaluation(model, params, flags.batch, flags.time, flags.bands, perceptual=perceptual, frechet=meter)
+
+def _one(flags: EvalFlags, where: Path, source: "Source", perceptual: "Perceptual | None", lpips_missing: str) -> int:
+    """Everything about one model."""
+    from train.eval_report import latent_lines, rfid_line, table, write_json
+    from train.fid import FrechetMeter, load_extractor
+    from train.pictures import save_comparisons
+    from train.scaling import write_scale
+
+    meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
+    model, params = _load(where, flags.preset)
+    evaluate = _evaluation(flags, model, params, perceptual, meter)
     count = len(source) if flags.limit is None else min(flags.limit, len(source))
     worst = _Worst(flags.worst if flags.grid else 0, flags.worst_by, count)
     report = evaluate(source, count, worst)
@@ -135,8 +150,47 @@ def _run(flags: EvalFlags) -> int:
         print(f"{where / 'config.json'}: scale_factor {record.scale_factor}, shift_factor {record.shift_factor}")
     if flags.json:
         net = None if perceptual is None else flags.lpips
-        write_json(flags.json, {"model": str(where), "data": flags.data, "lpips_net": net}, report)
+        write_json(flags.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)
     return 0
+
+
+def _load(where: Path, preset: str | None) -> "tuple[AutoEncoder, Any]":
+    import jax.numpy as jnp
+
+    from flax_vae import from_pretrained
+
+    try:
+        model, params = from_pretrained(where, preset, param_dtype=jnp.float32)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if (model.params.in_channels, model.params.out_ch) != (3, 3):
+        raise TrainError(
+            f"{where} takes {model.params.in_channels} and gives {model.params.out_ch} channels; images are read as RGB"
+        )
+    return model, params
+
+
+def _evaluation(
+    flags: EvalFlags,
+    model: "AutoEncoder",
+    params: Any,
+    perceptual: "Perceptual | None",
+    meter: "FrechetMeter | None" = None,
+) -> "Evaluation":
+    from train.evaluation import Evaluation
+
+    return Evaluation(model, params, flags.batch, flags.time, flags.bands, perceptual=perceptual, frechet=meter)
+
+
+def _held_out(run: Path) -> "Source":
+    """The one image that a run has never seen."""
+    from train.data import held_out_image
+    from train.run_directory import RunDirectory
+
+    config = RunDirectory(run).stored_config() if (run / "checkpoints").is_dir() else None
+    if config is None:
+        raise TrainError(f"{run} is no run directory, which would say what was held out; name the images with --data")
+    return held_out_image(config.data)
 
 
 def _load_lpips(flags: EvalFlags) -> "tuple[Perceptual | None, str]":

@@ -13,6 +13,7 @@ from train.evaluation import ImageScores, Report
 from train.fid import FrechetMeter
 from train.statistics import LatentStatistics
 
+_COLUMNS = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
 _ROWS = 50  # of a longer table only the worst are printed
 
 
@@ -31,8 +32,7 @@ def table(report: Report, worst_by: str) -> list[str]:
         images = sorted(images, key=lambda image: badness(image, worst_by))[:_ROWS]
         head = [f"the {_ROWS} worst of {len(report.images)} images by {worst_by.upper()}; --json has all"]
     mean = report.mean()
-    columns = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
-    columns = {name: column for name, column in columns.items() if mean[name] is not None}
+    columns = {name: column for name, column in _COLUMNS.items() if mean[name] is not None}
     rows = [["image", "pixels", *(title for title, _ in columns.values())]]
     for image in images:
         rows.append([image.name, f"{image.height} x {image.width}"])
@@ -40,8 +40,23 @@ def table(report: Report, worst_by: str) -> list[str]:
     rows.append(
         [f"mean of {len(report.images)}", "", *(_number(mean[name], form) for name, (_, form) in columns.items())]
     )
+    return head + _aligned(rows)
+
+
+def comparison(reports: Mapping[str, Report]) -> list[str]:
+    """One line per model: its mean scores."""
+    means = {name: report.mean() for name, report in reports.items()}
+    columns = [column for column in _COLUMNS if any(mean[column] is not None for mean in means.values())]
+    rows = [["model", *(_COLUMNS[column][0] for column in columns)]]
+    rows += [
+        [name, *(_number(mean[column], _COLUMNS[column][1]) for column in columns)] for name, mean in means.items()
+    ]
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return head + ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from train.run_directory import RunDirectory
 from train.signals import StopRequest, stop_requests
 from train.state import TrainState
 from train.step import Parts, Scores, train_step
+from train.tensorboard import TensorBoard
 
 
 class Outcome(NamedTuple):
@@ -46,7 +48,7 @@ class Outcome(NamedTuple):
     stopped_by: int | None = None
 
 
-def train(config: TrainConfig, workdir: Path) -> Outcome:
+def train(config: TrainConfig, workdir: Path, *, tensorboard: bool = False) -> Outcome:
     """Trains an autoencoder until `config.steps` updates are done; resumes by itself from `workdir`.
 
     A run that was interrupted, however that happened, ends with the same weights as one that was not.  SIGTERM and
@@ -56,6 +58,7 @@ def train(config: TrainConfig, workdir: Path) -> Outcome:
     Args:
       config: the run.
       workdir: its directory; made if missing.
+      tensorboard: write curves and pictures to `workdir/tensorboard` too; needs the extra of that name.
 
     Returns:
       The final state and its scores.
@@ -67,10 +70,10 @@ def train(config: TrainConfig, workdir: Path) -> Outcome:
     run, first = RunDirectory(workdir), jax.process_index() == 0
     changes = run.check(config)  # before a lock is left in somebody's directory
     with stop_requests() as stop, lock(run.path) if first else contextlib.nullcontext() as warning:
-        return _train(config, run, stop, [*([warning] if warning else []), *changes])
+        return _train(config, run, stop, [*([warning] if warning else []), *changes], tensorboard and first)
 
 
-def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: list[str]) -> Outcome:
+def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: list[str], tensorboard: bool) -> Outcome:
     # The cast.
     first = jax.process_index() == 0
     parallel = make_parallel(config.parallel, zero=config.zero)
@@ -101,9 +104,11 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: lis
         )  # fmt: skip
 
         # The schedule and the noise live inside the step: nothing crosses to a device unasked.
-        with Reporter(start, config.steps, quiet=not first) as reporter, batches, jax.transfer_guard("disallow"):
+        board = TensorBoard(run.path / "tensorboard", start) if tensorboard else contextlib.nullcontext()
+        reporter = Reporter(start, config.steps, quiet=not first)
+        with reporter, board, batches, jax.transfer_guard("disallow"):
             _greet(reporter, config, run, photographs, parallel, state, start, [*checkpoints.problems, *notes])
-            speed = _Speed(start, config.batch_size)
+            speed, said = _Speed(start, config.batch_size), _warn(reporter, photographs, 0)
             for step, batch in enumerate(batches, start=start + 1):
                 state, scores = step_fn(state, batch, constants)
 
@@ -118,6 +123,7 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: lis
                 # Do not change the order: scores are checked before the state that they came from is saved.
                 numbers = _to_numbers(scores)
                 _check(numbers, step, config)
+                said = _warn(reporter, photographs, said)
                 if log:
                     reporter.scores(step, numbers)
                     numbers |= speed.so_far(step, step_fn.flops, len(parallel.devices), parallel.devices[0])
@@ -125,6 +131,8 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: lis
                     numbers |= _look(evaluate, parallel, state, step, run, reporter)
                 if log or look:
                     metrics.write(step, numbers)
+                if isinstance(board, TensorBoard):
+                    board.show(step, numbers, run.sample(step) if look else None)
                 if save:
                     checkpoints.save(step, state, config, wait=last or stopping, scores=numbers)
                 if stopping and not last:
@@ -133,10 +141,10 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: lis
             params = parallel.bring_here(state.averaged())
             if not first:
                 return Outcome(state, config.steps, {})
-            scores = _final_scores(run, config.steps) or _look(evaluate, parallel, state, config.steps, run, reporter)
+            row = _final_scores(run, config.steps) or _look(evaluate, parallel, state, config.steps, run, reporter)
         _export(run, parts.model, params)
         write_report(run.path)
-    return Outcome(state, config.steps, scores)
+    return Outcome(state, config.steps, _only_scores(row))
 
 
 def _restore_or_create(
@@ -186,10 +194,6 @@ def _greet(
         f"{run.path}: {weights:,} parameters; {len(photographs.names)} photographs and {photographs.held_out_name} "
         f"held out; {count} {platform} device{'s' if count > 1 else ''}{processes} ({config.parallel})"
     )
-    if photographs.problems:
-        reporter.line(f"skipped {len(photographs.problems)} images that cannot be used:")
-        for problem in photographs.problems[:_PROBLEMS]:
-            reporter.line(f"  {problem}")
     for note in notes:
         reporter.line(note)
     if start == config.steps:
@@ -198,7 +202,17 @@ def _greet(
         reporter.line(f"going on after step {start} of {config.steps}")
 
 
-_PROBLEMS = 10  # that are said; all are counted
+def _warn(reporter: Reporter, photographs: Photographs, said: int) -> int:
+    """Says which images have been skipped since `said` of them were; returns how many there are now."""
+    problems = photographs.problems
+    if len(problems) > said:
+        reporter.line(f"skipped {len(problems)} images that cannot be used, the last of them:")
+        for problem in problems[max(said, len(problems) - _PROBLEMS) :]:
+            reporter.line(f"  {problem}")
+    return len(problems)
+
+
+_PROBLEMS = 10  # that are said at a time; all are counted
 
 
 class _Speed:
@@ -228,9 +242,13 @@ def _look(
     if jax.process_index():
         return {}
     evaluation = evaluate(params)
-    save_grid(run.samples / f"step_{step:07}.png", evaluation)
+    save_grid(run.sample(step), evaluation)
     reporter.line(f"step {step}: held-out {describe(evaluation.scores)}")
-    return evaluation.scores
+    return {_LOGGED_AS.get(name, name): score for name, score in evaluation.scores.items()}
+
+
+# Beside the loss's own term of that name, which is of the training crops.
+_LOGGED_AS = {"lpips": "held_out_lpips"}
 
 
 def describe(scores: dict[str, float]) -> str:
@@ -242,7 +260,13 @@ def describe(scores: dict[str, float]) -> str:
 def _final_scores(run: RunDirectory, step: int) -> dict[str, float] | None:
     """The scores of the last step, if an evaluation of it was written down."""
     rows = [row for row in read_metrics(run.metrics) if row["step"] == step and "psnr" in row]
-    return {name: rows[-1][name] for name in ("psnr", "ssim", "lpips") if name in rows[-1]} if rows else None
+    return rows[-1] if rows else None
+
+
+def _only_scores(row: Mapping[str, float]) -> dict[str, float]:
+    """Those of an evaluation, by their own names."""
+    logged = {name: _LOGGED_AS.get(name, name) for name in ("psnr", "ssim", "lpips")}
+    return {name: row[there] for name, there in logged.items() if there in row}
 
 
 def _export(run: RunDirectory, model: AutoEncoder, params: dict[str, Any]) -> None:

@@ -28,6 +28,10 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
 
+    def sample(self, step: int) -> Path:
+        """The picture of the held-out photograph after that many updates."""
+        return self.samples / f"step_{step:07}.png"
+
     def stored_config(self) -> TrainConfig | None:
         """What the run in this directory is, or None where none was begun.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from train.errors import RunError
 
@@ -60,3 +61,10 @@ class TensorBoard:
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
         """Adds a picture, such as a grid of samples."""
         self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def show(self, step: int, scores: Mapping[str, float], picture: Path | None) -> None:
+        """Adds a point to each curve, and a picture from its file where there is one."""
+        self.scalars(step, scores)
+        if picture is not None and picture.exists():
+            with Image.open(picture) as image:
+                self.image(step, "held_out", np.asarray(image))

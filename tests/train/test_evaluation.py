@@ -24,6 +24,7 @@ from train.evaluation import Comparison, Evaluation, ImageScores, Perceptual, Re
 from train.fid import FrechetMeter, frechet_distance, load_extractor
 from train.metrics import psnr, ssim
 from train.pictures import save_comparisons
+from train.run_directory import RunDirectory
 from train.scaling import write_scale
 from train.sources import open_source
 from train.statistics import LatentMoments, RunningMoments
@@ -371,6 +372,25 @@ def test_the_command_measures_the_export_of_a_run(params, three, tmp_path, capsy
     worst = min(written["images"], key=lambda image: image["psnr"])
     with Image.open(tmp_path / "worst.png") as grid:
         assert grid.height == 4 + 24 + worst["height"] + 4
+
+
+def test_several_models_are_compared_on_what_the_first_held_out(params, small, folder, tmp_path, capsys, monkeypatch):
+    for name in ("first", "second"):
+        run = RunDirectory(tmp_path / name)
+        run.begin(small)
+        run.checkpoints.mkdir()
+        save_pretrained(run.export, AutoEncoder(SMALL), params)
+    monkeypatch.chdir(tmp_path)
+    assert eval_cli.main(["first", "second", "--lpips", "none"]) == 0
+    head, first, second, about = capsys.readouterr().out.splitlines()
+    assert head.split() == ["model", "PSNR", "SSIM"]
+    assert (first.split()[0], second.split()[0]) == ("first", "second")
+    assert first.split()[1:] == second.split()[1:]
+    assert about == f"1 image of {folder}/d.png; LPIPS: not asked for"
+    assert eval_cli.main(["first", "second", "--json", "x.json"]) == 1
+    assert "--json is about one model; name one instead of 2" in capsys.readouterr().err
+    assert eval_cli.main([str(tmp_path / "first" / "export")]) == 1
+    assert "no run directory, which would say what was held out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
