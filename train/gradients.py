@@ -71,7 +71,8 @@ def gradients(
     def reconstruct(part: dict[str, Any]) -> tuple[Float[Array, "b h w c"], Float[Array, ""]]:
         apply = cast(Callable[..., Any], partial(model.apply, {"params": {**state.params, **part}}))
         # Encoding
-        posterior = apply(images, time, method="posterior")
+        # Drawn in bfloat16, normal numbers are only 128 different ones; summed in it, a divergence has no units.
+        posterior = jax.tree.map(_wide, apply(images, time, method="posterior"))
         z = posterior.mode()
         if config.loss.sample:
             z = posterior.sample(noise=example_noise(key, index, z))

@@ -6,7 +6,6 @@ divergence divided by the number of values; `reduction="sum"` multiplies all of 
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -48,8 +47,6 @@ def kl(posterior: Posterior, free_bits: float = 0.0) -> Float[Array, ""]:
 
     Source: Kingma et al. 2016, appendix C.8, for single numbers instead of groups.
     """
-    # A divergence is hundreds of nats: of those bfloat16 does not see the units.
-    posterior = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), posterior)
     if free_bits == 0.0:
         return jnp.mean(posterior.kl())
     each = 0.5 * (posterior.mean**2 + jnp.exp(posterior.logvar) - 1.0 - posterior.logvar)
