@@ -1,5 +1,6 @@
 """`flax-vae-train`: flags in, one run; what a person can put right ends in one line on standard error."""
 
+import contextlib
 import logging
 import signal
 import sys
@@ -35,9 +36,13 @@ def main(args: Sequence[str] | None = None) -> int:
         config = resolve(flags, workdir)
     except (TrainError, ValueError) as error:
         return _refuse(error)
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     try:
         return _show(config, workdir) if flags.dry_run else _run(config, workdir, flags)
     except TrainError as error:
+        for folder in made:  # a refused run leaves nothing behind; one that had begun is not empty, and stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         return _refuse(error)
     except KeyboardInterrupt:  # twice, or before there was anything to save
         print(f"{PROG}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

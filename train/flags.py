@@ -21,7 +21,7 @@ class Flags:
     other flags, those below --set.
 
     Another command:
-      flax-vae-train eval RUN_OR_MODEL DATA    measures a finished model; see flax-vae-train eval --help
+      flax-vae-train eval RUN_OR_MODEL --data DATA    measures a finished model; see flax-vae-train eval --help
     """
 
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: tiny)")] = None

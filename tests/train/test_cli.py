@@ -35,7 +35,7 @@ def test_eval_is_a_command_of_its_own(capsys):
         cli.main(["eval", "--help"])
     assert end.value.code == 0
     assert "usage: flax-vae-train eval" in capsys.readouterr().out
-    assert cli.main(["eval", "nowhere", "nowhere"]) == 1
+    assert cli.main(["eval", "nowhere", "--data", "nowhere"]) == 1
     assert capsys.readouterr().err.startswith("flax-vae-train eval: ")
 
 

@@ -1,0 +1,78 @@
+"""A run described without being run: the sizes are those of its arrays, and nothing is written."""
+
+import re
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from train.assemble import make_parts, make_state
+from train.config import GanConfig, TrainConfig
+from train.dry_run import describe
+from train.errors import RunError
+from train.run_directory import RunDirectory
+
+
+@pytest.fixture(scope="module")
+def whole(small):
+    """With every player that a state can hold."""
+    optim = replace(small.optim, ema_decay=0.5)
+    return replace(small, optim=optim, gan=GanConfig(weight=1.0, features=64, layers=1))
+
+
+def numbers(text):
+    """The rows `name  number` of the comments."""
+    rows = re.findall(r"^#   (.+?) +([\d,.]+)$", text, re.MULTILINE)
+    return {name: float(value.replace(",", "")) for name, value in rows}
+
+
+def mib(tree, share=1):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 2**20 / share
+
+
+def test_the_text_is_the_configuration_and_writes_nothing(whole, tmp_path):
+    text = describe(whole, tmp_path / "run")
+    assert TrainConfig.from_dict(yaml.safe_load(text)) == whole
+    assert list(tmp_path.iterdir()) == []
+    assert f"3 images in {whole.data.folder}\n" in text
+    assert "d.png, which is held out" in text
+
+
+def test_the_numbers_are_those_of_the_state(whole, tmp_path):
+    rows = numbers(describe(whole, tmp_path))
+    state = jax.tree.map(np.asarray, make_state(whole, make_parts(whole)))
+    assert rows["model"] == rows["that learn"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert rows["discriminator"] == pytest.approx(mib(state.discriminator) + mib(state.discriminator.params), abs=0.06)
+    for name, tree in {"weights": state.params, "gradients": state.params, "optimiser": state.opt_state}.items():
+        assert rows[name] == pytest.approx(mib(tree), abs=0.06)
+    assert rows["average"] == pytest.approx(mib(state.ema), abs=0.06)
+    parts = ["weights", "gradients", "optimiser", "average", "discriminator", "images"]
+    assert rows["together"] == pytest.approx(sum(rows[name] for name in parts), abs=0.05 * len(parts))
+
+
+def test_shared_states_are_halved_by_two_devices(whole, tmp_path):
+    plain, shared = (
+        numbers(describe(config, tmp_path)) for config in (whole, replace(whole, parallel="mesh", zero=True))
+    )
+    assert shared["optimiser"] == pytest.approx(plain["optimiser"] / 2, rel=0.1)
+    assert shared["average"] == pytest.approx(plain["average"] / 2, rel=0.1)
+    assert shared["weights"] == plain["weights"]
+
+
+def test_what_a_run_would_refuse_is_refused(whole, tmp_path):
+    with pytest.raises(RunError, match="start_from='nowhere' cannot be begun with"):
+        describe(replace(whole, start_from="nowhere"), tmp_path)
+    RunDirectory(tmp_path).begin(whole)
+    other = replace(whole, model=replace(whole.model, z_channels=5))
+    with pytest.raises(RunError, match="another architecture"):
+        describe(other, tmp_path)
+
+
+def test_a_run_begun_before_says_what_changed_and_where_it_goes_on(whole, tmp_path):
+    RunDirectory(tmp_path).begin(whole)
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    text = describe(replace(whole, seed=3), tmp_path)
+    assert "# changed since this run began: seed: 0 -> 3\n" in text
+    assert f"{tmp_path / 'checkpoints' / '5'}, if it is whole" in text
