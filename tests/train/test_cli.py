@@ -7,12 +7,16 @@ import sys
 from dataclasses import replace
 
 import pytest
+import tyro
 from PIL import Image
 
 from convert import PRESETS
 from train import cli
 from train.config import TrainConfig
+from train.flags import Flags
+from train.loop import Outcome
 from train.recipes import recipe
+from train.resolve import resolve
 from train.run_directory import RunDirectory
 
 COMMAND = [sys.executable, "-m", "train.cli"]
@@ -37,6 +41,39 @@ def test_eval_is_a_command_of_its_own(capsys):
     assert "usage: flax-vae-train eval" in capsys.readouterr().out
     assert cli.main(["eval", "nowhere", "--data", "nowhere"]) == 1
     assert capsys.readouterr().err.startswith("flax-vae-train eval: ")
+
+
+def test_what_a_dry_run_prints_is_a_file_of_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--dry-run", "--set", "loss.kl_weight=0.5", "--seed", "3"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run.yaml").write_text(capsys.readouterr().out)
+    tiny = recipe("tiny")
+    settings = tyro.cli(Flags, args=["--config", "run.yaml"])
+    assert resolve(settings, tmp_path / "run") == replace(tiny, seed=3, loss=replace(tiny.loss, kl_weight=0.5))
+
+
+@pytest.mark.parametrize(
+    ("args", "members"),
+    [
+        ([], None),
+        (["--distributed"], (None, None, None)),
+        (["--coordinator", "a:1", "--processes", "2", "--process", "1"], ("a:1", 2, 1)),
+    ],
+)
+def test_processes_join_before_they_train(tmp_path, monkeypatch, capsys, args, members):
+    calls = []
+
+    def train(config, workdir, *, tensorboard):
+        calls.append((config, workdir, tensorboard))
+        return Outcome(None, 400, {})  # as every process but the first gets it
+
+    monkeypatch.setattr("train.processes.join_processes", lambda *given: calls.append(given))
+    monkeypatch.setattr("train.loop.train", train)
+    assert cli.main(["--workdir", str(tmp_path), *args, *(["--tensorboard"] if args else [])]) == 0
+    joined = [] if members is None else [members]
+    assert calls == [*joined, (recipe("tiny"), tmp_path, bool(args))]
+    assert capsys.readouterr().out == ""
 
 
 def empty(path):
