@@ -2,12 +2,12 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from convert.architecture import AutoEncoderParams
+from train.validation import at_least, below_one, finite, from_zero, one_of, positive
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class DataConfig:
     max_bad_fraction: float = 0.01
 
     def __post_init__(self):
-        _at_least(1, crop_size=self.crop_size)
-        _one_of(("refuse", "skip"), bad_files=self.bad_files)
+        at_least(1, crop_size=self.crop_size)
+        one_of(("refuse", "skip"), bad_files=self.bad_files)
         if self.resize is not None:
-            _at_least(1, resize=self.resize)
+            at_least(1, resize=self.resize)
             if self.resize < self.crop_size:
                 raise ValueError(f"resize={self.resize} must be at least crop_size={self.crop_size}")
         if not 0 < self.min_scale <= 1:
@@ -89,12 +89,12 @@ class OptimConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self):
-        _at_least(0, warmup_steps=self.warmup_steps)
-        _at_least(1, accumulate=self.accumulate)
-        _one_of(("cosine", "constant"), schedule=self.schedule)
-        _positive(learning_rate=self.learning_rate, clip_norm=self.clip_norm)
-        _from_zero(weight_decay=self.weight_decay)
-        _below_one(b1=self.b1, b2=self.b2, ema_decay=self.ema_decay)
+        at_least(0, warmup_steps=self.warmup_steps)
+        at_least(1, accumulate=self.accumulate)
+        one_of(("cosine", "constant"), schedule=self.schedule)
+        positive(learning_rate=self.learning_rate, clip_norm=self.clip_norm)
+        from_zero(weight_decay=self.weight_decay)
+        below_one(b1=self.b1, b2=self.b2, ema_decay=self.ema_decay)
         if not 0 <= self.final_fraction <= 1:
             raise ValueError(f"final_fraction={self.final_fraction!r} must be between 0 and 1")
 
@@ -133,11 +133,11 @@ class LossConfig:
     logvar: float = 0.0
 
     def __post_init__(self):
-        _one_of(("l1", "mse", "charbonnier"), distance=self.distance)
-        _one_of(("mean", "sum"), reduction=self.reduction)
-        _one_of(("vgg", "alex"), lpips_net=self.lpips_net)
-        _from_zero(kl_weight=self.kl_weight, free_bits=self.free_bits, lpips_weight=self.lpips_weight)
-        _finite(logvar=self.logvar)
+        one_of(("l1", "mse", "charbonnier"), distance=self.distance)
+        one_of(("mean", "sum"), reduction=self.reduction)
+        one_of(("vgg", "alex"), lpips_net=self.lpips_net)
+        from_zero(kl_weight=self.kl_weight, free_bits=self.free_bits, lpips_weight=self.lpips_weight)
+        finite(logvar=self.logvar)
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,12 @@ class GanConfig:
     b2: float = 0.9
 
     def __post_init__(self):
-        _from_zero(weight=self.weight, r1=self.r1)
-        _at_least(0, start=self.start)
-        _at_least(1, features=self.features, layers=self.layers)
-        _one_of(("hinge", "non_saturating"), loss=self.loss)
-        _positive(learning_rate=self.learning_rate)
-        _below_one(b1=self.b1, b2=self.b2)
+        from_zero(weight=self.weight, r1=self.r1)
+        at_least(0, start=self.start)
+        at_least(1, features=self.features, layers=self.layers)
+        one_of(("hinge", "non_saturating"), loss=self.loss)
+        positive(learning_rate=self.learning_rate)
+        below_one(b1=self.b1, b2=self.b2)
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,8 @@ class TimeConfig:
     evaluate_at: float = 0.0
 
     def __post_init__(self):
-        _one_of(("uniform", "logit_normal"), sampler=self.sampler)
-        _finite(low=self.low, high=self.high, evaluate_at=self.evaluate_at)
+        one_of(("uniform", "logit_normal"), sampler=self.sampler)
+        finite(low=self.low, high=self.high, evaluate_at=self.evaluate_at)
         if not self.low < self.high:
             raise ValueError(f"low={self.low!r} must be less than high={self.high!r}")
 
@@ -265,13 +265,13 @@ class TrainConfig:
     max_skipped: int = 10
 
     def __post_init__(self):
-        _at_least(0, seed=self.seed, max_skipped=self.max_skipped)
+        at_least(0, seed=self.seed, max_skipped=self.max_skipped)
         names = ("batch_size", "steps", "log_every", "eval_every", "save_every", "keep")
-        _at_least(1, **{name: getattr(self, name) for name in names})
-        _one_of(("pmap", "mesh"), parallel=self.parallel)
-        _one_of(("float32", "bfloat16"), dtype=self.dtype)
-        _one_of(("none", "attention", "blocks"), remat=self.remat)
-        _one_of(("all", "decoder"), train=self.train)
+        at_least(1, **{name: getattr(self, name) for name in names})
+        one_of(("pmap", "mesh"), parallel=self.parallel)
+        one_of(("float32", "bfloat16"), dtype=self.dtype)
+        one_of(("none", "attention", "blocks"), remat=self.remat)
+        one_of(("all", "decoder"), train=self.train)
         self._check_model()
         self._check_together()
 
@@ -356,43 +356,3 @@ def _refuse_unknown(cls: type, fields: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known fields are {', '.join(known)}"
             raise ValueError(f"unknown field {name!r} of {cls.__name__}; {hint}")
-
-
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
-
-
-def _one_of(choices: tuple[str, ...], **values: str) -> None:
-    for name, value in values.items():
-        if value not in choices:
-            raise ValueError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}")
-
-
-def _finite(**values: float) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            hint = "; YAML needs a point in 1.0e-6" if isinstance(value, str) else ""
-            raise ValueError(f"{name}={value!r} must be a finite number{hint}")
-
-
-def _positive(**values: float) -> None:
-    _finite(**values)
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{name}={value!r} must be greater than 0")
-
-
-def _from_zero(**values: float) -> None:
-    _finite(**values)
-    for name, value in values.items():
-        if value < 0:
-            raise ValueError(f"{name}={value!r} must be at least 0")
-
-
-def _below_one(**values: float) -> None:
-    _finite(**values)
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}={value!r} must be at least 0 and less than 1")

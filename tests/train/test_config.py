@@ -20,7 +20,7 @@ def test_every_recipe_survives_json(name):
 def test_every_field_survives_json():
     config = TrainConfig(
         model=TINY,
-        data=DataConfig(folder="pictures", held_out="x.png", crop_size=8, shuffle_channels=True),
+        data=DataConfig(folder="pictures", held_out="x.png", crop_size=12, shuffle_channels=True),
         optim=OptimConfig(2e-3, "constant", 0.5, 7, 0.5, 0.6, 0.1, clip_norm=2.0, accumulate=3, ema_decay=0.9),
         loss=LossConfig("mse", "sum", 0.5, 0.1, False, 1.0, "alex", "lpips.pth", True, 0.5),
         gan=GanConfig(0.5, 3, "non_saturating", False, 1.0, 16, 2, 1e-3, 0.4, 0.8),
