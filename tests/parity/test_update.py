@@ -91,14 +91,15 @@ def twins(config: TrainConfig, dtype: str) -> Twins:
     discriminator, variables, d_twin = _discriminators.twins(record, dtype)
 
     parts = make_parts(config)
-    assert parts.d_optimizer is not None
+    d_optimizer = parts.d_optimizer
+    assert d_optimizer is not None
     parts = replace(
         parts,
         model=parts.model.clone(param_dtype=dtype),
         discriminator=discriminator.clone(dtype=parts.model.dtype),
     )
     weights, statistics = variables["params"], variables["batch_stats"]
-    player = DiscriminatorState(weights, statistics, parts.d_optimizer.init(weights))
+    player = DiscriminatorState(weights, statistics, d_optimizer.init(weights))
     state = create_state(
         parts.model, parts.optimizer, 0, params=params, train=config.train, logvar=config.loss.logvar,
         learn_logvar=config.loss.learn_logvar, average=True, discriminator=player,
@@ -158,7 +159,7 @@ def theirs_by_name(trainer: TorchTrainer) -> dict[str, Any]:
         return found
 
     def judge_tree(values: Mapping[str, Any]) -> dict[str, Any]:
-        values = dict(judge.state_dict()) | values
+        values = {**judge.state_dict(), **values}
         return discriminator_to_flax({key: to_array(tensor) for key, tensor in values.items()}, judge.params, "")
 
     def judge_moments(moment: str) -> dict[str, Any]:
@@ -184,7 +185,9 @@ def theirs_by_name(trainer: TorchTrainer) -> dict[str, Any]:
 
 def update(config: TrainConfig, twins: Twins):
     """Our update, compiled."""
-    return _discriminators.jit(partial(train_step, parts=twins.parts, config=config))
+    # Code for fusions would take a third of the compiler's time; these programs run three times.
+    quickly = {**_discriminators.QUICKLY, "xla_cpu_use_fusion_emitters": False}
+    return jax.jit(partial(train_step, parts=twins.parts, config=config), compiler_options=quickly)
 
 
 @pytest.mark.usefixtures("x64")
