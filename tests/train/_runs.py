@@ -38,7 +38,7 @@ class End:
 
 
 class Trainers:
-    """Starts `flax-vae-train` in run directories that hold a configuration, one after the other.  Use it in a `with`."""
+    """Runs `flax-vae-train` in directories that hold a configuration, one after the other.  Use it in a `with`."""
 
     def __init__(self, devices: int = 1):
         self._environment = os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)}
@@ -65,23 +65,27 @@ class Trainers:
         return End(**json.loads(self._process.stdout.readline()))
 
 
-def start(workdir: Path, *flags: str, devices: int = 1) -> subprocess.Popen[str]:
-    """`flax-vae-train` by itself, both outputs in one pipe."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "train.cli", "--workdir", str(workdir), *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)},
-    )
+def start(workdir: Path, *, devices: int, count: int = 1) -> list[subprocess.Popen[str]]:
+    """`flax-vae-train` in as many processes, which train together; each has both outputs in one pipe."""
+    coordinator = f"127.0.0.1:{_free_port()}"
+    joined = [[coordinator, str(count), str(index)] for index in range(count)] if count > 1 else [[]]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train._runs", str(workdir), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)},
+        )
+        for arguments in joined
+    ]
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+def _free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return str(listener.getsockname()[1])
 
 
 # Whatever changes a folder.  TensorStore writes its files without Python, between these.
@@ -158,6 +162,18 @@ def _serve(folder: Path) -> None:
         print(json.dumps({"status": status, "said": said.read_text(), "touch": touch}), flush=True)
 
 
+def _train(workdir: str, coordinator: str = "", count: str = "1", index: str = "0") -> int:
+    if coordinator:
+        from train.processes import join_processes
+
+        join_processes(coordinator, int(count), int(index))
+    import train.cli
+
+    return train.cli.main(["--workdir", workdir])
+
+
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(_train(*sys.argv[1:]))
     with tempfile.TemporaryDirectory() as folder:
         _serve(Path(folder))
