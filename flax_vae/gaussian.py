@@ -40,7 +40,9 @@ class Posterior:
           ValueError: unless exactly one of the two is given.
         """
         if key is not None and noise is None:
-            noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+            # Drawn in bfloat16, normal numbers are only 128 different ones.
+            drawn = jax.random.normal(key, self.mean.shape, jnp.promote_types(self.mean.dtype, jnp.float32))
+            noise = drawn.astype(self.mean.dtype)
         elif key is not None or noise is None:
             raise ValueError("sample() takes a key to draw with or the caller's own noise=, exactly one of them")
         return self.mean + self.std * noise

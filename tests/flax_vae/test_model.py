@@ -9,7 +9,7 @@ import pytest
 
 from convert import expand
 from convert.table import COUNTER, flatten
-from flax_vae import PRESETS, AutoEncoder, Downsample, ResnetBlock, init_params, to_nnx
+from flax_vae import PRESETS, AutoEncoder, Downsample, Posterior, ResnetBlock, init_params, to_nnx
 
 TINY = PRESETS["tiny"]
 SMALL = replace(TINY, ch_mult=(1,), attn_levels=())  # compiles in a moment
@@ -157,3 +157,11 @@ def test_highest_precision_is_the_same_function(tiny):
         precise = jax.jit(lambda variables: model.apply(variables, IMAGES, sample=False))(variables)
     assert np.any(ordinary != precise)
     np.testing.assert_allclose(ordinary, precise, atol=1e-5)
+
+
+def test_half_precision_draws_from_more_than_a_few_numbers():
+    zeros = jnp.zeros((1, 64, 64, 16), jnp.bfloat16)
+    drawn = Posterior(zeros, zeros).sample(jax.random.key(0))
+    assert drawn.dtype == jnp.bfloat16
+    assert len(np.unique(np.asarray(drawn, np.float32))) > 1_000
+    assert abs(np.asarray(drawn, np.float32).mean()) < 0.01
