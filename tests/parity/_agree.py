@@ -3,6 +3,8 @@
 The weights always pass through the shipped converter: a test that brought its own would prove nothing about ours.
 """
 
+from functools import partial
+
 import jax
 import numpy as np
 import torch
@@ -18,6 +20,13 @@ from torch_ref.loading import to_tensor
 # last place of one large number is already 3e-2 of the RMS, so there the law is `assert_as_accurate`.
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 ACCURACY = 1.5  # our error against float64, in units of torch's own
+
+# For programs in float64, which judges what is computed: each runs once, on next to nothing, and most of its time would
+# go into compiling it well.  Old code generation takes half as long as that by fusion emitters.
+QUICKLY: dict[str, str | bool | int | float] = {}
+if jax.default_backend() == "cpu":
+    QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+quick_jit = partial(jax.jit, compiler_options=QUICKLY)
 
 
 def random_state_dict(params: AutoEncoderParams, dtype="float64", seed=0) -> dict[str, np.ndarray]:
@@ -111,9 +120,8 @@ def everything(model, images, time, noise) -> dict:
 
 def predict(model, tree, images, time, noise) -> dict[str, jax.Array]:
     """Everything of the Flax model, in one compiled program."""
-    return jax.jit(lambda tree, *data: model.apply({"params": tree}, *data, method=everything))(
-        tree, images, time, noise
-    )
+    jit = quick_jit if images.dtype == np.float64 else jax.jit
+    return jit(lambda tree, *data: model.apply({"params": tree}, *data, method=everything))(tree, images, time, noise)
 
 
 def predict_torch(model, images, time, noise) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from tests.parity._agree import (
     nchw,
     predict,
     predict_torch,
+    quick_jit,
     random_state_dict,
     torch_model,
 )
@@ -61,7 +62,7 @@ class InFlax:
         self.state = self.optimizer.init(self.tree)
 
     def run(self, steps):
-        @jax.jit
+        @quick_jit
         def update(tree, state, data):
             gradients = jax.grad(lambda tree: loss(self.model, tree, *data))(tree)
             updates, state = self.optimizer.update(gradients, state, tree)
@@ -143,7 +144,7 @@ def test_a_graft_computes_the_same_and_can_be_trained(name, time_emb_dim):
         assert_agree(output, expected[what], TOLERANCE["float64"], f"flax {what}")
         assert_agree(theirs[what], expected[what], TOLERANCE["float64"], f"torch {what}")
 
-    gradients = flatten(jax.jit(jax.grad(lambda tree: loss(model, tree, images, time, noise)))(tree))
+    gradients = flatten(quick_jit(jax.grad(lambda tree: loss(model, tree, images, time, noise)))(tree))
     for path, gradient in gradients.items():
         if "attn_0/proj_out/kernel" in path or path.endswith("time_mlp/kernel"):
             assert jnp.any(gradient != 0), f"{path} would never move"

@@ -10,7 +10,7 @@ import torch
 from convert import to_flax
 from convert.pickles import to_array
 from convert.table import flatten
-from tests.parity._agree import TOLERANCE, flax_model, inputs, nchw, random_state_dict, torch_model
+from tests.parity._agree import TOLERANCE, flax_model, inputs, nchw, quick_jit, random_state_dict, torch_model
 from tests.parity._cases import MODELS
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -65,7 +65,7 @@ def assert_gradients_agree(params, **options):
     twin = torch_model(params, state_dict).requires_grad_(True)
     images, time, noise = small_inputs(params)
 
-    value, gradients = jax.jit(jax.value_and_grad(lambda tree: loss(model, tree, images, time, noise)))(tree)
+    value, gradients = quick_jit(jax.value_and_grad(lambda tree: loss(model, tree, images, time, noise)))(tree)
     their_value = torch_loss(twin, nchw(images), nchw(time), nchw(noise))
     their_value.backward()
 
@@ -99,7 +99,7 @@ def test_ten_steps_of_adamw_take_the_same_path(name):
     )
     state = optimizer.init(tree)
 
-    @jax.jit
+    @quick_jit
     def step(tree, state, images, time, noise):
         value, gradients = jax.value_and_grad(lambda tree: loss(model, tree, images, time, noise))(tree)
         updates, state = optimizer.update(gradients, state, tree)

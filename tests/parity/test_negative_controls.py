@@ -12,7 +12,16 @@ import pytest
 
 import flax_vae.attention
 import flax_vae.layers
-from tests.parity._agree import TOLERANCE, difference, flax_model, inputs, predict_torch, random_state_dict, torch_model
+from tests.parity._agree import (
+    TOLERANCE,
+    difference,
+    flax_model,
+    inputs,
+    predict_torch,
+    quick_jit,
+    random_state_dict,
+    torch_model,
+)
 from tests.parity._cases import MODELS
 
 PARAMS = MODELS["middle attention"]
@@ -81,7 +90,7 @@ def apart(monkeypatch, mistake) -> float:
     images, time, noise = inputs(PARAMS, 12, 20)
     model = flax_vae.AutoEncoder(params)
 
-    @jax.jit
+    @quick_jit
     def both(tree):
         latents = model.apply({"params": tree}, images, time, noise=noise, method="encode")
         return latents, model.apply({"params": tree}, images, time, noise=noise)

@@ -1,6 +1,5 @@
 """The seed's own code beside both implementations: same names, same numbers, in float64."""
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -9,7 +8,7 @@ import flax_vae
 import torch_ref
 from convert import PRESETS, AutoEncoderParams
 from tests.parity import seed
-from tests.parity._agree import assert_agree, flax_model, inputs, nchw, nhwc, random_state_dict, torch_model
+from tests.parity._agree import assert_agree, flax_model, inputs, nchw, nhwc, quick_jit, random_state_dict, torch_model
 from tests.parity._cases import MODELS
 from tests.parity.test_blocks import flax_path
 
@@ -60,7 +59,7 @@ def test_seed_autoencoder_equals_both(name):
         their_image = twin(nchw(images), nchw(time), noise=noise)
         original.reg.sample = False
         mode = original.encode(nchw(images), nchw(time))
-    ours = jax.jit(
+    ours = quick_jit(
         lambda tree, images, time, noise: (
             model.apply({"params": tree}, images, time, noise=noise, method="encode"),
             model.apply({"params": tree}, images, time, noise=noise),
@@ -125,7 +124,7 @@ def test_seed_block_equals_both(place, make, block, shape, time):
     with torch.no_grad():
         expected = nhwc(original(*map(nchw, arguments)))
         assert_agree(nhwc(twin(*map(nchw, arguments))), expected, TOLERANCE, f"torch {place}")
-    assert_agree(jax.jit(block.apply)({"params": tree}, *arguments), expected, TOLERANCE, f"flax {place}")
+    assert_agree(quick_jit(block.apply)({"params": tree}, *arguments), expected, TOLERANCE, f"flax {place}")
 
 
 @pytest.mark.parametrize("sample", [True, False])

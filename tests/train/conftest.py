@@ -15,28 +15,13 @@ SMALL = replace(PRESETS["tiny"], resolution=16, ch=32, ch_mult=(1, 1), num_res_b
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Most of these tests compile what another one compiled before, in this process or in one that they start."""
-    path = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(path))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-        before = jax.config.jax_compilation_cache_dir
-        jax.config.update("jax_compilation_cache_dir", str(path))
-        yield
-        jax.config.update("jax_compilation_cache_dir", before)
-
-
-@pytest.fixture(scope="session", autouse=True)
 def quick_steps():
     """A step is compiled once and run a few times: code that is not optimised is sooner done."""
     options = train.parallel.compiler_options
+    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            train.parallel,
-            "compiler_options",
-            lambda platform: {**options(platform), "xla_backend_optimization_level": 0},
-        )
+        if jax.default_backend() == "cpu":
+            patch.setattr(train.parallel, "compiler_options", lambda platform: options(platform) | quick)
         yield
 
 

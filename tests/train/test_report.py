@@ -1,8 +1,5 @@
 import json
 
-import pytest
-
-from train.errors import NotFiniteError
 from train.report import Metrics, Reporter, read_metrics
 
 
@@ -16,13 +13,19 @@ def test_what_lies_beyond_the_checkpoint_is_cut_off_and_so_is_half_a_line(tmp_pa
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
-def test_numbers_that_are_not_finite_are_refused_with_the_interval(tmp_path):
-    metrics = Metrics(tmp_path / "metrics.jsonl", resumed_step=20)
-    metrics.check(30, {"loss": 1.0, "grad_norm": 1.0})
-    with pytest.raises(NotFiniteError, match=r"loss=nan between steps 31 and 40"):
-        metrics.check(40, {"loss": float("nan"), "grad_norm": 1.0})
-    with pytest.raises(NotFiniteError, match=r"grad_norm=inf"):
-        metrics.check(40, {"loss": 1.0, "grad_norm": float("inf")})
+def test_numbers_that_are_not_finite_are_left_out_of_the_line(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl", resumed_step=0)
+    metrics.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "skipped": 1})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "skipped": 1}]
+
+
+def test_only_the_first_process_writes(tmp_path, capsys):
+    Metrics(tmp_path / "metrics.jsonl", resumed_step=0, write=False).write(1, {"loss": 1.0})
+    with Reporter(0, 100, quiet=True) as reporter:
+        reporter.scores(10, SCORES)
+        reporter.line("a line")
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
 
 
 SCORES = {"loss": 0.1234567, "kl": 3.0, "images_per_second": 5.0}
