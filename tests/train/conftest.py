@@ -18,7 +18,7 @@ SMALL = replace(PRESETS["tiny"], resolution=16, ch=32, ch_mult=(1, 1), num_res_b
 def quick_steps():
     """A step is compiled once and run a few times: code that is not optimised is sooner done."""
     options = train.parallel.compiler_options
-    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    quick = {"xla_backend_optimization_level": 0}
     with pytest.MonkeyPatch.context() as patch:
         if jax.default_backend() == "cpu":
             patch.setattr(train.parallel, "compiler_options", lambda platform: options(platform) | quick)
