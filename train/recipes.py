@@ -52,7 +52,7 @@ def _tiny(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
 
       flax-vae-train
       hardware: two CPU cores, or anything else
-      expect:   two to four minutes, 27.4 dB PSNR and 0.81 SSIM on the held-out photograph
+      expect:   a few minutes, about 27 dB PSNR and 0.79 SSIM on the held-out photograph
 
     Five photographs hold few colours, and a fresh norm hides an image's brightness from a small model; hence the
     shuffled channels and the transparent start.  Without the first, the cat's green eyes come out orange at the same
@@ -77,7 +77,7 @@ def _tiny_perceptual(model: AutoEncoderParams, start_from: str | None) -> TrainC
 
     flax-vae-train --preset tiny-perceptual     (needs the extra lpips)
     hardware: two CPU cores, or anything else
-    expect:   a lower LPIPS than `tiny` on the held-out photograph, and a slightly lower PSNR
+    expect:   half the LPIPS of `tiny` on the held-out photograph (by AlexNet: 0.15 against 0.31), 1 dB less PSNR
     """
     return replace(
         _tiny(model, start_from),
