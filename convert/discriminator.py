@@ -13,7 +13,7 @@ import numpy as np
 from convert.errors import ConversionError
 from convert.files import ArrayLike
 from convert.ops import CONV, SAME
-from convert.table import Row, _require, flatten, unflatten
+from convert.table import Row, flatten, require_same, unflatten
 
 KERNEL = 4
 WIDEST = 8  # no layer has more channels than this many times the first one's
@@ -105,7 +105,7 @@ def discriminator_to_flax(
         batches is none, or too large for the int32 that JAX has.
     """
     rows = _expand(params, prefix)
-    _require(
+    require_same(
         f"the tensors under {prefix!r} are not those of this discriminator",
         found={key: np.shape(array) for key, array in state_dict.items() if key.startswith(prefix)},
         expected={row.theirs: row.torch_shape for row in rows},
@@ -129,7 +129,7 @@ def discriminator_to_torch(
         batches is none.
     """
     rows, leaves = _expand(params, prefix), flatten(variables)
-    _require(
+    require_same(
         "the variables are not those of this discriminator",
         found={path: np.shape(leaf) for path, leaf in leaves.items()},
         expected={row.ours: row.shape for row in rows},

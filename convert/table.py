@@ -217,7 +217,7 @@ def translate(
 def _to_ours(state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None) -> dict[str, Any]:
     layout = recognise(state_dict, params) if layout is None else layout
     rows = expand(params, layout)
-    _require(
+    require_same(
         f"the state dict does not fit the {layout!r} layout of this architecture",
         found={key: np.shape(array) for key, array in state_dict.items()},
         expected={row.theirs: row.torch_shape for row in rows},
@@ -229,7 +229,7 @@ def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str
     if layout not in LAYOUTS:
         raise ValueError(f"weights cannot be written in the layout {layout!r}; there are {', '.join(LAYOUTS)}")
     rows = expand(params, layout)
-    _require(
+    require_same(
         "the tree does not fit this architecture",
         found={path: np.shape(array) for path, array in leaves.items()},
         expected={row.ours: row.shape for row in rows},
@@ -268,7 +268,17 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _require(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def require_same(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses tensors that are not the expected ones.
+
+    Args:
+      what: they are, for the message.
+      found: their shapes by name.
+      expected: the same of what must be there.
+
+    Raises:
+      ConversionError: that lists all that are missing, unexpected or misshapen.
+    """
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
     misshapen = [key for key in expected if key in found and found[key] != expected[key]]

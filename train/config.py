@@ -149,9 +149,9 @@ class GanConfig:
       start: updates before it begins to judge and to learn (LDM: 50,001); until then it costs nothing.
       loss: what both sides minimise.
       adaptive: multiply the weight so that its gradient at the decoder's last kernel is as long as that of the rest.
-      r1: weight of the penalty on its gradients at real images.
+      r1: gamma of the penalty on its gradients at real images, of which half the square is added.
       features: channels of its first layer.
-      layers: strided convolutions after the first.
+      layers: strided convolutions, the first among them.
       learning_rate: of its own Adam, which warms up and falls as the autoencoder's does.
       b1: decay of the first moment.
       b2: decay of the second moment.
