@@ -22,10 +22,13 @@ TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 ACCURACY = 1.5  # our error against float64, in units of torch's own
 
 # For programs in float64, which judges what is computed: each runs once, on next to nothing, and most of its time would
-# go into compiling it well.  Old code generation takes half as long as that by fusion emitters.
+# go into compiling it well.  Old code generation takes half as long as that by fusion emitters; newer releases have
+# only those.
 QUICKLY: dict[str, str | bool | int | float] = {}
 if jax.default_backend() == "cpu":
-    QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    QUICKLY["xla_backend_optimization_level"] = 0
+    if jax.__version_info__ < (0, 11):
+        QUICKLY["xla_cpu_use_fusion_emitters"] = False
 quick_jit = partial(jax.jit, compiler_options=QUICKLY)
 
 

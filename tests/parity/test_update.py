@@ -15,7 +15,7 @@ from convert.discriminator import DiscriminatorParams, discriminator_to_flax
 from convert.pickles import to_array
 from convert.table import flatten
 from tests.parity import _agree, _discriminators, test_lpips
-from tests.parity._agree import nchw
+from tests.parity._agree import QUICKLY, nchw
 from tests.parity._torch_update import TorchTrainer
 from tests.parity.test_gradients import assert_trees_agree
 from torch_ref.loading import to_tensor
@@ -186,8 +186,7 @@ def theirs_by_name(trainer: TorchTrainer) -> dict[str, Any]:
 def update(config: TrainConfig, twins: Twins):
     """Our update, compiled."""
     # Code for fusions would take a third of the compiler's time; these programs run three times.
-    quickly = {**_discriminators.QUICKLY, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(partial(train_step, parts=twins.parts, config=config), compiler_options=quickly)
+    return jax.jit(partial(train_step, parts=twins.parts, config=config), compiler_options=QUICKLY)
 
 
 @pytest.mark.usefixtures("x64")

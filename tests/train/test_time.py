@@ -74,7 +74,7 @@ def test_an_update_reaches_everything_that_sees_the_time(kind):
     before = create_state(parts.model, parts.optimizer, 0, params=random_params(parts.model))
     images = np.random.default_rng(0).uniform(-1, 1, (BATCH, 8, 8, 3)).astype(np.float32)
     # It runs once: most of the time would go into the compiler.
-    quickly = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    quickly: dict = {"xla_backend_optimization_level": 0}
     step = jax.jit(partial(train_step, parts=parts, config=config), compiler_options=quickly)
     after, scores = step(before, images, {})
     assert scores["skipped"] == 0 and np.isfinite(scores["loss"])
