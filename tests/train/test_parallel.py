@@ -18,18 +18,16 @@ from .conftest import SMALL
 
 STEPS = 3
 MODEL = replace(SMALL, ch_mult=(1,))
-
-
 GAN = GanConfig(weight=0.5, start=1, features=8, layers=1)
 
 
-def run(mode, devices, sample=True, *, gan=GanConfig(), accumulate=1, zero=False):  # noqa: B008 - frozen
+def run(mode, devices, sample=True, *, more=False, gan=GanConfig(), accumulate=1, zero=False):  # noqa: B008 - frozen
     """Three updates; the final state and all scores."""
     config = TrainConfig(
         model=MODEL,
         data=DataConfig(crop_size=16),
-        loss=LossConfig(kl_weight=1e-2, sample=sample, learn_logvar=True),
-        optim=OptimConfig(accumulate=accumulate, ema_decay=0.9),
+        loss=LossConfig(kl_weight=1e-2, sample=sample, learn_logvar=more),
+        optim=OptimConfig(accumulate=accumulate, ema_decay=0.9 if more else 0.0),
         gan=gan,
         batch_size=4,
         parallel=mode,
@@ -37,10 +35,10 @@ def run(mode, devices, sample=True, *, gan=GanConfig(), accumulate=1, zero=False
     )
     parallel = make_parallel(mode, zero=zero, devices=jax.local_devices()[:devices])
     # Plain descent keeps rounding rounding; Adam's first updates are all signs, and would blow it up.
-    plain = optax.trace(0.9), optax.scale(-0.1)
-    parts = replace(make_parts(config), optimizer=optax.chain(*plain), schedule=optax.constant_schedule(0.1))
+    descent = optax.sgd(0.1, momentum=0.9 if more else None)
+    parts = replace(make_parts(config), optimizer=descent, schedule=optax.constant_schedule(0.1))
     if gan.weight:
-        parts = replace(parts, d_optimizer=optax.chain(*plain))
+        parts = replace(parts, d_optimizer=descent)
     traced = []
 
     def counted(state, batch, constants, axis_name=None):
@@ -61,21 +59,47 @@ def run(mode, devices, sample=True, *, gan=GanConfig(), accumulate=1, zero=False
 
 @pytest.fixture(scope="module")
 def runs():
-    """With a discriminator that begins at the second update, and without one."""
+    cases = [("pmap", 1, True), ("pmap", 2, True), ("mesh", 2, True), ("pmap", 2, False), ("mesh", 2, False)]
+    return {case: run(*case) for case in cases}
+
+
+@pytest.fixture(scope="module")
+def played():
+    """With all that a run can keep, and a discriminator that begins at the second update; last without it."""
     return {
-        "one device": run("pmap", 1, gan=GAN),
-        "pmap": run("pmap", 2, gan=GAN),
-        "zero": run("mesh", 2, gan=GAN, zero=True),
-        "alone": run("mesh", 2),
-        "alone without noise": run("pmap", 2, sample=False),
+        "one device": run("pmap", 1, more=True, gan=GAN),
+        "pmap": run("pmap", 2, more=True, gan=GAN),
+        "zero": run("mesh", 2, more=True, gan=GAN, zero=True),
+        "alone": run("pmap", 2, more=True),
     }
+
+
+def assert_scores_alike(one, other):
+    for ours, theirs in zip(one[1], other[1], strict=True):
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, err_msg=name)
 
 
 def assert_alike(one, other):
     """The same scores and weights, to float32 rounding."""
-    for ours, theirs in zip(one[1], other[1], strict=True):
-        for name in theirs:
-            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, err_msg=name)
+    assert_scores_alike(one, other)
+    for ours, theirs in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(other[0].params), strict=True):
+        np.testing.assert_allclose(jax.device_get(ours), jax.device_get(theirs), rtol=1e-4, atol=1e-6)
+
+
+def test_pmap_equals_mesh_without_noise(runs):
+    assert_alike(runs["pmap", 2, False], runs["mesh", 2, False])
+
+
+def test_pmap_equals_mesh_and_one_device_with_noise(runs):
+    assert_alike(runs["pmap", 2, True], runs["mesh", 2, True])
+    assert_alike(runs["pmap", 2, True], runs["pmap", 1, True])
+
+
+@pytest.mark.parametrize("how", ["pmap", "zero"])
+def test_both_players_and_all_that_they_keep_are_the_same_on_any_devices(played, how):
+    one, other = played[how], played["one device"]
+    assert_scores_alike(one, other)
     for ours, theirs in zip(jax.tree.leaves(one[0]), jax.tree.leaves(other[0]), strict=True):
         ours, theirs = jax.device_get(ours), jax.device_get(theirs)
         size = np.sqrt(np.mean(np.square(theirs, dtype=np.float64)))
@@ -83,23 +107,18 @@ def assert_alike(one, other):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4 * size + 1e-7)
 
 
-@pytest.mark.parametrize("how", ["pmap", "zero"])
-def test_any_devices_and_either_way_give_the_same_update(runs, how):
-    assert_alike(runs[how], runs["one device"])
-
-
-def test_the_discriminator_costs_and_learns_nothing_until_it_begins(runs):
-    (first, second, _), plain = runs["pmap"][1], runs["alone"][1]
+def test_the_discriminator_costs_and_learns_nothing_until_it_begins(played):
+    (first, second, _), plain = played["pmap"][1], played["alone"][1]
     assert first["d_weight"] == first["d_loss"] == first["d_grad_norm"] == 0
     assert first["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-5)
     assert second["d_weight"] > 0
     assert second["d_grad_norm"] > 0
-    counts = [leaf for leaf in jax.tree.leaves(runs["pmap"][0].discriminator.batch_stats) if leaf.dtype == np.int32]
+    counts = [leaf for leaf in jax.tree.leaves(played["pmap"][0].discriminator.batch_stats) if leaf.dtype == np.int32]
     assert [int(count) for count in counts] == [6]  # two updates of three looks
 
 
-def test_zero_keeps_a_share_of_the_optimisers_states_and_the_average(runs):
-    state = runs["zero"][0]
+def test_zero_keeps_a_share_of_the_optimisers_states_and_the_average(played):
+    state = played["zero"][0]
     sharded = [state.opt_state, state.ema, state.discriminator.opt_state]
     assert all(not leaf.is_fully_replicated for leaf in jax.tree.leaves(sharded) if leaf.ndim == 4 and leaf.size > 500)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
@@ -108,16 +127,16 @@ def test_zero_keeps_a_share_of_the_optimisers_states_and_the_average(runs):
 
 
 def test_a_batch_in_parts_gives_the_same_update(runs):
-    assert_alike(run("mesh", 2, accumulate=2), runs["alone"])
+    assert_alike(run("mesh", 2, accumulate=2), runs["mesh", 2, True])
 
 
 def test_noise_changes_the_loss(runs):
-    assert runs["alone"][1][0]["loss"] != runs["alone without noise"][1][0]["loss"]
+    assert runs["pmap", 2, True][1][0]["loss"] != runs["pmap", 2, False][1][0]["loss"]
 
 
-@pytest.mark.parametrize("how", ["pmap", "alone"])
-def test_all_devices_hold_the_same_state_bit_for_bit(runs, how):
-    state, _ = runs[how]
+@pytest.mark.parametrize("mode", ["pmap", "mesh"])
+def test_all_devices_hold_the_same_state_bit_for_bit(runs, mode):
+    state, _ = runs[mode, 2, True]
     for leaf in jax.tree.leaves(state):
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(copies) == 2
