@@ -1,7 +1,5 @@
 """Discriminators of both frameworks that hold the same random weights, by the shipped converter."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +8,6 @@ import flax_vae.discriminator
 import torch_ref.discriminator
 from convert.discriminator import DiscriminatorParams, discriminator_to_flax
 from torch_ref.loading import to_tensor
-
-# Each of these programs runs once, on next to nothing: most of their time would go into optimising them.
-QUICKLY: dict[str, str | bool | int | float] = {"xla_backend_optimization_level": 0}
-jit = partial(jax.jit, compiler_options=QUICKLY)
 
 SMALL = DiscriminatorParams(in_channels=3, features=6, layers=2)
 DEEP = DiscriminatorParams(in_channels=1, features=2, layers=4)  # its last two widths are equal

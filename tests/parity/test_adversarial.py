@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from convert.discriminator import discriminator_to_flax
 from convert.pickles import to_array
 from convert.table import flatten
-from tests.parity._agree import TOLERANCE, assert_agree, nchw
-from tests.parity._discriminators import SMALL, jit, random_images, twins
+from tests.parity._agree import TOLERANCE, assert_agree, nchw, quick_jit
+from tests.parity._discriminators import SMALL, random_images, twins
 from train import adversarial
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -68,7 +68,7 @@ def test_r1_and_its_gradients_agree(train):
     model, variables, twin = twins(SMALL)
     images = random_images(SMALL)
 
-    @jit
+    @quick_jit
     @jax.value_and_grad
     def ours(weights):
         variables_in = {**variables, "params": weights}

@@ -10,8 +10,8 @@ import torch_ref.discriminator
 from convert.discriminator import discriminator_to_flax
 from convert.pickles import to_array
 from convert.table import flatten
-from tests.parity._agree import TOLERANCE, assert_agree, difference, nchw, nhwc
-from tests.parity._discriminators import DEEP, QUICKLY, SMALL, TINY, jit, random_images, twins
+from tests.parity._agree import QUICKLY, TOLERANCE, assert_agree, difference, nchw, nhwc, quick_jit
+from tests.parity._discriminators import DEEP, SMALL, TINY, random_images, twins
 from train import adversarial
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -49,7 +49,7 @@ def assert_judgements_agree(params, dtype, train):
     images, tolerance = random_images(params, dtype), TOLERANCE[dtype]
     # As everywhere in these tests, rounding is measured at full precision.
     with jax.default_matmul_precision("highest"):
-        ours = jit(judge, static_argnums=(0, 3))(model, variables, images, train)
+        ours = quick_jit(judge, static_argnums=(0, 3))(model, variables, images, train)
     theirs = judge_torch(twin, params, images, train)
     assert ours[0].dtype == dtype
     assert_agree(ours[0], theirs[0], tolerance, "logits")
@@ -76,7 +76,9 @@ def statistics_apart():
     """How far logits and running statistics are apart after a step, in units of torch's RMS."""
     model, variables, twin = twins(SMALL)
     images = random_images(SMALL)
-    logits, moved = jit(lambda variables: model.apply(variables, images, True, mutable=["batch_stats"]))(variables)
+    logits, moved = quick_jit(lambda variables: model.apply(variables, images, True, mutable=["batch_stats"]))(
+        variables
+    )
     expected, theirs, _ = judge_torch(twin, SMALL, images, True)
     ours, theirs = flatten(moved["batch_stats"]), flatten(theirs["batch_stats"])
     return max(difference(logits, expected), *(difference(ours[path], theirs[path]) for path in theirs))
@@ -118,7 +120,7 @@ def test_two_devices_are_one():
     def named(variables, images):
         return run(variables, images, "data")
 
-    gradients, logits, moved = jit(run)(variables, images)
+    gradients, logits, moved = quick_jit(run)(variables, images)
     spread = jax.pmap(named, axis_name="data", in_axes=(None, 0)).lower(variables, shares)
     several = spread.compile(compiler_options=QUICKLY)(variables, shares)
     assert_agree(several[1].reshape(logits.shape), logits, 1e-12, "logits")
@@ -127,14 +129,14 @@ def test_two_devices_are_one():
         for device in range(2):
             assert_agree(ours[path][device], leaf, 1e-10, path)
     # Otherwise the axis would not matter, and nothing be shown.
-    alone = jit(model.apply, static_argnums=2)(variables, shares[0], True)
+    alone = quick_jit(model.apply, static_argnums=2)(variables, shares[0], True)
     assert difference(alone, logits[:2]) > 1e-3
 
 
 def test_bfloat16_keeps_float32_statistics():
     _, variables, twin = twins(SMALL, "float32")
     model = flax_vae.discriminator.Discriminator(SMALL, dtype=jnp.bfloat16)
-    apply = jit(lambda variables, images: model.apply(variables, images, True, mutable=["batch_stats"]))
+    apply = quick_jit(lambda variables, images: model.apply(variables, images, True, mutable=["batch_stats"]))
     logits, moved = apply(variables, random_images(SMALL, "float32"))
     expected = nhwc(twin.train()(nchw(random_images(SMALL, "float32"))))
     assert logits.dtype == jnp.bfloat16

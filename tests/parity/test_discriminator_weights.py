@@ -12,7 +12,8 @@ from convert import ConversionError
 from convert.discriminator import DiscriminatorParams, discriminator_to_flax, discriminator_to_torch
 from convert.pickles import to_array
 from convert.table import flatten
-from tests.parity._discriminators import DEEP, SMALL, jit, random_images, random_state_dict
+from tests.parity._agree import quick_jit
+from tests.parity._discriminators import DEEP, SMALL, random_images, random_state_dict
 from torch_ref.loading import to_tensor
 
 NORMALISED = "{c}.weight {n}.weight {n}.bias {n}.running_mean {n}.running_var {n}.num_batches_tracked"
@@ -94,7 +95,7 @@ def test_both_refuse_in_the_same_words():
 def test_fresh_weights_have_the_sources_distributions():
     params = DiscriminatorParams(features=64, layers=1)
     model = flax_vae.discriminator.Discriminator(params)
-    fresh = jit(model.init, static_argnums=2)(jax.random.key(0), random_images(params, "float32"), True)
+    fresh = quick_jit(model.init, static_argnums=2)(jax.random.key(0), random_images(params, "float32"), True)
     theirs = torch_ref.discriminator.Discriminator(params).state_dict()
     theirs = discriminator_to_flax({key: to_array(tensor) for key, tensor in theirs.items()}, params, prefix="")
     ours, theirs = flatten(fresh), flatten(theirs)

@@ -2,27 +2,14 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-import train.parallel
 from convert import PRESETS
 from train.config import DataConfig, OptimConfig, TrainConfig
 
 SMALL = replace(PRESETS["tiny"], resolution=16, ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_steps():
-    """A step is compiled once and run a few times: code that is not optimised is sooner done."""
-    options = train.parallel.compiler_options
-    quick = {"xla_backend_optimization_level": 0}
-    with pytest.MonkeyPatch.context() as patch:
-        if jax.default_backend() == "cpu":
-            patch.setattr(train.parallel, "compiler_options", lambda platform: options(platform) | quick)
-        yield
 
 
 @pytest.fixture(scope="session")
