@@ -44,8 +44,7 @@ _PANELS = (
 _COLOURS = 6  # curves that can be told apart in one chart
 # In the order in which a reader asks.
 _ORDER = ("Loss", "PSNR", "SSIM", "LPIPS", "KL", "Discriminator", "Gradient", "Learning rate", "Speed")
-_HELD_OUT_LPIPS = "held_out_lpips"
-_TILES = (("psnr", "PSNR", "dB", ".2f"), ("ssim", "SSIM", "", ".3f"), (_HELD_OUT_LPIPS, "LPIPS", "", ".4f"))
+_TILES = (("psnr", "PSNR", "dB", ".2f"), ("ssim", "SSIM", "", ".3f"), ("held_out_lpips", "LPIPS", "", ".4f"))
 
 
 def write_report(path: Path) -> Path:
@@ -64,7 +63,7 @@ def write_report(path: Path) -> Path:
     config = run.stored_config() if path.is_dir() else None
     if config is None:
         raise RunError(f"{path} holds no run to report on; name a run directory")
-    rows = [_told_apart(row) for row in read_metrics(run.metrics)]
+    rows = read_metrics(run.metrics)
     samples = sorted(run.samples.glob("*.png"), key=_step_of) if run.samples.is_dir() else []
     page = _page(path.resolve().name, config, rows, samples)
     try:
@@ -73,13 +72,6 @@ def write_report(path: Path) -> Path:
     except OSError as error:
         raise RunError(f"{path / REPORT} could not be written ({error})") from error
     return path / REPORT
-
-
-def _told_apart(row: dict[str, Any]) -> dict[str, Any]:
-    """In a line with an evaluation `lpips` is that of the held-out photograph, elsewhere a term of the loss."""
-    if "psnr" not in row:
-        return row
-    return {_HELD_OUT_LPIPS if name == "lpips" else name: value for name, value in row.items()}
 
 
 def _page(name: str, config: TrainConfig, rows: list[dict[str, Any]], samples: list[Path]) -> str:

@@ -56,8 +56,15 @@ def run(tmp_path, small):
         {"step": step, "loss": 1 / step, "l1": 0.5 / step, "lpips": 0.9, "images_per_second": 10.0 + step}
         for step in range(1, 9)
     ]
-    rows[3] |= {"psnr": 20.5, "ssim": 0.5, "lpips": 0.25}
-    rows[7] |= {"psnr": 21.25, "ssim": 0.75, "lpips": 0.125, "<odd & new>": 3.0, "note": "no number", "loss": math.nan}
+    rows[3] |= {"psnr": 20.5, "ssim": 0.5, "held_out_lpips": 0.25}
+    rows[7] |= {
+        "psnr": 21.25,
+        "ssim": 0.75,
+        "held_out_lpips": 0.125,
+        "<odd & new>": 3.0,
+        "note": "no number",
+        "loss": math.nan,
+    }
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "lo')
     for step in (4, 8):
         Image.fromarray(np.full((6, 8, 3), step, np.uint8)).save(run.samples / f"step_{step:07}.png")
