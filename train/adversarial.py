@@ -24,7 +24,7 @@ def hinge_d(real: Logits, fake: Logits) -> Scalar:
 
     Source: Lim and Ye 2017 (arXiv:1705.02894); CompVis/taming-transformers `vqperceptual.py::hinge_d_loss`.
     """
-    return 0.5 * (_mean(jax.nn.relu(1 - _wide(real))) + _mean(jax.nn.relu(1 + _wide(fake))))
+    return 0.5 * (_mean(jax.nn.relu(1 - wide(real))) + _mean(jax.nn.relu(1 + wide(fake))))
 
 
 def hinge_g(fake: Logits) -> Scalar:
@@ -38,12 +38,12 @@ def non_saturating_d(real: Logits, fake: Logits) -> Scalar:
     Source: Goodfellow et al. 2014 (arXiv:1406.2661); CompVis/taming-transformers `vqperceptual.py::vanilla_d_loss`,
     which pairs it with `hinge_g`.
     """
-    return 0.5 * (_mean(jax.nn.softplus(-_wide(real))) + _mean(jax.nn.softplus(_wide(fake))))
+    return 0.5 * (_mean(jax.nn.softplus(-wide(real))) + _mean(jax.nn.softplus(wide(fake))))
 
 
 def non_saturating_g(fake: Logits) -> Scalar:
     """`mean softplus(-fake)`, what the autoencoder minimises beside `non_saturating_d`: its gradient never vanishes."""
-    return _mean(jax.nn.softplus(-_wide(fake)))
+    return _mean(jax.nn.softplus(-wide(fake)))
 
 
 class Adversarial(NamedTuple):
@@ -90,7 +90,7 @@ def adaptive_weight(
 
     Source: Esser et al. 2021 (arXiv:2012.09841), eq. 7; CompVis/latent-diffusion `contperceptual.py`.
     """
-    nll, g = (optax.tree.norm(jax.tree.map(_wide, grad)) for grad in (nll_grad, g_grad))
+    nll, g = (optax.tree.norm(jax.tree.map(wide, grad)) for grad in (nll_grad, g_grad))
     return jax.lax.stop_gradient(weight * jnp.clip(nll / (g + SHORTEST), 0, LONGEST))
 
 
@@ -107,14 +107,14 @@ def r1_penalty(logits_fn: Callable[[Float[Array, "b h w c"]], Logits], real: Flo
 
     Source: Mescheder et al. 2018 (arXiv:1801.04406), eq. 9.
     """
-    grads = jax.grad(lambda images: jnp.sum(_wide(logits_fn(images))))(real)
-    return jnp.mean(jnp.sum(jnp.square(_wide(grads)), axis=tuple(range(1, real.ndim))))
+    grads = jax.grad(lambda images: jnp.sum(wide(logits_fn(images))))(real)
+    return jnp.mean(jnp.sum(jnp.square(wide(grads)), axis=tuple(range(1, real.ndim))))
 
 
-def _wide(x: Any) -> Array:
+def wide(x: Any) -> Array:
     """In float32 at least: the mean of many bfloat16 numbers would be rounded away."""
     return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _mean(x: Array) -> Scalar:
-    return jnp.mean(_wide(x))
+    return jnp.mean(wide(x))

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from convert.discriminator import DiscriminatorParams
 from convert.errors import ConversionError, FileError
 from convert.graft import graft
 from convert.loading import load_weights
@@ -32,10 +31,9 @@ def make_parts(config: TrainConfig) -> Parts:
     )
     if not config.gan.weight:
         return parts
-    record = DiscriminatorParams(config.model.out_ch, config.gan.features, config.gan.layers)
     return replace(
         parts,
-        discriminator=Discriminator(record, dtype=dtype),
+        discriminator=Discriminator(config.gan.record, dtype=dtype),
         d_optimizer=make_discriminator_optimizer(config.gan, config.optim, config.steps),
     )
 

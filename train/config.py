@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from convert.architecture import AutoEncoderParams
+from convert.discriminator import DiscriminatorParams
 from train.validation import at_least, below_one, finite, from_zero, one_of, positive
 
 
@@ -174,10 +175,15 @@ class GanConfig:
     def __post_init__(self):
         from_zero(weight=self.weight, r1=self.r1)
         at_least(0, start=self.start)
-        at_least(1, features=self.features, layers=self.layers)
         one_of(("hinge", "non_saturating"), loss=self.loss)
         positive(learning_rate=self.learning_rate)
         below_one(b1=self.b1, b2=self.b2)
+        _ = self.record  # which checks the rest
+
+    @property
+    def record(self) -> DiscriminatorParams:
+        """What the discriminator is."""
+        return DiscriminatorParams(features=self.features, layers=self.layers)
 
 
 @dataclass(frozen=True)
@@ -301,10 +307,10 @@ class TrainConfig:
             )
         if self.train == "decoder" and self.start_from is None:
             raise ValueError("train='decoder' keeps an encoder as it is; name the weights it has with start_from")
-        if self.gan.weight and self.data.crop_size < 3 * 2**self.gan.layers:
+        if self.gan.weight and self.data.crop_size < self.gan.record.smallest:
             raise ValueError(
                 f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which need "
-                f"{3 * 2**self.gan.layers} pixels; choose fewer layers"
+                f"{self.gan.record.smallest} pixels; choose fewer layers"
             )
         if self.batch_size % self.optim.accumulate:
             raise ValueError(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from flax_vae import AutoEncoder
 from flax_vae.discriminator import Discriminator
-from train.adversarial import adaptive_weight, choose, r1_penalty
+from train.adversarial import adaptive_weight, choose, r1_penalty, wide
 from train.config import GanConfig, TrainConfig
 from train.losses import kl, reconstruction_loss
 from train.lpips import lpips
@@ -72,13 +72,13 @@ def gradients(
         apply = cast(Callable[..., Any], partial(model.apply, {"params": {**state.params, **part}}))
         # Encoding
         # Drawn in bfloat16, normal numbers are only 128 different ones; summed in it, a divergence has no units.
-        posterior = jax.tree.map(_wide, apply(images, time, method="posterior"))
+        posterior = jax.tree.map(wide, apply(images, time, method="posterior"))
         z = posterior.mode()
         if config.loss.sample:
             z = posterior.sample(noise=example_noise(key, index, z))
         # Decoding
         reconstruction = apply(apply(z, method="scale"), time, method="decode")
-        return _wide(reconstruction), kl(posterior, config.loss.free_bits)
+        return wide(reconstruction), kl(posterior, config.loss.free_bits)
 
     def fidelity(reconstruction: Any, divergence: Any, logvar: Any) -> tuple[Float[Array, ""], Scores]:
         perceptual = None
@@ -145,7 +145,7 @@ def _judge(
         real, batch_stats = logits(params, batch_stats, images)
         fake, batch_stats = logits(params, batch_stats, reconstruction)
         loss = losses.discriminator(real, fake)
-        scores = {"d_loss": loss, "logits_real": jnp.mean(_wide(real)), "logits_fake": jnp.mean(_wide(fake))}
+        scores = {"d_loss": loss, "logits_real": jnp.mean(wide(real)), "logits_fake": jnp.mean(wide(fake))}
         if config.r1:
             scores["r1"] = r1_penalty(lambda images: logits(params, batch_stats, images)[0], images)
             loss = loss + 0.5 * config.r1 * scores["r1"]
@@ -183,8 +183,3 @@ def example_noise(key: PRNGKeyArray, index: Int[Array, " b"], like: Float[Array,
     """
     keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(index)
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
-
-
-def _wide(x: Array) -> Array:
-    """In float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -4,6 +4,7 @@ The packages that read the last two are extras, loaded when such an address is m
 """
 
 import glob
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,29 @@ class ArraySource:
         return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
-class HuggingFaceSource:
+class _Encoded(ABC):
+    """A source whose entries are encoded image files."""
+
+    where: str
+
+    @abstractmethod
+    def _file(self, index: int) -> Path | bytes:
+        """One entry: where it lies, or its content."""
+
+    def name(self, index: int) -> str:
+        """Its number, from 0, counted through all files."""
+        return str(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width, from the header alone."""
+        return image_size(self._file(index), f"{self.where}/{index}")
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The picture a viewer would show."""
+        return read_image(self._file(index), f"{self.where}/{index}")
+
+
+class HuggingFaceSource(_Encoded):
     """A column of images in one split of a data set, on the Hugging Face hub or on this disk (the `datasets` extra).
 
     The address is `hf:NAME_OR_PATH[,split=train][,column=image]`.  A path may be what `save_to_disk` wrote, or a
@@ -94,18 +117,6 @@ class HuggingFaceSource:
     def __len__(self) -> int:
         return len(self._data)
 
-    def name(self, index: int) -> str:
-        """The number of its row, from 0."""
-        return str(index)
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width, from the header alone."""
-        return image_size(self._file(index), f"{self.where}/{index}")
-
-    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture a viewer would show."""
-        return read_image(self._file(index), f"{self.where}/{index}")
-
     def _file(self, index: int) -> Path | bytes:
         entry = self._data[index][self._column]
         if entry is None:
@@ -113,7 +124,7 @@ class HuggingFaceSource:
         return Path(entry["path"]) if entry["bytes"] is None else entry["bytes"]
 
 
-class ArrayRecordSource:
+class ArrayRecordSource(_Encoded):
     """ArrayRecord files whose records are encoded images, JPEG or PNG for example (the `arrayrecord` extra).
 
     The address is one file or a pattern, such as `data/train-*.array_record`; files come in the order of their names.
@@ -143,19 +154,7 @@ class ArrayRecordSource:
     def __len__(self) -> int:
         return len(self._records)
 
-    def name(self, index: int) -> str:
-        """The number of its record, from 0, counted through all files."""
-        return str(index)
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width, from the header alone."""
-        return image_size(self._record(index), f"{self.where}/{index}")
-
-    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture a viewer would show."""
-        return read_image(self._record(index), f"{self.where}/{index}")
-
-    def _record(self, index: int) -> bytes:
+    def _file(self, index: int) -> bytes:
         try:
             return self._records[index]
         except (OSError, RuntimeError, ValueError) as error:

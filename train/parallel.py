@@ -108,7 +108,11 @@ class Parallel(ABC):
 
 
 class CompiledStep:
-    """Compiles at the first call, once: a batch of another shape later is an error, not another compilation."""
+    """Compiles at the first call, once: a batch of another shape later is an error, not another compilation.
+
+    Attributes:
+      flops: operations of one call on one device, as the compiler counts them; None until then, or if it does not say.
+    """
 
     def __init__(self, jit: Callable[[Any], Any], options: dict[str, Any] | None):
         """Compiles nothing yet.
@@ -119,6 +123,7 @@ class CompiledStep:
         """
         self._jit, self._options = jit, options
         self._compiled: Any = None
+        self.flops: float | None = None
 
     def lower(self, state: Any, batch: Any, constants: Any) -> Any:
         """The program of arrays, or of their shapes, before it is compiled."""
@@ -128,14 +133,9 @@ class CompiledStep:
         """Runs `(state, batch, constants) -> (state, scores)`."""
         if self._compiled is None:
             self._compiled = self.lower(state, batch, constants).compile(compiler_options=self._options)
+            self.flops = (self._compiled.cost_analysis() or {}).get("flops")
             release_compiler_memory()
         return self._compiled(state, batch, constants)
-
-    @property
-    def flops(self) -> float | None:
-        """Operations of one call on one device, as the compiler counts them; None if it does not say."""
-        analysis = self._compiled.cost_analysis() if self._compiled is not None else None
-        return (analysis or {}).get("flops")
 
 
 class PmapParallel(Parallel):
