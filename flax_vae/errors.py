@@ -1,0 +1,13 @@
+"""What the person who called can put right."""
+
+
+class UserError(Exception):
+    """One sentence that names the value, the expectation and the remedy; the commands print it without a traceback."""
+
+
+class DataError(UserError):
+    """An image, or a folder of them, is not fit for what is to be done with it."""
+
+
+class MissingError(UserError, ImportError):
+    """A package that is needed for this alone is not installed."""
