@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from flax_vae.attention import attention
 from flax_vae.convolution import convolve
 from flax_vae.layers import NORM_EPS, swish
-from flax_vae.upsampling import fold
+from flax_vae.upsampling import corner_kernels
 
 Weights = dict[str, Any]
 
@@ -144,15 +144,12 @@ class Upsample:
 
     def __call__(self, band: Band) -> Band:
         x = band.padded()
+        corners = [(below, right) for below in (0, 1) for right in (0, 1)]
         pixels = [
             _convolve(
-                x[:, below : x.shape[1] - 1 + below],
-                self.weights | {"kernel": fold(fold(self.weights["kernel"], 0, below), 1, right)},
-                (1 - right, right),
-                self.dtype,
+                x[:, below : x.shape[1] - 1 + below], self.weights | {"kernel": kernel}, (1 - right, right), self.dtype
             )
-            for below in (0, 1)
-            for right in (0, 1)
+            for (below, right), kernel in zip(corners, corner_kernels(self.weights["kernel"]), strict=True)
         ]
         x = rearrange(pixels, "(below right) b n w c -> b (n below) (w right) c", below=2)
         return Band(x, 2 * (band.start + 1), 2 * band.height)

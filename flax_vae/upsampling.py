@@ -4,10 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
 from flax_vae.convolution import convolve
+
+# Which of three weights add up to each of two, along one direction: for an even pixel of the large map, for an odd one.
+FOLD = (np.array([[1, 0, 0], [0, 1, 1]]), np.array([[1, 1, 0], [0, 0, 1]]))
+CORNERS = tuple(np.kron(row, column) for row in FOLD for column in FOLD)
 
 
 def upsample_and_convolve(
@@ -27,19 +32,34 @@ def upsample_and_convolve(
         return convolve(x.repeat(2, axis=1).repeat(2, axis=2), kernel, window_strides, padding, **options)
 
     def folded(x: Array, kernel: Array) -> Array:
-        def corner(row: int, column: int) -> Array:
-            pad = ((1 - row, row), (1 - column, column))
-            return convolve(x, fold(fold(kernel, 0, row), 1, column), (1, 1), pad, **options)
-
-        corners = jnp.stack([jnp.stack([corner(row, column) for column in (0, 1)]) for row in (0, 1)])
-        return rearrange(corners, "row column b h w o -> b (h row) (w column) o")
+        pads = [((1 - row, row), (1 - column, column)) for row in (0, 1) for column in (0, 1)]
+        kernels = corner_kernels(kernel)
+        corners = [convolve(x, corner, (1, 1), pad, **options) for corner, pad in zip(kernels, pads, strict=True)]
+        return rearrange(corners, "(row column) b h w o -> b (h row) (w column) o", row=2)
 
     if x.dtype.itemsize < 4:  # a sum of two weights is one more rounding, which half precision would show
         return as_written(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=folded, default=as_written)
 
 
-def fold(kernel: Array, axis: int, odd: int) -> Array:
-    """Three weights along `axis` to the two by which an even (or odd) pixel of the large map meets the small one."""
-    first, middle, last = jnp.split(kernel, 3, axis)
-    return jnp.concatenate([first + middle, last] if odd else [first, middle + last], axis)
+@jax.custom_vjp
+def corner_kernels(kernel: Float[Array, "3 3 i o"]) -> tuple[Float[Array, "2 2 i o"], ...]:
+    """The weights by which each of the four pixels that one becomes meets the small map, row by row.
+
+    They are sums of the kernel's, written as products with zeros and ones: slices, sums and pieces put together take
+    XLA ten times as long to compile.
+    """
+    flat = kernel.reshape(9, -1)
+    # An accelerator would round the weights first, unless it is told not to.
+    corners = (jnp.matmul(meets.astype(kernel.dtype), flat, precision="highest") for meets in CORNERS)
+    return tuple(corner.reshape(2, 2, *kernel.shape[2:]) for corner in corners)
+
+
+def _kernel_gradient(_: None, d_corners: tuple[Array, ...]) -> tuple[Array]:
+    # One product: the transposes of four would write four gradients of the whole kernel, to add them up.
+    flat = jnp.concatenate([d_corner.reshape(4, -1) for d_corner in d_corners])
+    d_kernel = jnp.matmul(np.concatenate(CORNERS).T.astype(flat.dtype), flat, precision="highest")
+    return (d_kernel.reshape(3, 3, *d_corners[0].shape[2:]),)
+
+
+corner_kernels.defvjp(lambda kernel: (corner_kernels(kernel), None), _kernel_gradient)
