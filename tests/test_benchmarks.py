@@ -40,7 +40,7 @@ def test_rows_are_chosen_by_glob_or_by_a_piece_of_the_name():
     listed, extras = chosen(CPU_ROWS, [])
     assert listed == [row for row in CPU_ROWS if row.listed] and extras == list(EXTRAS)
     assert {row.name for row in chosen(CPU_ROWS, ["training-*"])[0]} >= {"training-seed-128", "training-flux1-128"}
-    assert chosen(CPU_ROWS, ["ceil", "seed-64"]) == ([Row("forward", "seed", 64, rounds=5)], ["ceilings"])
+    assert chosen(CPU_ROWS, ["ceil", "seed-64"]) == ([Row("forward", "seed", 64, rounds=5, calls=3)], ["ceilings"])
     for rows in (CPU_ROWS, GPU_ROWS):
         assert len({row.name for row in rows}) == len(rows)
 

@@ -19,7 +19,8 @@ Ceilings = dict[str, dict[str, float]]  # GFLOP/s by framework and by what is co
 LEGEND = """\
 Seconds are medians of calls in turns, each contender in its own process with all cores and, on Linux, huge pages
 (GLIBC_TUNABLES=glibc.malloc.hugetlb=1); a peer that took twice the fastest peer's time in the first round had one
-turn.  In the shorter rows an untimed call comes before each timed one.  GB is the peak of the process{resident}.
+turn.  In the shorter rows a turn is an untimed call and then one or three timed ones.  GB is the peak of the
+process{resident}.
 Compilation is apart, but for `bands`, which compiles its pieces in the one call that is timed.  GFLOP/s count the
 plain model's convolutions and attention products; in brackets the share of the faster framework's convolution
 ceiling.  ratio: the fastest peer's seconds / ours, so above 1 ours is faster."""

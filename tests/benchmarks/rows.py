@@ -32,7 +32,8 @@ class Row:
       px: side of the square image.
       batch: images.
       rounds: turns that each takes unless the command line says otherwise.
-      warm: whether everyone makes an untimed call first; long rows do without.
+      calls: timed calls in each turn, one right after the other as in a real loop; long rows make one.
+      warm: whether an untimed call comes first in each turn; long rows do without.
       peers: who may take part beside ours; see `peers_of`.
       half: bfloat16 arithmetic on a GPU, parameters float32.
       listed: whether a run without `--rows` includes it.
@@ -43,6 +44,7 @@ class Row:
     px: int
     batch: int = 1
     rounds: int = 3
+    calls: int = 1
     warm: bool = True
     peers: tuple[str, ...] = PEERS
     half: bool = False
@@ -67,14 +69,14 @@ class Row:
 
 
 CPU_ROWS = (
-    Row("forward", "seed", 64, rounds=5),
+    Row("forward", "seed", 64, rounds=5, calls=3),
     Row("forward", "seed", 128, rounds=5),
     Row("forward", "seed", 256, rounds=1, warm=False, peers=(REF, SDPA)),
-    Row("forward", "flux1", 256),
+    Row("forward", "flux1", 256, calls=3),
     Row("forward", "flux1", 512, rounds=1, warm=False),
-    Row("decode", "flux1", 256),
+    Row("decode", "flux1", 256, calls=3),
     Row("training", "seed", 128, warm=False, peers=(SDPA, COMPILE)),  # torch_ref takes 9 GB and more than a minute
-    Row("training", "flux1", 128),
+    Row("training", "flux1", 128, rounds=5, calls=3),
     Row("training", "seed", 256, rounds=1, warm=False, peers=()),
     Row("bands", "flux1", 1024, rounds=1, peers=(SDPA,), warm=False),
     Row("bands", "flux1", 2048, rounds=1, peers=(), warm=False),

@@ -77,7 +77,7 @@ class Process:
 
 @dataclass
 class Taken:
-    """Seconds of each turn of one contender, peak bytes of its process, seconds of compiling and of a first call."""
+    """Seconds of one contender's timed calls, peak bytes of its process, seconds of compiling and of a first call."""
 
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
@@ -86,7 +86,7 @@ class Taken:
 
     @property
     def median(self) -> float:
-        """Of the turns."""
+        """Of the calls."""
         return statistics.median(self.seconds)
 
 
@@ -144,10 +144,11 @@ def _turn(process: Process, row: Row, name: str, taken: Taken) -> None:
     time.sleep(PAUSE)
     if row.warm:
         process.ask(do="run")  # untimed: while others ran, the system may have taken back memory, as in no real loop
-    answer = process.ask(do="run")
-    taken.seconds.append(answer["seconds"])
-    taken.peak = answer["peak"]
-    log(f"  {name:14} {answer['seconds']:.3f} s, {answer['peak'] / 1e9:.2f} GB")
+    for _ in range(row.calls):
+        answer = process.ask(do="run")
+        taken.seconds.append(answer["seconds"])
+        taken.peak = answer["peak"]
+        log(f"  {name:14} {answer['seconds']:.3f} s, {answer['peak'] / 1e9:.2f} GB")
 
 
 def _tried(outcome: Outcome, name: str, step: Any, process: Process) -> bool:
