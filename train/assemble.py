@@ -24,8 +24,10 @@ from train.step import Parts
 def make_parts(config: TrainConfig) -> Parts:
     """The autoencoder, its optimiser and, where the recipe has one, its discriminator."""
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+    # cuDNN's kernel wants an image's positions on one device, which cut images are too large for anyway.
+    attention = "tiles" if config.rows > 1 else "auto"
     parts = Parts(
-        model=AutoEncoder(config.model, dtype=dtype, remat=config.remat),
+        model=AutoEncoder(config.model, dtype=dtype, remat=config.remat, attention=attention),
         optimizer=make_optimizer(config.optim, config.steps),
         schedule=make_schedule(config.optim, config.steps),
     )

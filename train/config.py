@@ -235,6 +235,7 @@ class TrainConfig:
       transparent_start: change the initial weights so that a small model learns faster; see `train.initial`.
       parallel: how the step is compiled for several devices; both compute the same.
       zero: keep only a share of the optimisers' states and of the moving average on each device; needs `mesh`.
+      rows: devices that share the rows of each image, where one is too large for a device; needs `mesh`.
       dtype: of the computation.  Parameters, statistics of the normalisations and the optimiser's state are float32.
       remat: what the backward pass computes again instead of keeping; see `flax_vae.AutoEncoder`.
       log_every: updates between two lines of `metrics.jsonl`.
@@ -262,6 +263,7 @@ class TrainConfig:
     transparent_start: bool = False
     parallel: Literal["pmap", "mesh"] = "pmap"
     zero: bool = False
+    rows: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "attention", "blocks"] = "none"
     log_every: int = 50
@@ -272,7 +274,7 @@ class TrainConfig:
 
     def __post_init__(self):
         at_least(0, seed=self.seed, max_skipped=self.max_skipped)
-        names = ("batch_size", "steps", "log_every", "eval_every", "save_every", "keep")
+        names = ("batch_size", "steps", "rows", "log_every", "eval_every", "save_every", "keep")
         at_least(1, **{name: getattr(self, name) for name in names})
         one_of(("pmap", "mesh"), parallel=self.parallel)
         one_of(("float32", "bfloat16"), dtype=self.dtype)
@@ -285,6 +287,11 @@ class TrainConfig:
         if self.data.crop_size % self.model.factor:
             raise ValueError(
                 f"crop_size={self.data.crop_size} is no multiple of {self.model.factor}, the factor of the model"
+            )
+        if self.data.crop_size // self.model.factor % self.rows:
+            raise ValueError(
+                f"crop_size={self.data.crop_size} makes latents of {self.data.crop_size // self.model.factor} rows, "
+                f"which rows={self.rows} devices cannot share evenly; use a multiple of {self.model.factor * self.rows}"
             )
         if self.model.in_channels != 3 or self.model.out_ch != 3:
             raise ValueError(
@@ -299,6 +306,10 @@ class TrainConfig:
     def _check_together(self) -> None:
         if self.zero and self.parallel != "mesh":
             raise ValueError(f"zero=True shares states out over a mesh; parallel={self.parallel!r} must then be 'mesh'")
+        if self.rows > 1 and self.parallel != "mesh":
+            raise ValueError(
+                f"rows={self.rows} cuts images over a mesh; parallel={self.parallel!r} must then be 'mesh'"
+            )
         if self.graft and self.start_from is None:
             raise ValueError("graft=True adds to published weights; name them with start_from")
         if self.transparent_start and self.start_from is not None:

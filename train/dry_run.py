@@ -29,7 +29,7 @@ def describe(config: TrainConfig, workdir: Path) -> str:
       TrainError: as `train.loop.train`, for the directory, the images, the batch size, and the weights.
     """
     notes = RunDirectory(workdir).check(config)
-    parallel = make_parallel(config.parallel, zero=config.zero)
+    parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     photographs = Photographs(config.data)
     constants = make_constants(config)
@@ -74,7 +74,8 @@ def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, p
         rows["LPIPS"] = _bytes(constants)
     rows["images"] = 4 * 3 * config.data.crop_size**2 * config.batch_size // len(parallel.devices)
     count, platform = len(parallel.devices), parallel.devices[0].platform
-    yield f"memory in MiB on each of {count} {platform} device{'s' if count > 1 else ''}, without activations:"
+    shared = f", {config.rows} to an image" if config.rows > 1 else ""
+    yield f"memory in MiB on each of {count} {platform} device{'s' if count > 1 else ''}{shared}, without activations:"
     for name, size in rows.items():
         yield f"  {name:<15} {size / _MIB:>15,.1f}"
     yield f"  {'together':<15} {sum(rows.values()) / _MIB:>15,.1f}"

@@ -20,8 +20,9 @@ class Flags:
     What is set more than once: the preset's recipe is below a run begun before, that below --config, that below the
     other flags, those below --set.
 
-    Another command:
-      flax-vae-train eval RUN_OR_MODEL --data DATA    measures a finished model; see flax-vae-train eval --help
+    Other commands, each with a --help of its own:
+      flax-vae-train eval RUN_OR_MODEL --data DATA    measures a finished model
+      flax-vae-train plan --topology v5e:4x4          says what a run would take on TPUs that are elsewhere
     """
 
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: tiny)")] = None
@@ -55,6 +56,8 @@ class Flags:
     """How the step is compiled for all devices."""
     zero: FlagCreatePairsOff[bool] = False
     """Share out the optimisers' states and the average over the devices; needs --parallel mesh."""
+    rows: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
+    """Devices that share the rows of each image, where one is too large for a device; needs --parallel mesh."""
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
         arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32)"),
@@ -106,8 +109,8 @@ class Flags:
 # The part of the configuration in which each flag that changes it belongs.
 OWNERS: dict[str, tuple[str, ...]] = {
     "": (
-        *("steps", "seed", "start_from", "graft", "train", "parallel", "zero", "dtype", "remat", "batch_size"),
-        *("log_every", "eval_every", "save_every"),
+        *("steps", "seed", "start_from", "graft", "train", "parallel", "zero", "rows", "dtype", "remat"),
+        *("batch_size", "log_every", "eval_every", "save_every"),
     ),
     "data": ("held_out", "crop_size"),
     "optim": ("learning_rate", "warmup_steps", "accumulate", "ema_decay"),

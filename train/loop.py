@@ -76,7 +76,7 @@ def train(config: TrainConfig, workdir: Path, *, tensorboard: bool = False) -> O
 def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: list[str], tensorboard: bool) -> Outcome:
     # The cast.
     first = jax.process_index() == 0
-    parallel = make_parallel(config.parallel, zero=config.zero)
+    parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     photographs = Photographs(config.data)
     parts, constants = make_parts(config), make_constants(config)
@@ -190,6 +190,7 @@ def _greet(
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     count, platform = len(parallel.devices), parallel.devices[0].platform
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    processes += f", {config.rows} to an image" if config.rows > 1 else ""
     reporter.line(
         f"{run.path}: {weights:,} parameters; {len(photographs.names)} photographs and {photographs.held_out_name} "
         f"held out; {count} {platform} device{'s' if count > 1 else ''}{processes} ({config.parallel})"

@@ -38,8 +38,9 @@ def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
     assert resolve(flags(), tmp_path) == recipe("tiny")
     changed = resolve(
         flags(
-            *("--preset", "flux1", "--steps", 7, "--seed", 3, "--parallel", "mesh", "--zero", "--data", "pictures"),
-            *("--held-out", "x.png", "--crop-size", 16, "--batch-size", 4, "--learning-rate", 0.5, "--warmup-steps", 2),
+            *("--preset", "flux1", "--steps", 7, "--seed", 3, "--parallel", "mesh", "--zero", "--rows", 2),
+            *("--data", "pictures", "--held-out", "x.png", "--crop-size", 16, "--batch-size", 4),
+            *("--learning-rate", 0.5, "--warmup-steps", 2),
             *("--dtype", "bfloat16", "--remat", "attention", "--accumulate", 2, "--ema-decay", 0.75),
             *("--start-from", "weights", "--graft", "--train", "decoder"),
             *("--kl-weight", 0.25, "--log-every", 1, "--eval-every", 2, "--save-every", 3),
@@ -56,6 +57,7 @@ def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
         train="decoder",
         parallel="mesh",
         zero=True,
+        rows=2,
         dtype="bfloat16",
         remat="attention",
         batch_size=4,
