@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from flax_vae.at_scale.sizes import to_float
+from flax_vae.images import StorageError, printable
 from train.config import DataConfig
 from train.crops import WORDS, below, cut, fit, fitted_size
 from train.errors import DataError
-from train.images import StorageError, printable
 from train.sources import Source, open_source
 
 SHIPPED_HELD_OUT = "chelsea.jpg"
@@ -211,16 +212,6 @@ def held_out_image(config: DataConfig) -> Source:
     """
     source = open_source(config.folder)
     return OneImage(source, _choose_held_out(config, source))
-
-
-def to_float(images: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """8-bit images as float32 in [-1, 1]."""
-    return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
-
-
-def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Images in [-1, 1], clipped and rounded to 8 bits: the inverse of `to_float`."""
-    return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def _each(

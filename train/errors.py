@@ -1,12 +1,11 @@
 """What the person who started a run can put right."""
 
+from flax_vae.errors import DataError, UserError
 
-class TrainError(Exception):
-    """One sentence that names the value, the expectation and the remedy; the command prints it without a traceback."""
+__all__ = ["DataError", "NotFiniteError", "RunError", "TrainError"]
 
-
-class DataError(TrainError):
-    """A photograph, or a folder of them, cannot be trained on."""
+# One base for all of them, also for the images that `flax_vae` refuses: whoever catches it has what can be put right.
+TrainError = UserError
 
 
 class RunError(TrainError):

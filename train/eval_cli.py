@@ -13,7 +13,8 @@ from train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
     from flax_vae import AutoEncoder
-    from train.evaluation import Comparison, Evaluation, Perceptual
+    from flax_vae.metrics import Comparison
+    from train.evaluation import Evaluation, Perceptual
     from train.fid import FrechetMeter
     from train.sources import Source
 
@@ -158,15 +159,13 @@ def _load(where: Path, preset: str | None) -> "tuple[AutoEncoder, Any]":
     import jax.numpy as jnp
 
     from flax_vae import from_pretrained
+    from flax_vae.reconstruct import check_rgb
 
     try:
         model, params = from_pretrained(where, preset, param_dtype=jnp.float32)
     except ValueError as error:
         raise RunError(str(error)) from error
-    if (model.params.in_channels, model.params.out_ch) != (3, 3):
-        raise TrainError(
-            f"{where} takes {model.params.in_channels} and gives {model.params.out_ch} channels; images are read as RGB"
-        )
+    check_rgb(model.params, str(where))
     return model, params
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from convert.architecture import AutoEncoderParams
 from convert.files import new_file
-from train.evaluation import ImageScores, Report
+from flax_vae.metrics import ImageScores
+from train.evaluation import Report
 from train.fid import FrechetMeter
 from train.statistics import LatentStatistics
 

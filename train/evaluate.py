@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from flax_vae import AutoEncoder
+from flax_vae.at_scale.sizes import pad_to_factor, to_float, to_uint8
+from flax_vae.metrics import psnr, ssim
 from train.config import TrainConfig
-from train.data import to_float, to_uint8
 from train.lpips import lpips
-from train.metrics import psnr, ssim
 from train.parallel import Parallel
 from train.times import fixed_time
 
@@ -83,7 +83,7 @@ class Evaluator:
 def to_tiles(image: UInt8[np.ndarray, "h w c"], tile: int) -> UInt8[np.ndarray, "n t t c"]:
     """Cuts an image into square tiles, row by row; its border is repeated up to whole tiles."""
     height, width, channels = image.shape
-    image = np.pad(image, ((0, -height % tile), (0, -width % tile), (0, 0)), mode="edge")
+    image = pad_to_factor(image, tile)
     rows, columns = image.shape[0] // tile, image.shape[1] // tile
     tiles = image.reshape(rows, tile, columns, tile, channels).swapaxes(1, 2)
     return tiles.reshape(rows * columns, tile, tile, channels)

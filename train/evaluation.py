@@ -6,51 +6,21 @@ The look that training takes at held-out images is `train.evaluate`; this is the
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from flax_vae import AutoEncoder, decode_in_bands
-from train.data import to_float, to_uint8
+from flax_vae import AutoEncoder
+from flax_vae.at_scale.sizes import to_float, to_uint8
+from flax_vae.metrics import Comparison, ImageScores, compare
+from flax_vae.reconstruct import reconstruct
 from train.errors import DataError
 from train.fid import FrechetMeter
-from train.metrics import SSIM_WINDOW, psnr, ssim
 from train.sources import Source
 from train.statistics import LatentMoments, LatentStatistics
-from train.times import as_input
 
 _HELD_BYTES = 1 << 30  # images that wait for others of their size
-
-
-class ImageScores(NamedTuple):
-    """How close one reconstruction is.
-
-    Attributes:
-      name: of the image.
-      height: in pixels.
-      width: in pixels.
-      psnr: decibels; infinite for an image that came back without a change.
-      ssim: None for an image smaller than its window.
-      lpips: None where it was not asked for, or the image is too small for the network.
-    """
-
-    name: str
-    height: int
-    width: int
-    psnr: float
-    ssim: float | None
-    lpips: float | None
-
-
-class Comparison(NamedTuple):
-    """An image, what the model made of it, and its scores."""
-
-    original: UInt8[np.ndarray, "h w 3"]
-    reconstruction: UInt8[np.ndarray, "h w 3"]
-    scores: ImageScores
 
 
 @dataclass(frozen=True)
@@ -126,6 +96,7 @@ class Evaluation:
         """
         if not min(count, len(source)):
             raise DataError(f"{source.where} holds no image; an evaluation needs at least one")
+        time = None if self.model.params.time_emb_dim is None else self.time
         compiled: dict[tuple[int, ...], set[int]] = {}
         scores: dict[int, ImageScores] = {}
         latents = LatentMoments(self.model.params.z_channels)
@@ -135,32 +106,19 @@ class Evaluation:
             size = min((size for size in sizes if size >= len(originals)), default=len(originals))
             sizes.add(size)
             filled = np.pad(originals, ((0, size - len(originals)), (0, 0), (0, 0), (0, 0)), mode="edge")
-            images, mean, logvar = (part[: len(originals)] for part in self._reconstruct(filled))
+            made = reconstruct(self.model, self.params, filled, time, in_bands=self.in_bands)
+            images, mean, logvar = (part[: len(originals)] for part in made)
             latents.add(mean, logvar)
             reconstructions = to_uint8(images)
             if self.frechet is not None:
                 self.frechet.add(originals, reconstructions)
             distances = self._distances(originals, reconstructions)
             for index, original, other, distance in zip(indices, originals, reconstructions, distances, strict=True):
-                scores[index] = _score(source.name(index), original, other, distance)
-                look(Comparison(original, other, scores[index]))
+                comparison = compare(source.name(index), original, other, distance)
+                scores[index] = comparison.scores
+                look(comparison)
         rfid = None if self.frechet is None else self.frechet.distance()
         return Report([scores[index] for index in sorted(scores)], latents.result(), rfid)
-
-    def _reconstruct(self, images: UInt8[np.ndarray, "b h w 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The reconstructions in [-1, 1], and mean and logvar of the posteriors."""
-        height, width = images.shape[1:3]
-        factor = self.model.params.factor
-        padded = np.pad(images, ((0, 0), (0, -height % factor), (0, -width % factor), (0, 0)), mode="edge")
-        time = None
-        if self.model.params.time_emb_dim is not None:
-            time = as_input(jnp.full((len(images),), self.time, jnp.float32), self.model.params)
-        z, mean, logvar = _encode(self.model, self.params, to_float(padded), time)
-        if self.in_bands:
-            decoded = decode_in_bands(self.model, self.params, z, time)
-        else:
-            decoded = jax.device_get(_decode(self.model, self.params, z, time))
-        return decoded[:, :height, :width].astype(np.float32), *jax.device_get((mean, logvar))
 
     def _distances(
         self, originals: UInt8[np.ndarray, "b h w 3"], reconstructions: UInt8[np.ndarray, "b h w 3"]
@@ -170,18 +128,6 @@ class Evaluation:
         # Of what a viewer sees, as PSNR and SSIM; so it is also the number that others would measure from PNG files.
         distances = self.perceptual.distance(to_float(reconstructions), to_float(originals))
         return np.asarray(distances, np.float64).tolist()
-
-
-@jax.jit(static_argnums=0)
-def _encode(model: AutoEncoder, params: Any, images: Array, time: Array | None) -> tuple[Array, Array, Array]:
-    posterior = cast(Any, model.apply({"params": params}, images, time, method="posterior"))
-    z = cast(Array, model.apply({"params": params}, posterior.mode(), method="scale"))
-    return z, posterior.mean, posterior.logvar
-
-
-@jax.jit(static_argnums=0)
-def _decode(model: AutoEncoder, params: Any, z: Array, time: Array | None) -> Array:
-    return cast(Array, model.apply({"params": params}, z, time, method="decode"))
 
 
 def _by_size(source: Source, count: int, batch_size: int) -> Iterator[tuple[list[int], UInt8[np.ndarray, "b h w 3"]]]:
@@ -203,9 +149,3 @@ def _by_size(source: Source, count: int, batch_size: int) -> Iterator[tuple[list
         yield indices, np.stack([images.pop(index) for index in indices])
     for indices in waiting.values():
         yield indices, np.stack([images.pop(index) for index in indices])
-
-
-def _score(name: str, original: np.ndarray, reconstruction: np.ndarray, distance: float | None) -> ImageScores:
-    height, width = original.shape[:2]
-    structure = ssim(reconstruction, original) if min(height, width) >= SSIM_WINDOW else None
-    return ImageScores(name, height, width, psnr(reconstruction, original), structure, distance)

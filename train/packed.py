@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from flax_vae.images import StorageError, image_size, printable, read_image
 from train.errors import DataError
-from train.images import StorageError, image_size, printable, read_image
 
 
 class ArraySource:

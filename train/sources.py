@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from flax_vae.images import image_size, list_images, printable, read_image
 from train.errors import DataError
-from train.images import image_size, list_images, printable, read_image
 
 
 class Source(Protocol):

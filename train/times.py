@@ -1,11 +1,10 @@
 """Times for models that are conditioned on one: sampled in training, fixed in evaluation."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from convert.architecture import AutoEncoderParams
-from flax_vae.embedding import sinusoidal_embedding
+from flax_vae.times import as_input, same_time
 from train.config import TimeConfig
 
 _NO_EXAMPLE = 2**32 - 1  # apart from the noise of every example
@@ -37,12 +36,4 @@ def sample_times(
 
 def fixed_time(count: int, params: AutoEncoderParams, config: TimeConfig) -> Float[Array, "b ..."] | None:
     """The time of evaluation, `count` times; None for a model without time."""
-    if params.time_emb_dim is None:
-        return None
-    return as_input(jnp.full((count,), config.evaluate_at, jnp.float32), params)
-
-
-def as_input(time: Float[Array, " b"], params: AutoEncoderParams) -> Float[Array, "b ..."]:
-    """One number per image as the model takes it: itself, or its sines and cosines where that is a vector."""
-    assert params.time_emb_dim is not None
-    return time if params.time_embedding == "sinusoidal" else sinusoidal_embedding(time, params.time_emb_dim)
+    return same_time(count, None if params.time_emb_dim is None else config.evaluate_at, params)

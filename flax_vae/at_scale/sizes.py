@@ -12,9 +12,9 @@ def padded_size(height: int, width: int, factor: int) -> tuple[int, int]:
 def pad_to_factor(images: Shaped[np.ndarray, "... h w c"], factor: int) -> Shaped[np.ndarray, "... H W c"]:
     """Pads below and on the right, up to multiples of the factor, by repeating the last row and column.
 
-    Repeating suits an image of any size.  A reflection would need as many pixels as it adds, which an image smaller than
-    the factor does not have, and a border of one value would be an edge that the image does not have.  The top left
-    corner stays where it is: `[..., :h, :w, :]` of what comes back is the image again.
+    Repeating suits an image of any size.  A reflection needs as many pixels as it adds, which an image smaller than the
+    factor does not have, and a border of one value would be an edge that is not in the image.  The top left corner
+    stays where it is: `[..., :h, :w, :]` of what comes back is the image again.
 
     Args:
       images: in any dtype and range.

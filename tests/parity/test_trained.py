@@ -10,9 +10,10 @@ import torch
 
 import flax_vae
 import torch_ref
+from flax_vae.at_scale.sizes import to_float
 from tests.parity._agree import nchw, nhwc
 from train.config import DataConfig
-from train.data import Photographs, to_float
+from train.data import Photographs
 from train.evaluate import TILE, to_tiles
 from train.loop import train
 from train.recipes import recipe

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from flax_vae.images import StorageError
 from train.config import DataConfig
 from train.data import Photographs
 from train.errors import DataError
-from train.images import StorageError
 from train.prefetch import Batches
 
 SEED, BATCH = 3, 4

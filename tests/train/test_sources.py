@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flax_vae.images import StorageError
 from train.config import DataConfig
 from train.data import Photographs
 from train.errors import DataError
-from train.images import StorageError
 from train.packed import ArraySource
 from train.sources import open_source
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.errors import DataError
-from train.images import StorageError, image_size, list_images, printable, read_image
+from flax_vae.errors import DataError
+from flax_vae.images import StorageError, image_size, list_images, printable, read_image
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
-from train.errors import DataError
+from flax_vae.errors import DataError, MissingError
+
+try:
+    from PIL import Image, ImageOps
+except ImportError as error:
+    raise MissingError(f"image files are read by Pillow ({error}): pip install 'flax-vae[images]'") from error
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})

@@ -1,6 +1,7 @@
-"""How close a reconstruction is: PSNR and SSIM of 8-bit images."""
+"""How close a reconstruction is: PSNR and SSIM of 8-bit images, and the record that holds them."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -9,6 +10,63 @@ _PEAK = 255.0
 SSIM_WINDOW = 11  # pixels on each side; smaller images have no SSIM
 _RADIUS = SSIM_WINDOW // 2
 _SIGMA = 1.5  # Wang et al.: the window is Gaussian with this standard deviation, in pixels
+
+
+class ImageScores(NamedTuple):
+    """How close one reconstruction is.
+
+    Attributes:
+      name: of the image.
+      height: in pixels.
+      width: in pixels.
+      psnr: decibels; infinite for an image that came back without a change.
+      ssim: None for an image smaller than its window.
+      lpips: None where it was not asked for, or the image is too small for the network.
+    """
+
+    name: str
+    height: int
+    width: int
+    psnr: float
+    ssim: float | None
+    lpips: float | None
+
+    def in_words(self) -> list[str]:
+        """The scores that there are, each with its name."""
+        words = [f"PSNR {self.psnr:.2f} dB"]
+        words += [f"SSIM {self.ssim:.3f}"] if self.ssim is not None else []
+        return words + ([f"LPIPS {self.lpips:.4f}"] if self.lpips is not None else [])
+
+
+class Comparison(NamedTuple):
+    """An image, what the model made of it, and its scores."""
+
+    original: UInt8[np.ndarray, "h w 3"]
+    reconstruction: UInt8[np.ndarray, "h w 3"]
+    scores: ImageScores
+
+
+def compare(
+    name: str,
+    original: UInt8[np.ndarray, "h w 3"],
+    reconstruction: UInt8[np.ndarray, "h w 3"],
+    lpips: float | None = None,
+) -> Comparison:
+    """Measures PSNR and, where the image holds its window, SSIM.
+
+    Args:
+      name: of the image.
+      original: 8-bit RGB.
+      reconstruction: of the same size.
+      lpips: goes with the other scores, where it is known.
+    """
+    height, width = original.shape[:2]
+    structure = ssim(reconstruction, original) if min(height, width) >= SSIM_WINDOW else None
+    return Comparison(
+        original,
+        reconstruction,
+        ImageScores(name, height, width, psnr(reconstruction, original), structure, lpips),
+    )
 
 
 def psnr(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"]) -> float:

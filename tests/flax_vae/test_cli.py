@@ -1,0 +1,85 @@
+"""The door: which command is meant, and how each way to end becomes an exit status and one line."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from convert.errors import ConversionError, FileError
+from flax_vae import cli
+from flax_vae.errors import DataError, UserError
+
+ENCODE = "flax_vae.at_scale.encode_cli"
+
+
+def command(monkeypatch, main):
+    monkeypatch.setitem(sys.modules, ENCODE, SimpleNamespace(main=main))
+
+
+def test_a_command_receives_the_words_behind_its_name(monkeypatch):
+    seen = []
+    command(monkeypatch, lambda args: seen.append(args) or 7)
+    assert cli.main(["encode", "photos", "--help"]) == 7
+    monkeypatch.setattr(sys, "argv", ["flax-vae", "encode", "here"])
+    assert cli.main() == 7
+    assert seen == [["photos", "--help"], ["here"]]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("one\nsentence"),
+        DataError("one sentence"),
+        ConversionError("one  sentence"),
+        FileError("one sentence"),
+        PermissionError("one sentence"),
+    ],
+)
+def test_what_the_caller_can_put_right_is_one_line(error, monkeypatch, capsys):
+    def fail(args):
+        raise error
+
+    command(monkeypatch, fail)
+    assert cli.main(["encode"]) == 1
+    assert capsys.readouterr() == ("", "flax-vae encode: one sentence\n")
+
+
+def test_a_mistake_of_ours_is_not_hidden(monkeypatch):
+    command(monkeypatch, lambda args: {}["nothing"])
+    with pytest.raises(KeyError):
+        cli.main(["encode"])
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    command(monkeypatch, stop)
+    assert cli.main(["encode"]) == 130
+    assert capsys.readouterr().err == "flax-vae encode: interrupted\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = (
+        "import sys, types\n"
+        "from flax_vae import cli\n"
+        f"sys.modules[{ENCODE!r}] = types.SimpleNamespace(main=lambda args: print('x' * 1_000_000) or 0)\n"
+        "sys.exit(cli.main(['encode']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(1) == b"x"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 1
+
+
+def test_without_a_command_it_says_which_there_are(capsys):
+    assert cli.main([]) == 2
+    assert cli.main(["--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == cli.USAGE
+    assert all(f"\n  {name} " in cli.USAGE for name in ("encode", "decode", "reconstruct"))
+    assert cli.main(["enocde"]) == 2
+    assert capsys.readouterr().err == "flax-vae: 'enocde' is no command; there are encode, decode, reconstruct\n"
