@@ -1,0 +1,141 @@
+"""Batches of latents to image files: read, decoded and written at the same time."""
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+from convert.errors import FileError
+from convert.files import new_file
+from convert.latent_index import Encoding
+from convert.latents import LatentDataset
+from flax_vae.at_scale.ahead import ahead, available_cpus
+from flax_vae.at_scale.buckets import Batch, Picture
+from flax_vae.at_scale.devices import DataParallel
+from flax_vae.at_scale.progress import Progress
+from flax_vae.at_scale.sizes import to_uint8
+from flax_vae.autoencoder import AutoEncoder
+from flax_vae.banded import decode_in_bands
+from flax_vae.images import printable
+from flax_vae.sharded import ENCODES
+from flax_vae.times import same_time
+
+_READ_AHEAD = 2  # batches that are read, or wait
+_IN_FLIGHT = 2  # batches on the devices, or on their way to the disk
+
+
+class Decoder:
+    """A model as the decoder of a data set."""
+
+    def __init__(self, model: AutoEncoder, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
+        """Places the weights that decode.
+
+        Args:
+          model: the autoencoder.
+          params: its parameters; those of the encoder may be missing.
+          encoding: how the latents were made.
+          devices: `jax.Device`s of this process.
+
+        Raises:
+          UserError: if the model takes a time and none was encoded with, or the other way round.
+        """
+        same_time(1, encoding.time, model.params)  # for its refusal
+        self._model, self._encoding = model, encoding
+        self._params = {name: value for name, value in params.items() if name not in ENCODES}
+        self._decode = DataParallel(self._images, self._params, devices)
+        self._scale = jax.jit(lambda params, z: self._scaled(params, z))
+
+    def __call__(self, full: int, z: Float[np.ndarray, "b h w c"]) -> Array:
+        """Starts to decode a batch of stored latents."""
+        return self._decode(full, z)
+
+    def in_bands(self, z: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b h*f w*f 3"]:
+        """The same, one after the other and each band by band."""
+        time = same_time(len(z), self._encoding.time, self._model.params)
+        return decode_in_bands(self._model, self._params, self._scale(self._params, z), time)
+
+    def _images(self, params: Any, z: Array) -> Array:
+        time = same_time(z.shape[0], self._encoding.time, self._model.params)
+        z = self._scaled(params, z)
+        return self._model.apply({"params": params}, z, time, method="decode")  # pyright: ignore[reportReturnType]
+
+    def _scaled(self, params: Any, z: Array) -> Array:
+        if self._encoding.scaled:
+            return z
+        return self._model.apply({"params": params}, z, method="scale")  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class DecodeRun:
+    """Batches that are read, decoded and written at the same time.
+
+    Attributes:
+      latents: the data set, in the dtype that it holds.
+      decoder: the model.
+      max_pixels: larger images are decoded band by band.
+      destination: folder for the images.
+      targets: path in it of each, by position in the data set.
+      missing: positions of those that are to be written.
+    """
+
+    latents: LatentDataset
+    decoder: Decoder
+    max_pixels: int
+    destination: Path
+    targets: dict[int, PurePosixPath]
+    missing: set[int]
+
+    def __call__(self, batches: Sequence[Batch], progress: Progress) -> None:
+        """Decodes batches, one after the other.
+
+        Raises:
+          FileError: if a shard is damaged, or an entry of it impossible.
+        """
+        threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="files")
+        collector = ThreadPoolExecutor(1, thread_name_prefix="collect")
+        returning: deque[Future[None]] = deque()
+        try:
+            for batch, coming in ahead(batches, lambda batch: threads.submit(self._read, batch), _READ_AHEAD):
+                z = coming.result()
+                large = batch.height * batch.width > self.max_pixels
+                images = self.decoder.in_bands(z) if large else self.decoder(batch.full, z)
+                returning.append(collector.submit(self._collect, batch, images, threads, progress))
+                while len(returning) >= _IN_FLIGHT:
+                    returning.popleft().result()
+            for future in returning:
+                future.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+            collector.shutdown(cancel_futures=True)
+
+    def _read(self, batch: Batch) -> Float[np.ndarray, "b h w c"]:
+        encoding = self.latents.index.encoding
+        stored = [self.latents[picture.number][encoding.parts[0]] for picture in batch.pictures]
+        expected = (batch.height // encoding.factor, batch.width // encoding.factor, encoding.channels)
+        if any(latent.shape != expected for latent in stored):
+            raise FileError(
+                f"the latents of {printable(batch.pictures[0].name)} and others have not the size of their images"
+            )
+        return np.stack(stored).astype(np.float32)
+
+    def _collect(self, batch: Batch, images: Any, threads: ThreadPoolExecutor, progress: Progress) -> None:
+        pixels = to_uint8(np.asarray(images, np.float32))
+        jobs = [
+            threads.submit(self._write, picture, pixels[row, : picture.height, : picture.width])
+            for row, picture in enumerate(batch.pictures)
+            if picture.number in self.missing
+        ]
+        for job in jobs:
+            job.result()
+        progress.add(len(jobs))
+
+    def _write(self, picture: Picture, pixels: np.ndarray) -> None:
+        with new_file(self.destination / self.targets[picture.number], force=True) as file:
+            Image.fromarray(pixels).save(file, format="PNG")

@@ -1,0 +1,27 @@
+"""The model of a command that works through many images."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from flax_vae.autoencoder import AutoEncoder
+from flax_vae.errors import UserError
+from flax_vae.loading import from_pretrained
+
+
+def load_model(path: str, preset: str | None, dtype: str) -> tuple[AutoEncoder, dict[str, Any]]:
+    """Returns the model and its parameters in float32, whatever the file holds.
+
+    Args:
+      path: see `flax_vae.from_pretrained`.
+      preset: the same.
+      dtype: of the computation.
+
+    Raises:
+      UserError: if the weights are not those of an autoencoder, or there is no such preset.
+      FileNotFoundError: if there is no such file.
+    """
+    try:
+        return from_pretrained(path, preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32)
+    except ValueError as error:
+        raise UserError(str(error)) from error

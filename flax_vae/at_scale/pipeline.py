@@ -1,0 +1,201 @@
+"""Images to shards of latents: files are read, batches computed and shards written at the same time."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from convert.latent_index import Encoding
+from convert.latent_shards import Entry, ShardContent
+from convert.latent_statistics import LatentMoments
+from flax_vae.at_scale.ahead import ahead, available_cpus
+from flax_vae.at_scale.buckets import Batch, Picture, Shard
+from flax_vae.at_scale.encoder import LatentEncoder
+from flax_vae.at_scale.progress import Progress
+from flax_vae.at_scale.scan import read
+from flax_vae.at_scale.sizes import pad_to_factor, to_float
+from flax_vae.errors import DataError, UserError
+from flax_vae.images import StorageError, printable
+
+_READ_AHEAD = 3  # batches that are being decoded, or wait
+_IN_FLIGHT = 2  # batches on the devices, or on their way back
+
+
+class Skips:
+    """Images that were passed over so far, in this and in earlier starts.
+
+    Attributes:
+      most: that may be.
+      count: so far.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.count = most, 0
+
+    def add(self, reason: str) -> None:
+        """One more.
+
+        Raises:
+          DataError: if that is one too many.
+        """
+        self.count += 1
+        if self.count > self.most:
+            raise DataError(f"{reason}; with --skip-bad {self.count} or more the others would be encoded without it")
+
+
+class Clock:
+    """When the devices had a batch to compute.
+
+    Attributes:
+      busy: seconds so far.
+    """
+
+    def __init__(self):
+        self.busy, self._until = 0.0, 0.0
+
+    def ran(self, begun: float, ended: float) -> None:
+        """A batch was there in this time; batches end in the order in which they began."""
+        self.busy += max(ended - max(begun, self._until), 0.0)
+        self._until = ended
+
+
+class _Job(NamedTuple):
+    """A batch, the shard that it belongs to, and whether it is the last of it."""
+
+    shard: int
+    content: ShardContent
+    batch: Batch
+    last: bool
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Computes shards.
+
+    Attributes:
+      source: folder of the images.
+      encoding: what is stored.
+      max_pixels: larger images are computed alone, on several devices.
+      encoder: the model.
+      write: called with number and content of each shard, in order, in a thread of its own.
+      skips: counts the images that cannot be read.
+    """
+
+    source: Path
+    encoding: Encoding
+    max_pixels: int
+    encoder: LatentEncoder
+    write: Callable[[int, ShardContent], None]
+    skips: Skips
+
+    def __call__(self, shards: Sequence[Shard], progress: Progress) -> Clock:
+        """Computes and writes shards, one after the other.
+
+        Returns:
+          How long the devices had something to do.
+
+        Raises:
+          DataError: if more images than may be passed over cannot be read.
+          UserError: if a latent is not finite.
+        """
+        clock = Clock()
+        readers = ThreadPoolExecutor(available_cpus(), thread_name_prefix="read")
+        collector = ThreadPoolExecutor(1, thread_name_prefix="collect")
+        returning: deque[Future[None]] = deque()
+
+        def begin(job: _Job) -> list[Future[Float[np.ndarray, "f h w 3"]]]:
+            return [readers.submit(self._read, job.batch, picture) for picture in job.batch.pictures]
+
+        try:
+            for job, coming in ahead(self._jobs(shards), begin, _READ_AHEAD):
+                good = self._gather(job, coming)
+                begun = time.monotonic()
+                computed = self._compute(job.batch, good) if good else []
+                returning.append(collector.submit(self._collect, job, computed, begun, clock, progress))
+                while len(returning) >= _IN_FLIGHT:
+                    returning.popleft().result()
+            for future in returning:
+                future.result()
+        finally:
+            readers.shutdown(cancel_futures=True)
+            collector.shutdown(cancel_futures=True)
+        return clock
+
+    def _jobs(self, shards: Sequence[Shard]) -> Iterator[_Job]:
+        for shard in shards:
+            content = ShardContent(LatentMoments.nothing(self.encoding.channels))
+            for batch in shard.batches:
+                yield _Job(shard.number, content, batch, batch is shard.batches[-1])
+
+    def _read(self, batch: Batch, picture: Picture) -> Float[np.ndarray, "f h w 3"]:
+        """The image as the model takes it, and its mirror image where that is wanted."""
+        pixels = read(self.source, picture)
+        # Mirrored before it is padded: what is added is below and on the right of both.
+        views = [pixels, pixels[:, ::-1]] if self.encoding.flip else [pixels]
+        return to_float(np.stack([pad_to_factor(view, self.encoding.multiple) for view in views]))
+
+    def _gather(
+        self, job: _Job, coming: list[Future[Float[np.ndarray, "f h w 3"]]]
+    ) -> list[tuple[Picture, Float[np.ndarray, "f h w 3"]]]:
+        """The images of a batch that can be read."""
+        good = []
+        for picture, future in zip(job.batch.pictures, coming, strict=True):
+            try:
+                good.append((picture, future.result()))
+            except StorageError:  # nothing is known of it: passing over it would leave a hole
+                raise
+            except DataError as error:
+                self.skips.add(str(error))
+                job.content.skipped.append((picture.name, str(error)))
+        return good
+
+    def _compute(
+        self, batch: Batch, good: list[tuple[Picture, Float[np.ndarray, "f h w 3"]]]
+    ) -> list[tuple[list[Entry], dict[str, Array]]]:
+        """Starts the computation of the images, and of their mirror images."""
+        alone = batch.height * batch.width > self.max_pixels and len(self.encoder.devices) > 1
+        computed = []
+        for flipped in (False, True)[: 1 + self.encoding.flip]:
+            entries = [Entry(p.number, p.name, p.height, p.width, flipped) for p, _ in good]
+            images = np.stack([views[int(flipped)] for _, views in good])
+            numbers = np.array([2 * entry.number + flipped for entry in entries], np.uint32)
+            latents = self.encoder.alone(images, numbers) if alone else self.encoder(batch.full, images, numbers)
+            computed.append((entries, latents))
+        return computed
+
+    def _collect(
+        self,
+        job: _Job,
+        computed: list[tuple[list[Entry], dict[str, Array]]],
+        begun: float,
+        clock: Clock,
+        progress: Progress,
+    ) -> None:
+        """Waits for the devices, keeps what they give, and writes the shard when it is whole."""
+        jax.block_until_ready([latents for _, latents in computed])
+        clock.ran(begun, time.monotonic())
+        for entries, latents in computed:
+            stored = {part: np.asarray(latents[part])[: len(entries)] for part in self.encoding.parts}
+            with np.errstate(over="ignore"):  # seen below
+                stored = {part: values.astype(self.encoding.dtype) for part, values in stored.items()}
+            self._check(entries, stored)
+            job.content.add(entries, stored)
+        if job.last:
+            self.write(job.shard, job.content)
+        progress.add(len(job.batch.pictures))
+
+    def _check(self, entries: list[Entry], stored: dict[str, np.ndarray]) -> None:
+        for values in stored.values():
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))
+            if len(bad):
+                raise UserError(
+                    f"the latent of {printable(entries[bad[0]].name)} is not finite in {self.encoding.dtype}; look at "
+                    "the weights, or compute and store in float32"
+                )

@@ -1,0 +1,141 @@
+"""What `flax-vae encode` costs beyond the model's own time, and that being killed leaves no trace in what it writes.
+
+`python -m tests.benchmarks.encode [COUNT]` cuts the shipped photographs into images of eight sizes, JPEG and PNG, and
+encodes them with `tiny` of random weights: once by the model alone, on arrays in memory, in the same batches, compiling
+included; once by the command, from its start to its end; and once by the command killed with SIGKILL five times and
+started again.  It prints the seconds, and whether the two data sets are the same to the last byte.
+"""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.benchmarks.machine import describe
+from train.sources import shipped_photographs
+
+SIZES = [(160, 128), (128, 160), (128, 128), (120, 90), (96, 144), (96, 96), (64, 80), (50, 48)]
+KILLS, SHARD, BATCH = 5, 32, 16
+
+
+def write_images(folder: Path, count: int) -> None:
+    """Crops of photographs, each made smaller by a random factor first."""
+    rng = np.random.default_rng(0)
+    photographs = [Image.open(path).convert("RGB") for path in sorted(shipped_photographs().glob("*.jpg"))]
+    for number in range(count):
+        height, width = SIZES[number % len(SIZES)]
+        photograph = photographs[rng.integers(len(photographs))]
+        factor = rng.uniform(1, min(photograph.width / width, photograph.height / height))
+        left = rng.uniform(0, photograph.width - factor * width)
+        top = rng.uniform(0, photograph.height - factor * height)
+        box = (left, top, left + factor * width, top + factor * height)
+        path = folder / f"{number % 10}" / f"{number:05}.{'png' if number % 4 == 0 else 'jpg'}"
+        path.parent.mkdir(exist_ok=True)
+        photograph.resize((width, height), Image.Resampling.BICUBIC, box).save(path)
+
+
+def write_model(folder: Path) -> None:
+    """`tiny` with random weights."""
+    import jax
+
+    from flax_vae import PRESETS, AutoEncoder, init_params, save_pretrained
+
+    model = AutoEncoder(PRESETS["tiny"])
+    save_pretrained(folder, model, init_params(model, jax.random.key(0)))
+
+
+def alone(source: Path, weights: Path) -> float:
+    """Seconds that the model takes for the batches of the command, when nothing has to be read or written."""
+    import jax
+
+    from flax_vae.at_scale.buckets import Grouping, group
+    from flax_vae.at_scale.model import load_model
+    from flax_vae.at_scale.scan import read, scan
+    from flax_vae.at_scale.sizes import pad_to_factor, to_float
+
+    model, params = load_model(str(weights), None, "float32")
+    factor, batches = model.params.factor, []
+    for shard in group(scan(source).pictures, factor, Grouping(BATCH, shard_size=SHARD)):
+        for batch in shard.batches:
+            images = to_float(np.stack([pad_to_factor(read(source, picture), factor) for picture in batch.pictures]))
+            batches.append(np.concatenate([images, images[: batch.full - len(images)]]))
+    encode = jax.jit(partial(model.apply, sample=False, method="encode"))
+    begun = time.perf_counter()
+    for images in batches:
+        jax.block_until_ready(encode({"params": params}, images))
+    return time.perf_counter() - begun
+
+
+def command(source: Path, folder: Path, weights: Path) -> list[str]:
+    """The command as a person gives it."""
+    words = ["encode", source, folder, "--model", weights, "--batch-size", BATCH, "--shard-size", SHARD]
+    return [sys.executable, "-m", "flax_vae.cli", *map(str, words)]
+
+
+def whole(words: list[str]) -> tuple[float, str]:
+    """Seconds from the start of the command to its end, and what it said."""
+    begun = time.perf_counter()
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    return time.perf_counter() - begun, done.stdout
+
+
+def killed(words: list[str], folder: Path, count: int) -> list[str]:
+    """Starts and kills the command at random moments, then lets it end; returns what was there at each kill."""
+    moments, shards, found = random.Random(0), -(-count // SHARD), []
+    for kill in range(KILLS):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        wanted = max(1, shards * (kill + 1) // (KILLS + 1))
+        while len(list(folder.glob("latents-*"))) < wanted and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() != -signal.SIGKILL:
+            raise RuntimeError(f"the command ended by itself with status {process.returncode}, before it was killed")
+        found.append(f"{len(list(folder.glob('latents-*')))}")
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    return found
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def main(count: int) -> None:
+    """Prints the table of one measurement."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source, weights = folder / "images", folder / "model"
+        source.mkdir()
+        write_images(source, count)
+        write_model(weights)
+        measured = [sys.executable, "-m", "tests.benchmarks.encode", "alone", str(source), str(weights)]
+        model = json.loads(subprocess.run(measured, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        seconds, said = whole(command(source, folder / "straight", weights))
+        shards = killed(command(source, folder / "killed", weights), folder / "killed", count)
+        expected = digests(folder / "straight")
+        same = digests(folder / "killed") == expected
+    print(describe("cpu"))
+    print(f"tiny, {count:,} images of {len(SIZES)} sizes from 48 to 160 pixels, batches of {BATCH}:")
+    print(f"  the model alone         {model:8.1f} s, compiling included")
+    print(f"  flax-vae encode         {seconds:8.1f} s from start to end, {seconds / model:.3f} of the model alone")
+    print(f"                          {said.splitlines()[0]}")
+    print(f"  killed with SIGKILL     {KILLS:8} times, with {', '.join(shards)} of {-(-count // SHARD)} shards written")
+    print(f"  identical               {'yes' if same else 'NO':>8}, {len(expected)} files by SHA-256")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["alone"]:
+        print(json.dumps(alone(Path(sys.argv[2]), Path(sys.argv[3]))))
+    else:
+        main(int(sys.argv[1]) if sys.argv[1:] else 2_000)

@@ -1,0 +1,134 @@
+"""Latents back to image files: the right pixels under the right names, also after an interruption."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert import PRESETS, FileError
+from convert.latents import LatentDataset
+from flax_vae import AutoEncoder, cli, init_params, save_pretrained
+from flax_vae.at_scale.buckets import Grouping, Picture
+from flax_vae.at_scale.decode import decode_folder, target_names
+from flax_vae.at_scale.encode import encode_folder, encoding_of
+from flax_vae.at_scale.sizes import to_uint8
+from flax_vae.errors import UserError
+
+SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
+NAMES = {"a.png": (8, 8), "sub/b.jpg": (7, 8), "sub/b.png": (8, 7), "c.jpg": (5, 12)}
+GROUPING = Grouping(batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = AutoEncoder(SMALL, dtype=jnp.float32)
+    return model, init_params(model, jax.random.key(0))
+
+
+@pytest.fixture(scope="module", params=["mean", "moments"])
+def latents(request, tmp_path_factory, model):
+    """Four images, and their mirror images."""
+    source, rng = tmp_path_factory.mktemp("source"), np.random.default_rng(0)
+    (source / "sub").mkdir()
+    for name, size in NAMES.items():
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(source / name)
+    folder = tmp_path_factory.mktemp("encoded") / "latents"
+    encoding = encoding_of(*model, store=request.param, dtype="float32", flip=True)
+    encode_folder(source, folder, *model, encoding, GROUPING)
+    return folder
+
+
+def pixels(folder):
+    return {path.relative_to(folder).as_posix(): np.asarray(Image.open(path)) for path in folder.rglob("*.png")}
+
+
+def direct(latents, model):
+    """What one latent after the other becomes by a plain call."""
+    found = {}
+    for entry in LatentDataset(latents):
+        z = entry.get("latent")
+        if z is None:
+            z = 0.5 * (entry["mean"] - 0.25)
+        image = to_uint8(np.asarray(model[0].apply({"params": model[1]}, z[None], method="decode"))[0])
+        if not entry["flipped"]:
+            found[entry["name"]] = image[: entry["height"], : entry["width"]]
+    return found
+
+
+@pytest.mark.parametrize("max_pixels", [1 << 21, 50])  # at once, and band by band
+def test_images_come_back_under_their_names_and_of_their_sizes(max_pixels, latents, tmp_path, model):
+    decode_folder(latents, tmp_path, *model, replace(GROUPING, max_pixels=max_pixels))
+    found, expected = pixels(tmp_path), direct(latents, model)
+    assert sorted(found) == ["a.png", "c.png", "sub/b.jpg.png", "sub/b.png.png"]
+    assert expected.keys() == NAMES.keys()
+    for name, image in expected.items():
+        target = f"{name}.png" if "b" in name else f"{name[0]}.png"
+        assert found[target].shape == image.shape
+        # In batches the last bits may come out differently, and next to a half another integer.
+        np.testing.assert_allclose(found[target].astype(int), image, atol=1)
+
+
+def test_what_is_missing_is_made_again_and_nothing_else(latents, tmp_path, model):
+    assert decode_folder(latents, tmp_path, *model, GROUPING).decoded == 4
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.png")}
+    assert decode_folder(latents, tmp_path, *model, GROUPING).decoded == 0
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "sub" / ".b.png.png.0123abcd.partial").touch()
+    assert decode_folder(latents, tmp_path, *model, GROUPING).decoded == 1
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.png")}
+    assert {path for path in before if before[path][0] != after[path][0]} == {tmp_path / "a.png"}
+    assert {path: content for path, (_, content) in before.items()} == {path: end for path, (_, end) in after.items()}
+    assert not list(tmp_path.rglob("*.partial"))
+    with pytest.raises(UserError, match="grouping.batch_size was 2 and is 3"):
+        decode_folder(latents, tmp_path, *model, Grouping(3))
+
+
+def test_another_model_decodes_only_if_told_to(latents, tmp_path, model):
+    other = (model[0], jax.tree.map(lambda leaf: leaf * 1.01, model[1]))
+    with pytest.raises(UserError, match="another model encoded the latents .* or --other-model"):
+        decode_folder(latents, tmp_path, *other, GROUPING)
+    assert not list(tmp_path.iterdir())
+    assert decode_folder(latents, tmp_path, *other, GROUPING, other_model=True).decoded == 4
+    wider = AutoEncoder(replace(SMALL, z_channels=8), dtype=jnp.float32)
+    with pytest.raises(UserError, match="have 4 channels and factor 2, those of the model 8 and 2"):
+        decode_folder(latents, tmp_path, wider, {}, GROUPING, other_model=True)
+
+
+def test_a_decoder_that_was_trained_further_decodes_too(latents, tmp_path, model):
+    further = model[1] | {"decoder": jax.tree.map(lambda leaf: leaf * 1.01, model[1]["decoder"])}
+    assert decode_folder(latents, tmp_path, model[0], further, GROUPING).decoded == 4
+
+
+def test_names_are_shortened_where_that_is_unambiguous_and_never_lead_outside():
+    def named(*names):
+        return [str(path) for path in target_names([Picture(0, name, 1, 1) for name in names])]
+
+    assert named("a.jpg", "b/a.jpg", "c.JPEG", "d.x.tif") == ["a.png", "b/a.png", "c.png", "d.x.png"]
+    assert named("a.jpg", "a.png", "b.png") == ["a.jpg.png", "a.png.png", "b.png"]
+    for name in ("../a.png", "/a.png", "b/../../a.png", "c:\\a.png", "", "a\0.png"):
+        with pytest.raises(FileError, match="which no folder can hold"):
+            named(name)
+    with pytest.raises(FileError, match=r"two images would be called a.jpg.png"):
+        named("a.jpg", "a.png", "a.jpg.tif")
+
+
+def test_the_command_decodes_and_refuses_in_one_line(latents, tmp_path, model, capsys):
+    save_pretrained(tmp_path / "model", *model)
+    words = ["decode", str(latents), str(tmp_path / "images"), "--model", str(tmp_path / "model")]
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"4 images in {tmp_path / 'images'}"
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == f"nothing was left to do; 4 images in {tmp_path / 'images'}\n"
+    shutil.copytree(latents, tmp_path / "damaged")
+    index = json.loads((tmp_path / "damaged" / "index.json").read_text())
+    (tmp_path / "damaged" / index["shards"][0]["file"]).write_bytes(b"")
+    for source, message in ((tmp_path / "damaged", "is not a complete safetensors file"), (tmp_path, "holds no index")):
+        assert cli.main(["decode", str(source), str(tmp_path / "other"), *words[3:]]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("flax-vae decode: ") and message in line
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,380 @@
+"""Folders of images to latents: what is stored, that nothing which ends a process leaves a trace, what is refused."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from convert import PRESETS
+from convert.latents import LatentDataset
+from flax_vae import AutoEncoder, cli, init_params, save_pretrained
+from flax_vae.at_scale.buckets import Grouping, Picture, group
+from flax_vae.at_scale.encode import encode_folder, encoding_of
+from flax_vae.at_scale.encoder import latent_noise
+from flax_vae.at_scale.scan import read, scan
+from flax_vae.at_scale.sizes import pad_to_factor, to_float
+from flax_vae.errors import UserError
+
+SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
+SIZES = [(12, 16), (11, 15), (16, 12), (8, 8), (7, 8), (1, 1)]  # padded: four
+GROUPING = Grouping(batch_size=4, shard_size=8)
+
+
+def picture(rng, height, width):
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """40 images of mixed sizes and kinds; some in a sub-folder, one stored on its side."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    (folder / "sub").mkdir()
+    for number in range(38):
+        height, width = SIZES[number % len(SIZES)]
+        suffix = "jpg" if number % 3 else "png"
+        picture(rng, height, width).save(folder / ("sub" if number % 5 == 0 else "") / f"{number:02}.{suffix}")
+    picture(rng, 12, 16).convert("L").save(folder / "grey.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(rng, 12, 16).save(folder / "turned.jpg", exif=exif)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A single image."""
+    folder = tmp_path_factory.mktemp("one")
+    picture(np.random.default_rng(1), 8, 8).save(folder / "a.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model of random weights, and its parameters."""
+    model = AutoEncoder(SMALL, dtype=jnp.float32)
+    return model, init_params(model, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, model):
+    """Its folder."""
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_pretrained(folder, *model)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, photographs, model):
+    """A data set that was encoded in one go."""
+    return encode(photographs, tmp_path_factory.mktemp("straight") / "latents", model)
+
+
+def encode(source, destination, model, *, grouping=GROUPING, call=None, **settings):
+    settings = {"store": "mean", "dtype": "float32"} | settings
+    encode_folder(source, destination, *model, encoding_of(*model, **settings), grouping, **(call or {}))
+    return destination
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def padded(folder, pictures):
+    return to_float(np.stack([pad_to_factor(read(folder, one), SMALL.factor) for one in pictures]))
+
+
+def filled(images, full):
+    return np.concatenate([images, np.repeat(images[:1], full - len(images), axis=0)])
+
+
+def test_each_image_is_in_one_batch_and_batches_of_a_size_are_equally_full():
+    rng = np.random.default_rng(0)
+    pictures = [Picture(n, str(n), *map(int, size)) for n, size in enumerate(rng.integers(1, 60, (300, 2)))]
+    grouping = Grouping(batch_size=5, max_pixels=4000, shard_size=20)
+    shards = group(pictures, 16, grouping)
+    batches = [batch for shard in shards for batch in shard.batches]
+    assert sorted(p.number for batch in batches for p in batch.pictures) == list(range(300))
+    assert [shard.number for shard in shards] == list(range(len(shards)))
+    assert max(shard.images for shard in shards) <= 20
+    areas = [batch.height * batch.width for batch in batches]
+    assert areas == sorted(areas, reverse=True)
+    for batch in batches:
+        assert batch.height % 16 == batch.width % 16 == 0
+        assert all(0 <= batch.height - p.height < 16 and 0 <= batch.width - p.width < 16 for p in batch.pictures)
+        assert batch.full - 1 <= len(batch.pictures) <= batch.full <= 5
+        assert batch.full == 1 or batch.full * batch.height * batch.width <= 4000
+    assert len({(batch.height, batch.width) for batch in batches}) == len(
+        {(batch.height, batch.width, batch.full) for batch in batches}
+    )
+    assert group(pictures, 16, grouping) == shards
+
+
+def direct(source, model, devices, **call):
+    """Each image, and what a plain jitted call gives for it in the batch that one device had."""
+    run = jax.jit(partial(model[0].apply, **call))
+    for batch in (batch for shard in group(scan(source).pictures, SMALL.factor, GROUPING) for batch in shard.batches):
+        full = -(-batch.full // devices)
+        images = filled(padded(source, batch.pictures), full * devices)
+        parts = [run({"params": model[1]}, part) for part in np.split(images, devices)]
+        for row, one in enumerate(batch.pictures):
+            yield one, jax.tree.map(lambda part, row=row: part[row % full], parts[row // full])
+
+
+def test_moments_are_the_direct_call_bit_for_bit(photographs, tmp_path, model):
+    folder = encode(photographs, tmp_path / "latents", model, store="moments", call={"devices": jax.devices()[:1]})
+    latents = LatentDataset(folder)
+    assert len(latents) == 40 and not latents.index.encoding.scaled
+    for entry, (one, expected) in zip(latents, direct(photographs, model, 1, method="posterior"), strict=True):
+        np.testing.assert_array_equal(entry["mean"], expected.mean)
+        np.testing.assert_array_equal(entry["logvar"], expected.logvar)
+        assert (entry["name"], entry["height"], entry["width"]) == (one.name, one.height, one.width)
+        assert entry["number"] == one.number and entry["flipped"] is False
+    (turned,) = [entry for entry in latents if entry["name"] == "turned.jpg"]
+    assert (turned["height"], turned["width"]) == (16, 12)
+
+
+def test_means_are_the_direct_call_bit_for_bit_on_two_devices_too(straight, photographs, model):
+    latents = LatentDataset(straight)
+    assert latents.index.encoding.scaled
+    call = {"method": "encode", "sample": False}
+    for entry, (_, expected) in zip(latents, direct(photographs, model, 2, **call), strict=True):
+        np.testing.assert_array_equal(entry["latent"], expected)
+
+
+def test_samples_depend_on_seed_and_image_and_on_nothing_else(one, photographs, tmp_path, model):
+    found = {}
+    for seed, batch_size in ((3, 4), (3, 1), (4, 4)):
+        folder = tmp_path / f"{seed}-{batch_size}"
+        grouping = Grouping(batch_size=batch_size, shard_size=batch_size * 2)
+        encode(one, folder, model, store="sample", seed=seed, flip=True, grouping=grouping)
+        found[seed, batch_size] = LatentDataset(folder)
+    posterior = jax.jit(partial(model[0].apply, method="posterior"))(
+        {"params": model[1]}, padded(one, scan(one).pictures)
+    )
+    noise = latent_noise(3, np.array([0, 1], np.uint32), (4, 4, 4))
+    expected = 0.5 * (posterior.mean + posterior.std * noise[:1] - 0.25)
+    np.testing.assert_allclose(found[3, 4][0]["latent"], expected[0], rtol=1e-4, atol=1e-4)
+    assert found[3, 4][1]["flipped"] and not np.allclose(noise[0], noise[1])
+    for entry in range(2):
+        np.testing.assert_allclose(found[3, 4][entry]["latent"], found[3, 1][entry]["latent"], rtol=1e-4, atol=1e-4)
+        assert not np.allclose(found[3, 4][entry]["latent"], found[4, 4][entry]["latent"], atol=1e-2)
+
+
+def test_the_mirror_image_is_the_second_entry(one, tmp_path, model):
+    mirrored = tmp_path / "mirrored"
+    mirrored.mkdir()
+    Image.open(one / "a.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored / "a.png")
+    both = LatentDataset(encode(one, tmp_path / "both", model, flip=True))
+    alone = LatentDataset(encode(mirrored, tmp_path / "alone", model))
+    assert len(both) == 2 and [both[i]["flipped"] for i in range(2)] == [False, True]
+    np.testing.assert_array_equal(both[1]["latent"], alone[0]["latent"])
+    assert not np.array_equal(both[0]["latent"], both[1]["latent"])
+
+
+def test_an_image_too_large_for_a_device_is_spread_over_several(one, tmp_path, model):
+    spread, whole = (
+        LatentDataset(encode(one, tmp_path / str(pixels), model, grouping=Grouping(max_pixels=pixels)))[0]["latent"]
+        for pixels in (50, 100)
+    )
+    np.testing.assert_allclose(spread, whole, rtol=1e-4, atol=1e-4)
+
+
+STRUCK = """
+import os, signal, sys
+from pathlib import Path
+
+folder, strike, *words = sys.argv[1:]
+count = 0
+
+def watch(event, args):
+    global count
+    if event == "os.rename" and str(args[0]).startswith(folder):
+        count += 1
+        if count == int(strike):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+from flax_vae.cli import main
+sys.exit(main(words))
+"""
+
+
+def test_killed_twice_a_data_set_ends_with_the_same_bytes(photographs, straight, weights, tmp_path):
+    folder = tmp_path / "latents"
+    words = ["encode", photographs, folder, "--model", weights, "--batch-size", "4", "--shard-size", "8"]
+    # As this process computes: see tests/conftest.py.
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_NUM_CPU_DEVICES": "2"}
+
+    def start(strike):
+        command = [sys.executable, "-c", STRUCK, folder, strike, *words]
+        return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
+
+    for strike, shards in ((3, 1), (3, 3)):  # before the plan, or a shard, is renamed for the third time
+        assert start(strike).returncode == -signal.SIGKILL
+        assert len(list(folder.glob("latents-*"))) == shards
+        assert len(list(folder.glob(".*.partial"))) == 1
+    ended = start(0)
+    assert ended.returncode == 0, ended.stderr
+    assert "40 latents in" in ended.stdout
+    assert contents(folder) == contents(straight)
+
+
+def test_two_processes_share_the_work_and_make_the_same(photographs, straight, tmp_path, model):
+    encoding = encoding_of(*model, store="mean", dtype="float32")
+    run = partial(encode_folder, photographs, tmp_path / "latents", *model, encoding, GROUPING, processes=2)
+    first = run(process=1)
+    assert first.missing == first.shards == 3 and not (tmp_path / "latents" / "index.json").exists()
+    assert run(process=0).missing == 0
+    assert contents(tmp_path / "latents") == contents(straight)
+    with pytest.raises(UserError, match="process=2 of processes=2 must be from 0 to 1"):
+        run(process=2)
+    with pytest.raises(UserError, match="would remove what the others have written"):
+        run(process=0, force=True)
+
+
+def test_what_is_complete_is_left_alone_and_what_was_begun_otherwise_refused(one, tmp_path, model, capsys):
+    source = tmp_path / "source"
+    shutil.copytree(one, source)
+    folder = encode(source, tmp_path / "latents", model)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    encode(source, folder, model)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+    other = (model[0], jax.tree.map(lambda leaf: leaf + 1, model[1]))
+    for change, message in (
+        (partial(encode, source, folder, other), "encoding.encoder_sha256 was"),
+        (partial(encode, source, folder, model, flip=True), "encoding.flip was False and is True"),
+        (partial(encode, source, folder, model, grouping=Grouping(7)), "grouping.batch_size was 4 and is 7"),
+    ):
+        with pytest.raises(UserError, match=message):
+            change()
+    shutil.copy(source / "a.png", source / "b.png")
+    with pytest.raises(UserError, match=r"images\.count was 1 and is 2"):
+        encode(source, folder, model)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    encode(source, folder, model, call={"force": True})
+    assert len(LatentDataset(folder)) == 2
+
+    complete = contents(folder)
+    (folder / "latents-00000.safetensors").write_bytes(b"cut short")
+    encode(source, folder, model)
+    assert contents(folder) == complete
+
+    (folder / "mine.txt").touch()
+    with pytest.raises(UserError, match=r"something else \(mine.txt\) and is not emptied"):
+        encode(source, folder, model, call={"force": True})
+    with pytest.raises(UserError, match="holds something else"):
+        encode(source, source, model)
+    with pytest.raises(UserError, match="is a file"):
+        encode(source, source / "a.png", model)
+
+
+def test_nobody_else_may_write_meanwhile(one, tmp_path, model):
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being written by another process"):
+            encode(one, folder, model)
+    finally:
+        os.close(descriptor)
+    assert not list(folder.iterdir())
+
+
+def test_bad_images_are_refused_or_passed_over_and_listed(one, tmp_path, model):
+    source = tmp_path / "source"
+    shutil.copytree(one, source)
+    (source / "empty.png").touch()  # seen in its header
+    whole = (source / "a.png").read_bytes()
+    (source / "cut.png").write_bytes(whole[: len(whole) // 2])  # seen in its pixels
+    shutil.copy(source / "a.png", source / "z.png")
+    folder = tmp_path / "latents"
+    with pytest.raises(UserError, match="^empty.png is no image that Pillow can read"):
+        encode(source, folder, model)
+    with pytest.raises(UserError, match="^cut.png cannot be decoded .* with --skip-bad 2 or more"):
+        encode(source, folder, model, call={"skip_bad": 1})
+    shutil.rmtree(folder)
+    encode(source, folder, model, grouping=Grouping(shard_size=1), call={"skip_bad": 2})  # a shard of nothing, too
+    latents = LatentDataset(folder)
+    assert [latents[i]["name"] for i in range(len(latents))] == ["a.png", "z.png"]
+    assert (latents.index.images, latents.index.skipped) == (2, 2)
+    skipped = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in skipped] == ["cut.png", "empty.png"]
+    np.testing.assert_array_equal(latents[0]["latent"], latents[1]["latent"])
+
+
+def test_a_png_that_is_turned_behind_its_pixels_is_refused(tmp_path, model):
+    import zlib
+
+    picture(np.random.default_rng(0), 4, 8).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = (len(chunk) - 4).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    (tmp_path / "a.png").write_bytes(content[:-12] + chunk + content[-12:])
+    with pytest.raises(UserError, match="a.png is 8 x 4 pixels and was 4 x 8 by its header"):
+        encode(tmp_path, tmp_path.with_name("latents"), model)
+
+
+def test_latents_that_are_not_finite_are_refused(one, tmp_path, model):
+    broken = (model[0], jax.tree.map(lambda leaf: leaf * jnp.nan, model[1]))
+    with pytest.raises(UserError, match="the latent of a.png is not finite in float32"):
+        encode(one, tmp_path / "latents", broken)
+    assert not list((tmp_path / "latents").glob("latents-*"))
+
+
+def test_latents_in_half_precision_are_those_of_the_whole_rounded_once(one, tmp_path, model):
+    folders = [encode(one, tmp_path / dtype, model, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    whole, half = (LatentDataset(folder, dtype=None) for folder in folders)
+    np.testing.assert_array_equal(half[0]["latent"], whole[0]["latent"].astype("bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"multiple": 3}, "multiple=3 must be a multiple of 2"), ({"time": 0.5}, "is not conditioned on any")],
+)
+def test_settings_that_do_not_fit_the_model_are_refused(settings, message, one, tmp_path, model):
+    with pytest.raises(UserError, match=message):
+        encode(one, tmp_path / "latents", model, **settings)
+
+
+def test_the_command_says_what_it_did(one, weights, tmp_path, capsys):
+    words = ["encode", str(one), str(tmp_path / "latents"), "--model", str(weights), "--dtype", "bfloat16"]
+    assert cli.main(words) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("1 images in ") and "images/s; the devices computed for" in first
+    assert second == f"1 latents in {tmp_path / 'latents'}"
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == f"nothing was left to do; 1 latents in {tmp_path / 'latents'}\n"
+    assert LatentDataset(tmp_path / "latents").index.encoding.compute_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "dst"], "flax-vae encode: nowhere is no folder; give one with images in it"),
+        ([".", "dst"], "flax-vae encode: . holds no image file"),
+        ([".", "dst", "--batch-size", "0"], "flax-vae encode: batch_size=0 must be at least 1"),
+        ([".", "dst", "--process", "0"], "flax-vae encode: --processes and --process go together"),
+        ([".", "dst", "--preset", "sd9"], "flax-vae encode: unknown preset 'sd9'"),
+    ],
+)
+def test_what_a_person_can_put_right_ends_in_one_line(words, message, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["encode", *words, "--model", str(weights)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+    assert not (tmp_path / "dst").exists()
