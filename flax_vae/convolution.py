@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_vae.kernel_gradient import kernel_gradient
+from flax_vae.small_maps import convolve_small, is_small, small_input_gradient
 
 # On a CPU XLA adds up to about 450 products one after the other before it starts a new partial sum, PyTorch's kernels
 # far fewer: the same float32 convolution has 1.7 times PyTorch's rounding error there.  Runs of this length have 1.3
@@ -31,15 +32,23 @@ def convolve(
     does, and loses digits in the order of the sum instead; there the input channels are split into runs that are
     convolved apart and added.  Without that request this is XLA's own convolution.
 
-    A 1x1 kernel is a matrix, and a matrix product is what it is used for.  The gradient by a larger one is
-    `kernel_gradient` on a CPU, XLA's own elsewhere.
+    A 1x1 kernel is a matrix, and a matrix product is what it is used for.  On a CPU the gradient by a larger one is
+    `kernel_gradient`, and where the kernel is larger than the map, the rest is as in `flax_vae.small_maps`.
     """
     pointwise = kernel.shape[:2] == (1, 1) and set(window_strides) == {1} and not any(map(any, padding))
 
     def whole(x: Array, kernel: Array) -> Array:
         if pointwise:
             return jnp.matmul(x, kernel[0, 0], precision=precision)
+        if is_small(x, kernel, tuple(window_strides)):
+            return jax.lax.platform_dependent(x, kernel, cpu=small, default=plain)
+        return plain(x, kernel)
+
+    def plain(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, precision=precision, **options)
+
+    def small(x: Array, kernel: Array) -> Array:
+        return convolve_small(x, kernel, tuple(padding))
 
     def in_runs(x: Array, kernel: Array) -> Array:
         height, width, channels, _ = kernel.shape
@@ -65,9 +74,18 @@ def convolve(
             return kernel_gradient(x, d_out, size, stride, tuple(padding)).astype(kernel.dtype)
 
         def of_kernel(x: Array, d_out: Array) -> Array:
-            return jax.vjp(lambda kernel: whole(x, kernel), kernel)[1](d_out)[0]
+            return jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](d_out)[0]
 
-        (d_x,) = jax.vjp(lambda x: whole(x, kernel), x)[1](d_out)
+        def of_x(kernel: Array, d_out: Array) -> Array:
+            return jax.vjp(lambda x: plain(x, kernel), x)[1](d_out)[0]
+
+        def of_small_x(kernel: Array, d_out: Array) -> Array:
+            return small_input_gradient(d_out, kernel, tuple(padding))
+
+        if is_small(x, kernel, tuple(window_strides), backwards=True):
+            d_x = jax.lax.platform_dependent(kernel, d_out, cpu=of_small_x, default=of_x)
+        else:
+            d_x = of_x(kernel, d_out)
         return d_x, jax.lax.platform_dependent(x, d_out, cpu=of_kernel_on_cpu, default=of_kernel)
 
     convolution = jax.custom_vjp(forward)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_vae import convolution, kernel_gradient
+from flax_vae import convolution, kernel_gradient, small_maps
 from flax_vae.convolution import convolve
 from flax_vae.upsampling import upsample_and_convolve
 
@@ -31,8 +31,7 @@ def assert_same(ours, theirs, inputs):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("positions", [1, 11, 1000])  # a row a band, bands that do not divide the rows, one band
-@pytest.mark.parametrize(
+CASES = pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding"),
     [
         ((7, 5), (3, 3), 1, SAME),
@@ -45,6 +44,10 @@ def assert_same(ours, theirs, inputs):
         ((2, 2), (3, 3), 1, SAME),  # fewer positions than the kernel has rows
     ],
 )
+
+
+@pytest.mark.parametrize("positions", [1, 11, 1000])  # a row a band, bands that do not divide the rows, one band
+@CASES
 def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, positions):
     monkeypatch.setattr(kernel_gradient, "BAND_POSITIONS", (positions, positions))
 
@@ -52,6 +55,33 @@ def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, p
         return convolve(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
 
     assert_same(ours, lambda x, kernel: xla(x, kernel, stride, padding), draw(*size, kernel))
+
+
+@CASES
+def test_small_maps_are_multiplied_by_the_whole_kernel(x64, monkeypatch, size, kernel, stride, padding):
+    monkeypatch.setattr(small_maps, "LEAST_NUMBERS", 1)
+    monkeypatch.setattr(small_maps, "MOST_POSITIONS", 1000)
+    monkeypatch.setattr(small_maps, "MOST_POSITIONS_BACKWARDS", 1000)
+
+    def ours(x, kernel):
+        return convolve(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+
+    inputs = draw(*size, kernel)
+    assert_same(ours, lambda x, kernel: xla(x, kernel, stride, padding), inputs)
+    program = jax.jit(jax.grad(lambda *inputs: ours(*inputs).sum(), (0, 1))).lower(*inputs).as_text()
+    assert ("stablehlo.convolution" in program) == (stride > 1)
+
+
+def test_only_large_kernels_meet_small_maps_so():
+    kernel = jnp.zeros((3, 3, 512, 512))
+    is_small = small_maps.is_small
+    assert is_small(jnp.zeros((1, 16, 16, 512)), kernel, (1, 1))
+    assert not is_small(jnp.zeros((1, 16, 16, 512)), kernel, (2, 2))
+    assert not is_small(jnp.zeros((1, 32, 32, 512)), kernel, (1, 1))
+    assert is_small(jnp.zeros((1, 32, 32, 512)), kernel, (1, 1), backwards=True)
+    assert not is_small(jnp.zeros((2, 32, 32, 512)), kernel, (1, 1), backwards=True)
+    assert not is_small(jnp.zeros((1, 16, 16, 512), jnp.bfloat16), kernel, (1, 1))
+    assert not is_small(jnp.zeros((1, 8, 8, 256)), jnp.zeros((3, 3, 256, 256)), (1, 1))
 
 
 def test_upsampling_is_four_convolutions_of_the_small_map(x64):
