@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from train import eval_cli
+from train import eval_cli, plan_cli
 from train.config import TrainConfig
 from train.errors import TrainError
 from train.flags import Flags
@@ -26,8 +26,8 @@ def main(args: Sequence[str] | None = None) -> int:
       n; wrong flags end in status 2.
     """
     args = list(sys.argv[1:] if args is None else args)
-    if args[:1] == ["eval"]:
-        return eval_cli.main(args[1:])
+    if args[:1] in (["eval"], ["plan"]):
+        return {"eval": eval_cli, "plan": plan_cli}[args[0]].main(args[1:])
     flags = tyro.cli(Flags, prog=PROG, args=args)
     from train.resolve import default_workdir, resolve  # loads NumPy: not for --help
 

@@ -62,6 +62,11 @@ def load_lpips_weights(net: NetName = "vgg", path: str | os.PathLike[str] | None
         raise ConversionError(f"{path}: {error}") from None
 
 
+def lpips_shapes(net: NetName = "vgg") -> dict[str, Any]:
+    """Returns the shapes of what `load_lpips_weights` returns, as a tree like it; needs no file."""
+    return unflatten({row.ours: row.shape for row in expand(stages_of(net))})
+
+
 class Row(NamedTuple):
     """One tensor.
 

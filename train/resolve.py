@@ -15,11 +15,11 @@ from train.run_directory import RunDirectory
 from train.yaml_config import PRESET, merge, parse_assignment, read_settings
 
 
-def resolve(flags: Flags, workdir: Path) -> TrainConfig:
+def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:
     """The run that is asked for.
 
-    The preset's recipe is below the run begun in `workdir`, that below `--config`, that below the other flags, those
-    below `--set`.
+    The preset's recipe is below the run begun in `workdir`, where one is named, that below `--config`, that below the
+    other flags, those below `--set`.
 
     Raises:
       TrainError: if the directory holds something else, or a file cannot be used.
@@ -52,9 +52,9 @@ def default_workdir(flags: Flags) -> Path:
     return Path("runs") / (flags.preset or file.get(PRESET) or (flags.config and flags.config.stem) or start or "tiny")
 
 
-def _base(preset: str | None, start_from: str | None, model: dict[str, Any], workdir: Path) -> TrainConfig:
+def _base(preset: str | None, start_from: str | None, model: dict[str, Any], workdir: Path | None) -> TrainConfig:
     """What the settings that were given go over."""
-    stored = RunDirectory(workdir).stored_config()
+    stored = None if workdir is None else RunDirectory(workdir).stored_config()
     if stored is not None:
         # What differs in its architecture is refused with a list, once all is known.
         return stored if preset is None else dataclasses.replace(stored, model=architecture(preset))
