@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +129,7 @@ def direct(source, model, devices, **call):
         images = filled(padded(source, batch.pictures), full * devices)
         parts = [run({"params": model[1]}, part) for part in np.split(images, devices)]
         for row, one in enumerate(batch.pictures):
-            yield one, jax.tree.map(lambda part, row=row: part[row % full], parts[row // full])
+            yield one, jax.tree.map(itemgetter(row % full), parts[row // full])
 
 
 def test_moments_are_the_direct_call_bit_for_bit(photographs, tmp_path, model):
