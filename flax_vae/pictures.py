@@ -24,6 +24,7 @@ class Layout:
       gap: around and between images.
       line: height of a row of text.
       text: height of the letters.
+      title: the same, in the first caption.
     """
 
     largest: int = 512
@@ -31,6 +32,10 @@ class Layout:
     gap: int = 4
     line: int = 24
     text: int = 14
+    title: int = 14
+
+
+WIDE = Layout(largest=1024, smallest=256, gap=16, line=30, text=18, title=24)  # a picture to be looked at by itself
 
 
 def draw_comparison(
@@ -45,7 +50,7 @@ def draw_comparison(
 
     Args:
       comparison: the images.
-      captions: lines above the row.
+      captions: lines above the row, of which the first is its title.
       labels: one for each of the three images, above it; or none.
       amplified: the difference is the absolute one of each channel, so many times as bright.
       layout: how large all of it is.
@@ -53,16 +58,18 @@ def draw_comparison(
     original, reconstruction, _ = comparison
     difference = np.minimum(_difference(comparison) * amplified, 255).astype(np.uint8)
     images = [_fitted(Image.fromarray(pixels), layout) for pixels in (original, reconstruction, difference)]
-    font = ImageFont.load_default(layout.text)
+    title, font = (ImageFont.load_default(size) for size in (layout.title, layout.text))
     width, height = images[0].size
     # Narrow images stand as far apart as their labels need.
     column = max([width, *(_length(label, font) for label in labels)]) + layout.gap
     top = layout.line * (len(captions) + bool(labels))
-    needed = max([2 * column + width, 3 * column - layout.gap if labels else 0, *(_length(c, font) for c in captions)])
+    # The name of a file may hold the end of a line, which Pillow would not measure.
+    lines = [(caption.replace("\n", " "), font if index else title) for index, caption in enumerate(captions)]
+    needed = max([2 * column + width, 3 * column - layout.gap if labels else 0, *(_length(*line) for line in lines)])
     row = Image.new("RGB", (needed, top + height), "white")
     draw = ImageDraw.Draw(row)
-    for line, caption in enumerate(captions):
-        draw.text((0, line * layout.line + 2), caption, fill="black", font=font)
+    for index, (caption, its_font) in enumerate(lines):
+        draw.text((0, index * layout.line + 2), caption, fill="black", font=its_font)
     for index, image in enumerate(images):
         row.paste(image, (index * column, top))
         if labels:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # they load JAX and Pillow: not for --help
 
     from flax_vae import AutoEncoder
     from flax_vae.metrics import Comparison
-    from flax_vae.pictures import Layout
 
 PROG = "flax-vae reconstruct"
 
@@ -31,7 +30,7 @@ class Reconstruct:
     original, the reconstruction, and their difference, so many times as bright as is written above it.
     """
 
-    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...")]
+    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...", help_behavior_hint="(required)")]
     """Image files of any size."""
     model: Annotated[str, arg(metavar="MODEL")]
     """Weights: a model folder, a file, a checkpoint, or org/name on the Hugging Face hub."""
@@ -61,7 +60,7 @@ def main(args: Sequence[str]) -> int:
     """
     flags = tyro.cli(Reconstruct, prog=PROG, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     from flax_vae.images import printable
-    from flax_vae.pictures import Layout, save_png, stack
+    from flax_vae.pictures import WIDE, save_png, stack
 
     # All that can be refused without the model, before it takes its time.
     pictures = _pictures(flags)
@@ -71,14 +70,13 @@ def main(args: Sequence[str]) -> int:
         _check_out(out, flags)
     model, params = _load(flags)
 
-    layout = Layout(largest=1024, smallest=256, gap=12, line=26, text=18)
     for out, paths in pictures.items():
         rows = []
         for path in paths:
             comparison = _compare(path, model, params, flags)
-            rows.append(_draw(comparison, flags.model, layout))
+            rows.append(_draw(comparison, flags.model))
             print(f"{comparison.scores.name}: {_about(comparison, ', ')}", flush=True)
-        save_png(out, stack(rows, layout), force=flags.force)
+        save_png(out, stack(rows, WIDE), force=flags.force)
         print(f"picture: {printable(out)}", flush=True)
     return 0
 
@@ -170,16 +168,16 @@ def _compare(path: Path, model: "AutoEncoder", params: Any, flags: Reconstruct) 
     return compare(name, image, to_uint8(made))
 
 
-def _draw(comparison: "Comparison", model: str, layout: "Layout") -> "Image":
-    from flax_vae.pictures import draw_comparison, visible_factor
+def _draw(comparison: "Comparison", model: str) -> "Image":
+    from flax_vae.pictures import WIDE, draw_comparison, visible_factor
 
     factor = visible_factor(comparison)
     longest = max(comparison.original.shape)
-    captions = [comparison.scores.name, _about(comparison, "    ")]
-    drawn = f"    drawn at {layout.largest / longest:.0%}" if longest > layout.largest else ""
+    captions = [Path(comparison.scores.name).name, _about(comparison, "    "), f"model {model}"]
+    if longest > WIDE.largest:
+        captions[1] += f"    drawn at {WIDE.largest / longest:.0%} of its size"
     labels = ["original", "reconstruction", f"difference, {factor} times as bright" if factor > 1 else "difference"]
-    captions.append(f"model {model}{drawn}")
-    return draw_comparison(comparison, captions, labels, amplified=factor, layout=layout)
+    return draw_comparison(comparison, captions, labels, amplified=factor, layout=WIDE)
 
 
 def _about(comparison: "Comparison", between: str) -> str:

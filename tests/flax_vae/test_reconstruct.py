@@ -19,7 +19,7 @@ from flax_vae import AutoEncoder, cli, save_pretrained
 from flax_vae.at_scale.sizes import to_float, to_uint8
 from flax_vae.errors import UserError
 from flax_vae.metrics import compare, psnr
-from flax_vae.pictures import visible_factor
+from flax_vae.pictures import WIDE, draw_comparison, visible_factor
 from flax_vae.reconstruct import needs_bands
 from flax_vae.times import same_time
 from tests.flax_vae._random import PLAIN, random_params
@@ -75,8 +75,8 @@ def told_psnr(line):
 def panels(path, height, width, zoom):
     """Original, reconstruction and difference, one pixel of every square."""
     picture = np.asarray(Image.open(path))
-    top = 12 + 4 * 26
-    lefts = [left for left in range(12, picture.shape[1]) if (picture[top:, left] != 255).any()]
+    top = WIDE.gap + 4 * WIDE.line
+    lefts = [left for left in range(WIDE.gap, picture.shape[1]) if (picture[top:, left] != 255).any()]
     starts = [left for left in lefts if left - 1 not in lefts]
     squares = [picture[top : top + height * zoom, left : left + width * zoom] for left in starts]
     for square in squares:
@@ -138,7 +138,8 @@ def test_images_of_every_kind_stand_below_each_other(model, by_hand, here, capsy
         assert told_psnr(line) == pytest.approx(psnr(by_hand(expected), expected), abs=0.05)
         assert ("SSIM" in line) == (name != "dot.png")
     with Image.open("new/all.png") as picture:
-        assert picture.height == 12 + sum(4 * 26 + 12 + side * (256 // side) for side in (13, 13, 13, 13, 1))
+        rows = [4 * WIDE.line + WIDE.gap + side * (256 // side) for side in (13, 13, 13, 13, 1)]
+        assert picture.height == WIDE.gap + sum(rows)
     assert sorted(os.listdir(here)) == sorted([*kinds, "new"])
     assert os.listdir("new") == ["all.png"]
 
@@ -292,6 +293,12 @@ def test_differences_are_made_visible():
     flat = np.full((20, 20, 3), 100, np.uint8)
     for step, factor in [(0, 32), (1, 32), (5, 32), (20, 8), (60, 4), (100, 2), (130, 1)]:
         assert visible_factor(compare("", flat, flat + np.uint8(step))) == factor
+
+
+def test_the_end_of_a_line_in_a_name_is_drawn_as_a_space():
+    same, names = compare("", PIXELS, PIXELS), ("two\nlines.png", "two lines.png")
+    one, other = (draw_comparison(same, [name], amplified=1, layout=WIDE) for name in names)
+    assert one == other
 
 
 def test_without_pillow_it_says_how_to_have_it(here):
