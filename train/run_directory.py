@@ -1,6 +1,7 @@
 """The run directory: `config.json`, `metrics.jsonl`, `samples/`, `checkpoints/` and, at the end, `export/`."""
 
 import json
+import re
 from pathlib import Path
 
 from convert.files import new_file
@@ -8,6 +9,7 @@ from train.config import TrainConfig, differences
 from train.errors import RunError
 
 CONFIG = "config.json"
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # gs://bucket/run, of which a Path keeps one slash
 
 
 class RunDirectory:
@@ -22,6 +24,13 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path):
+        """Touches nothing.
+
+        Raises:
+          RunError: if it is an address, of which a folder of that name would be made here.
+        """
+        if _ADDRESS.match(path.as_posix()):
+            raise RunError(f"{path} is an address, not a folder; mount the bucket and name a folder in it")
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples"

@@ -1,0 +1,76 @@
+"""The page about pods and the launch files: what they tell people to type is understood."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import tyro
+import yaml
+
+import train
+from train.flags import Flags
+from train.plan_cli import PlanFlags
+from train.recipes import recipe
+
+HERE = Path(str(resources.files(train)))
+PAGE, JOBSET, SLURM = HERE / "PODS.md", HERE / "launch" / "jobset.yaml", HERE / "launch" / "slurm.sh"
+
+
+def commands_in(text):
+    """The arguments of every `flax-vae-train`, wherever its lines are broken."""
+    joined = re.sub(r"\\?\n\s*(?=--)", " ", text)
+    found = re.findall(r"flax-vae-train ((?:plan )?--[^\n\"`|&;]*)", joined)
+    return [shlex.split(line, comments=True) for line in found]
+
+
+@pytest.mark.parametrize(("file", "count"), [(PAGE, 2), (JOBSET, 1), (SLURM, 1)], ids=["page", "jobset", "slurm"])
+def test_every_command_is_understood(file, count):
+    commands = commands_in(file.read_text(encoding="utf-8"))
+    assert len(commands) == count
+    for words in commands:
+        planned = words[0] == "plan"
+        flags = tyro.cli(PlanFlags if planned else Flags, args=words[1:] if planned else words)
+        recipe(flags.preset)
+        assert flags.topology if planned else flags.distributed and flags.workdir and flags.data
+
+
+def test_the_jobset_gives_each_host_of_the_slice_one_process_and_all_its_chips():
+    (job,) = yaml.safe_load(JOBSET.read_text(encoding="utf-8"))["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    pod = spec["template"]["spec"]
+    height, width = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    (container,) = pod["containers"]
+    assert spec["parallelism"] == spec["completions"]
+    assert spec["completions"] * container["resources"]["limits"]["google.com/tpu"] == height * width
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (words,) = commands_in(JOBSET.read_text(encoding="utf-8"))
+    assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
+    assert all(words[words.index(flag) + 1].startswith(mounts["bucket"] + "/") for flag in ("--data", "--workdir"))
+
+
+def test_the_slurm_script_asks_to_run_again_when_it_was_stopped_and_only_then(tmp_path):
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    said = {}
+    for status in (0, 1, 143):
+        for name, text in {"srun": f"exit {status}", "scontrol": 'echo "scontrol $*"'}.items():
+            (tmp_path / name).write_text(f"#!{bash}\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+        done = subprocess.run(
+            [bash, SLURM], env={"PATH": str(tmp_path), "SLURM_JOB_ID": "17"}, capture_output=True, text=True
+        )
+        assert done.returncode == status
+        said[status] = done.stdout.strip()
+    assert said == {0: "", 1: "", 143: "scontrol requeue 17"}
+
+
+def test_an_address_is_no_run_directory(capsys):
+    from train.cli import main
+
+    assert main(["--workdir", "gs://bucket/run"]) == 1
+    assert "mount the bucket" in capsys.readouterr().err
