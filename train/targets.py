@@ -1,5 +1,6 @@
 """Devices to plan for: slices of TPUs that are elsewhere, or what this machine has."""
 
+import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from train.hardware import find_chip
 
 # Slices of the smallest sizes; any other that Google offers is written the same way.
 EXAMPLES = ("v4:2x2x1", "v4:2x2x2", "v5e:2x2", "v5e:4x4", "v5p:2x2x1", "v5p:2x2x2", "v6e:2x2", "v6e:4x4")
+# No chips are asked for: nobody need be asked who this machine is, and other processes may have the library open.
+_COMPILER_ALONE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 _NAME = re.compile(r"v\d+[a-z]*:\d+(x\d+){1,2}")
 
 
@@ -55,18 +58,19 @@ def topology(name: str) -> Target:
 
     if not _NAME.fullmatch(name):
         raise TrainError(f"topology={name!r} must be a generation and a shape, such as {' or '.join(EXAMPLES[2:4])}")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # elsewhere than in Google's cloud nobody answers
+    for variable, value in _COMPILER_ALONE.items():
+        os.environ.setdefault(variable, value)
     try:
         devices = tuple(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except Exception as error:  # whatever the plugin raises, which differs between its versions
-        if "libtpu" in str(error) or isinstance(error, ImportError):
+        if importlib.util.find_spec("libtpu") is None:
             raise TrainError(f"planning for {name} needs the TPU compiler: pip install 'flax-vae[tpu]'") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainError(f"topology={name!r} is not known ({reason}); there are {', '.join(EXAMPLES)}") from error
-    chip = find_chip(devices[0].device_kind)
-    return Target(
-        name, devices, devices[0].device_kind, None if chip is None or chip.memory is None else int(chip.memory)
-    )
+        known = ", ".join(EXAMPLES)
+        raise TrainError(f"topology={name!r} cannot be planned for ({reason}); there are {known}") from error
+    kind = devices[0].device_kind
+    chip = find_chip(kind)
+    return Target(name, devices, kind, None if chip is None or chip.memory is None else int(chip.memory))
 
 
 def local() -> Target:

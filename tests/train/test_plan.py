@@ -151,23 +151,17 @@ PLANNED = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.tpu
 @needs_compiler
+@pytest.mark.parametrize(("slice_", "hosts"), [("v5e:2x2", 1), ("v5e:4x4", 4)])
 @pytest.mark.parametrize("preset", PLANNED)
-def test_the_training_step_compiles_for_one_host_and_for_four_and_its_memory_fits(preset):
-    slices = {"v5e:2x2": (4, 1), "v5e:4x4": (16, 4)}
-    command = [sys.executable, "-m", "train.cli", "plan", *PLANNED[preset], "--markdown"]
-    for name in slices:
-        command += ["--topology", name]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+def test_the_training_step_compiles_for_one_host_and_for_four_and_its_memory_fits(preset, slice_, hosts):
+    command = [sys.executable, "-m", "train.cli", "plan", *PLANNED[preset], "--topology", slice_, "--markdown"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr  # 1 if it did not fit
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "v5e:" in line
-    ]
-    assert [line[0] for line in lines] == list(slices)
-    for (_, hosts), cells in zip(slices.values(), lines, strict=True):
-        row = dict(zip(HEAD, cells, strict=True))
-        assert row["hosts"] == str(hosts)
-        used, has = (float(number) for number in row["GiB of"].split("/"))
-        assert 1 < used < 15.75 and has == 16
-        assert float(row["work"]) > 0.5 and float(row["TFLOP"]) > 0.1 and float(row["img/s <="]) > 1
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"| {slice_} "))
+    row = dict(zip(HEAD, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
+    assert row["hosts"] == str(hosts)
+    used, has = (float(number) for number in row["GiB of"].split("/"))
+    assert 1 < used < 15.75 and has == 16  # the compiler keeps a quarter of a GiB
+    assert float(row["work"]) > 0.5 and float(row["TFLOP"]) > 0.1 and float(row["img/s <="]) > 1
