@@ -21,7 +21,7 @@ MODEL = replace(SMALL, ch_mult=(1,))
 GAN = GanConfig(weight=0.5, start=1, features=8, layers=1)
 
 
-def run(mode, devices, sample=True, *, more=False, gan=GanConfig(), accumulate=1, zero=False):  # noqa: B008 - frozen
+def run(mode, devices, sample=True, *, more=False, gan=GanConfig(), accumulate=1, zero=False, rows=1):  # noqa: B008 - frozen
     """Three updates; the final state and all scores."""
     config = TrainConfig(
         model=MODEL,
@@ -32,8 +32,9 @@ def run(mode, devices, sample=True, *, more=False, gan=GanConfig(), accumulate=1
         batch_size=4,
         parallel=mode,
         zero=zero,
+        rows=rows,
     )
-    parallel = make_parallel(mode, zero=zero, devices=jax.local_devices()[:devices])
+    parallel = make_parallel(mode, zero=zero, rows=rows, devices=jax.local_devices()[:devices])
     # Plain descent keeps rounding rounding; Adam's first updates are all signs, and would blow it up.
     descent = optax.sgd(0.1, momentum=0.9 if more else None)
     parts = replace(make_parts(config), optimizer=descent, schedule=optax.constant_schedule(0.1))
@@ -128,6 +129,10 @@ def test_zero_keeps_a_share_of_the_optimisers_states_and_the_average(played):
 
 def test_a_batch_in_parts_gives_the_same_update(runs):
     assert_alike(run("mesh", 2, accumulate=2), runs["mesh", 2, True])
+
+
+def test_two_devices_of_each_image_give_the_same_update(runs):
+    assert_alike(run("mesh", 2, rows=2), runs["pmap", 1, True])
 
 
 def test_noise_changes_the_loss(runs):
