@@ -106,7 +106,8 @@ def _run(flags: PlanFlags) -> int:
             found = [plan(config, target, **settings)]
         fits = False
         for one in found:
-            print(f"{target.name}, batch {one.config.batch_size}, remat {one.config.remat}: compiled", file=sys.stderr)
+            used = f"{one.memory.total / 2**30:.1f} GiB" + (", which does not fit" if one.fits is False else "")
+            print(f"{target.name}, batch {one.config.batch_size}, remat {one.config.remat}: {used}", file=sys.stderr)
             plans.append(one)
             fits = one.fits is not False
         fitting &= fits
