@@ -181,7 +181,8 @@ def read_index(folder: str | os.PathLike[str]) -> LatentIndex:
             raise ValueError(f"it is of format {values['format']!r}, and this program reads {FORMAT}")
         shards = tuple(_shard_record(shard) for shard in values["shards"])
         encoding = Encoding.from_dict(values["encoding"])
-        index = LatentIndex(encoding, *(int(values[name]) for name in ("entries", "images", "skipped")), shards)
+        entries, images, skipped = (int(values[name]) for name in ("entries", "images", "skipped"))
+        index = LatentIndex(encoding, entries, images, skipped, shards)
         if sum(shard.entries for shard in shards) != index.entries:
             raise ValueError(f"its shards do not hold {index.entries} entries together")
         return index

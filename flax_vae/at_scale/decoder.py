@@ -1,6 +1,5 @@
 """Batches of latents to image files: read, decoded and written at the same time."""
 
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,19 +15,16 @@ from convert.errors import FileError
 from convert.files import new_file
 from convert.latent_index import Encoding
 from convert.latents import LatentDataset
-from flax_vae.at_scale.ahead import ahead, available_cpus
 from flax_vae.at_scale.buckets import Batch, Picture
 from flax_vae.at_scale.devices import DataParallel
 from flax_vae.at_scale.progress import Progress
 from flax_vae.at_scale.sizes import to_uint8
+from flax_vae.at_scale.stream import stream
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.banded import decode_in_bands
 from flax_vae.images import printable
 from flax_vae.sharded import ENCODES
 from flax_vae.times import same_time
-
-_READ_AHEAD = 2  # batches that are read, or wait
-_IN_FLIGHT = 2  # batches on the devices, or on their way to the disk
 
 
 class Decoder:
@@ -98,22 +94,23 @@ class DecodeRun:
         Raises:
           FileError: if a shard is damaged, or an entry of it impossible.
         """
-        threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="files")
-        collector = ThreadPoolExecutor(1, thread_name_prefix="collect")
-        returning: deque[Future[None]] = deque()
-        try:
-            for batch, coming in ahead(batches, lambda batch: threads.submit(self._read, batch), _READ_AHEAD):
-                z = coming.result()
-                large = batch.height * batch.width > self.max_pixels
-                images = self.decoder.in_bands(z) if large else self.decoder(batch.full, z)
-                returning.append(collector.submit(self._collect, batch, images, threads, progress))
-                while len(returning) >= _IN_FLIGHT:
-                    returning.popleft().result()
-            for future in returning:
+
+        def begin(threads: ThreadPoolExecutor, batch: Batch) -> Future[Float[np.ndarray, "b h w c"]]:
+            return threads.submit(self._read, batch)
+
+        def compute(batch: Batch, coming: Future[Float[np.ndarray, "b h w c"]]) -> Array | np.ndarray:
+            large = batch.height * batch.width > self.max_pixels
+            return self.decoder.in_bands(coming.result()) if large else self.decoder(batch.full, coming.result())
+
+        def collect(threads: ThreadPoolExecutor, batch: Batch, images: Array | np.ndarray) -> None:
+            pixels = to_uint8(np.asarray(images, np.float32))
+            wanted = [(row, p) for row, p in enumerate(batch.pictures) if p.number in self.missing]
+            writing = [threads.submit(self._write, p, pixels[row, : p.height, : p.width]) for row, p in wanted]
+            for future in writing:
                 future.result()
-        finally:
-            threads.shutdown(cancel_futures=True)
-            collector.shutdown(cancel_futures=True)
+            progress.add(len(wanted))
+
+        stream(batches, begin, compute, collect)
 
     def _read(self, batch: Batch) -> Float[np.ndarray, "b h w c"]:
         encoding = self.latents.index.encoding
@@ -124,17 +121,6 @@ class DecodeRun:
                 f"the latents of {printable(batch.pictures[0].name)} and others have not the size of their images"
             )
         return np.stack(stored).astype(np.float32)
-
-    def _collect(self, batch: Batch, images: Any, threads: ThreadPoolExecutor, progress: Progress) -> None:
-        pixels = to_uint8(np.asarray(images, np.float32))
-        jobs = [
-            threads.submit(self._write, picture, pixels[row, : picture.height, : picture.width])
-            for row, picture in enumerate(batch.pictures)
-            if picture.number in self.missing
-        ]
-        for job in jobs:
-            job.result()
-        progress.add(len(jobs))
 
     def _write(self, picture: Picture, pixels: np.ndarray) -> None:
         with new_file(self.destination / self.targets[picture.number], force=True) as file:

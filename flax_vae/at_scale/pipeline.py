@@ -1,7 +1,6 @@
 """Images to shards of latents: files are read, batches computed and shards written at the same time."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,17 +14,14 @@ from jaxtyping import Array, Float
 from convert.latent_index import Encoding
 from convert.latent_shards import Entry, ShardContent
 from convert.latent_statistics import LatentMoments
-from flax_vae.at_scale.ahead import ahead, available_cpus
 from flax_vae.at_scale.buckets import Batch, Picture, Shard
 from flax_vae.at_scale.encoder import LatentEncoder
 from flax_vae.at_scale.progress import Progress
 from flax_vae.at_scale.scan import read
 from flax_vae.at_scale.sizes import pad_to_factor, to_float
+from flax_vae.at_scale.stream import stream
 from flax_vae.errors import DataError, UserError
 from flax_vae.images import StorageError, printable
-
-_READ_AHEAD = 3  # batches that are being decoded, or wait
-_IN_FLIGHT = 2  # batches on the devices, or on their way back
 
 
 class Skips:
@@ -75,6 +71,13 @@ class _Job(NamedTuple):
     last: bool
 
 
+class _Computed(NamedTuple):
+    """What the devices are computing: since when, and for which entries, images and mirror images apart."""
+
+    begun: float
+    latents: list[tuple[list[Entry], dict[str, Array]]]
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """Computes shards.
@@ -106,26 +109,21 @@ class Pipeline:
           UserError: if a latent is not finite.
         """
         clock = Clock()
-        readers = ThreadPoolExecutor(available_cpus(), thread_name_prefix="read")
-        collector = ThreadPoolExecutor(1, thread_name_prefix="collect")
-        returning: deque[Future[None]] = deque()
 
-        def begin(job: _Job) -> list[Future[Float[np.ndarray, "f h w 3"]]]:
-            return [readers.submit(self._read, job.batch, picture) for picture in job.batch.pictures]
+        def begin(threads: ThreadPoolExecutor, job: _Job) -> list[Future[Float[np.ndarray, "f h w 3"]]]:
+            return [threads.submit(self._read, job.batch, picture) for picture in job.batch.pictures]
 
-        try:
-            for job, coming in ahead(self._jobs(shards), begin, _READ_AHEAD):
-                good = self._gather(job, coming)
-                begun = time.monotonic()
-                computed = self._compute(job.batch, good) if good else []
-                returning.append(collector.submit(self._collect, job, computed, begun, clock, progress))
-                while len(returning) >= _IN_FLIGHT:
-                    returning.popleft().result()
-            for future in returning:
-                future.result()
-        finally:
-            readers.shutdown(cancel_futures=True)
-            collector.shutdown(cancel_futures=True)
+        def compute(job: _Job, coming: list[Future[Float[np.ndarray, "f h w 3"]]]) -> _Computed:
+            good = self._gather(job, coming)
+            return _Computed(time.monotonic(), self._compute(job.batch, good) if good else [])
+
+        def collect(threads: ThreadPoolExecutor, job: _Job, computed: _Computed) -> None:
+            jax.block_until_ready([latents for _, latents in computed.latents])
+            clock.ran(computed.begun, time.monotonic())
+            self._keep(job, computed)
+            progress.add(len(job.batch.pictures))
+
+        stream(self._jobs(shards), begin, compute, collect)
         return clock
 
     def _jobs(self, shards: Sequence[Shard]) -> Iterator[_Job]:
@@ -170,18 +168,9 @@ class Pipeline:
             computed.append((entries, latents))
         return computed
 
-    def _collect(
-        self,
-        job: _Job,
-        computed: list[tuple[list[Entry], dict[str, Array]]],
-        begun: float,
-        clock: Clock,
-        progress: Progress,
-    ) -> None:
-        """Waits for the devices, keeps what they give, and writes the shard when it is whole."""
-        jax.block_until_ready([latents for _, latents in computed])
-        clock.ran(begun, time.monotonic())
-        for entries, latents in computed:
+    def _keep(self, job: _Job, computed: _Computed) -> None:
+        """Keeps what the devices gave, and writes the shard when it is whole."""
+        for entries, latents in computed.latents:
             stored = {part: np.asarray(latents[part])[: len(entries)] for part in self.encoding.parts}
             with np.errstate(over="ignore"):  # seen below
                 stored = {part: values.astype(self.encoding.dtype) for part, values in stored.items()}
@@ -189,7 +178,6 @@ class Pipeline:
             job.content.add(entries, stored)
         if job.last:
             self.write(job.shard, job.content)
-        progress.add(len(job.batch.pictures))
 
     def _check(self, entries: list[Entry], stored: dict[str, np.ndarray]) -> None:
         for values in stored.values():

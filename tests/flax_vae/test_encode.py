@@ -153,23 +153,28 @@ def test_means_are_the_direct_call_bit_for_bit_on_two_devices_too(straight, phot
         np.testing.assert_array_equal(entry["latent"], expected)
 
 
-def test_samples_depend_on_seed_and_image_and_on_nothing_else(one, photographs, tmp_path, model):
-    found = {}
-    for seed, batch_size in ((3, 4), (3, 1), (4, 4)):
-        folder = tmp_path / f"{seed}-{batch_size}"
-        grouping = Grouping(batch_size=batch_size, shard_size=batch_size * 2)
-        encode(one, folder, model, store="sample", seed=seed, flip=True, grouping=grouping)
-        found[seed, batch_size] = LatentDataset(folder)
-    posterior = jax.jit(partial(model[0].apply, method="posterior"))(
-        {"params": model[1]}, padded(one, scan(one).pictures)
+def test_samples_depend_on_seed_and_image_and_on_nothing_else(tmp_path, model):
+    source, rng = tmp_path / "source", np.random.default_rng(2)
+    source.mkdir()
+    for name in "ab":
+        picture(rng, 8, 8).save(source / f"{name}.png")
+    together, apart = (
+        LatentDataset(encode(source, tmp_path / str(size), model, store="sample", seed=3, flip=True, grouping=grouping))
+        for size, grouping in ((4, Grouping(4)), (1, Grouping(1, shard_size=1)))
     )
-    noise = latent_noise(3, np.array([0, 1], np.uint32), (4, 4, 4))
-    expected = 0.5 * (posterior.mean + posterior.std * noise[:1] - 0.25)
-    np.testing.assert_allclose(found[3, 4][0]["latent"], expected[0], rtol=1e-4, atol=1e-4)
-    assert found[3, 4][1]["flipped"] and not np.allclose(noise[0], noise[1])
-    for entry in range(2):
-        np.testing.assert_allclose(found[3, 4][entry]["latent"], found[3, 1][entry]["latent"], rtol=1e-4, atol=1e-4)
-        assert not np.allclose(found[3, 4][entry]["latent"], found[4, 4][entry]["latent"], atol=1e-2)
+    posterior = jax.jit(partial(model[0].apply, method="posterior"))
+    images = padded(source, scan(source).pictures)
+    views = np.stack([images, images[:, :, ::-1]], axis=1).reshape(4, 8, 8, 3)  # each image, then its mirror image
+    found, noise = posterior({"params": model[1]}, views), latent_noise(3, np.arange(4, dtype=np.uint32), (4, 4, 4))
+    expected = 0.5 * (found.mean + found.std * noise - 0.25)
+    for latents in (together, apart):
+        assert len(latents) == 4
+        for entry in latents:
+            np.testing.assert_allclose(
+                entry["latent"], expected[2 * entry["number"] + entry["flipped"]], rtol=1e-4, atol=1e-4
+            )
+    assert len(np.unique(noise)) > 250  # no two alike
+    assert not np.allclose(noise, latent_noise(4, np.arange(4, dtype=np.uint32), (4, 4, 4)))
 
 
 def test_the_mirror_image_is_the_second_entry(one, tmp_path, model):
