@@ -74,10 +74,10 @@ def convolve(
             return kernel_gradient(x, d_out, size, stride, tuple(padding)).astype(kernel.dtype)
 
         def of_kernel(x: Array, d_out: Array) -> Array:
-            return jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](d_out)[0]
+            return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(d_out)[0]
 
         def of_x(kernel: Array, d_out: Array) -> Array:
-            return jax.vjp(lambda x: plain(x, kernel), x)[1](d_out)[0]
+            return jax.linear_transpose(lambda x: plain(x, kernel), x)(d_out)[0]
 
         def of_small_x(kernel: Array, d_out: Array) -> Array:
             return small_input_gradient(d_out, kernel, tuple(padding))
