@@ -7,18 +7,28 @@ import pytest
 
 README = Path(__file__).parent.parent / "README.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-NAMES = ["train", "import", "convert"]
+NAMES = ["train", "import", "convert", "latents"]
 
 
 @pytest.fixture
 def after_training(tmp_path, monkeypatch):
-    """`runs/tiny/export`, with fresh weights in place of trained ones."""
+    """`runs/tiny/export`, with fresh weights in place of trained ones; and `latents` that they made of two images."""
     import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from PIL import Image
 
     from flax_vae import PRESETS, AutoEncoder, init_params, save_pretrained
+    from flax_vae.at_scale.encode import encode_folder, encoding_of
 
-    model = AutoEncoder(PRESETS["tiny"])
-    save_pretrained(tmp_path / "runs" / "tiny" / "export", model, init_params(model, jax.random.key(0)))
+    model = AutoEncoder(PRESETS["tiny"], dtype=jnp.float32)
+    params = init_params(model, jax.random.key(0))
+    save_pretrained(tmp_path / "runs" / "tiny" / "export", model, params)
+    (tmp_path / "photographs").mkdir()
+    for name in "ab":
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "photographs" / f"{name}.png")
+    encoding = encoding_of(model, params, store="mean", dtype="float32")
+    encode_folder(tmp_path / "photographs", tmp_path / "latents", model, params, encoding)
     monkeypatch.chdir(tmp_path)
 
 
@@ -28,7 +38,7 @@ def test_there_is_an_example_for_each_kind_of_user():
         assert len(example.strip().splitlines()) <= 12
 
 
-@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.torch), 1, 2], ids=NAMES)
+@pytest.mark.parametrize("index", [pytest.param(0, marks=pytest.mark.torch), 1, 2, 3], ids=NAMES)
 def test_example_runs(index, after_training, capsys):
     exec(compile(EXAMPLES[index], f"README.md, example {NAMES[index]!r}", "exec"), {})
     printed = capsys.readouterr().out.splitlines()[-1]
@@ -36,5 +46,6 @@ def test_example_runs(index, after_training, capsys):
         0: r"\d+",
         1: r"\(2, 16, 12, \d+\) \(2, 64, 48, 3\)",
         2: "True",
+        3: "16 16",
     }
     assert re.fullmatch(expected[index], printed), printed
