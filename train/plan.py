@@ -204,18 +204,29 @@ def _float32(shape: Sequence[int]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
 
 
-# "Ran out of memory in memory space hbm. Used 18.72G of 15.75G hbm."
-_NEEDED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])(?:iB)? hbm")
+# What the TPU compiler says of a program that it gave up, and how much that would have needed at least.
+_NEEDED = (
+    re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM"),
+    re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"),
+)
+
+
+def needed(message: str) -> int | None:
+    """Bytes that a program would have needed, from the error of compiling it; None if it is about something else."""
+    for pattern in _NEEDED:
+        if found := pattern.search(message):
+            return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2]))))
+    return None
 
 
 def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Memory, float | None]:
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        needed = _NEEDED.search(str(error))
-        if needed is None:
+        total = needed(str(error))
+        if total is None:
             raise
-        return Memory(total=int(float(needed[1]) * 2 ** (10 * (1 + "KMGT".index(needed[2]))))), None
+        return Memory(total), None
     found = compiled.memory_analysis()
     new = found.output_size_in_bytes - found.alias_size_in_bytes
     memory = Memory(
