@@ -41,7 +41,7 @@ def test_products_convolutions_and_what_repeats_them_are_counted():
     )
     forward = 2 * (2 * 4 * 5 * 6) * 9 * 4
     assert count_operations(strided, x, kernel) == forward
-    # Its gradient by x spreads the outputs out, and the holes are not computed; that by the kernel is as much as forwards.
+    # Its gradient by x spreads the outputs out, and the holes are not computed.
     by_x, by_kernel = 2 * (2 * 8 * 9 * 4) * 9 * 6 // 4, forward
     gradients = jax.grad(lambda x, k: (strided(x, k) ** 2).sum(), argnums=(0, 1))
     assert count_operations(gradients, x, kernel) == forward + by_x + by_kernel
