@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -174,7 +175,9 @@ PLANNED = {
 @pytest.mark.parametrize("preset", PLANNED)
 def test_the_training_step_compiles_for_one_host_and_for_four_and_its_memory_fits(preset, slice_, hosts):
     command = [sys.executable, "-m", "train.cli", "plan", *PLANNED[preset], "--topology", slice_, "--markdown"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    # A quarter of the time, for programs that need no less memory.
+    environment = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr  # 1 if it did not fit
     (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"| {slice_} "))
     row = dict(zip(HEAD, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
