@@ -63,7 +63,7 @@ def run(parts, start, weights, devices, rows, zero):
 def run_all(folder):
     """Each layout's run into a file."""
     NETS["alex"] = STAGES
-    # Plain descent in short steps keeps rounding rounding: in long ones a loss with kinks soon meets one on either side.
+    # Plain descent in short steps keeps rounding rounding: long ones soon take two layouts to either side of a kink.
     plain = {"optimizer": optax.sgd(0.01), "d_optimizer": optax.sgd(0.01), "schedule": optax.constant_schedule(0.01)}
     start = make_state(CONFIG, replace(make_parts(CONFIG), **plain))
     pair = np.zeros((2, 1, 32, 32, 3), np.float32)
