@@ -184,4 +184,4 @@ def test_the_training_step_compiles_for_one_host_and_for_four_and_its_memory_fit
     assert row["hosts"] == str(hosts)
     used, has = (float(number) for number in row["GiB of"].split("/"))
     assert 1 < used < 15.75 and has == 16  # the compiler keeps a quarter of a GiB
-    assert float(row["work"]) > 0.5 and float(row["TFLOP"]) > 0.1 and float(row["img/s <="]) > 1
+    assert float(row["work"]) > 0.2 and float(row["TFLOP"]) > 0.1 and float(row["img/s <="]) > 1
