@@ -77,7 +77,7 @@ def _tiny_perceptual(model: AutoEncoderParams, start_from: str | None) -> TrainC
 
     flax-vae-train --preset tiny-perceptual     (needs the extra lpips)
     hardware: two CPU cores, or anything else
-    expect:   half the LPIPS of `tiny` on the held-out photograph (by AlexNet: 0.15 against 0.31), 1 dB less PSNR
+    expect:   little more than half the LPIPS of `tiny` (by AlexNet, held out: 0.15 against 0.26), 2 dB less PSNR
     """
     return replace(
         _tiny(model, start_from),
