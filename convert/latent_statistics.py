@@ -63,6 +63,26 @@ class LatentMoments:
             self.variance + other.variance,
         )
 
+    @property
+    def channel_variance(self) -> np.ndarray:
+        """Of latents drawn from the posteriors, `Var[z] = Var[mean] + E[variance]`; nothing is drawn."""
+        return (self.scatter + self.variance) / self.count
+
+    def overall(self) -> tuple[float, float]:
+        """Returns mean and standard deviation of all numbers together, whatever their channel.
+
+        Raises:
+          ValueError: if there are no latents, or all are equal, or one is not finite.
+        """
+        if not self.count:
+            raise ValueError("there are no latents to take statistics of")
+        mean, std = float(self.mean.mean()), float(np.sqrt(self.channel_variance.mean() + self.mean.var()))
+        if not math.isfinite(std) or std == 0:
+            raise ValueError(
+                f"the latents have a standard deviation of {std}; look at the weights, they may be damaged"
+            )
+        return mean, std
+
     def dumps(self) -> str:
         """As JSON, from which `loads` makes the same bits."""
         return json.dumps({name: np.asarray(value).tolist() for name, value in vars(self).items()})
@@ -120,20 +140,13 @@ class LatentStatistics:
           ValueError: if there are no latents, or all are equal, or one is not finite.
         """
         total = sum(parts, LatentMoments.nothing(channels))
-        if not total.count:
-            raise ValueError("there are no latents to take statistics of")
-        variance = (total.scatter + total.variance) / total.count
-        mean, std = float(total.mean.mean()), float(np.sqrt(variance.mean() + total.mean.var()))
-        if not math.isfinite(std) or std == 0:
-            raise ValueError(
-                f"the latents have a standard deviation of {std}; look at the weights, they may be damaged"
-            )
+        mean, std = total.overall()
         scale, shift = factors or (1.0, 0.0)
         return cls(
             total.count,
             scaled,
             tuple(total.mean.tolist()),
-            tuple(np.sqrt(variance).tolist()),
+            tuple(np.sqrt(total.channel_variance).tolist()),
             mean,
             std,
             None if factors is None else mean / scale + shift,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from convert import latent_statistics
 from train.errors import TrainError
 
 ACTIVE = 0.01  # least variance of the posterior's mean over the data of a channel that says something
@@ -91,18 +92,15 @@ class LatentMoments:
     """Gathers `LatentStatistics` over posteriors, one batch after the other."""
 
     def __init__(self, channels: int):
-        self._means = RunningMoments(channels)
-        self._variance = np.zeros(channels)  # sums over all positions
+        self._moments = latent_statistics.LatentMoments.nothing(channels)
         self._divergence = 0.0
         self._images = 0
 
     def add(self, mean: Float[np.ndarray, "b h w z"], logvar: Float[np.ndarray, "b h w z"]) -> None:
         """Takes the posteriors of a batch in."""
         mean, logvar = np.asarray(mean, np.float64), np.asarray(logvar, np.float64)
-        variance = np.exp(logvar)
-        self._means.add(mean.reshape(-1, mean.shape[-1]))
-        self._variance += variance.sum(axis=(0, 1, 2))
-        self._divergence += 0.5 * float(np.sum(mean**2 + variance - 1.0 - logvar))
+        self._moments += latent_statistics.LatentMoments.of(mean, logvar)
+        self._divergence += 0.5 * float(np.sum(mean**2 + np.exp(logvar) - 1.0 - logvar))
         self._images += len(mean)
 
     def result(self) -> LatentStatistics:
@@ -112,23 +110,23 @@ class LatentMoments:
           ValueError: if that is nothing.
           TrainError: if all latents are equal, or one is not finite.
         """
-        activity = np.diag(self._means.covariance())
-        variance = activity + self._variance / self._means.count
-        mean = float(self._means.mean.mean())
-        std = float(np.sqrt(variance.mean() + self._means.mean.var()))
-        if not np.isfinite(std) or std == 0:
-            raise TrainError(
-                f"the latents have a standard deviation of {std}; look at the weights, they may be damaged"
-            )
+        moments = self._moments
+        if not moments.count:
+            raise ValueError("there are no latents to take statistics of")
+        try:
+            mean, std = moments.overall()
+        except ValueError as error:
+            raise TrainError(str(error)) from error
+        activity = moments.scatter / moments.count
         return LatentStatistics(
-            channel_mean=self._means.mean.tolist(),
-            channel_std=np.sqrt(variance).tolist(),
+            channel_mean=moments.mean.tolist(),
+            channel_std=np.sqrt(moments.channel_variance).tolist(),
             channel_activity=activity.tolist(),
             active_channels=int((activity > ACTIVE).sum()),
             mean=mean,
             std=std,
             kl_per_image=self._divergence / self._images,
-            kl_per_number=self._divergence / (self._means.count * len(activity)),
+            kl_per_number=self._divergence / (moments.count * len(activity)),
             shift_factor=mean,
             scale_factor=1.0 / std,
         )
