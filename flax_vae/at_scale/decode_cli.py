@@ -1,14 +1,13 @@
 """`flax-vae decode`: latents back to images."""
 
-import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from flax_vae.at_scale.command import run
 
 PROG = "flax-vae decode"
 _NONE = "(default: none)"
@@ -42,21 +41,8 @@ class DecodeFlags:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Returns:
-      The exit status: 0, or 130 when interrupted.
-
-    Raises:
-      UserError, FileError, OSError: one sentence, for what the caller can put right.
-      SystemExit: 2 for wrong flags, 0 after `--help`.
-    """
-    flags = tyro.cli(DecodeFlags, prog=PROG, args=args)
-    try:
-        return _run(flags)
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted; the same command goes on with the images that are missing", file=sys.stderr)
-        return 128 + signal.SIGINT
+    """Runs the command; see `flax_vae.at_scale.command.run`."""
+    return run(PROG, DecodeFlags, _run, "goes on with the images that are missing", args)
 
 
 def _run(flags: DecodeFlags) -> int:

@@ -1,7 +1,5 @@
 """`flax-vae encode`: a folder of images to latents for the training of diffusion models."""
 
-import signal
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -9,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from flax_vae.at_scale.command import run
 from flax_vae.errors import UserError
 
 if TYPE_CHECKING:  # it loads JAX: not for --help
@@ -76,24 +74,15 @@ class EncodeFlags:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Runs the command; see `flax_vae.at_scale.command.run`."""
+    return run(PROG, EncodeFlags, _quietly, "goes on after the last whole shard", args)
 
-    Returns:
-      The exit status: 0, or 130 when interrupted.
 
-    Raises:
-      UserError, FileError, OSError: one sentence, for what the caller can put right.
-      SystemExit: 2 for wrong flags, 0 after `--help`.
-    """
-    flags = tyro.cli(EncodeFlags, prog=PROG, args=args)
-    try:
-        with warnings.catch_warnings():
-            # What Pillow puts up with, it remarks on; what it does not is an error of its own.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            return _run(flags)
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted; the same command goes on after the last whole shard", file=sys.stderr)
-        return 128 + signal.SIGINT
+def _quietly(flags: EncodeFlags) -> int:
+    with warnings.catch_warnings():
+        # What Pillow puts up with, it remarks on; what it does not is an error of its own.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        return _run(flags)
 
 
 def _run(flags: EncodeFlags) -> int:

@@ -1,0 +1,35 @@
+"""What the commands that work through many images have in common."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+Flags = TypeVar("Flags")
+
+
+def run(prog: str, flags: type[Flags], work: Callable[[Flags], int], advice: str, args: Sequence[str] | None) -> int:
+    """Reads the flags and does the work.
+
+    Args:
+      prog: the command as it is typed.
+      flags: what it takes.
+      work: from the flags to the exit status.
+      advice: what the same command will do after an interruption.
+      args: the words after the command's name; None takes those of the process.
+
+    Returns:
+      The exit status: that of the work, or 130 when interrupted.
+
+    Raises:
+      UserError, FileError, OSError: one sentence, for what the caller can put right.
+      SystemExit: 2 for wrong flags, 0 after `--help`.
+    """
+    given = tyro.cli(flags, prog=prog, args=args)
+    try:
+        return work(given)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; the same command {advice}", file=sys.stderr)
+        return 128 + signal.SIGINT
