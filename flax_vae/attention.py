@@ -63,7 +63,7 @@ def attention(
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))  # a model has many of the same shape, which are traced once
 def _by_platform(q: Array, k: Array, v: Array, small_in_full: bool, cpu_tile: Tile, scores_bytes: int) -> Array:
     def on_cpu(q: Array, k: Array, v: Array) -> Array:
-        if small_in_full and max(q.shape[1], k.shape[1]) < cpu_tile.keys:
+        if small_in_full and max(q.shape[1], k.shape[1]) <= cpu_tile.keys:
             return full_attention(q, k, v)
         # One image after the other: several tiles at a time would drive each other out of the cache.
 

@@ -10,11 +10,16 @@ from jaxtyping import Array, Float
 
 from flax_vae.kernel_gradient import kernel_gradient
 from flax_vae.small_maps import convolve_small, is_small, small_input_gradient
+from flax_vae.winograd import is_worth_winograd, winograd
 
 # On a CPU XLA adds up to about 450 products one after the other before it starts a new partial sum, PyTorch's kernels
 # far fewer: the same float32 convolution has 1.7 times PyTorch's rounding error there.  Runs of this length have 1.3
 # times (measured at 128 to 512 channels), for up to a fifth more time.
 LONGEST_RUN = 288
+
+# On a CPU, gradients of kernels with fewer input channels, which are of images and latents, are XLA's own: there they
+# take it less than half the time of `kernel_gradient`.
+FEWEST_CHANNELS = 32
 
 
 def convolve(
@@ -33,22 +38,26 @@ def convolve(
     convolved apart and added.  Without that request this is XLA's own convolution.
 
     A 1x1 kernel is a matrix, and a matrix product is what it is used for.  On a CPU the gradient by a larger one is
-    `kernel_gradient`, and where the kernel is larger than the map, the rest is as in `flax_vae.small_maps`.
+    `kernel_gradient`, and the rest is as in `flax_vae.small_maps` where the kernel is larger than the map, and as in
+    `flax_vae.winograd` where there are many channels and no digits were asked for.
     """
-    pointwise = kernel.shape[:2] == (1, 1) and set(window_strides) == {1} and not any(map(any, padding))
+    strides, padding = tuple(window_strides), tuple(padding)
+    pointwise = kernel.shape[:2] == (1, 1) and strides == (1, 1) and not any(map(any, padding))
 
     def whole(x: Array, kernel: Array) -> Array:
         if pointwise:
             return jnp.matmul(x, kernel[0, 0], precision=precision)
-        if is_small(x, kernel, tuple(window_strides)):
+        if is_small(x, kernel, strides):
             return jax.lax.platform_dependent(x, kernel, cpu=small, default=plain)
+        if is_worth_winograd(x, kernel, strides, padding):
+            return jax.lax.platform_dependent(x, kernel, cpu=winograd, default=plain)
         return plain(x, kernel)
 
     def plain(x: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, precision=precision, **options)
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, precision=precision, **options)
 
     def small(x: Array, kernel: Array) -> Array:
-        return convolve_small(x, kernel, tuple(padding))
+        return convolve_small(x, kernel, padding)
 
     def in_runs(x: Array, kernel: Array) -> Array:
         height, width, channels, _ = kernel.shape
@@ -69,9 +78,9 @@ def convolve(
         x, kernel = kept
 
         def of_kernel_on_cpu(x: Array, d_out: Array) -> Array:
-            stride, _ = window_strides
+            stride, _ = strides
             size = (kernel.shape[0], kernel.shape[1])
-            return kernel_gradient(x, d_out, size, stride, tuple(padding)).astype(kernel.dtype)
+            return kernel_gradient(x, d_out, size, stride, padding).astype(kernel.dtype)
 
         def of_kernel(x: Array, d_out: Array) -> Array:
             return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(d_out)[0]
@@ -80,12 +89,19 @@ def convolve(
             return jax.linear_transpose(lambda x: plain(x, kernel), x)(d_out)[0]
 
         def of_small_x(kernel: Array, d_out: Array) -> Array:
-            return small_input_gradient(d_out, kernel, tuple(padding))
+            return small_input_gradient(d_out, kernel, padding)
 
-        if is_small(x, kernel, tuple(window_strides), backwards=True):
+        def of_x_by_winograd(kernel: Array, d_out: Array) -> Array:
+            return winograd(d_out, kernel, backwards=True)
+
+        if is_small(x, kernel, strides):
             d_x = jax.lax.platform_dependent(kernel, d_out, cpu=of_small_x, default=of_x)
+        elif is_worth_winograd(x, kernel, strides, padding) and not exact:
+            d_x = jax.lax.platform_dependent(kernel, d_out, cpu=of_x_by_winograd, default=of_x)
         else:
             d_x = of_x(kernel, d_out)
+        if kernel.shape[2] < FEWEST_CHANNELS and not exact:
+            return d_x, of_kernel(x, d_out)
         return d_x, jax.lax.platform_dependent(x, d_out, cpu=of_kernel_on_cpu, default=of_kernel)
 
     convolution = jax.custom_vjp(forward)

@@ -1,12 +1,16 @@
-"""The gradient of a convolution's kernel as matrix products over bands of rows: what a CPU wants."""
+"""The gradient of a convolution's kernel as one matrix product for each of its taps: what a CPU wants."""
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# A band's columns, laid side by side, fill a core's second-level cache; but a product wants some depth, and no more.
-BAND_BYTES = 3 * 2**19
-BAND_POSITIONS = (512, 1024)
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+# Large is a map with more positions than this for each input channel.
+LARGE = 2
+
+# Of a large map so many positions are multiplied at a time: what four times as many make does not stay in the caches.
+BAND_POSITIONS = 4096
 
 
 def kernel_gradient(
@@ -14,13 +18,13 @@ def kernel_gradient(
     d_out: Float[Array, "b h2 w2 o"],
     kernel_size: tuple[int, int],
     stride: int,
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    padding: Padding,
 ) -> Float[Array, "kh kw i o"]:
     """Returns the gradient by the kernel of a convolution of `x` whose output has the gradient `d_out`.
 
     XLA writes this as a convolution whose window is the whole map, which its CPU kernels run at a quarter to a half
-    of the speed of the forward one.  Here, band by band, the columns that the kernel's columns meet are laid side by
-    side, and each of the kernel's rows is one product of those with `d_out`, summed over the band's positions.
+    of the speed of the forward one.  Here each tap of the kernel is the product of `d_out` with what that tap sees,
+    summed over all positions.
 
     Args:
       x: the input.
@@ -29,40 +33,62 @@ def kernel_gradient(
       stride: in both directions.
       padding: (before, after) of h and of w.
     """
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, ((0, 0, 0), *((before, after, 0) for before, after in padding), (0, 0, 0)))
+    # The sum goes along the first axis of both, which a product would have to turn over each time: it is done once.
+    # Turning `d_out` is the faster, but turns the result as well, and where kernels are large that costs more.
+    b, h2, w2, _ = d_out.shape
+    of = _of_large_map if b * h2 * w2 > LARGE * x.shape[-1] else _of_small_map
+    return of(x, d_out, kernel_size, stride)
+
+
+def _of_small_map(x: Array, d_out: Array, kernel_size: tuple[int, int], stride: int) -> Array:
     kh, kw = kernel_size
     b, h2, w2, o = d_out.shape
     i = x.shape[-1]
-    least, most = BAND_POSITIONS
-    positions = min(max(BAND_BYTES // (kw * i * x.dtype.itemsize), least), most)
-    rows = min(max(positions // w2, 1), h2)
+    turned = x.reshape(-1, i).T.reshape(i, *x.shape[:3])
+    d_out = d_out.reshape(b * h2 * w2, o)
+
+    def of_tap(tap: Array) -> Array:
+        window = (i, b, (h2 - 1) * stride + 1, (w2 - 1) * stride + 1)
+        seen = lax.dynamic_slice(turned, (0, 0, tap // kw, tap % kw), window)[:, :, ::stride, ::stride]
+        return jnp.matmul(seen.reshape(i, b * h2 * w2), d_out, preferred_element_type=_sum_dtype(x))
+
+    return lax.map(of_tap, jnp.arange(kh * kw)).reshape(kh, kw, i, o)
+
+
+def _of_large_map(x: Array, d_out: Array, kernel_size: tuple[int, int], stride: int) -> Array:
+    kh, kw = kernel_size
+    b, h2, w2, o = d_out.shape
+    i = x.shape[-1]
+    rows = min(max(BAND_POSITIONS // w2, 1), h2)
     bands = -(-h2 // rows)
-    window = (rows - 1) * stride + kh
     # Bands of equal height: below the map there are rows of zeros, which add nothing.
-    d_out = jnp.pad(d_out, ((0, 0), (0, bands * rows - h2), (0, 0), (0, 0)))
-    d_out = d_out.reshape(b * bands, rows * w2, o)
-    # A product that has to turn its left side over itself takes half as long again, so `d_out` is turned over here,
-    # outside the loop, and the result behind it; but not where the kernel is the larger of the two.
-    turned = b * h2 * w2 > 2 * i
-    if turned:
-        d_out = d_out.mT
-    (top, _), (left, right) = padding
-    below = (bands * rows - 1) * stride + kh - top - x.shape[1]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, below, 0), (left, right, 0), (0, 0, 0)))
-    sum_dtype = jnp.promote_types(x.dtype, jnp.float32)
+    x = _with_rows(x, (bands * rows - 1) * stride + kh)
+    turned = _with_rows(d_out, bands * rows).reshape(-1, o).T
 
-    def add_band(total: Array, band: tuple[Array, Array]) -> tuple[Array, None]:
-        number, d_out = band
-        first = (number // bands, number % bands * rows * stride, 0, 0)
-        seen = lax.dynamic_slice(x, first, (1, window, x.shape[2], i))[0]
-        seen = jnp.concatenate([seen[:, j : j + (w2 - 1) * stride + 1 : stride] for j in range(kw)], axis=-1)
-        taps = [seen[j : j + (rows - 1) * stride + 1 : stride].reshape(rows * w2, kw * i) for j in range(kh)]
-        if turned:
-            products = [jnp.matmul(d_out, tap, preferred_element_type=sum_dtype) for tap in taps]
-        else:
-            over_positions = (((0,), (0,)), ((), ()))
-            products = [lax.dot_general(tap, d_out, over_positions, preferred_element_type=sum_dtype) for tap in taps]
-        return total + jnp.stack(products), None
+    def of_band(number: Array) -> Array:
+        d_band = lax.dynamic_slice_in_dim(turned, number * rows * w2, rows * w2, axis=1)
 
-    start = jnp.zeros((kh, o, kw * i) if turned else (kh, kw * i, o), sum_dtype)
-    total, _ = lax.scan(add_band, start, (jnp.arange(b * bands), d_out))
-    return (total.mT if turned else total).reshape(kh, kw, i, o)
+        def of_tap(tap: Array) -> Array:
+            first = (number // bands, number % bands * rows * stride + tap // kw, tap % kw, 0)
+            window = (1, (rows - 1) * stride + 1, (w2 - 1) * stride + 1, i)
+            seen = lax.dynamic_slice(x, first, window)[0, ::stride, ::stride]
+            return jnp.matmul(d_band, seen.reshape(rows * w2, i), preferred_element_type=_sum_dtype(x))
+
+        return lax.map(of_tap, jnp.arange(kh * kw))
+
+    if b * bands == 1:
+        total = of_band(jnp.array(0))
+    else:
+        start = jnp.zeros((kh * kw, o, i), _sum_dtype(x))
+        total, _ = lax.scan(lambda total, number: (total + of_band(number), None), start, jnp.arange(b * bands))
+    return total.mT.reshape(kh, kw, i, o)
+
+
+def _with_rows(x: Array, rows: int) -> Array:
+    return jnp.pad(x, ((0, 0), (0, max(rows - x.shape[1], 0)), (0, 0), (0, 0)))
+
+
+def _sum_dtype(x: Array):
+    return jnp.promote_types(x.dtype, jnp.float32)

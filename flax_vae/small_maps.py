@@ -13,21 +13,18 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 # From so many numbers in each of a kernel's taps on, and with at most so many positions for each channel.  Measured on
 # two cores, 512 channels: at 16 x 16 forwards 4.3 ms instead of 9.0, backwards 4.0 instead of 12.8; at 32 x 32 forwards
-# no faster, backwards 22 instead of 29.  With 256 channels neither is.
+# no faster.  With 256 channels neither is.
 LEAST_NUMBERS = 2**18
 MOST_POSITIONS = 1
-MOST_POSITIONS_BACKWARDS = 2
 
 
-def is_small(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], strides: tuple[int, int], *, backwards: bool = False
-) -> bool:
-    """Whether this is faster than XLA's convolution, or than the gradient of that by its input."""
+def is_small(x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], strides: tuple[int, int]) -> bool:
+    """Whether this is faster than XLA's convolution, and than the gradient of that by its input."""
     positions = x.shape[0] * x.shape[1] * x.shape[2]
     _, _, i, o = kernel.shape
-    most = (MOST_POSITIONS_BACKWARDS if backwards else MOST_POSITIONS) * min(i, o)
     # Half precision has kernels of its own.
-    return strides == (1, 1) and x.dtype.itemsize >= 4 and i * o >= LEAST_NUMBERS and positions <= most
+    few = positions <= MOST_POSITIONS * min(i, o)
+    return strides == (1, 1) and x.dtype.itemsize >= 4 and i * o >= LEAST_NUMBERS and few
 
 
 def convolve_small(

@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jaxtyping import Array, Float
 
 from flax_vae.convolution import convolve
+from flax_vae.squares import from_corners
 
 # Which of three weights add up to each of two, along one direction: for an even pixel of the large map, for an odd one.
 FOLD = (np.array([[1, 0, 0], [0, 1, 1]]), np.array([[1, 1, 0], [0, 0, 1]]))
@@ -35,7 +35,7 @@ def upsample_and_convolve(
         pads = [((1 - row, row), (1 - column, column)) for row in (0, 1) for column in (0, 1)]
         kernels = corner_kernels(kernel)
         corners = [convolve(x, corner, (1, 1), pad, **options) for corner, pad in zip(kernels, pads, strict=True)]
-        return rearrange(corners, "(row column) b h w o -> b (h row) (w column) o", row=2)
+        return from_corners(corners)
 
     if x.dtype.itemsize < 4:  # a sum of two weights is one more rounding, which half precision would show
         return as_written(x, kernel)

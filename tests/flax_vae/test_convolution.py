@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_vae import convolution, kernel_gradient, small_maps
+from flax_vae import convolution, kernel_gradient, small_maps, winograd
 from flax_vae.convolution import convolve
 from flax_vae.upsampling import upsample_and_convolve
 
@@ -46,10 +46,13 @@ CASES = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("positions", [1, 11, 1000])  # a row a band, bands that do not divide the rows, one band
+# Large with a row a band, bands that do not divide the rows, one band; small.
+@pytest.mark.parametrize(("large", "positions"), [(0, 1), (0, 11), (0, 1000), (1000, 1)])
 @CASES
-def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, positions):
-    monkeypatch.setattr(kernel_gradient, "BAND_POSITIONS", (positions, positions))
+def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, large, positions):
+    monkeypatch.setattr(convolution, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(kernel_gradient, "LARGE", large)
+    monkeypatch.setattr(kernel_gradient, "BAND_POSITIONS", positions)
 
     def ours(x, kernel):
         return convolve(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
@@ -61,7 +64,7 @@ def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, p
 def test_small_maps_are_multiplied_by_the_whole_kernel(x64, monkeypatch, size, kernel, stride, padding):
     monkeypatch.setattr(small_maps, "LEAST_NUMBERS", 1)
     monkeypatch.setattr(small_maps, "MOST_POSITIONS", 1000)
-    monkeypatch.setattr(small_maps, "MOST_POSITIONS_BACKWARDS", 1000)
+    monkeypatch.setattr(convolution, "FEWEST_CHANNELS", 1)
 
     def ours(x, kernel):
         return convolve(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
@@ -78,10 +81,55 @@ def test_only_large_kernels_meet_small_maps_so():
     assert is_small(jnp.zeros((1, 16, 16, 512)), kernel, (1, 1))
     assert not is_small(jnp.zeros((1, 16, 16, 512)), kernel, (2, 2))
     assert not is_small(jnp.zeros((1, 32, 32, 512)), kernel, (1, 1))
-    assert is_small(jnp.zeros((1, 32, 32, 512)), kernel, (1, 1), backwards=True)
-    assert not is_small(jnp.zeros((2, 32, 32, 512)), kernel, (1, 1), backwards=True)
     assert not is_small(jnp.zeros((1, 16, 16, 512), jnp.bfloat16), kernel, (1, 1))
     assert not is_small(jnp.zeros((1, 8, 8, 256)), jnp.zeros((3, 3, 256, 256)), (1, 1))
+
+
+@pytest.mark.parametrize("size", [(2, 2), (6, 4), (8, 10)])
+def test_winograd_gives_values_and_gradients(x64, monkeypatch, size):
+    monkeypatch.setattr(winograd, "LEAST_NUMBERS", 1)
+    inputs = draw(*size, (3, 3))
+
+    def ours(x, kernel):
+        return convolve(x, kernel, (1, 1), SAME, dimension_numbers=LAYOUT)
+
+    assert_same(ours, lambda x, kernel: xla(x, kernel, 1, SAME), inputs)
+    monkeypatch.setattr(convolution, "FEWEST_CHANNELS", 1)
+    program = jax.jit(jax.grad(lambda *inputs: ours(*inputs).sum(), (0, 1))).lower(*inputs).as_text()
+    assert "stablehlo.convolution" not in program
+
+
+def test_winograd_rounds_little():
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(shape), "float32") for shape in ((1, 8, 8, 512), (3, 3, 512, 256)))
+    with jax.enable_x64(True):
+        exact = np.asarray(xla(x.astype("float64"), kernel.astype("float64"), 1, SAME))
+    errors = [np.std(np.asarray(way(x, kernel)) - exact) for way in (winograd.winograd, lambda *a: xla(*a, 1, SAME))]
+    assert errors[0] < 2.5 * errors[1]
+
+
+def test_winograd_is_for_many_channels_of_even_maps():
+    kernel = jnp.zeros((3, 3, 512, 256))
+    worth = winograd.is_worth_winograd
+    assert worth(jnp.zeros((1, 64, 64, 512)), kernel, (1, 1), SAME)
+    assert not worth(jnp.zeros((1, 64, 66, 512)), kernel, (1, 1), SAME)
+    assert not worth(jnp.zeros((1, 63, 64, 512)), kernel, (1, 1), SAME)
+    assert not worth(jnp.zeros((1, 64, 64, 512)), kernel, (2, 2), SAME)
+    assert not worth(jnp.zeros((1, 64, 64, 512)), kernel, (1, 1), ((0, 1), (0, 1)))
+    assert not worth(jnp.zeros((1, 64, 64, 512), jnp.bfloat16), kernel, (1, 1), SAME)
+    assert not worth(jnp.zeros((1, 64, 64, 256)), jnp.zeros((3, 3, 256, 256)), (1, 1), SAME)
+
+
+def test_highest_precision_never_takes_winograd():
+    x, kernel = jnp.zeros((1, 32, 32, 512)), jnp.zeros((3, 3, 512, 256))
+
+    def program():
+        loss = jax.grad(lambda *inputs: convolve(*inputs, (1, 1), SAME, dimension_numbers=LAYOUT).sum(), (0, 1))
+        return jax.jit(loss).lower(x, kernel).as_text()
+
+    assert "tensor<16x512x256xf32>" in program()  # the weights' sums
+    with jax.default_matmul_precision("highest"):
+        assert "tensor<16x512x256xf32>" not in program()
 
 
 def test_upsampling_is_four_convolutions_of_the_small_map(x64):
