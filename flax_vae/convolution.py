@@ -31,15 +31,15 @@ def convolve(
     precision: jax.lax.PrecisionLike = None,
     **options: Any,
 ) -> Float[Array, "b h2 w2 o"]:
-    """Stands in for `jax.lax.conv_general_dilated`; the same numbers, sooner or to more digits on a CPU.
+    """Stands in for `jax.lax.conv_general_dilated`; the same numbers up to rounding, sooner or to more digits on a CPU.
 
     An accelerator multiplies float32 in full where `jax.default_matmul_precision("highest")` asks for it.  A CPU always
     does, and loses digits in the order of the sum instead; there the input channels are split into runs that are
-    convolved apart and added.  Without that request this is XLA's own convolution.
+    convolved apart and added.
 
-    A 1x1 kernel is a matrix, and a matrix product is what it is used for.  On a CPU the gradient by a larger one is
-    `kernel_gradient`, and the rest is as in `flax_vae.small_maps` where the kernel is larger than the map, and as in
-    `flax_vae.winograd` where there are many channels and no digits were asked for.
+    A 1x1 kernel is a matrix, and a matrix product is what it is used for.  With a larger one a CPU does as in
+    `flax_vae.small_maps` where the kernel is larger than the map, as in `flax_vae.winograd` where there are many
+    channels and no more digits were asked for, and its gradient is `kernel_gradient`.  The rest is XLA's own.
     """
     strides, padding = tuple(window_strides), tuple(padding)
     pointwise = kernel.shape[:2] == (1, 1) and strides == (1, 1) and not any(map(any, padding))

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flax_vae.convolution import convolve
-from flax_vae.squares import from_corners
 
 # Which of three weights add up to each of two, along one direction: for an even pixel of the large map, for an odd one.
 FOLD = (np.array([[1, 0, 0], [0, 1, 1]]), np.array([[1, 1, 0], [0, 0, 1]]))
@@ -35,11 +34,22 @@ def upsample_and_convolve(
         pads = [((1 - row, row), (1 - column, column)) for row in (0, 1) for column in (0, 1)]
         kernels = corner_kernels(kernel)
         corners = [convolve(x, corner, (1, 1), pad, **options) for corner, pad in zip(kernels, pads, strict=True)]
-        return from_corners(corners)
+        return _put_together(corners)
 
     if x.dtype.itemsize < 4:  # a sum of two weights is one more rounding, which half precision would show
         return as_written(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=folded, default=as_written)
+
+
+def _put_together(corners: list[Float[Array, "b h w c"]]) -> Float[Array, "b 2*h 2*w c"]:
+    """Returns the map whose pixels the four are: top left, top right, bottom left, bottom right of each square.
+
+    Pixels beside each other are put together first and then those below, so that runs of channels are copied whole; the
+    consumers of a single transpose would each go through it again.
+    """
+    b, h, w, c = corners[0].shape
+    rows = [jnp.stack(corners[first : first + 2], axis=3).reshape(b, h, 2 * w, c) for first in (0, 2)]
+    return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
 
 
 @jax.custom_vjp

@@ -109,7 +109,7 @@ def test_winograd_rounds_little():
 
 
 def test_winograd_is_for_many_channels_of_even_maps():
-    kernel = jnp.zeros((3, 3, 512, 256))
+    kernel = jnp.zeros((3, 3, 512, 512))
     worth = winograd.is_worth_winograd
     assert worth(jnp.zeros((1, 64, 64, 512)), kernel, (1, 1), SAME)
     assert not worth(jnp.zeros((1, 64, 66, 512)), kernel, (1, 1), SAME)
@@ -121,15 +121,15 @@ def test_winograd_is_for_many_channels_of_even_maps():
 
 
 def test_highest_precision_never_takes_winograd():
-    x, kernel = jnp.zeros((1, 32, 32, 512)), jnp.zeros((3, 3, 512, 256))
+    x, kernel = jnp.zeros((1, 32, 32, 512)), jnp.zeros((3, 3, 512, 512))
 
     def program():
         loss = jax.grad(lambda *inputs: convolve(*inputs, (1, 1), SAME, dimension_numbers=LAYOUT).sum(), (0, 1))
         return jax.jit(loss).lower(x, kernel).as_text()
 
-    assert "tensor<16x512x256xf32>" in program()  # the weights' sums
+    assert "tensor<16x512x512xf32>" in program()  # the weights' sums
     with jax.default_matmul_precision("highest"):
-        assert "tensor<16x512x256xf32>" not in program()
+        assert "tensor<16x512x512xf32>" not in program()
 
 
 def test_upsampling_is_four_convolutions_of_the_small_map(x64):
