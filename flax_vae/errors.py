@@ -11,3 +11,7 @@ class DataError(UserError):
 
 class MissingError(UserError, ImportError):
     """A package that is needed for this alone is not installed."""
+
+
+class NotFiniteError(UserError):
+    """Weights, a loss or a gradient are NaN or infinite."""

@@ -13,6 +13,7 @@ from convert.loading import load_weights
 from convert.table import to_flax
 from flax_vae import AutoEncoder, from_pretrained
 from flax_vae.discriminator import Discriminator
+from flax_vae.finite import require_finite
 from train.config import TrainConfig
 from train.errors import RunError, TrainError
 from train.lpips_weights import load_lpips_weights
@@ -97,6 +98,7 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
 
     Raises:
       RunError: if they cannot be read, or are of another architecture.
+      NotFiniteError: If a weight is NaN or infinite.
     """
     if config.start_from is None:
         return None
@@ -126,4 +128,5 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
             f"start_from={config.start_from!r} holds another architecture ({', '.join(other)}); choose the preset that "
             "it is, or graft=True where attention or time is to be added"
         )
+    require_finite(tree, f"start_from={config.start_from!r}")
     return jax.tree.map(lambda array: jnp.array(array, jnp.float32), tree)

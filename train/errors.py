@@ -1,6 +1,6 @@
 """What the person who started a run can put right."""
 
-from flax_vae.errors import DataError, UserError
+from flax_vae.errors import DataError, NotFiniteError, UserError
 
 __all__ = ["DataError", "NotFiniteError", "RunError", "TrainError"]
 
@@ -10,7 +10,3 @@ TrainError = UserError
 
 class RunError(TrainError):
     """A run directory does not fit the run that was asked for."""
-
-
-class NotFiniteError(TrainError):
-    """The loss or the gradient became NaN or infinite."""

@@ -159,6 +159,7 @@ def _load(where: Path, preset: str | None) -> "tuple[AutoEncoder, Any]":
     import jax.numpy as jnp
 
     from flax_vae import from_pretrained
+    from flax_vae.finite import require_finite
     from flax_vae.reconstruct import check_rgb
 
     try:
@@ -166,6 +167,7 @@ def _load(where: Path, preset: str | None) -> "tuple[AutoEncoder, Any]":
     except ValueError as error:
         raise RunError(str(error)) from error
     check_rgb(model.params, str(where))
+    require_finite(params, str(where))
     return model, params
 
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tyro
 from PIL import Image
 
-from convert import PRESETS
+from convert import PRESETS, expand, save_folder
+from tests.train.conftest import SMALL
 from train import cli
 from train.config import TrainConfig
 from train.flags import Flags
@@ -86,6 +88,11 @@ def corrupt(path):
     (path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
 
 
+def not_finite(path):
+    weights = {row.theirs: np.full(row.torch_shape, np.nan, np.float32) for row in expand(SMALL)}
+    save_folder(path, SMALL, weights)
+
+
 def other_architecture(path):
     RunDirectory(path).begin(TrainConfig(model=PRESETS["flux1"]))
 
@@ -130,6 +137,8 @@ REFUSED = [
     ("--config X/none.yaml", settings, "none.yaml: No such file"),
     ("--set stepz=3", None, "did you mean 'steps'?"),
     ("--start-from X", empty, "start_from='X' cannot be begun with"),
+    ("--start-from X", not_finite, "start_from='X' holds values that are NaN or infinite"),
+    ("--dry-run --start-from X", not_finite, "start_from='X' holds values that are NaN or infinite"),
     ("--dry-run --data X", empty, "holds 0 images"),
     ("--dry-run --batch-size 3", None, "batch_size=3 cannot be shared evenly by 2 devices"),
     ("--dry-run --workdir X --preset tiny", other_architecture, "another architecture"),

@@ -171,6 +171,12 @@ def three(tmp_path_factory):
 
 
 @jax.jit
+def not_finite(params):
+    conv = params["decoder"]["conv_in"]
+    damaged = {**conv, "bias": conv["bias"].at[3].set(jnp.nan)}
+    return {**params, "decoder": {**params["decoder"], "conv_in": damaged}}
+
+
 def whole_model(params, images):
     apply = partial(AutoEncoder(SMALL).apply, {"params": params})
     return apply(apply(images, sample=False, method="encode"), method="decode"), apply(images, method="posterior")
@@ -405,10 +411,13 @@ def test_several_models_are_compared_on_what_the_first_held_out(params, small, f
         (["model", "--worst-by", "lpips", "--lpips", "none"], "worst_by=lpips needs LPIPS"),
         (["model", "--lpips-weights", "missing.pth"], "missing.pth"),
         (["run/checkpoints/20", "--write-scale"], "is not a model folder"),
+        (["damaged"], "damaged holds values that are NaN or infinite, in decoder/conv_in/bias (1 of "),
+        (["model", "damaged"], "damaged holds values that are NaN or infinite, in decoder/conv_in/bias (1 of "),
     ],
 )
 def test_what_the_caller_can_put_right_is_one_line(flags, message, params, three, tmp_path, capsys, monkeypatch):
     save_pretrained(tmp_path / "model", AutoEncoder(SMALL), params)
+    save_pretrained(tmp_path / "damaged", AutoEncoder(SMALL), not_finite(params))
     for step in ("9", "20"):
         (tmp_path / "run" / "checkpoints" / step).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
