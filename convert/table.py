@@ -70,10 +70,10 @@ def _resnet(i: int, o: int, time: int | None) -> list[_Leaf]:
     return [
         *_norm("norm1", i),
         *_conv("conv1", i, o, 3),
-        *(_linear("time_mlp", time, o) if time is not None else []),
         *_norm("norm2", o),
         *_conv("conv2", o, o, 3),
         *(_conv("nin_shortcut", i, o, 1) if i != o else []),
+        *(_linear("time_mlp", time, o) if time is not None else []),
     ]
 
 

@@ -127,12 +127,12 @@ class ResnetBlock(nn.Module):
     def setup(self):
         self.norm1 = group_norm(self.dtype, self.param_dtype)
         self.conv1 = conv(self.out_channels, 3, self.dtype, self.param_dtype)
-        if self.time_emb_dim is not None:
-            self.time_mlp = nn.Dense(self.out_channels, dtype=self.dtype, param_dtype=self.param_dtype)
         self.norm2 = group_norm(self.dtype, self.param_dtype)
         self.conv2 = conv(self.out_channels, 3, self.dtype, self.param_dtype)
         if self.in_channels != self.out_channels:
             self.nin_shortcut = conv(self.out_channels, 1, self.dtype, self.param_dtype)
+        if self.time_emb_dim is not None:
+            self.time_mlp = nn.Dense(self.out_channels, dtype=self.dtype, param_dtype=self.param_dtype)
 
     def __call__(
         self, x: Float[Array, "b h w c"], time_emb: Float[Array, "b t"] | None = None

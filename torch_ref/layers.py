@@ -82,12 +82,13 @@ class ResnetBlock(nn.Module):
         self.time_emb_dim = time_emb_dim
         self.norm1 = group_norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=1, padding=1)
-        if time_emb_dim is not None:
-            self.time_mlp = nn.Linear(time_emb_dim, out_channels)
         self.norm2 = group_norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, stride=1, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=1, padding=0)
+        # In the seed's order: torch.optim saves its state by the number of each parameter, not by its name.
+        if time_emb_dim is not None:
+            self.time_mlp = nn.Linear(time_emb_dim, out_channels)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None

@@ -1,12 +1,14 @@
 """The seed's own code beside both implementations: same names, same numbers, in float64."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
 
 import flax_vae
 import torch_ref
-from convert import PRESETS, AutoEncoderParams
+from convert import PRESETS, AutoEncoderParams, expand
 from tests.parity import seed
 from tests.parity._agree import assert_agree, flax_model, inputs, nchw, nhwc, quick_jit, random_state_dict, torch_model
 from tests.parity._cases import MODELS
@@ -153,3 +155,44 @@ def test_seed_swish_equals_both():
     expected = seed.Swish()(x)
     assert_agree(torch_ref.swish(x), expected, TOLERANCE, "torch")
     assert_agree(flax_vae.swish(x.numpy()), expected, TOLERANCE, "flax")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_have_the_seeds_order(name):
+    # torch.optim saves its state by the number of each parameter: in another order it is another parameter's.
+    params = MODELS[name]
+    fields = {name: getattr(params, name) for name in seed.AutoEncoderParams.__dataclass_fields__}
+    with torch.device("meta"):
+        twin, original = torch_ref.AutoEncoder(params), seed.AutoEncoder(seed.AutoEncoderParams(**fields))
+        if params.learnable_logvar:  # which the seed's record cannot say
+            original.reg = seed.DiagonalGaussian(learnable_logvar=True)
+    ours, theirs = dict(twin.named_parameters()), dict(original.named_parameters())
+    # Switches leave attention out, or add modules that the seed does not have.
+    assert [key for key in ours if key in theirs] == [key for key in theirs if key in ours]
+    assert len(ours.keys() - theirs.keys()) == (4 if params.quant_conv else 0)
+    assert {key for key in theirs if key not in ours} <= {key for key in theirs if ".attn." in key}
+    assert [row.theirs for row in expand(params)] == list(twin.state_dict())
+
+
+def test_an_optimizer_state_of_the_seeds_model_continues_in_ours():
+    params = SIZES["three levels, two blocks, with time"][0]
+    original = seed_model(params, random_state_dict(params))
+    original.reg.sample = False
+    twin = torch_model(params, random_state_dict(params)).requires_grad_(True)
+    # A large epsilon: where a gradient is nothing but rounding, Adam would make a whole step of it.
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-3) for model in (original, twin)]
+    images, time, _ = (nchw(array) for array in inputs(params, 8, 20))
+
+    def update(latent, model, optimizer):
+        optimizer.zero_grad()
+        (model.decode(latent, time) - images).square().mean().backward()
+        optimizer.step()
+
+    update(original.encode(images, time), original, optimizers[0])
+    twin.load_state_dict(original.state_dict(), strict=True)
+    optimizers[1].load_state_dict(deepcopy(optimizers[0].state_dict()))  # which would share its tensors
+    update(original.encode(images, time), original, optimizers[0])
+    update(twin.encode(images, time, sample=False), twin, optimizers[1])
+    theirs = original.state_dict()
+    for key, tensor in twin.state_dict().items():
+        assert_agree(tensor, theirs[key], TOLERANCE, key)
