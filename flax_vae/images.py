@@ -1,6 +1,7 @@
 """Opening one image file, with every way in which it can mislead either handled or refused."""
 
 import errno
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -58,6 +59,20 @@ def image_size(file: Path | bytes, name: str | None = None) -> tuple[int, int]:
     name = name or _path_of(file)
     with _open(file, name) as image:
         return image.height, image.width
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """Returns the bytes in a file, and their SHA-256 in hexadecimal.
+
+    Raises:
+      StorageError: if it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return file.tell(), digest
+    except OSError as error:
+        raise StorageError(f"{printable(path)} cannot be read ({error.strerror}); start again when it can") from error
 
 
 def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:

@@ -37,6 +37,7 @@ class Photographs:
 
     Attributes:
       held_out_name: of the one photograph that is not trained on.
+      source: all of them, the held-out one included.
     """
 
     def __init__(self, config: DataConfig):
@@ -47,14 +48,14 @@ class Photographs:
             image or, unless `config` says to skip them, another is damaged or smaller than the crop.
         """
         self._config = config
-        self._source = open_source(config.folder)
-        if len(self._source) < 2:
+        self.source = open_source(config.folder)
+        if len(self.source) < 2:
             raise DataError(
-                f"{self._source.where} holds {len(self._source)} images; training needs at least two, one of them to "
+                f"{self.source.where} holds {len(self.source)} images; training needs at least two, one of them to "
                 "be held out"
             )
-        self._held_out = _choose_held_out(config, self._source)
-        self.held_out_name = self._source.name(self._held_out)
+        self._held_out = _choose_held_out(config, self.source)
+        self.held_out_name = self.source.name(self._held_out)
         self._kept: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -63,7 +64,7 @@ class Photographs:
     @property
     def names(self) -> list[str]:
         """Of the photographs that are trained on, in order."""
-        return [self._source.name(index) for index in range(len(self._source)) if index != self._held_out]
+        return [self.source.name(index) for index in range(len(self.source)) if index != self._held_out]
 
     @property
     def crop_shape(self) -> tuple[int, int, int]:
@@ -78,7 +79,7 @@ class Photographs:
 
     def held_out(self) -> UInt8[np.ndarray, "h w 3"]:
         """The photograph that no step sees, whole."""
-        return fit(self._source.read(self._held_out), self._config.resize)
+        return fit(self.source.read(self._held_out), self._config.resize)
 
     def crop(self, seed: int, step: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
         """Example `index` of update `step`.
@@ -95,7 +96,7 @@ class Photographs:
             entropy = (seed, step, index, attempt) if attempt else (seed, step, index)
             # Raw words of SeedSequence, not a Generator: NumPy promises that these never change between versions.
             words = np.random.SeedSequence(entropy).generate_state(WORDS)
-            drawn = below(len(self._source) - 1, words[0])
+            drawn = below(len(self.source) - 1, words[0])
             photograph = self._read(drawn + (drawn >= self._held_out))
             if photograph is not None:
                 return cut(photograph, words, self._config)
@@ -108,7 +109,7 @@ class Photographs:
     def _open(self) -> None:
         errors: dict[int, DataError] = {}
         keep, total = [], 0
-        trained = (index for index in range(len(self._source)) if index != self._held_out)
+        trained = (index for index in range(len(self.source)) if index != self._held_out)
         with ThreadPoolExecutor(_THREADS) as pool:
             for index, size in _each(pool, self._check, trained):
                 if isinstance(size, DataError):
@@ -153,15 +154,15 @@ class Photographs:
 
     def _check(self, index: int) -> tuple[int, int]:
         """Height and width as it will be cropped, from the header alone."""
-        return self._check_size(index, *self._source.size(index))
+        return self._check_size(index, *self.source.size(index))
 
     def _load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        image = self._source.read(index)
+        image = self.source.read(index)
         self._check_size(index, *image.shape[:2])
         return fit(image, self._config.resize)
 
     def _check_size(self, index: int, height: int, width: int) -> tuple[int, int]:
-        name = f"{self._source.where}/{self._source.name(index)}"
+        name = f"{self.source.where}/{self.source.name(index)}"
         height, width = fitted_size(height, width, self._config.resize)
         if min(height, width) < self._config.crop_size:
             raise DataError(
@@ -176,7 +177,7 @@ class Photographs:
         return height, width
 
     def _check_count(self) -> None:
-        total, most = len(self._source) - 1, self._config.max_bad_fraction
+        total, most = len(self.source) - 1, self._config.max_bad_fraction
         if len(self._bad) > most * total:
             raise DataError(
                 f"{len(self._bad)} of {total} images cannot be used, more than max_bad_fraction={most}: "
@@ -202,6 +203,9 @@ class OneImage:
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:  # noqa: D102 - as in Source
         return self._source.read(self._index)
+
+    def digest(self, index: int) -> tuple[int, str]:  # noqa: D102 - as in Source
+        return self._source.digest(self._index)
 
 
 def held_out_image(config: DataConfig) -> Source:

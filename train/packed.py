@@ -4,6 +4,7 @@ The packages that read the last two are extras, loaded when such an address is m
 """
 
 import glob
+import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from flax_vae.images import StorageError, image_size, printable, read_image
+from flax_vae.images import StorageError, file_digest, image_size, printable, read_image
 from train.errors import DataError
 
 
@@ -55,6 +56,11 @@ class ArraySource:
         image = np.asarray(self._images[index])
         return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
+    def digest(self, index: int) -> tuple[int, str]:
+        """Bytes of its pixels, and their SHA-256."""
+        image = np.ascontiguousarray(self._images[index])
+        return image.nbytes, hashlib.sha256(memoryview(image)).hexdigest()
+
 
 class _Encoded(ABC):
     """A source whose entries are encoded image files."""
@@ -76,6 +82,11 @@ class _Encoded(ABC):
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """The picture a viewer would show."""
         return read_image(self._file(index), f"{self.where}/{index}")
+
+    def digest(self, index: int) -> tuple[int, str]:
+        """Bytes of the encoded image, and their SHA-256."""
+        file = self._file(index)
+        return file_digest(file) if isinstance(file, Path) else (len(file), hashlib.sha256(file).hexdigest())
 
 
 class HuggingFaceSource(_Encoded):

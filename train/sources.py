@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from flax_vae.images import image_size, list_images, printable, read_image
+from flax_vae.images import file_digest, image_size, list_images, printable, read_image
 from train.errors import DataError
 
 
@@ -34,6 +34,10 @@ class Source(Protocol):
 
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """One image, as 8-bit RGB; `DataError` if it cannot be used, `StorageError` if it cannot be had now."""
+        ...
+
+    def digest(self, index: int) -> tuple[int, str]:
+        """Bytes of one image as stored, and their SHA-256 in hexadecimal; errors as `read` raises them."""
         ...
 
 
@@ -89,6 +93,10 @@ class FolderSource:
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """The picture a viewer would show."""
         return read_image(self._folder / self._files[index])
+
+    def digest(self, index: int) -> tuple[int, str]:
+        """Bytes in the file, and their SHA-256."""
+        return file_digest(self._folder / self._files[index])
 
 
 def shipped_photographs() -> Path:
