@@ -169,6 +169,15 @@ class AutoEncoderParams:
         """Whether the residual blocks of this level are each followed by attention."""
         return self.attn_levels is None or level in self.attn_levels
 
+    def differences(self, other: "AutoEncoderParams") -> list[str]:
+        """Names of the fields in which two architectures differ and that change what a model computes.
+
+        The rest may differ between two records of the same weights: `resolution`, which places nothing here, and the
+        padding of a model that never halves its images.
+        """
+        idle = {"resolution"} | ({"downsample_padding"} if self.num_levels == other.num_levels == 1 else set())
+        return [name for name, value in vars(self).items() if value != vars(other)[name] and name not in idle]
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values, in order."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}

@@ -62,7 +62,6 @@ DEFAULTS[FLAX] = DEFAULTS[KL]
 
 # The one value that our architecture means.
 _FIXED: dict[str, Any] = {
-    "act_fn": "silu",
     "norm_num_groups": NORM_GROUPS,
     "mid_block_add_attention": True,
     "latents_mean": None,  # statistics per channel; of the published autoencoders of this family only FLUX.2 has them
@@ -71,14 +70,13 @@ _FIXED: dict[str, Any] = {
     "patch_size": [2, 2],
 }
 
-# Says nothing about what the model computes from its weights.
-_IGNORED = {
-    "force_upcast": "asks pipelines for float32; the caller chooses the dtype here",
-    "batch_norm_momentum": "of training only",
-    "_diffusers_version": "who wrote the file",
-    "_name_or_path": "where it came from",
-    "_commit_hash": "where it came from",
-}
+_SILU = ("silu", "swish")  # two names of one function, which diffusers reads in upper case too
+
+# What EMAModel of diffusers writes into the configuration beside a moving average.
+_EMA = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
+
+# Changes nothing that the model computes from its weights, and returns as it was; see `kept_keys`.
+_KEPT = ("act_fn", "batch_norm_momentum", "force_upcast", "sample_size")
 
 # plain, with attention after each residual block
 _DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
@@ -93,20 +91,24 @@ def is_diffusers_config(fields: Mapping[str, Any]) -> bool:
 def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
     """Returns the architecture that a `config.json` of diffusers describes.
 
-    A key that is absent means what diffusers takes for it.
+    A key that is absent means what diffusers takes for it.  Keys that change nothing that the model computes are passed
+    over: diffusers' private ones, which begin with an underscore, and those of a moving average.
 
     Raises:
       ConversionError: if the class, a key or a value is none that our architecture can express.
     """
+    fields = _as_written(fields)
     name = fields.get("_class_name")
     if not isinstance(name, str) or name not in DEFAULTS:
         raise ConversionError(f"_class_name is {name!r}; only {', '.join(DEFAULTS)} are autoencoders of this family")
     defaults = DEFAULTS[name]
-    unknown = [key for key in fields if key not in defaults and key not in _IGNORED and key != "_class_name"]
+    unknown = [key for key in fields if key not in defaults and key not in _EMA and not key.startswith("_")]
     if unknown:
         hints = [f"{key}={fields[key]!r}{_near(key, defaults)}" for key in unknown]
         raise ConversionError(f"{name} has unknown keys, which may change what the model computes: {', '.join(hints)}")
     values = {key: _listed(value) for key, value in (defaults | dict(fields)).items()}
+    if str(values["act_fn"]).lower() not in _SILU:
+        raise ConversionError(f"act_fn={values['act_fn']!r} is another architecture; here it is always 'silu'")
     for key, meant in _FIXED.items():
         if key in values and values[key] != meant:
             raise ConversionError(f"{key}={values[key]!r} is another architecture; here it is always {meant!r}")
@@ -118,7 +120,7 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
     widths = _widths(values)
     try:
         return AutoEncoderParams(
-            resolution=_side(values["sample_size"]),
+            resolution=_side(values["sample_size"], 2 ** (len(widths) - 1) * (2 if name == FLUX2 else 1)),
             in_channels=values["in_channels"],
             ch=widths[0],
             out_ch=values["out_channels"],
@@ -132,6 +134,15 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
         )
     except (TypeError, ValueError) as error:
         raise ConversionError(str(error)) from error
+
+
+def kept_keys(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of a `config.json` of diffusers that the architecture does not hold and that are to return.
+
+    Put over what `write_diffusers_config` gives for the same weights, they make a folder that went through this package
+    say what it said before.
+    """
+    return {key: value for key, value in _as_written(fields).items() if key in _KEPT}
 
 
 def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
@@ -223,7 +234,10 @@ def _widths(values: Mapping[str, Any]) -> list[int]:
     if not isinstance(widths, list) or not widths or not all(type(width) is int and width > 0 for width in widths):
         raise ConversionError(f"block_out_channels={widths!r} must be a list of whole numbers")
     if any(width % widths[0] for width in widths):
-        raise ConversionError(f"block_out_channels={widths} must be whole multiples of the first, {widths[0]}")
+        raise ConversionError(
+            f"block_out_channels={widths} must be whole multiples of the first, {widths[0]}: "
+            "each width is ch * ch_mult here"
+        )
     if values.get("decoder_block_out_channels") not in (None, widths):
         raise ConversionError(
             f"decoder_block_out_channels={values['decoder_block_out_channels']!r} differs from block_out_channels="
@@ -252,13 +266,23 @@ def _attn_levels(values: Mapping[str, Any], num_levels: int) -> tuple[int, ...]:
     return found["down_block_types"]
 
 
-def _side(sample_size: Any) -> Any:
-    """The side of a square image; older files have a list of height and width."""
-    if isinstance(sample_size, list):
-        if len(set(sample_size)) != 1:
-            raise ConversionError(f"sample_size={sample_size} is not the side of a square; write one number")
-        return sample_size[0]
-    return sample_size
+def _side(sample_size: Any, factor: int) -> int:
+    """The side of an example image: the nearest multiple of the factor that is not smaller.
+
+    Nothing is computed from it.  Some files have height and width, some a side that the model itself would not take.
+    """
+    sides = sample_size if isinstance(sample_size, list) else [sample_size]
+    if not sides or not all(type(side) is int and side > 0 for side in sides):
+        raise ConversionError(f"sample_size={sample_size!r} must be a number of pixels, or two of them")
+    return -(-max(sides) // factor) * factor
+
+
+def _as_written(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that count: of those in `_use_default_values` diffusers ignores what the file has for them."""
+    defaulted = fields.get("_use_default_values") or []
+    if not isinstance(defaulted, list):
+        raise ConversionError(f"_use_default_values={defaulted!r} must be a list of keys")
+    return {key: value for key, value in fields.items() if key not in defaulted}
 
 
 def _listed(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """From any file or folder to an autoencoder's weights and everything that is known about them."""
 
 import os
+from dataclasses import replace
 
 from convert.architecture import AutoEncoderParams
 from convert.errors import ConversionError
@@ -41,19 +42,16 @@ def settle(source: Source, params: AutoEncoderParams | None) -> Weights:
     Raises:
       ConversionError: as `load_weights`.
     """
-    if params is not None and source.config is not None and params != source.config:
-        fields = [
-            f"{name} is {value!r}, not {vars(params)[name]!r}"
-            for name, value in vars(source.config).items()
-            if value != vars(params)[name]
-        ]
+    config = source.config
+    if params is not None and config is not None and (differences := config.differences(params)):
+        fields = [f"{name} is {vars(config)[name]!r}, not {vars(params)[name]!r}" for name in differences]
         raise ConversionError(f"{source.path}: the configuration beside the weights says {'; '.join(fields)}")
     try:
         weights = understand(source.tensors, source.config or params)
     except ConversionError as error:
         raise ConversionError(f"{source.path}: {error}") from None
     if weights.settled:
-        return weights
+        return replace(weights, kept=source.kept)
     presets = fitting_presets(weights.params)
     if presets:
         advice = f"its tensors fit {' and '.join(presets)}: say which with preset= (--preset)"

@@ -6,7 +6,7 @@ from a configuration or a preset, or not at all.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Weights:
       settled: whether scale, shift and padding were said by a configuration or a preset.
       prefix: what stood before every key and was taken off.
       left_out: keys of the source that belong to something else.
+      kept: what a configuration of diffusers says beyond the architecture; a folder for diffusers says it again.
     """
 
     tensors: Mapping[str, ArrayLike]
@@ -53,6 +54,7 @@ class Weights:
     settled: bool = True
     prefix: str = ""
     left_out: tuple[str, ...] = ()
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, layout: str) -> dict[str, Any]:
         """Returns the tensors in another layout, as views; what is made later stays so.
@@ -97,7 +99,7 @@ def nearest_preset(inferred: AutoEncoderParams) -> tuple[str, list[str]]:
 
 
 def _differences(found: AutoEncoderParams, expected: AutoEncoderParams) -> list[str]:
-    names = [field.name for field in fields(found) if field.name not in UNTOLD]
+    names = [each.name for each in fields(found) if each.name not in UNTOLD]
     pairs = [(name, getattr(found, name), getattr(expected, name)) for name in names]
     return [f"{name} is {here!r}, not {there!r}" for name, here, there in pairs if here != there]
 

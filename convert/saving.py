@@ -57,7 +57,7 @@ def save_weights(
     """
     target, params = Path(path), weights.params
     # What diffusers builds from is a configuration: what it cannot say must not get lost in a single file either.
-    config = write_diffusers_config(params) if layout == "diffusers" else {}
+    config = write_diffusers_config(params) | dict(weights.kept) if layout == "diffusers" else {}
     state_dict = weights.to(layout)
     if dtype is not None:
         state_dict = cast(state_dict, dtype)

@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from convert import orbax_steps, pickles, shards
 from convert.architecture import AutoEncoderParams
-from convert.diffusers import is_diffusers_config, read_diffusers_file
+from convert.diffusers import is_diffusers_config, kept_keys, read_diffusers_file
 from convert.embedded import read_architecture
 from convert.errors import FileError
 from convert.files import ArrayLike, read_metadata, read_tensors
@@ -40,6 +40,7 @@ class Source:
       tensors: name to array, as named there.  Arrays are made or read from the disk when they are used.
       config: the architecture, where one is written beside the weights.
       metadata: strings in the header, of a safetensors file.
+      kept: what a configuration of diffusers says beyond the architecture; see `convert.diffusers.kept_keys`.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Source:
     tensors: Mapping[str, ArrayLike]
     config: AutoEncoderParams | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_source(path: str | os.PathLike[str], *, verify: bool = True) -> Source:
@@ -137,7 +139,8 @@ def _open_diffusers(path: Path, verify: bool) -> Source:
     if not config.is_file():  # a file that was moved away from its folder is still a file
         return _read_file(path, None, verify)
     source = _read_file(path, read_diffusers_file(config), verify)
-    return Source(path, "diffusers folder", source.tensors, source.config, source.metadata)
+    kept = kept_keys(loads_object(config.read_bytes()))
+    return Source(path, "diffusers folder", source.tensors, source.config, source.metadata, kept)
 
 
 def _is_diffusers(config: Path) -> bool:

@@ -61,7 +61,7 @@ def run(flax_weights: Weights, torch_weights: Weights, picture: str | os.PathLik
       FileError: if it cannot be read, or is too small.
     """
     params = flax_weights.params
-    if torch_weights.params != params:
+    if params.differences(torch_weights.params):
         raise ConversionError("the two are of different architectures, so that no layer of one is a layer of the other")
     images = _read_picture(picture, params.factor, params.in_channels)
     time = None

@@ -7,9 +7,6 @@ import numpy as np
 from convert.recognition import Weights
 from convert.table import flatten, to_flax
 
-# Says nothing about what a model computes: the side of the pictures it was trained with.
-_IDLE = ("resolution",)
-
 
 class Difference(NamedTuple):
     """One thing in which two sets of weights differ.
@@ -32,8 +29,8 @@ def compare(a: Weights, b: Weights) -> tuple[int, list[Difference]]:
     """
     differences = []
     if a.settled and b.settled:
-        fields = [(name, value, vars(b.params)[name]) for name, value in vars(a.params).items() if name not in _IDLE]
-        differences += [Difference(name, f"{one!r} and {two!r}") for name, one, two in fields if one != two]
+        pairs = [(name, vars(a.params)[name], vars(b.params)[name]) for name in a.params.differences(b.params)]
+        differences += [Difference(name, f"{one!r} and {two!r}") for name, one, two in pairs]
     ours, theirs = (flatten(to_flax(weights.tensors, weights.params, weights.layout)) for weights in (a, b))
     differences += [Difference(name, "only in the first") for name in ours if name not in theirs]
     differences += [Difference(name, "only in the second") for name in theirs if name not in ours]

@@ -119,9 +119,8 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
     except (FileError, ConversionError, OSError, ValueError) as error:
         raise RunError(f"start_from={config.start_from!r} cannot be begun with: {error}") from error
     other = [
-        f"{name}: {value!r} there, {config.model.to_dict()[name]!r} here"
-        for name, value in record.to_dict().items()
-        if value != config.model.to_dict()[name] and name != "resolution"
+        f"{name}: {vars(record)[name]!r} there, {vars(config.model)[name]!r} here"
+        for name in record.differences(config.model)
     ]
     if other:
         raise RunError(

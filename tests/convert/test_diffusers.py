@@ -15,6 +15,7 @@ from convert.diffusers import (
     FLUX2,
     KL,
     is_diffusers_config,
+    kept_keys,
     read_diffusers_config,
     read_diffusers_file,
     write_diffusers_config,
@@ -198,7 +199,7 @@ def test_attention_is_placed_by_level_on_both_sides():
         ({"use_quant_conv": "no", "use_post_quant_conv": "no"}, "quant_conv='no' must be True or False"),
         ({"scaling_facto": 1.0}, "unknown keys.*scaling_facto=1.0 .did you mean 'scaling_factor'"),
         ({"quantization_config": {}}, "unknown keys, which may change what the model computes: quantization_config"),
-        ({"_use_default_values": ["act_fn"]}, "unknown keys"),
+        ({"_use_default_values": "act_fn"}, "_use_default_values='act_fn' must be a list of keys"),
         ({"patch_size": [2, 2]}, "unknown keys"),
         ({"down_block_types": ["DownEncoderBlock2D"] * 3}, "must name one block for each of 4 levels"),
         ({"down_block_types": "DownEncoderBlock2D"}, "must name one block for each of 4 levels"),
@@ -213,9 +214,9 @@ def test_attention_is_placed_by_level_on_both_sides():
         ({"latent_channels": "4"}, "z_channels='4'"),
         ({"scaling_factor": None}, "scale_factor=None"),
         ({"shift_factor": "x"}, "shift_factor='x'"),
-        ({"sample_size": [256, 512]}, "is not the side of a square"),
-        ({"sample_size": [[1]]}, "unhashable"),
-        ({"sample_size": 100}, "resolution=100 is no multiple of 8"),
+        ({"sample_size": [[1]]}, r"sample_size=\[\[1\]\] must be a number of pixels, or two of them"),
+        ({"sample_size": "256"}, "sample_size='256' must be a number of pixels"),
+        ({"sample_size": []}, r"sample_size=\[\] must be a number of pixels"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -227,8 +228,35 @@ def test_what_cannot_be_expressed_is_refused_by_name(tmp_path, change, complaint
         read_diffusers_file(tmp_path / "config.json")
 
 
-def test_a_square_may_be_written_as_two_sides():
-    assert read_diffusers_config(SD1 | {"sample_size": [256, 256]}) == PRESETS["sd1"]
+@pytest.mark.parametrize(
+    ("change", "resolution"),
+    [
+        ({"act_fn": "swish"}, 256),  # the other name of silu
+        ({"act_fn": "SiLU"}, 256),
+        ({"sample_size": [256, 256]}, 256),
+        ({"sample_size": [256, 512]}, 512),
+        ({"sample_size": 33}, 40),
+        ({"force_upcast": False, "_anything_private": [1]}, 256),
+        ({"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 1, "power": 2 / 3}, 256),
+        ({"update_after_step": 0, "use_ema_warmup": False}, 256),
+        ({"act_fn": "relu", "_use_default_values": ["act_fn"]}, 256),  # diffusers takes its default for such a key
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_changes_no_output_never_stops_a_load(change, resolution):
+    assert read_diffusers_config(SD1 | change) == replace(PRESETS["sd1"], resolution=resolution)
+
+
+def test_what_the_architecture_does_not_hold_returns_to_diffusers():
+    fields = SD1 | {
+        "act_fn": "swish",
+        "force_upcast": False,
+        "sample_size": [33, 64],
+        "_name_or_path": "x",
+        "decay": 0.9,
+    }
+    assert kept_keys(fields) == {"act_fn": "swish", "force_upcast": False, "sample_size": [33, 64]}
+    assert kept_keys(fields | {"_use_default_values": ["sample_size", "act_fn"]}) == {"force_upcast": False}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from convert import LAYOUTS, PRESETS, ConversionError, expand
 from convert.errors import FileError
 from convert.files import write_tensors
+from convert.folder import save_folder
 from convert.loading import load_weights
 from convert.recognition import UNTOLD, fitting_presets, nearest_preset, understand
 from convert.table import READABLE, translate
@@ -92,6 +93,23 @@ def test_the_difference_from_the_nearest_layout_is_listed():
 def test_another_architecture_than_was_said_is_explained():
     with pytest.raises(ConversionError, match="^the shapes speak of another architecture: ch is 32, not 128; "):
         understand(zeros(TINY), PRESETS["flux1"])
+
+
+def test_a_resolution_never_stops_a_load(tmp_path):
+    save_folder(tmp_path / "model", replace(TINY, resolution=1024), zeros(TINY))
+    assert load_weights(tmp_path / "model", "tiny").settled
+    assert load_weights(tmp_path / "model", replace(TINY, resolution=32)).params.resolution == 1024
+    with pytest.raises(ConversionError, match="says downsample_padding is 'asymmetric', not 'symmetric'$"):
+        load_weights(tmp_path / "model", replace(TINY, resolution=32, downsample_padding="symmetric"))
+
+
+def test_what_makes_two_architectures_one_function():
+    assert TINY.differences(replace(TINY, resolution=8)) == []
+    assert TINY.differences(replace(TINY, scale_factor=2.0, downsample_padding="symmetric")) == [
+        *("scale_factor", "downsample_padding"),
+    ]
+    one_level = replace(TINY, ch_mult=(3,))
+    assert one_level.differences(replace(one_level, downsample_padding="symmetric")) == []
 
 
 def test_presets_that_fit_and_the_nearest():

@@ -107,6 +107,15 @@ def test_folders(tmp_path, layout, weights):
     assert_same(load_weights(tmp_path / "a" / "model").to("flux"), random_weights(seed=1))
 
 
+def test_a_folder_of_diffusers_says_afterwards_what_it_said_before(tmp_path):
+    save_weights(tmp_path / "a", Weights(random_weights(), "flux", TINY), "diffusers")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config |= {"force_upcast": False, "sample_size": [33, 64], "act_fn": "swish"}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    save_weights(tmp_path / "b", load_weights(tmp_path / "a"), "diffusers")
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == config
+
+
 @pytest.mark.parametrize(("one", "other"), [("flux", "diffusers"), ("diffusers", "flux")])
 def test_a_folder_of_another_kind_is_never_replaced(tmp_path, one, other):
     source = Weights(random_weights(), "flux", TINY)

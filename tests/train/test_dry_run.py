@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import yaml
 
-from train.assemble import make_parts, make_state
+from convert import expand, save_weights
+from convert.recognition import Weights
+from train.assemble import load_start, make_parts, make_state
 from train.config import GanConfig, TrainConfig
 from train.dry_run import describe
 from train.errors import RunError
@@ -68,6 +70,17 @@ def test_what_a_run_would_refuse_is_refused(whole, tmp_path):
     other = replace(whole, model=replace(whole.model, z_channels=5))
     with pytest.raises(RunError, match="another architecture"):
         describe(other, tmp_path)
+
+
+def test_a_folder_of_diffusers_with_another_sample_size_is_a_start(small, tmp_path):
+    # As FLUX.1's own, whose sample_size is 1024, is for a preset that trains at 256.
+    rng = np.random.default_rng(0)
+    params = replace(small.model, resolution=1024)
+    tensors = {row.theirs: rng.standard_normal(row.torch_shape, np.float32) for row in expand(params)}
+    save_weights(tmp_path / "vae", Weights(tensors, "flux", params), "diffusers")
+    tree = load_start(replace(small, start_from=str(tmp_path / "vae")))
+    assert tree is not None
+    assert np.array_equal(tree["encoder"]["conv_in"]["bias"], tensors["encoder.conv_in.bias"])
 
 
 def test_a_run_begun_before_says_what_changed_and_where_it_goes_on(whole, tmp_path):
