@@ -21,6 +21,7 @@ except ImportError as error:
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _REFUSED_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}
+_END = 4096  # bytes at each end of a file, where not all of it is read
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})  # as lasting as a damaged file, unlike a disk that fails
 
 
@@ -61,18 +62,36 @@ def image_size(file: Path | bytes, name: str | None = None) -> tuple[int, int]:
         return image.height, image.width
 
 
-def file_digest(path: Path) -> tuple[int, str]:
-    """Returns the bytes in a file, and their SHA-256 in hexadecimal.
+def file_digest(file: Path | bytes | memoryview, *, whole: bool = True) -> tuple[int, str]:
+    """Returns the bytes in a file, and the SHA-256 of them, or of its ends, in hexadecimal.
+
+    Args:
+      file: path of the file, or what is in it.
+      whole: read all of it, and not only the first and the last 4 KiB.
 
     Raises:
-      StorageError: if it cannot be read.
+      StorageError: if it is there no longer, or the disk fails.
+      DataError: if it may not be read.
     """
+    if not isinstance(file, Path):
+        parts = [file] if whole or len(file) <= 2 * _END else [file[:_END], file[-_END:]]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        return len(file), digest.hexdigest()
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return file.tell(), digest
+        with open(file, "rb", buffering=0) as opened:
+            if whole:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                return opened.tell(), digest
+            size = os.fstat(opened.fileno()).st_size
+            parts = [opened.read(min(size, 2 * _END))] if size <= 2 * _END else [opened.read(_END)]
+            if size > 2 * _END:
+                opened.seek(-_END, os.SEEK_END)
+                parts.append(opened.read(_END))
+            return size, hashlib.sha256(b"".join(parts)).hexdigest()
     except OSError as error:
-        raise StorageError(f"{printable(path)} cannot be read ({error.strerror}); start again when it can") from error
+        raise _unopened(printable(file), error.errno) from error
 
 
 def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
@@ -149,10 +168,15 @@ def _explained(name: str, trouble: str) -> Iterator[None]:
         number = getattr(error, "errno", None)
         if number is None:
             raise DataError(f"{name} {trouble} ({error}); replace or remove it") from error
-        reason = f"{name} cannot be opened ({os.strerror(number)})"
-        if number in _FORBIDDEN:
-            raise DataError(f"{reason}; make it readable, or remove it") from error
-        raise StorageError(f"{reason}; start again when it can") from error
+        raise _unopened(name, number) from error
+
+
+def _unopened(name: str, number: int | None) -> DataError:
+    """The error for a file that the operating system does not give."""
+    reason = f"{name} cannot be opened ({os.strerror(number or 0)})"
+    if number in _FORBIDDEN:
+        return DataError(f"{reason}; make it readable, or remove it")
+    return StorageError(f"{reason}; start again when it can")
 
 
 def _path_of(file: Path | bytes) -> str:

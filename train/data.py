@@ -204,8 +204,8 @@ class OneImage:
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:  # noqa: D102 - as in Source
         return self._source.read(self._index)
 
-    def digest(self, index: int) -> tuple[int, str]:  # noqa: D102 - as in Source
-        return self._source.digest(self._index)
+    def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:  # noqa: D102 - as in Source
+        return self._source.digest(self._index, whole=whole)
 
 
 def held_out_image(config: DataConfig) -> Source:

@@ -1,46 +1,83 @@
 """Digests of training data, by which other images under the same names are noticed."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
+from flax_vae.images import StorageError
 from train.data import Photographs
 from train.errors import DataError
 
-# Everything of a small data set is read.  Of a large one: images spread over all of it, until one of these is reached.
-MOST_IMAGES = 4096
-MOST_BYTES = 1 << 30
-_THREADS = 16
+How = Literal["content", "ends"]
+
+MOST_BYTES = 2_000_000_000  # data sets up to this much are read whole at every start
+_ENDS = "ends sha256 "
+_HEX = 16  # characters kept of the SHA-256 of ends, since large data sets have many
+_THREADS = 16  # mostly waiting
+_CHUNK = 4096  # images at a time, so that millions need little memory
+_SHOW = 3  # names in one phrase
 
 
-def data_listing(photographs: Photographs) -> dict[str, str]:
-    """Returns what is known of the stored content of each image: `SIZE bytes, sha256 HEX`, by its name.
+def data_listing(photographs: Photographs, how: How | None = None) -> dict[str, str]:
+    """Returns what is known of the stored content of each image, by its name, in order.
 
-    The names are complete and in order.  Content beyond `MOST_IMAGES` and `MOST_BYTES` is not read and is described
-    by an empty string; which images that concerns depends on the number of images and on their sizes alone.
+    The place where the data lie is no part of it: a folder that was moved has the listing that it had.
 
     Args:
-      photographs: open training data, the held-out image among them.
+      photographs: Open training data, the held-out image among them.
+      how: What is read.  `content`: every byte, `SIZE bytes, sha256 HEX`.  `ends`: the size and the first and last
+        4 KiB of each image, `SIZE bytes, ends sha256 HEX`, which takes about as long as reading all headers; an edit
+        that keeps these is not noticed.  None: `content` for up to 2 GB in all, else `ends`.
+
+    Raises:
+      StorageError: If a file is missing, or the disk fails.
     """
     source = photographs.source
-    listing = {source.name(index): "" for index in range(len(source))}
 
-    def describe(index: int) -> tuple[str, int]:
+    def describe(index: int, whole: bool) -> tuple[int, str]:
         try:
-            size, digest = source.digest(index)
+            size, digest = source.digest(index, whole=whole)
+        except StorageError:
+            raise
         except DataError:  # may be skipped in training, but is different from an image that can be read
-            return "unreadable", 0
-        return f"{size} bytes, sha256 {digest}", size
+            return 0, "unreadable"
+        return size, f"{size} bytes, " + (f"sha256 {digest}" if whole else f"{_ENDS}{digest[:_HEX]}")
 
-    read = 0
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for chunk in _chunks(_spread(len(source))):
-            for index, (text, size) in zip(chunk, pool.map(describe, chunk), strict=True):
+    def read(whole: bool) -> tuple[int, dict[str, str]]:
+        total, listing = 0, {}
+        for first in range(0, len(source), _CHUNK):
+            chunk = range(first, min(first + _CHUNK, len(source)))
+            for index, (size, text) in zip(chunk, pool.map(lambda index: describe(index, whole), chunk), strict=True):
                 listing[source.name(index)] = text
-                read += size
-            if read >= MOST_BYTES:
-                break
-    return listing
+                total += size
+        return total, listing
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        if how == "content":
+            return read(whole=True)[1]
+        total, listing = read(whole=False)
+        return listing if how == "ends" or total > MOST_BYTES else read(whole=True)[1]
+
+
+def how_listed(listing: Mapping[str, str]) -> How:
+    """Returns how a listing was made."""
+    return "ends" if any(_ENDS in text for text in listing.values()) else "content"
+
+
+def find_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Compares two listings that were made in the same way.
+
+    Returns:
+      One phrase for each kind of change, such as `2 added (x.png, y.png)`; empty if the data are the same.
+    """
+    found = {
+        "removed": [name for name in before if name not in after],
+        "added": [name for name in after if name not in before],
+        "edited": [name for name in before if name in after and before[name] != after[name]],
+    }
+    phrases = [f"{len(names):,} {what} ({_some(names)})" for what, names in found.items() if names]
+    return phrases or ([] if list(before) == list(after) else ["the images come in another order"])
 
 
 def data_listing_digest(photographs: Photographs) -> str:
@@ -48,7 +85,7 @@ def data_listing_digest(photographs: Photographs) -> str:
     return digest_of_listing(data_listing(photographs))
 
 
-def digest_of_listing(listing: dict[str, str]) -> str:
+def digest_of_listing(listing: Mapping[str, str]) -> str:
     """Returns one SHA-256 of names and contents, in hexadecimal."""
     total = hashlib.sha256()
     for name, text in listing.items():
@@ -56,12 +93,5 @@ def digest_of_listing(listing: dict[str, str]) -> str:
     return total.hexdigest()
 
 
-def _spread(count: int) -> list[int]:
-    """Returns at most `MOST_IMAGES` indices, in an order that covers the whole range from early on."""
-    chosen = [place * count // MOST_IMAGES for place in range(MOST_IMAGES)] if count > MOST_IMAGES else range(count)
-    return sorted(chosen, key=lambda index: index * 2654435761 % 2**32)  # Knuth's multiplicative hash
-
-
-def _chunks(indices: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(indices), _THREADS):
-        yield indices[start : start + _THREADS]
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOW]) + (", ..." if len(names) > _SHOW else "")

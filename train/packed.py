@@ -4,7 +4,6 @@ The packages that read the last two are extras, loaded when such an address is m
 """
 
 import glob
-import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -56,10 +55,9 @@ class ArraySource:
         image = np.asarray(self._images[index])
         return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
-    def digest(self, index: int) -> tuple[int, str]:
+    def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
         """Bytes of its pixels, and their SHA-256."""
-        image = np.ascontiguousarray(self._images[index])
-        return image.nbytes, hashlib.sha256(memoryview(image)).hexdigest()
+        return file_digest(np.ascontiguousarray(self._images[index]).reshape(-1).data, whole=whole)
 
 
 class _Encoded(ABC):
@@ -83,10 +81,9 @@ class _Encoded(ABC):
         """The picture a viewer would show."""
         return read_image(self._file(index), f"{self.where}/{index}")
 
-    def digest(self, index: int) -> tuple[int, str]:
+    def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
         """Bytes of the encoded image, and their SHA-256."""
-        file = self._file(index)
-        return file_digest(file) if isinstance(file, Path) else (len(file), hashlib.sha256(file).hexdigest())
+        return file_digest(self._file(index), whole=whole)
 
 
 class HuggingFaceSource(_Encoded):

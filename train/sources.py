@@ -36,8 +36,8 @@ class Source(Protocol):
         """One image, as 8-bit RGB; `DataError` if it cannot be used, `StorageError` if it cannot be had now."""
         ...
 
-    def digest(self, index: int) -> tuple[int, str]:
-        """Bytes of one image as stored, and their SHA-256 in hexadecimal; errors as `read` raises them."""
+    def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
+        """Bytes of one image as stored, and the SHA-256 of them or of their ends; see `flax_vae.images.file_digest`."""
         ...
 
 
@@ -94,9 +94,9 @@ class FolderSource:
         """The picture a viewer would show."""
         return read_image(self._folder / self._files[index])
 
-    def digest(self, index: int) -> tuple[int, str]:
+    def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
         """Bytes in the file, and their SHA-256."""
-        return file_digest(self._folder / self._files[index])
+        return file_digest(self._folder / self._files[index], whole=whole)
 
 
 def shipped_photographs() -> Path:
