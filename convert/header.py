@@ -4,6 +4,7 @@ Reading is left to the safetensors library first, whose checks of lengths, offse
 what it lets pass is refused here.  Writing is ours, because the library wants all tensors in memory at once.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -105,6 +106,35 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     start = 8 + length
     metadata = fields.pop(METADATA, None) or {}
     return Header({name: _entry(fields[name], start) for name in sorted(fields)}, metadata, start)
+
+
+class Fingerprint(NamedTuple):
+    """Identity of a file: cheap to read, and different for any two files that `convert.files.write_tensors` writes.
+
+    Attributes:
+      size: Length in bytes.
+      header_sha256: SHA-256 of the bytes before the data, which include the SHA-256 of the data.
+    """
+
+    size: int
+    header_sha256: str
+
+
+def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
+    """Returns the fingerprint of a file; its header is hashed and not parsed.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      FileError: If it is shorter than its header.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        header = file.read(length) if length <= min(size, MAX_HEADER) else b""
+    if len(first) < 8 or len(header) < length:
+        raise FileError(f"{path} is not a complete safetensors file (its header is cut short): copy or write it again")
+    return Fingerprint(size, hashlib.sha256(first + header).hexdigest())
 
 
 def _entry(field: Mapping[str, Any], start: int) -> Entry:

@@ -1,19 +1,26 @@
 """The files of a latent data set, a folder: what stands in the shards, and what in the index.
 
-    index.json                   what was encoded and how, and the list of the shards; written last
-    statistics.json              mean and deviation of every channel
+    index.json                   what was encoded and how, the statistics, and the list of the shards; written last
+    statistics.json              mean and deviation of every channel, as in the index
     latents-00000.safetensors    a shard
     skipped.jsonl                images that could not be read, where there are such
     plan.json                    what `flax-vae encode` goes by when it is started again
+    images-00000.jsonl           name, height and width of each image of the plan; one such file more for each --append
 
 A shard holds one tensor `n h w c` for each size of latent in it, and not one for each image: its header stays a few
 hundred bytes long however many images there are, and a tensor is a batch as it is.  What is known of each entry stands
 beside them as columns: `number` of the image in the source, `height` and `width` of the original in pixels, `flipped`,
-and the UTF-8 bytes of all names with the end of each, `name` and `name_end`.  Columns are mapped like the latents and
+the UTF-8 bytes of all names with the end of each, `name` and `name_end`, `source_sha256` of the image file, and `crc32`
+of the latent.  Columns are mapped like the latents and
 need no parsing, so that millions of entries cost a reader neither time nor memory; and as shard and entries are one
 file, a rename makes both appear together.
+
+The index holds its own digest, and the size and the digest of the header of each shard, which holds the digest of the
+data: a shard that was exchanged, cut short or made by another run is found when the data set is opened.  Data sets of
+format 1, which were written before, have only the digest of the data.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -25,13 +32,15 @@ from typing import Any, Literal, NamedTuple, get_args
 from convert.architecture import AutoEncoderParams
 from convert.errors import FileError
 from convert.files import new_file
+from convert.latent_statistics import LatentStatistics
 from convert.strict_json import loads_object
 
-FORMAT = 1
+FORMAT = 2
 INDEX, STATISTICS, SKIPPED, PLAN = "index.json", "statistics.json", "skipped.jsonl", "plan.json"
 
 Store = Literal["mean", "moments", "sample"]
 StoreDtype = Literal["float32", "bfloat16", "float16"]
+_SELF = "sha256"  # the key of the index's own digest
 _SHARD = re.compile(r"latents-\d{5,}\.safetensors")
 
 
@@ -119,12 +128,16 @@ class ShardRecord:
       entries: latents in it.
       runs: their sizes, in order.
       data_sha256: of everything behind the file's header, as the header itself has it.
+      size: Length of the file in bytes; None in format 1.
+      header_sha256: SHA-256 of the file's header; None in format 1.
     """
 
     file: str
     entries: int
     runs: tuple[Run, ...]
     data_sha256: str
+    size: int | None = None
+    header_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,7 @@ class LatentIndex:
       images: that were encoded; twice as many entries with mirror images.
       skipped: images that could not be.
       shards: in order.
+      statistics: Mean and deviation of each channel over all entries.
     """
 
     encoding: Encoding
@@ -144,6 +158,12 @@ class LatentIndex:
     images: int
     skipped: int
     shards: tuple[ShardRecord, ...]
+    statistics: LatentStatistics
+
+
+def images_file(part: int) -> str:
+    """Returns the name of the list of images of a part of the plan."""
+    return f"images-{part:05d}.jsonl"
 
 
 def shard_file(number: int) -> str:
@@ -151,16 +171,24 @@ def shard_file(number: int) -> str:
     return f"latents-{number:05d}.safetensors"
 
 
-def write_index(folder: Path, index: LatentIndex) -> None:
-    """Writes `index.json`, a line for each shard."""
+def dump_index(index: LatentIndex) -> str:
+    """Returns the text of `index.json`, a line for each shard."""
     encoding = index.encoding
     told = {"scaled": encoding.scaled, "factor": encoding.factor, "channels": encoding.channels}
     head = {"format": FORMAT, "encoding": encoding.to_dict()} | told
-    head |= {"statistics": STATISTICS, "entries": index.entries, "images": index.images, "skipped": index.skipped}
-    shards = ",\n".join(f"    {json.dumps(asdict(shard))}" for shard in index.shards)
+    head |= {"statistics": index.statistics.to_dict()}
+    head |= {"entries": index.entries, "images": index.images, "skipped": index.skipped}
+    records = [asdict(shard) for shard in index.shards]
+    head[_SELF] = _own_sha256(head | {"shards": records})
+    shards = ",\n".join(f"    {json.dumps(record)}" for record in records)
     text = json.dumps(head, indent=2, allow_nan=False).removesuffix("\n}")
+    return f'{text},\n  "shards": [\n{shards}\n  ]\n}}\n'
+
+
+def write_index(folder: Path, index: LatentIndex) -> None:
+    """Writes `index.json`."""
     with new_file(folder / INDEX, force=True) as file:
-        file.write_text(f'{text},\n  "shards": [\n{shards}\n  ]\n}}\n', encoding="utf-8")
+        file.write_text(dump_index(index), encoding="utf-8")
 
 
 def read_index(folder: str | os.PathLike[str]) -> LatentIndex:
@@ -177,17 +205,35 @@ def read_index(folder: str | os.PathLike[str]) -> LatentIndex:
         raise FileNotFoundError(f"{folder} holds no {INDEX}; give a folder that flax-vae encode has written")
     try:
         values = loads_object(path.read_bytes())
-        if values["format"] != FORMAT:
-            raise ValueError(f"it is of format {values['format']!r}, and this program reads {FORMAT}")
+        if values["format"] not in (1, FORMAT):
+            raise ValueError(f"it is of format {values['format']!r}, and this program reads 1 and {FORMAT}")
         shards = tuple(_shard_record(shard) for shard in values["shards"])
         encoding = Encoding.from_dict(values["encoding"])
         entries, images, skipped = (int(values[name]) for name in ("entries", "images", "skipped"))
-        index = LatentIndex(encoding, entries, images, skipped, shards)
-        if sum(shard.entries for shard in shards) != index.entries:
-            raise ValueError(f"its shards do not hold {index.entries} entries together")
-        return index
+        if sum(shard.entries for shard in shards) != entries:
+            raise ValueError(f"its shards do not hold {entries} entries together")
+        statistics = None
+        if values["format"] != 1:
+            statistics = LatentStatistics.from_dict(values["statistics"])
+            if values.pop(_SELF) != _own_sha256(values):
+                raise ValueError("its content is not what was written: its SHA-256 differs")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} is not the index of latents ({error}); get it again") from error
+    statistics = statistics or _read_statistics(path.with_name(STATISTICS))
+    return LatentIndex(encoding, entries, images, skipped, shards, statistics)
+
+
+def _own_sha256(values: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of what an index says, however it is laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _read_statistics(path: Path) -> LatentStatistics:
+    """Reads the statistics of a data set of format 1."""
+    try:
+        return LatentStatistics.from_dict(loads_object(path.read_bytes()))
+    except ValueError as error:
+        raise FileError(f"{path} does not hold the statistics of latents: {error}") from error
 
 
 def _shard_record(values: Mapping[str, Any]) -> ShardRecord:

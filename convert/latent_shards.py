@@ -1,8 +1,10 @@
 """One shard of latents: tensors by size, and columns of what is known of each entry; see `convert.latent_index`."""
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -10,19 +12,46 @@ from typing import NamedTuple
 import numpy as np
 
 from convert.errors import FileError
-from convert.files import ArrayLike, read_metadata, write_tensors
+from convert.files import ArrayLike, read_metadata, read_tensors, write_tensors
+from convert.header import DIGEST, fingerprint
 from convert.latent_index import Run, ShardRecord, shard_file
 from convert.latent_statistics import LatentMoments
 
+COLUMNS = ("number", "height", "width", "flipped", "name", "name_end", "source_sha256", "crc32")
+
 
 class Entry(NamedTuple):
-    """What is known of one latent: `number` and `name` of its image, size of the original, whether it is mirrored."""
+    """What is known of one latent.
+
+    Attributes:
+      number: Number of its image in the source.
+      name: Path of the image within the source.
+      height: Height of the original in pixels.
+      width: Width of the original in pixels.
+      flipped: Whether it is the mirror image.
+      source_sha256: SHA-256 of the image file, 32 bytes.
+    """
 
     number: int
     name: str
     height: int
     width: int
     flipped: bool
+    source_sha256: bytes
+
+
+class Skip(NamedTuple):
+    """An image that could not be read.
+
+    Attributes:
+      name: Path of the image within the source.
+      reason: Error that reading it gave.
+      source_sha256: SHA-256 of the file in hexadecimal; None where it could not be opened.
+    """
+
+    name: str
+    reason: str
+    source_sha256: str | None
 
 
 @dataclass
@@ -33,13 +62,13 @@ class ShardContent:
       entries: in order.
       latents: batches `n h w c` by part, in the same order.
       moments: of those latents.
-      skipped: name and reason of each image of the shard that could not be read.
+      skipped: images of the shard that could not be read.
     """
 
     moments: LatentMoments
     entries: list[Entry] = field(default_factory=list)
     latents: list[dict[str, np.ndarray]] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
 
     def add(self, entries: Sequence[Entry], latents: dict[str, np.ndarray]) -> None:
         """Takes a batch in."""
@@ -73,31 +102,65 @@ def write_shard(folder: Path, number: int, content: ShardContent, plan: str) -> 
         for part in batches[0]
     }
     names = [os.fsencode(entry.name) for entry in content.entries]
-    tensors |= {
+    columns: dict[str, np.ndarray] = {
         "number": np.array([entry.number for entry in content.entries], np.int64),
         "height": np.array([entry.height for entry in content.entries], np.int32),
         "width": np.array([entry.width for entry in content.entries], np.int32),
         "flipped": np.array([entry.flipped for entry in content.entries], bool),
         "name": np.frombuffer(b"".join(names), np.uint8),
         "name_end": np.cumsum([len(name) for name in names], dtype=np.int64),
+        "source_sha256": np.frombuffer(b"".join(entry.source_sha256 for entry in content.entries), np.uint8),
+        "crc32": np.array([crc for batch in content.latents for crc in _checksums(batch)], np.uint32),
     }
+    columns["source_sha256"] = columns["source_sha256"].reshape(len(content.entries), 32)
     counts = [(*size, sum(len(next(iter(batch.values()))) for batch in batches)) for size, batches in runs.items()]
     metadata = {
         "plan": plan,
+        "shard": str(number),
+        "columns_sha256": columns_sha256(columns),
         "runs": json.dumps(counts),
         "moments": content.moments.dumps(),
         "skipped": json.dumps(content.skipped),
     }
-    write_tensors(folder / shard_file(number), tensors, metadata=metadata, force=True)
+    write_tensors(folder / shard_file(number), tensors | columns, metadata=metadata, force=True)
+
+
+def columns_sha256(tensors: Mapping[str, np.ndarray]) -> str:
+    """Returns the SHA-256 of the columns of a shard, whose latents have a checksum each."""
+    digest = hashlib.sha256()
+    for name in COLUMNS:
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
+def checksum(latents: Sequence[np.ndarray]) -> int:
+    """Returns the CRC-32 of an entry, of its parts one after the other; at 1 GB/s and more."""
+    crc = 0
+    for latent in latents:
+        crc = zlib.crc32(np.ascontiguousarray(latent).reshape(-1).view(np.uint8).data, crc)
+    return crc
+
+
+def _checksums(batch: Mapping[str, np.ndarray]) -> list[int]:
+    return [checksum(parts) for parts in zip(*batch.values(), strict=True)]
 
 
 class ShardNotes(NamedTuple):
-    """What the header of a shard says."""
+    """What the header of a shard says.
+
+    Attributes:
+      record: Line of the index.
+      plan: SHA-256 of the plan that the shard is a part of.
+      number: Number of the shard, which its name should have.
+      moments: Moments of its latents.
+      skipped: Images of the shard that could not be read.
+    """
 
     record: ShardRecord
     plan: str
+    number: int
     moments: LatentMoments
-    skipped: list[tuple[str, str]]
+    skipped: list[Skip]
 
 
 def read_notes(path: Path) -> ShardNotes:
@@ -110,8 +173,54 @@ def read_notes(path: Path) -> ShardNotes:
     metadata = read_metadata(path)
     try:
         runs = tuple(Run(*map(int, run)) for run in json.loads(metadata["runs"]))
-        skipped = [(str(name), str(reason)) for name, reason in json.loads(metadata["skipped"])]
-        record = ShardRecord(path.name, sum(run.count for run in runs), runs, metadata["data_sha256"])
-        return ShardNotes(record, metadata["plan"], LatentMoments.loads(metadata["moments"]), skipped)
+        skipped = [Skip(*skip) for skip in json.loads(metadata["skipped"])]
+        entries = sum(run.count for run in runs)
+        record = ShardRecord(path.name, entries, runs, metadata[DIGEST], *fingerprint(path))
+        moments = LatentMoments.loads(metadata["moments"])
+        return ShardNotes(record, metadata["plan"], int(metadata["shard"]), moments, skipped)
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} is no shard of latents ({error!r}); remove it and encode again") from error
+
+
+def read_sources(path: Path) -> dict[str, str]:
+    """Reads all of a shard and returns the SHA-256 of each image file in it, in hexadecimal, by its name.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      FileError: If a bit of it is not as it was written.
+    """
+    tensors = read_tensors(path)
+    if read_metadata(path).get("columns_sha256") != columns_sha256(tensors):
+        raise FileError(f"{path} is damaged: the names or numbers of its images changed; encode it again")
+    digests = [row.tobytes().hex() for row in tensors["source_sha256"]]
+    return {name_of(tensors, row): digest for row, digest in enumerate(digests)}
+
+
+def name_of(tensors: Mapping[str, np.ndarray], row: int) -> str:
+    """Returns the name of the image of an entry."""
+    ends = tensors["name_end"]
+    return os.fsdecode(tensors["name"][int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes())
+
+
+def require_listed(folder: Path, record: ShardRecord) -> None:
+    """Checks by its header that a shard is the one that the index describes; the data are not read.
+
+    Raises:
+      FileError: If it is missing, cut short, or another one.
+    """
+    path = folder / record.file
+    remedy = "get it again, or start the same flax-vae encode, which makes it again"
+    if not path.is_file():
+        raise FileError(f"{path} is missing, and the index lists it; {remedy}")
+    if record.header_sha256 is None:  # format 1
+        same = read_metadata(path).get(DIGEST) == record.data_sha256
+    else:
+        found = fingerprint(path)
+        if found.header_sha256 == record.header_sha256 and found.size != record.size:
+            raise FileError(
+                f"{path} is not a complete safetensors file: it has {found.size:,} bytes, and had {record.size:,} when "
+                f"it was written; {remedy}"
+            )
+        same = found.header_sha256 == record.header_sha256
+    if not same:
+        raise FileError(f"{path} is not the shard that the index describes but another one; {remedy}")

@@ -4,21 +4,22 @@ import operator
 import os
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 
 from convert.errors import FileError
-from convert.files import read_tensors
-from convert.latent_index import STATISTICS, LatentIndex, ShardRecord, read_index
-from convert.latent_statistics import LatentStatistics
-from convert.strict_json import loads_object
+from convert.files import read_metadata, read_tensors
+from convert.latent_index import LatentIndex, ShardRecord, read_index
+from convert.latent_shards import checksum, columns_sha256, name_of, require_listed
 
 Layout = Literal["hwc", "chw"]
 
 # Shards that are mapped at a time.  Each takes one of the files that a process may have open, of which 1,024 are usual.
 _MAPPED = 256
+_THREADS = 16  # look at the headers of shards, which is mostly waiting
 
 
 class LatentDataset:
@@ -61,27 +62,31 @@ class LatentDataset:
         *,
         layout: Layout = "hwc",
         dtype: str | None = "float32",
-        verify: bool = False,
+        verify: bool | None = None,
     ):
-        """Reads the index; no shard is opened.
+        """Reads the index, and compares the header of each shard with it.
 
         Args:
           folder: what `flax-vae encode` wrote.
           layout: of an entry's arrays: `"hwc"`, Flax's, or `"chw"`, torch's.
           dtype: that the arrays are converted to, copies that may be written to; None gives read-only views of the
             file, in the dtype that it holds.
-          verify: whether each shard is compared with its SHA-256 when it is first mapped, which reads all of it.
+          verify: Whether data are compared with what was written.  None compares each latent with its CRC-32 when it
+            is read, at 1 GB/s and more; True also compares each shard with its SHA-256 when it is first mapped, which
+            reads all of it; False compares nothing but the headers.  Data sets of format 1 have no CRC-32.
 
         Raises:
           FileNotFoundError: if the folder is no latent data set, or one that is not complete.
-          FileError: if its index or statistics are damaged.
+          FileError: if its index is damaged, or a shard is missing, cut short, or not the one of the index.
           ValueError: if there is no such layout.
         """
         if layout not in get_args(Layout):
             raise ValueError(f"layout={layout!r} must be 'hwc' or 'chw'")
         self.folder = Path(folder)
         self.index: LatentIndex = read_index(folder)
-        self.statistics = _read_statistics(self.folder / STATISTICS)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(lambda shard: require_listed(self.folder, shard), self.index.shards))
+        self.statistics = self.index.statistics
         self.sizes = _sizes(self.index.shards)
         self._layout, self._dtype, self._verify = layout, None if dtype is None else np.dtype(dtype), verify
         self._ends = np.cumsum([shard.entries for shard in self.index.shards], dtype=np.int64)
@@ -163,13 +168,20 @@ class LatentDataset:
 class _Shard:
     """One mapped file."""
 
-    def __init__(self, folder: Path, record: ShardRecord, parts: tuple[str, ...], verify: bool):
+    def __init__(self, folder: Path, record: ShardRecord, parts: tuple[str, ...], verify: bool | None):
         self.record = record
-        self._tensors = tensors = read_tensors(folder / record.file, verify=verify)
+        self._path = path = folder / record.file
+        require_listed(folder, record)  # again: it may have been exchanged since
+        self._tensors = tensors = read_tensors(path, verify=verify is True)
         expected = {name: record.entries for name in ("number", "height", "width", "flipped", "name_end")}
         expected |= {f"{part}/{run.height}x{run.width}": run.count for run in record.runs for part in parts}
         if "name" not in tensors or any(len(tensors.get(name, ())) != count for name, count in expected.items()):
-            raise FileError(f"{folder / record.file} is not the shard that the index describes; get both again")
+            raise FileError(f"{path} is not the shard that the index describes; get both again")
+        self._checksums = None
+        if verify is not False and record.header_sha256 is not None:
+            if read_metadata(path).get("columns_sha256") != columns_sha256(tensors):
+                raise FileError(f"{path} is damaged: the names or numbers of its images changed; get it again")
+            self._checksums = tensors["crc32"]
         self._parts = parts
         self._ends = np.cumsum([run.count for run in record.runs])
 
@@ -179,9 +191,10 @@ class _Shard:
         height, width, count = self.record.runs[run]
         inside = row - int(self._ends[run]) + count
         values: dict[str, Any] = {part: self._tensors[f"{part}/{height}x{width}"][inside] for part in self._parts}
-        ends = self._tensors["name_end"]
-        name = self._tensors["name"][int(ends[row - 1]) if row else 0 : int(ends[row])]
-        values |= {"name": os.fsdecode(name.tobytes())}
+        name = name_of(self._tensors, row)
+        if self._checksums is not None and checksum([*values.values()]) != self._checksums[row]:
+            raise FileError(f"{self._path} is damaged: the latent of {name!r} is not what was written; get it again")
+        values |= {"name": name}
         values |= {column: int(self._tensors[column][row]) for column in ("height", "width", "number")}
         return values | {"flipped": bool(self._tensors["flipped"][row])}
 
@@ -193,10 +206,3 @@ def _sizes(shards: tuple[ShardRecord, ...]) -> dict[tuple[int, int], np.ndarray]
         found.setdefault((run.height, run.width), []).append(np.arange(first, first + run.count))
         first += run.count
     return {size: np.concatenate(positions) for size, positions in found.items()}
-
-
-def _read_statistics(path: Path) -> LatentStatistics:
-    try:
-        return LatentStatistics.from_dict(loads_object(path.read_bytes()))
-    except ValueError as error:
-        raise FileError(f"{path} does not hold the statistics of latents: {error}") from error

@@ -94,6 +94,21 @@ def file_digest(file: Path | bytes | memoryview, *, whole: bool = True) -> tuple
         raise _unopened(printable(file), error.errno) from error
 
 
+def file_content(path: Path, name: str | None = None) -> bytes:
+    """Returns what is in an image file.
+
+    Args:
+      path: Path of the file.
+      name: Name of the file in errors; None means its path.
+
+    Raises:
+      StorageError: If the file is there no longer, or the disk fails.
+      DataError: If it may not be read.
+    """
+    with _explained(name or printable(path), "cannot be read"):
+        return path.read_bytes()
+
+
 def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """The picture a viewer would show, as 8-bit RGB.
 

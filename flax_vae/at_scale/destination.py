@@ -12,6 +12,7 @@ from typing import Any
 from convert.files import new_file
 from convert.strict_json import loads_object
 from flax_vae.errors import UserError
+from flax_vae.images import printable
 
 _PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")  # as `convert.files.new_file` names what is unfinished
 
@@ -33,20 +34,60 @@ def begin(folder: Path, file: str, plan: Mapping[str, Any], remedy: str) -> None
     Raises:
       UserError: if the folder holds something else, or was begun with another plan, naming the differences.
     """
-    path = folder / file
-    if not path.exists():
-        others = [entry.name for entry in folder.iterdir() if not _PARTIAL.fullmatch(entry.name)]
-        if others and not path.exists():  # another process may have begun meanwhile
-            raise UserError(f"{folder} holds something else ({_some(sorted(others))}); choose an empty or a new folder")
-        with new_file(path, force=True) as temporary:
-            temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    if read_plan(folder, file, remedy) is None:
+        require_empty(folder, file)
+        write_plan(folder, file, plan)
+    compare(folder, read_plan(folder, file, remedy) or {}, plan, remedy)
+
+
+def read_plan(folder: Path, file: str, remedy: str) -> dict[str, Any] | None:
+    """Returns the plan of an earlier start; None if there was none.
+
+    Raises:
+      UserError: if its file is damaged.
+    """
     try:
-        earlier = loads_object(path.read_bytes())
+        return loads_object((folder / file).read_bytes())
+    except FileNotFoundError:
+        return None
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); {remedy}") from error
+        raise UserError(f"{printable(folder / file)} is damaged ({error}); {remedy}") from error
+
+
+def write_plan(folder: Path, file: str, plan: Mapping[str, Any]) -> None:
+    """Writes a plan, or replaces that of an earlier start."""
+    with new_file(folder / file, force=True) as temporary:
+        temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+
+
+def require_empty(folder: Path, *files: str) -> None:
+    """Checks that a folder holds nothing but these files and what a killed start left unfinished.
+
+    Raises:
+      UserError: if it holds anything else.
+    """
+    others = [entry.name for entry in folder.iterdir() if entry.name not in files and not is_partial(entry.name)]
+    if others:
+        raise UserError(
+            f"{printable(folder)} holds something else ({some(sorted(map(printable, others)))}); choose an empty or a "
+            "new folder"
+        )
+
+
+def compare(folder: Path, earlier: Mapping[str, Any], plan: Mapping[str, Any], remedy: str) -> None:
+    """Compares a plan with that of an earlier start.
+
+    Raises:
+      UserError: if they differ, naming the differences.
+    """
     different = list(_differences(earlier, json.loads(json.dumps(plan))))
     if different:
-        raise UserError(f"{folder} was begun otherwise: {_some(different)}; {remedy}")
+        raise UserError(f"{printable(folder)} was begun otherwise: {some(different)}; {remedy}")
+
+
+def is_partial(name: str) -> bool:
+    """Whether `convert.files.new_file` gives such names to what is unfinished."""
+    return _PARTIAL.fullmatch(name) is not None
 
 
 def clear(folder: Path, ours: re.Pattern[str]) -> None:
@@ -62,7 +103,7 @@ def clear(folder: Path, ours: re.Pattern[str]) -> None:
     present = sorted(folder.iterdir())
     others = [path.name for path in present if not ours.fullmatch(path.name) and not _PARTIAL.fullmatch(path.name)]
     if others:
-        raise UserError(f"{folder} holds something else ({_some(others)}) and is not emptied; choose another folder")
+        raise UserError(f"{folder} holds something else ({some(others)}) and is not emptied; choose another folder")
     for path in present:
         path.unlink()
 
@@ -117,6 +158,7 @@ def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"{name} was {earlier!r} and is {now!r}"
 
 
-def _some(items: list[str], most: int = 4) -> str:
+def some(items: list[str], most: int = 4) -> str:
+    """Returns the first of several items as a list, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more

@@ -61,6 +61,8 @@ class EncodeFlags:
     """The condition of a model that takes a time."""
     skip_bad: Annotated[int, arg(metavar="N")] = 0
     """Pass over up to so many images that cannot be read; skipped.jsonl lists them."""
+    append: FlagCreatePairsOff[bool] = False
+    """Encode the images that SRC has gained since, into new shards; those that are there are not touched."""
     force: FlagCreatePairsOff[bool] = False
     """Remove what an earlier encode has written to DST, and begin anew."""
     processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
@@ -122,6 +124,7 @@ def _run(flags: EncodeFlags) -> int:
         encoding,
         grouping,
         skip_bad=flags.skip_bad,
+        append=flags.append,
         force=flags.force,
         process=process,
         processes=processes,
@@ -138,6 +141,8 @@ def _tell(destination: Path, report: "EncodeReport") -> None:
             f"{report.images:,} images in {report.seconds:.1f} s, {report.images / report.seconds:.3g} images/s; "
             f"the devices computed for {report.computing:.1%} of the time"
         )
+    if report.damaged:
+        print(f"{len(report.damaged):,} shards were damaged and were encoded again: {', '.join(report.damaged[:4])}")
     if report.skipped:
         print(f"{report.skipped:,} images could not be read; skipped.jsonl lists them in the end")
     if report.missing:

@@ -1,5 +1,6 @@
 """Images to shards of latents: files are read, batches computed and shards written at the same time."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from convert.latent_index import Encoding
-from convert.latent_shards import Entry, ShardContent
+from convert.latent_shards import Entry, ShardContent, Skip
 from convert.latent_statistics import LatentMoments
 from flax_vae.at_scale.buckets import Batch, Picture, Shard
 from flax_vae.at_scale.encoder import LatentEncoder
@@ -21,7 +22,7 @@ from flax_vae.at_scale.scan import read
 from flax_vae.at_scale.sizes import pad_to_factor, to_float
 from flax_vae.at_scale.stream import stream
 from flax_vae.errors import DataError, UserError
-from flax_vae.images import StorageError, printable
+from flax_vae.images import StorageError, file_content, printable
 
 
 class Skips:
@@ -71,6 +72,28 @@ class _Job(NamedTuple):
     last: bool
 
 
+class _Source(NamedTuple):
+    """An image file that was read.
+
+    Attributes:
+      sha256: SHA-256 of its content; None where it could not be opened.
+      views: The image as the model takes it, and its mirror image where that is wanted; None where it is damaged.
+      reason: What is wrong with it then.
+    """
+
+    sha256: bytes | None
+    views: Float[np.ndarray, "f h w 3"] | None
+    reason: str = ""
+
+
+class _Good(NamedTuple):
+    """An image that can be encoded; see `_Source`."""
+
+    picture: Picture
+    sha256: bytes
+    views: Float[np.ndarray, "f h w 3"]
+
+
 class _Computed(NamedTuple):
     """What the devices are computing: since when, and for which entries, images and mirror images apart."""
 
@@ -110,10 +133,10 @@ class Pipeline:
         """
         clock = Clock()
 
-        def begin(threads: ThreadPoolExecutor, job: _Job) -> list[Future[Float[np.ndarray, "f h w 3"]]]:
+        def begin(threads: ThreadPoolExecutor, job: _Job) -> list[Future[_Source]]:
             return [threads.submit(self._read, job.batch, picture) for picture in job.batch.pictures]
 
-        def compute(job: _Job, coming: list[Future[Float[np.ndarray, "f h w 3"]]]) -> _Computed:
+        def compute(job: _Job, coming: list[Future[_Source]]) -> _Computed:
             good = self._gather(job, coming)
             return _Computed(time.monotonic(), self._compute(job.batch, good) if good else [])
 
@@ -132,37 +155,40 @@ class Pipeline:
             for batch in shard.batches:
                 yield _Job(shard.number, content, batch, batch is shard.batches[-1])
 
-    def _read(self, batch: Batch, picture: Picture) -> Float[np.ndarray, "f h w 3"]:
-        """The image as the model takes it, and its mirror image where that is wanted."""
-        pixels = read(self.source, picture)
+    def _read(self, batch: Batch, picture: Picture) -> _Source:
+        """Reads an image file once: what is decoded is what the digest is of."""
+        sha256 = None
+        try:
+            content = file_content(self.source / picture.name, printable(picture.name))
+            sha256 = hashlib.sha256(content).digest()
+            pixels = read(content, picture)
+        except StorageError:  # nothing is known of it: passing over it would leave a hole
+            raise
+        except DataError as error:
+            return _Source(sha256, None, str(error))
         # Mirrored before it is padded: what is added is below and on the right of both.
         views = [pixels, pixels[:, ::-1]] if self.encoding.flip else [pixels]
-        return to_float(np.stack([pad_to_factor(view, self.encoding.multiple) for view in views]))
+        return _Source(sha256, to_float(np.stack([pad_to_factor(view, self.encoding.multiple) for view in views])))
 
-    def _gather(
-        self, job: _Job, coming: list[Future[Float[np.ndarray, "f h w 3"]]]
-    ) -> list[tuple[Picture, Float[np.ndarray, "f h w 3"]]]:
+    def _gather(self, job: _Job, coming: list[Future[_Source]]) -> list[_Good]:
         """The images of a batch that can be read."""
         good = []
         for picture, future in zip(job.batch.pictures, coming, strict=True):
-            try:
-                good.append((picture, future.result()))
-            except StorageError:  # nothing is known of it: passing over it would leave a hole
-                raise
-            except DataError as error:
-                self.skips.add(str(error))
-                job.content.skipped.append((picture.name, str(error)))
+            sha256, views, reason = future.result()
+            if views is None or sha256 is None:
+                self.skips.add(reason)
+                job.content.skipped.append(Skip(picture.name, reason, None if sha256 is None else sha256.hex()))
+            else:
+                good.append(_Good(picture, sha256, views))
         return good
 
-    def _compute(
-        self, batch: Batch, good: list[tuple[Picture, Float[np.ndarray, "f h w 3"]]]
-    ) -> list[tuple[list[Entry], dict[str, Array]]]:
+    def _compute(self, batch: Batch, good: list[_Good]) -> list[tuple[list[Entry], dict[str, Array]]]:
         """Starts the computation of the images, and of their mirror images."""
         alone = batch.height * batch.width > self.max_pixels and len(self.encoder.devices) > 1
         computed = []
         for flipped in (False, True)[: 1 + self.encoding.flip]:
-            entries = [Entry(p.number, p.name, p.height, p.width, flipped) for p, _ in good]
-            images = np.stack([views[int(flipped)] for _, views in good])
+            entries = [Entry(p.number, p.name, p.height, p.width, flipped, sha256) for p, sha256, _ in good]
+            images = np.stack([one.views[int(flipped)] for one in good])
             numbers = np.array([2 * entry.number + flipped for entry in entries], np.uint32)
             latents = self.encoder.alone(images, numbers) if alone else self.encoder(batch.full, images, numbers)
             computed.append((entries, latents))

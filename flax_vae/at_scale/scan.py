@@ -1,7 +1,5 @@
 """The images of a folder and their sizes, from their headers alone."""
 
-import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +31,6 @@ class Scan:
     pictures: tuple[Picture, ...]
     bad: tuple[tuple[str, str], ...]
 
-    @property
-    def sha256(self) -> str:
-        """Of the names and sizes."""
-        rows = [[vars(picture) for picture in self.pictures], [name for name, _ in self.bad]]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
 
 def scan(folder: Path) -> Scan:
     """Reads the headers of all images below a folder.
@@ -64,14 +56,18 @@ def scan(folder: Path) -> Scan:
     )
 
 
-def read(folder: Path, picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+def read(file: Path | bytes, picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an image, upright.
+
+    Args:
+      file: Path of the image file, or its content.
+      picture: What its header said.
 
     Raises:
       StorageError: as `flax_vae.images.read_image`.
       DataError: the same, and if the image has another size than its header said.
     """
-    pixels = read_image(folder / picture.name, printable(picture.name))
+    pixels = read_image(file, printable(picture.name))
     if pixels.shape[:2] != (picture.height, picture.width):
         # It was exchanged meanwhile, or is a PNG that says only behind its pixels that it is to be turned.
         raise DataError(

@@ -11,6 +11,8 @@ import pytest
 
 import convert.latents
 from convert import PRESETS, FileError
+from convert.files import read_metadata, read_tensors, write_tensors
+from convert.header import read_header
 from convert.latent_index import (
     INDEX,
     PLAN,
@@ -37,7 +39,10 @@ def write(folder, encoding=MEAN, sizes=SIZES):
         content = ShardContent(LatentMoments.nothing(encoding.channels))
         for height, width, count in runs:
             entries = [
-                Entry(len(expected) + i, NAME if i else f"{len(expected)}.png", 4 * height - 1, 4 * width, bool(i % 2))
+                Entry(
+                    *(len(expected) + i, NAME if i else f"{len(expected)}.png", 4 * height - 1, 4 * width, bool(i % 2)),
+                    bytes([number]) * 32,
+                )
                 for i in range(count)
             ]
             parts = {part: rng.normal(0.5, 2, (count, height, width, encoding.channels)) for part in encoding.parts}
@@ -46,13 +51,14 @@ def write(folder, encoding=MEAN, sizes=SIZES):
             expected += [
                 {part: values[i] for part, values in parts.items()} | entry._asdict() for i, entry in enumerate(entries)
             ]
+            for entry in expected:
+                entry.pop("source_sha256", None)  # is for those who encode, not for readers
         write_shard(folder, number, content, "plan")
         notes = read_notes(folder / shard_file(number))
         records.append(notes.record)
         moments.append(notes.moments)
     statistics = LatentStatistics.of(moments, encoding.channels, scaled=encoding.scaled, factors=(1.0, 0.0))
-    (folder / STATISTICS).write_text(json.dumps(statistics.to_dict()))
-    write_index(folder, LatentIndex(encoding, len(expected), len(expected), 0, tuple(records)))
+    write_index(folder, LatentIndex(encoding, len(expected), len(expected), 0, tuple(records), statistics))
     return expected
 
 
@@ -181,7 +187,7 @@ def damaged(folder, change):
     ("change", "message"),
     [
         (lambda values: values["shards"][0].update(file="../secret.safetensors"), "names the shard '../secret"),
-        (lambda values: values.update(format=2), "of format 2, and this program reads 1"),
+        (lambda values: values.update(format=3), "of format 3, and this program reads 1 and 2"),
         (lambda values: values.update(entries=12), "do not hold 12 entries"),
         (lambda values: values["shards"][0].update(entries=7), "not those of 7 entries"),
         (lambda values: values["encoding"].update(store="mode"), "store='mode' must be one of mean, moments, sample"),
@@ -203,20 +209,91 @@ def test_a_folder_that_is_no_data_set_or_not_complete_is_refused(tmp_path):
         LatentDataset(tmp_path)
 
 
-def test_a_shard_that_is_damaged_or_of_another_set_is_refused(tmp_path):
-    write(tmp_path)
+def older(folder):
+    """Turns a data set into one of format 1, as it was written before shards were bound to the index."""
+    values = json.loads((folder / INDEX).read_text())
+    (folder / STATISTICS).write_text(json.dumps(values.pop("statistics")))
+    values |= {"format": 1, "statistics": STATISTICS}
+    for shard in values["shards"]:
+        path = folder / shard["file"]
+        tensors, metadata = read_tensors(path), read_metadata(path)
+        for name in ("source_sha256", "crc32"):
+            del tensors[name]
+        kept = {name: value for name, value in metadata.items() if name in ("plan", "runs", "moments", "skipped")}
+        write_tensors(path, tensors, metadata=kept, force=True)
+        del shard["size"], shard["header_sha256"]
+        shard["data_sha256"] = read_metadata(path)["data_sha256"]
+    del values["sha256"]
+    (folder / INDEX).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("format_", [1, 2])
+def test_a_shard_that_is_not_that_of_the_index_is_found_when_the_data_set_is_opened(format_, tmp_path):
+    expected = write(tmp_path)
+    if format_ == 1:
+        older(tmp_path)
+    for entry, wanted in zip(LatentDataset(tmp_path, verify=True), expected, strict=True):
+        same(entry, wanted)
     first, second = tmp_path / shard_file(0), tmp_path / shard_file(1)
-    content = bytearray(first.read_bytes())
-    content[-20] ^= 1
-    first.write_bytes(content)
-    with pytest.raises(FileError, match="SHA-256"):
-        LatentDataset(tmp_path, verify=True)[0]
-    first.write_bytes(content[:-1])
-    with pytest.raises(FileError, match="not a complete safetensors file"):
-        LatentDataset(tmp_path)[0]
-    first.write_bytes(second.read_bytes())
-    with pytest.raises(FileError, match="not the shard that the index describes"):
-        LatentDataset(tmp_path)[0]
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    with pytest.raises(FileError, match=r"latents-0000\d.safetensors is not the shard that the index describes"):
+        LatentDataset(tmp_path)
+    second.write_bytes(contents[1])
+    first.write_bytes(contents[0][:-1])
+    with pytest.raises(FileError, match="latents-00000.safetensors is not a complete safetensors file"):
+        LatentDataset(tmp_path)
+    first.unlink()
+    with pytest.raises(FileError, match="latents-00000.safetensors is missing"):
+        LatentDataset(tmp_path)
+
+
+def test_a_shard_of_another_run_with_the_same_shapes_is_found(tmp_path):
+    write(tmp_path / "one")
+    write(tmp_path / "two", replace(MEAN, store="sample", seed=1))
+    content = ShardContent(LatentMoments.nothing(16))
+    entries = [Entry(i, f"{i}.png", 4, 4, False, bytes(32)) for i in range(7)]
+    content.add(entries[:4], {"latent": np.ones((4, 3, 2, 16), np.float32)})
+    content.add(entries[4:6], {"latent": np.ones((2, 2, 2, 16), np.float32)})
+    write_shard(tmp_path / "one", 0, content, "another plan")
+    with pytest.raises(FileError, match="is not the shard that the index describes"):
+        LatentDataset(tmp_path / "one")
+
+
+def test_a_bit_of_a_latent_or_a_name_that_changed_is_found_when_it_is_read(tmp_path):
+    write(tmp_path)
+    path = tmp_path / shard_file(0)
+    content = path.read_bytes()
+    header = read_header(path)
+    for tensor, message in (
+        ("latent/3x2", "the latent of '0.png'"),
+        ("name", "names or numbers of its images changed"),
+    ):
+        damaged = bytearray(content)
+        damaged[header.tensors[tensor].start] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(FileError, match=message):
+            LatentDataset(tmp_path)[0]
+        with pytest.raises(FileError, match="SHA-256"):
+            LatentDataset(tmp_path, verify=True)[0]
+        LatentDataset(tmp_path, verify=False)[0]
+
+
+def test_flipped_bits_of_an_index_are_found_or_change_nothing(tmp_path):
+    write(tmp_path)
+    path, rng = tmp_path / INDEX, np.random.default_rng(0)
+    content, before = path.read_bytes(), read_index(tmp_path)
+    found = 0
+    for bit in rng.choice(8 * len(content), 300, replace=False):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert read_index(tmp_path) == before
+        except FileError:
+            found += 1
+    assert found > 200
 
 
 @pytest.mark.torch

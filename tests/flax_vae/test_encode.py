@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from convert import PRESETS
+from convert.latent_shards import write_shard
 from convert.latents import LatentDataset
 from flax_vae import AutoEncoder, cli, init_params, save_pretrained
 from flax_vae.at_scale.buckets import Grouping, Picture, group
@@ -92,7 +93,7 @@ def contents(folder):
 
 
 def padded(folder, pictures):
-    return to_float(np.stack([pad_to_factor(read(folder, one), SMALL.factor) for one in pictures]))
+    return to_float(np.stack([pad_to_factor(read(folder / one.name, one), SMALL.factor) for one in pictures]))
 
 
 def filled(images, full):
@@ -226,7 +227,8 @@ def test_killed_twice_a_data_set_ends_with_the_same_bytes(photographs, straight,
         command = [sys.executable, "-c", STRUCK, folder, strike, *words]
         return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
 
-    for strike, shards in ((3, 1), (3, 3)):  # before the plan, or a shard, is renamed for the third time
+    # Renamed are the list of images, the plan, then shards.
+    for strike, shards in ((4, 1), (3, 3)):
         assert start(strike).returncode == -signal.SIGKILL
         assert len(list(folder.glob("latents-*"))) == shards
         assert len(list(folder.glob(".*.partial"))) == 1
@@ -266,7 +268,7 @@ def test_what_is_complete_is_left_alone_and_what_was_begun_otherwise_refused(one
         with pytest.raises(UserError, match=message):
             change()
     shutil.copy(source / "a.png", source / "b.png")
-    with pytest.raises(UserError, match=r"images\.count was 1 and is 2"):
+    with pytest.raises(UserError, match=r"1 added \(b.png\); encode the new ones too with --append"):
         encode(source, folder, model)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     encode(source, folder, model, call={"force": True})
@@ -284,6 +286,111 @@ def test_what_is_complete_is_left_alone_and_what_was_begun_otherwise_refused(one
         encode(source, source, model)
     with pytest.raises(UserError, match="is a file"):
         encode(source, source / "a.png", model)
+
+
+def invert(path):
+    """Another image of the same name, size and format."""
+    Image.fromarray(255 - np.asarray(Image.open(path).convert("RGB"))).save(path)
+
+
+def test_an_image_edited_under_its_name_is_noticed(tmp_path, model):
+    source, rng = tmp_path / "source", np.random.default_rng(0)
+    source.mkdir()
+    for name in "abc":
+        picture(rng, 8, 8).save(source / f"{name}.png")
+    call = {"grouping": Grouping(shard_size=1)}
+    folder = encode(source, tmp_path / "latents", model, **call)
+    before = contents(folder)
+    whole = (source / "b.png").read_bytes()
+    invert(source / "b.png")
+    with pytest.raises(UserError, match=r"1 images in .*source changed since they were encoded \(b.png\); restore"):
+        encode(source, folder, model, **call)
+    assert contents(folder) == before
+    (folder / "latents-00002.safetensors").unlink()  # a start that was killed: what is there would be mixed with new
+    (folder / "index.json").unlink()
+    with pytest.raises(UserError, match=r"changed since they were encoded \(b.png\)"):
+        encode(source, folder, model, **call)
+    (source / "b.png").write_bytes(whole)
+    assert contents(encode(source, folder, model, **call)) == before
+    picture(rng, 8, 6).save(source / "b.png")
+    (source / "c.png").unlink()
+    with pytest.raises(UserError, match=r"1 removed \(c.png\), 1 changed \(b.png 8 x 8, now 8 x 6\); restore"):
+        encode(source, folder, model, **call)
+
+
+def test_a_shard_damaged_or_exchanged_is_encoded_again_and_said(tmp_path, model, weights, capsys):
+    source, rng = tmp_path / "source", np.random.default_rng(0)
+    source.mkdir()
+    for name in "ab":
+        picture(rng, 8, 8).save(source / f"{name}.png")
+    words = ["encode", source, tmp_path / "latents", "--model", weights, "--shard-size", "1"]
+    assert cli.main([*map(str, words)]) == 0
+    before = contents(tmp_path / "latents")
+    first, second = (tmp_path / "latents" / f"latents-0000{number}.safetensors" for number in range(2))
+    for damage in (first.read_bytes()[:-9] + bytes(9), second.read_bytes()):
+        first.write_bytes(damage)
+        capsys.readouterr()
+        assert cli.main([*map(str, words)]) == 0
+        assert "1 shards were damaged and were encoded again: latents-00000.safetensors" in capsys.readouterr().out
+        assert contents(tmp_path / "latents") == before
+
+
+def test_images_are_appended_without_touching_what_is_there(tmp_path, model, weights):
+    source, rng = tmp_path / "source", np.random.default_rng(0)
+    source.mkdir()
+    for name in "bdf":
+        picture(rng, 8, 8).save(source / f"{name}.png")
+    call = {"grouping": Grouping(shard_size=2), "flip": True, "store": "sample", "seed": 5}
+    folder = encode(source, tmp_path / "latents", model, **call)
+    earlier, entries = contents(folder), list(LatentDataset(folder))
+    for name in "aceg":
+        picture(rng, 8, 8).save(source / f"{name}.png")
+    with pytest.raises(
+        UserError, match=r"4 added \(a.png, c.png, e.png, g.png\); encode the new ones too with --append"
+    ):
+        encode(source, folder, model, **call)
+    assert contents(folder) == earlier
+    shutil.copytree(folder, tmp_path / "interrupted")
+
+    encode(source, folder, model, **call, call={"append": True})
+    now = contents(folder)
+    shards = [name for name in earlier if name.startswith("latents-")]
+    assert len(shards) == 2 and {name: now[name] for name in shards} == {name: earlier[name] for name in shards}
+    latents = LatentDataset(folder, verify=True)
+    assert len(latents) == 14 and latents.index.images == 7
+    for found, expected in zip(latents, entries, strict=False):
+        np.testing.assert_array_equal(found["latent"], expected["latent"])
+    assert sorted((e["number"], e["name"]) for e in latents if not e["flipped"]) == [
+        *((n, f"{name}.png") for n, name in enumerate("bdfaceg"))
+    ]
+    everything = np.concatenate([entry["latent"].reshape(-1, 4) for entry in latents]).astype(np.float64)
+    np.testing.assert_allclose(latents.statistics.channel_std, everything.std(0), rtol=1e-9)
+
+    # Killed between the new shards: until the end the earlier data set can be read; then it is the same to the bit.
+    other = tmp_path / "interrupted"
+    with pytest.MonkeyPatch.context() as patch:
+        written = []
+
+        def write(folder, number, *rest):
+            if written:
+                raise OSError(28, "No space left on device")
+            written.append(write_shard(folder, number, *rest))
+
+        patch.setattr("flax_vae.at_scale.data_set.write_shard", write)
+        with pytest.raises(OSError, match="No space"):
+            encode(source, other, model, **call, call={"append": True})
+    assert len(list(other.glob("latents-*"))) == 3 and len(LatentDataset(other)) == 6
+    encode(source, other, model, **call)  # --append need not be said again
+    assert contents(other) == now
+
+    invert(source / "b.png")
+    invert(source / "c.png")
+    with pytest.raises(UserError, match=r"2 images in .* changed since they were encoded \(b.png, c.png\)"):
+        encode(source, folder, model, **call, call={"append": True})
+    (source / "d.png").unlink()
+    with pytest.raises(UserError, match=r"1 removed \(d.png\)"):
+        encode(source, folder, model, **call, call={"append": True})
+    assert contents(folder) == now
 
 
 def test_nobody_else_may_write_meanwhile(one, tmp_path, model):
