@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.architecture import NORM_GROUPS, AutoEncoderParams
+from convert.content import foreign
 from convert.errors import ConversionError, FileError
 from convert.strict_json import loads_object
 
@@ -191,7 +192,9 @@ def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:
     try:
         fields = loads_object(Path(path).read_bytes())
     except ValueError as error:
-        raise FileError(f"{path} is not a configuration of diffusers: {error}") from error
+        raise FileError(
+            foreign(path, "a configuration") or f"{path} is not a configuration of diffusers: {error}"
+        ) from error
     try:
         return read_diffusers_config(fields)
     except ConversionError as error:

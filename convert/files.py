@@ -209,7 +209,7 @@ def _verify(path: str | os.PathLike[str], header: Header, content: memoryview) -
     if found != expected:
         raise FileError(
             f"{path}: the data have SHA-256 {found}, and {expected!r} when they were written; copy the file again, or, "
-            "if another program changed the tensors on purpose and kept the metadata, read it with verify=False"
+            f"if another program changed the tensors on purpose, let it leave out the entry {DIGEST!r} of the metadata"
         )
 
 

@@ -14,6 +14,7 @@ import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
 import msgpack
 import numpy as np
 
+from convert.content import incomplete
 from convert.errors import FileError
 from convert.header import NAMES
 
@@ -50,10 +51,7 @@ def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except FileError:
         raise
     except Exception as error:  # msgpack's own errors share no parent
-        raise FileError(
-            f"{path} is not a complete msgpack file of Flax ({type(error).__name__}: {error}); it was cut short or is "
-            "of another format: copy or write it again"
-        ) from error
+        raise FileError(incomplete(path, "msgpack", f"{type(error).__name__}: {error}")) from error
 
 
 def _unpack(code: int, data: bytes) -> Any:

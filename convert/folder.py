@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
+from convert.content import foreign
 from convert.errors import ConversionError, FileError
 from convert.files import ArrayLike, read_tensors, write_tensors
 from convert.new_folder import new_folder, write_json
@@ -94,4 +95,6 @@ def read_config(path: str | os.PathLike[str]) -> AutoEncoderParams:
     try:
         return AutoEncoderParams.from_dict(loads_object(Path(path).read_bytes()))
     except (TypeError, ValueError) as error:
-        raise FileError(f"{path} does not describe an autoencoder: {error}") from error
+        raise FileError(
+            foreign(path, "a configuration") or f"{path} does not describe an autoencoder: {error}"
+        ) from error

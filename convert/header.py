@@ -17,6 +17,7 @@ import ml_dtypes  # noqa: F401 - teaches numpy the names of bfloat16 and the flo
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from convert.content import incomplete
 from convert.errors import ConversionError, FileError
 from convert.strict_json import loads_object
 
@@ -99,10 +100,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             (length,) = struct.unpack("<Q", file.read(8))
             fields = loads_object(file.read(length))
     except (SafetensorError, struct.error, ValueError) as error:
-        raise FileError(
-            f"{path} is not a complete safetensors file ({error}); it was cut short or is of another format: "
-            "copy or write it again"
-        ) from error
+        raise FileError(incomplete(path, "safetensors", error)) from error
     start = 8 + length
     metadata = fields.pop(METADATA, None) or {}
     return Header({name: _entry(fields[name], start) for name in sorted(fields)}, metadata, start)

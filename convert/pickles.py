@@ -4,7 +4,9 @@ A pickle is a program.  PyTorch's `weights_only` reader runs none of it: it know
 refuses everything else.  PyTorch itself is loaded when such a file is read, and for nothing else.
 """
 
+import contextlib
 import os
+import pickletools
 import re
 import warnings
 import zipfile
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from convert.content import incomplete
 from convert.errors import FileError
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ _INERT = re.compile(
     r"|numpy\.dtypes\.\w+|_codecs\.encode|typing\.\w+|pathlib\.\w+|argparse\.Namespace"
 )
 
+_DEPTH, _MOST = 8, 500_000  # dictionaries within dictionaries, and what is in all of them
+_REMEDY = "save the dictionary that is meant by itself: torch.save(model.state_dict(), ...)"
+
 # Bit patterns that numpy has no name for, as integers of the same width and as ml_dtypes.
 _VIEWS = {
     "bfloat16": ("int16", ml_dtypes.bfloat16),
@@ -50,13 +56,14 @@ _VIEWS = {
 def read_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Returns name to array, sorted by name, every bit as it was stored.
 
-    The arrays are read-only views of the file where its format allows it (all that PyTorch >= 1.6 writes).  A file of
-    PyTorch Lightning is unwrapped: its `state_dict` is returned, its bookkeeping left out.
+    The arrays are read-only views of the file where its format allows it (all that PyTorch >= 1.6 writes).  Tensors in
+    dictionaries within the dictionary have the names of both, `"ema.encoder.conv_in.bias"`; where only one holds any,
+    as `state_dict` does in a file of PyTorch Lightning, its name is left out.  So is everything that is no tensor.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      FileError: if PyTorch is not installed, if the file is damaged, holds code, or holds anything else than named
-        tensors.
+      FileError: if PyTorch is not installed, if the file is damaged, holds code, or holds no named tensors, or tensors
+        that are no arrays.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist")
@@ -106,12 +113,18 @@ def _load(path: str | os.PathLike[str]) -> Any:
     try:
         archive = zipfile.is_zipfile(path)
         mapped = archive and _is_stored(path)
-        inert = [name for name in _foreign_names(path) if _INERT.fullmatch(name)] if archive else []
+        names = _foreign_names(path) if archive else _names_before_1_6(path)
+        inert = [name for name in names if _INERT.fullmatch(name)]
         with (
             warnings.catch_warnings(),
             torch.serialization.safe_globals([(_Inert, name) for name in inert]),
         ):
             warnings.simplefilter("ignore")  # about the pickle's protocol and old storages: of no use to the reader
+            if (
+                Path(path).suffix.lower() not in SUFFIXES
+            ):  # PyTorch reads some names, .safetensors among them, in another way
+                with open(path, "rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle makes PyTorch raise nearly anything
         code = re.search(r"GLOBAL (\w[\w.]*)", str(error))
@@ -120,11 +133,10 @@ def _load(path: str | os.PathLike[str]) -> Any:
                 f"{path} holds code or foreign objects ({code[1]}), and none of that is ever run; where it comes from, "
                 "save the tensors alone: torch.save(model.state_dict(), ...)"
             ) from error
+        # PyTorch's own words advise to read without `weights_only`, which would run whatever the file holds.
         reason = next(iter(str(error).splitlines()), "") or "no reason given"
-        raise FileError(
-            f"{path} is not a complete PyTorch checkpoint ({type(error).__name__}: {reason}); it was cut short or is "
-            "of another format: copy or write it again"
-        ) from error
+        reason = "its pickle cannot be read" if "weights" in reason.lower() else f"{type(error).__name__}: {reason}"
+        raise FileError(incomplete(path, "pickle", reason)) from error
 
 
 def _is_stored(path: str | os.PathLike[str]) -> bool:
@@ -139,47 +151,80 @@ def _foreign_names(path: str | os.PathLike[str]) -> list[str]:
     return get_unsafe_globals_in_checkpoint(os.fspath(path))
 
 
+def _names_before_1_6(path: str | os.PathLike[str]) -> set[str]:
+    """The classes and functions that a file of PyTorch's former format names, without importing any of them."""
+    names: set[str] = set()
+    with open(path, "rb") as file, contextlib.suppress(Exception):  # damage is for the reader to report
+        for _ in range(4):  # a magic number, the version, the system, the content
+            names |= {str(arg).replace(" ", ".") for op, arg, _ in pickletools.genops(file) if op.name == "GLOBAL"}
+    return names
+
+
 def _tensors_in(path: str | os.PathLike[str], content: Any) -> "dict[str, torch.Tensor]":
-    """Returns the named tensors of a checkpoint, inside Lightning's `state_dict` where it has one."""
-    where = ""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        strangers = [name for name in content if name != "state_dict" and name not in BOOKKEEPING]
-        _refuse(path, "beside 'state_dict'", {name: content[name] for name in strangers})
-        content, where = content["state_dict"], "in 'state_dict'"
+    """Returns the named tensors of a checkpoint, without the name of a single dictionary that holds them all."""
     if not isinstance(content, Mapping):
         raise FileError(f"{path} holds a {type(content).__name__}; a dictionary of named tensors was expected")
-    _refuse(path, where, {name: value for name, value in content.items() if not _is_plain(name, value)})
-    return dict(content)
+    if "state_dict" in content:
+        content = {name: value for name, value in content.items() if name not in BOOKKEEPING}
+    tensors = _flatten(path, content)
+    while True:
+        holders = [name for name, value in content.items() if _holds_tensors(path, value)]
+        if len(holders) != 1 or holders[0] in ("encoder", "decoder") or not isinstance(content[holders[0]], Mapping):
+            break
+        content = content[holders[0]]
+        tensors = _flatten(path, content)
+    if not tensors:
+        lines = [f"  {name!r}: {_describe(value)}" for name, value in content.items()]
+        raise FileError("\n".join([f"{path} holds no named tensors, only:", *_first(lines), _REMEDY]))
+    strangers = {name: tensor for name, tensor in tensors.items() if not _is_plain(tensor)}
+    if strangers:
+        lines = [f"  {name!r}: {_describe(tensor)}" for name, tensor in strangers.items()]
+        raise FileError("\n".join([f"{path} holds tensors that are no arrays:", *_first(lines), _REMEDY]))
+    return tensors
 
 
-def _is_plain(name: object, value: object) -> bool:
-    """Whether it is a tensor that an array can hold, by name."""
+def _flatten(path: str | os.PathLike[str], content: Mapping[Any, Any]) -> "dict[str, torch.Tensor]":
+    """All tensors in dictionaries within dictionaries, by their names joined with dots."""
+    import torch
+
+    tensors: dict[str, torch.Tensor] = {}
+    left, seen = [("", content, 0)], 0
+    while left:
+        where, branch, depth = left.pop()
+        seen += len(branch)
+        if depth > _DEPTH or seen > _MOST:  # a dictionary that holds itself, or another many times over
+            raise FileError(f"{path} holds dictionaries nested more than {_DEPTH} deep, or too many; {_REMEDY}")
+        for key, value in branch.items():
+            name = f"{where}{key}"
+            if isinstance(value, Mapping):
+                left.append((f"{name}.", value, depth + 1))
+            elif isinstance(value, torch.Tensor):
+                if name in tensors:
+                    raise FileError(f"{path} holds two tensors that are called {name!r}; {_REMEDY}")
+                tensors[name] = value
+    return tensors
+
+
+def _holds_tensors(path: str | os.PathLike[str], value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) or (isinstance(value, Mapping) and bool(_flatten(path, value)))
+
+
+def _is_plain(tensor: "torch.Tensor") -> bool:
+    """Whether an array can hold it."""
     import torch
 
     return (
-        isinstance(name, str)
-        and isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and not value.is_nested
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and not tensor.is_nested
     )
 
 
-def _refuse(path: str | os.PathLike[str], where: str, strangers: Mapping[Any, Any]) -> None:
-    if not strangers:
-        return
-    lines = [f"  {name!r}: {_describe(value)}" for name, value in strangers.items()]
-    raise FileError(
-        "\n".join(
-            [
-                f"{path} holds more than named tensors{' ' + where if where else ''}:",
-                *lines[:20],
-                *([f"  and {len(lines) - 20} more"] if len(lines) > 20 else []),
-                "save the dictionary that is meant by itself: torch.save(model.state_dict(), ...)",
-            ]
-        )
-    )
+def _first(lines: list[str]) -> list[str]:
+    return lines[:20] + ([f"  and {len(lines) - 20} more"] if len(lines) > 20 else [])
 
 
 def _describe(value: object) -> str:

@@ -1,26 +1,35 @@
-"""Weights split over several safetensors files, with an index that says which tensor lies in which.
+"""Weights split over several files, with an index that says which tensor lies in which.
 
 The index comes from whoever made the files, so the names in it are trusted with nothing: each must be the plain name of
 a file that lies in the folder of the index.
 """
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
+from convert.content import foreign
 from convert.errors import FileError
 from convert.files import list_tensors, read_tensors
+from convert.pickles import read_pickle
 from convert.strict_json import loads_object
 
-SUFFIX = ".safetensors.index.json"
+# The form of the shards; diffusers writes the name of a variant behind `index`.
+_INDEX = re.compile(r"(?P<form>\.safetensors|\.bin)\.index(\.[\w-]+)?\.json")
+
+
+def is_index(name: str) -> bool:
+    """Whether a file of this name is an index: `*.safetensors.index.json` or `*.bin.index.json`."""
+    return _INDEX.search(name) is not None and name.endswith(".json")
 
 
 def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, np.ndarray]:
     """Returns name to array of all the shards together, sorted by name.
 
     Args:
-      path: the index, `*.safetensors.index.json`.
+      path: the index; see `is_index`.
       verify: see `convert.files.read_tensors`.
 
     Raises:
@@ -30,11 +39,13 @@ def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[st
     """
     index = Path(path)
     places = read_index(index)
-    shards = {name: _locate(index, name) for name in sorted(set(places.values()))}
+    shards = {name: _locate(index, name, _form(index)) for name in sorted(set(places.values()))}
+    pickled = _form(index) != ".safetensors"
+    held = {name: read_pickle(shard) for name, shard in shards.items()} if pickled else {}
     wrong = []
     for name, shard in shards.items():
         expected = {tensor for tensor, place in places.items() if place == name}
-        found = set(list_tensors(shard))
+        found = set(held[name] if pickled else list_tensors(shard))
         wrong += [f"  missing     {tensor} is not in {name}" for tensor in sorted(expected - found)]
         wrong += [
             f"  unexpected  {tensor} is in {name}{_elsewhere(places, tensor)}" for tensor in sorted(found - expected)
@@ -44,8 +55,8 @@ def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[st
             "\n".join([f"{index} does not describe its {len(shards)} shards:", *wrong, "download them again"])
         )
     tensors = {}
-    for shard in shards.values():
-        tensors |= read_tensors(shard, verify=verify)
+    for name, shard in shards.items():
+        tensors |= held[name] if pickled else read_tensors(shard, verify=verify)
     return dict(sorted(tensors.items()))
 
 
@@ -67,15 +78,22 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, str]:
             if not isinstance(name, str):
                 raise ValueError(f"it places {tensor!r} in {name!r}, which is no name")
     except ValueError as error:
-        raise FileError(f"{path} is not the index of safetensors files: {error}") from error
+        raise FileError(
+            foreign(path, "the index of shards") or f"{path} is not the index of {_form(index)[1:]} files: {error}"
+        ) from error
     return places
 
 
-def _locate(index: Path, name: str) -> Path:
+def _form(index: Path) -> str:
+    found = _INDEX.search(index.name)
+    return found["form"] if found else ".safetensors"
+
+
+def _locate(index: Path, name: str, form: str) -> Path:
     # Backslash, colon and NUL mean something to one system or another, whatever they mean here.
-    if name in ("", ".", "..") or set(name) & set("/\\:\0") or not name.endswith(".safetensors"):
+    if name in ("", ".", "..") or set(name) & set("/\\:\0") or not name.endswith(form):
         raise FileError(
-            f"{index} names the shard {name!r}; only the plain name of a .safetensors file beside the index is followed"
+            f"{index} names the shard {name!r}; only the plain name of a {form} file beside the index is followed"
         )
     shard = index.parent / name
     if not shard.exists():

@@ -5,6 +5,7 @@ is refused with the list of them.  How the tensors are named is the business of 
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from convert import orbax_steps, pickles, shards
 from convert.architecture import AutoEncoderParams
+from convert.content import content_of
 from convert.diffusers import is_diffusers_config, kept_keys, read_diffusers_file
 from convert.embedded import read_architecture
 from convert.errors import FileError
@@ -21,13 +23,23 @@ from convert.folder import CONFIG, WEIGHTS, load_folder
 from convert.strict_json import loads_object
 
 Kind = Literal[
-    "safetensors", "sharded safetensors", "pickle", "flax msgpack", "diffusers folder", "model folder", "orbax"
-]
+    "safetensors", "sharded safetensors", "pickle", "sharded pickles", "flax msgpack", "diffusers folder",
+    "model folder", "orbax",
+]  # fmt: skip
 
-# The names under which diffusers saves an autoencoder's weights; those of one precision have it in between, as in
-# diffusion_pytorch_model.fp16.safetensors.
-_DIFFUSERS = ("diffusion_pytorch_model.", "diffusion_pytorch_model-", "diffusion_flax_model.")
-_TAKES = "*.safetensors, *.safetensors.index.json, *.pt, *.pth, *.ckpt, *.bin, *.msgpack"
+# The names under which diffusers saves an autoencoder's weights: diffusion_pytorch_model.safetensors, and with a
+# variant diffusion_pytorch_model.fp16.safetensors; an index has it behind `index`, a shard before or behind its number.
+_DIFFUSERS = re.compile(
+    r"diffusion_(pytorch|flax)_model(\.(?P<variant>[\w-]+?))?(?P<shard>-\d+-of-\d+)?(\.(?P<behind>[\w-]+))?"
+    r"\.(?P<form>safetensors|bin|msgpack)(?P<index>\.index(\.(?P<last>[\w-]+))?\.json)?"
+)
+# Which of one variant's files is taken, the first before the others, as diffusers does it.
+_ORDER = ("safetensors.index", "safetensors", "bin.index", "bin", "msgpack")
+_TAKES = "*.safetensors, *.sft, *.pt, *.pth, *.ckpt, *.bin, *.msgpack, *.safetensors.index.json, *.bin.index.json"
+_SUFFIXES: dict[str, Kind] = {
+    ".safetensors": "safetensors", ".sft": "safetensors", ".msgpack": "flax msgpack",
+    **dict.fromkeys(pickles.SUFFIXES, "pickle"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,15 +63,20 @@ class Source:
     kept: Mapping[str, Any] = field(default_factory=dict)
 
 
-def open_source(path: str | os.PathLike[str], *, verify: bool = True) -> Source:
+def open_source(path: str | os.PathLike[str], *, verify: bool = True, variant: str | None = None) -> Source:
     """Opens weights of any kind.
 
     Takes a safetensors file, the index of several, a PyTorch checkpoint, a msgpack file of diffusers' former Flax
     models, a diffusers folder or a file in it, a model folder of ours or the file in it, and a checkpoint of ours: the
-    folder of one step, or the `checkpoints` folder if it holds only one.
+    folder of one step, or the `checkpoints` folder if it holds only one.  Safetensors files and pickles are told apart
+    by their content, not by their names.
+
+    A diffusers folder may hold the same weights several times.  Of its variants the one without a name is taken, of
+    its forms safetensors before pickles before msgpack.
 
     Args:
       path: the file or the folder.
+      variant: name of the variant to take from a diffusers folder, such as `"fp16"`.
       verify: see `convert.files.read_tensors`.
 
     Raises:
@@ -71,18 +88,24 @@ def open_source(path: str | os.PathLike[str], *, verify: bool = True) -> Source:
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder, or a file of {_TAKES}")
-    return _open_folder(place, verify) if place.is_dir() else _open_file(place, verify)
+    if place.is_dir():
+        return _open_folder(place, verify, variant)
+    if not place.is_file():  # a pipe would be waited for
+        raise FileError(f"{path} is neither a file nor a folder; give a folder, or a file of {_TAKES}")
+    if variant is not None:
+        raise FileError(f"variant={variant!r} (--variant) chooses in a folder, and {path} is a file; leave it out")
+    return _open_file(place, verify)
 
 
 def _open_file(path: Path, verify: bool) -> Source:
-    if path.name.startswith(_DIFFUSERS):
+    if _DIFFUSERS.fullmatch(path.name):
         return _open_diffusers(path, verify)
     if path.name == WEIGHTS and path.with_name(CONFIG).is_file() and not _is_diffusers(path.with_name(CONFIG)):
         return _open_model(path.parent, verify)
     return _read_file(path, None, verify)
 
 
-def _open_folder(folder: Path, verify: bool) -> Source:
+def _open_folder(folder: Path, verify: bool, variant: str | None) -> Source:
     if (folder / orbax_steps.MARK).is_file():
         return _open_step(folder)
     steps = orbax_steps.find_steps(folder)
@@ -90,9 +113,9 @@ def _open_folder(folder: Path, verify: bool) -> Source:
     openers: dict[str, Callable[[], Source]] = {step.name: lambda s=step: _open_step(s) for step in steps}
     if WEIGHTS in inside and CONFIG in inside and not _is_diffusers(folder / CONFIG):
         openers[WEIGHTS] = lambda: _open_model(folder, verify)
-    openers |= {
-        name: lambda n=name: _open_diffusers(folder / n, verify) for name in _without_shards(_of_diffusers(inside))
-    }
+    name = _chosen(folder, inside, variant)
+    if name is not None:
+        openers[name] = lambda: _open_diffusers(folder / name, verify)
     if len(openers) == 1:
         (opener,) = openers.values()
         return opener()
@@ -101,16 +124,36 @@ def _open_folder(folder: Path, verify: bool) -> Source:
     raise FileError(f"{folder} holds no model that is known by its name{_hint(folder, inside)}")
 
 
-def _of_diffusers(names: list[str]) -> list[str]:
-    return [name for name in names if name.startswith(_DIFFUSERS) and _reader(name) is not None]
+def _chosen(folder: Path, inside: list[str], variant: str | None) -> str | None:
+    """Returns the file to take of those that diffusers has written into a folder, or None where there are none.
 
-
-def _without_shards(names: list[str]) -> list[str]:
-    """Leaves out the shards of an index that is there too: they are not models by themselves."""
-    stems = [name.removesuffix(shards.SUFFIX) for name in names if name.endswith(shards.SUFFIX)]
-    return [
-        name for name in names if name.endswith(shards.SUFFIX) or not any(name.startswith(f"{stem}-") for stem in stems)
-    ]
+    Raises:
+      FileError: if there is no such variant, or only several with a name.
+    """
+    variants: dict[str, dict[str, str]] = {}
+    shards_there = []
+    for name in inside:
+        match = _DIFFUSERS.fullmatch(name)
+        if match and match["shard"]:
+            shards_there.append(name)
+        elif match:
+            form = match["form"] + (".index" if match["index"] else "")
+            of = match["variant"] or match["behind"] or match["last"] or ""
+            variants.setdefault(of, {})[form] = name
+    if shards_there and not variants:
+        raise FileError(
+            f"{folder} holds shards ({', '.join(shards_there)}) without their index; copy the file that ends in "
+            ".index.json too"
+        )
+    named = ", ".join(filter(None, variants))
+    if variant is not None and variant not in variants:
+        raise FileError(f"{folder} holds no variant {variant!r}; there is {named or 'none that has a name'}")
+    if variant is None and "" not in variants and len(variants) > 1:
+        raise FileError(f"{folder} holds several variants; say which with variant= (--variant): {named}")
+    if not variants:
+        return None
+    forms = variants["" if variant is None and "" in variants else variant or next(iter(variants))]
+    return next(forms[form] for form in _ORDER if form in forms)
 
 
 def _hint(folder: Path, inside: list[str]) -> str:
@@ -151,8 +194,14 @@ def _is_diffusers(config: Path) -> bool:
 
 
 def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> Source:
+    content = content_of(path)
     kind = _reader(path.name)
-    if kind == "sharded safetensors":
+    if content is not None and content.kind != kind:
+        if content.kind is None:
+            raise FileError(f"{path} is {content.what}, not weights; {content.remedy}")
+        # A name that says otherwise is wrong; a pickle must at least have the name of some weights.
+        kind = content.kind if content.kind == "safetensors" or kind in ("safetensors", "pickle") else kind
+    if kind in ("sharded safetensors", "sharded pickles"):
         return Source(path, kind, shards.read_shards(path, verify=verify), config)
     if kind == "safetensors":
         metadata = read_metadata(path)
@@ -166,8 +215,7 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> So
 
 
 def _reader(name: str) -> Kind | None:
-    if name.endswith(shards.SUFFIX):
-        return "sharded safetensors"
-    suffixes: dict[str, Kind] = {".safetensors": "safetensors", ".msgpack": "flax msgpack"}
-    suffixes |= dict.fromkeys(pickles.SUFFIXES, "pickle")
-    return suffixes.get(Path(name).suffix.lower())
+    """The kind of a file by its name."""
+    if shards.is_index(name):
+        return "sharded safetensors" if ".safetensors." in name else "sharded pickles"
+    return _SUFFIXES.get(Path(name).suffix.lower())

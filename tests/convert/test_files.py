@@ -157,7 +157,7 @@ def test_flipped_bits_are_found(tmp_path):
     start = len(whole) - 160
     for position in (start, start + 77, len(whole) - 1):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        with pytest.raises(FileError, match="the data have SHA-256 .*copy the file again.*verify=False"):
+        with pytest.raises(FileError, match="the data have SHA-256 .*copy the file again.*the entry 'data_sha256'"):
             read_tensors(path)
         assert read_tensors(path, verify=False)["a"].tobytes() != whole[start:]
     path.write_bytes(whole)
@@ -280,12 +280,17 @@ MALFORMED = {
 }
 
 
+REFUSED = (
+    "a.safetensors is (a pickle, not a safetensors file|not a complete safetensors file .*: copy or write it again)"
+)
+
+
 @pytest.mark.parametrize("read", [read_tensors, list_tensors, read_metadata])
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_files_are_refused(tmp_path, content, read):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    with pytest.raises(FileError, match="a.safetensors is not a complete safetensors file .*: copy or write it again"):
+    with pytest.raises(FileError, match=REFUSED):
         read(path)
     path.write_bytes(safetensors_bytes(f'{{"a":{GOOD}}}', b"\0" * 4))
     read(path)

@@ -119,26 +119,109 @@ def test_a_diffusers_folder(diffusers_folder, form, given):
     assert_same(source.tensors, expected)
 
 
-def test_several_models_in_a_folder_are_listed_and_can_be_given(diffusers_folder):
+def test_of_several_variants_and_forms_the_default_is_taken(diffusers_folder):
     names = [f"{DIFFUSERS}.fp16.safetensors", f"{DIFFUSERS}.safetensors"]
     for number, name in enumerate(names):
         write_tensors(diffusers_folder / name, {"a": np.array(number)})
-    (diffusers_folder / f"{DIFFUSERS}.bin").touch()
-    write_shards(diffusers_folder, f"{DIFFUSERS}.bf16")
-    with pytest.raises(FileError) as caught:
-        open_source(diffusers_folder)
-    assert str(caught.value) == (
-        f"{diffusers_folder} holds several models; give one of them: {DIFFUSERS}.bf16.safetensors.index.json, "
-        f"{DIFFUSERS}.bin, {names[0]}, {names[1]}"
-    )
-    assert open_source(diffusers_folder / names[1]).tensors["a"] == 1
+    for name in (f"{DIFFUSERS}.bin", f"{DIFFUSERS}.fp16.bin", "diffusion_flax_model.msgpack"):
+        (diffusers_folder / name).touch()
+    assert open_source(diffusers_folder).path.name == names[1]
+    assert open_source(diffusers_folder, variant="fp16").tensors["a"] == 0
     assert open_source(diffusers_folder / names[0]).config == TINY
+    with pytest.raises(FileError, match="vae holds no variant 'bf16'; there is fp16$"):
+        open_source(diffusers_folder, variant="bf16")
+    with pytest.raises(FileError, match="variant='fp16' .* chooses in a folder, and .* is a file; leave it out"):
+        open_source(diffusers_folder / names[0], variant="fp16")
+    (diffusers_folder / names[1]).unlink()
+    (diffusers_folder / f"{DIFFUSERS}.bin").unlink()
+    (diffusers_folder / f"{DIFFUSERS}.fp16.bin").unlink()
+    assert open_source(diffusers_folder, variant="fp16").path.name == names[0]
+    (diffusers_folder / "diffusion_flax_model.msgpack").unlink()
+    assert open_source(diffusers_folder).path.name == names[0]  # there is no other
+    write_shards(diffusers_folder, f"{DIFFUSERS}.bf16")
+    with pytest.raises(FileError, match=r"several variants; say which with variant= \(--variant\): bf16, fp16$"):
+        open_source(diffusers_folder)
+    assert_same(open_source(diffusers_folder, variant="bf16").tensors, WEIGHTS)
+
+
+def test_a_model_folder_of_ours_has_no_variants(tmp_path):
+    save_folder(tmp_path / "model", TINY, random_weights())
+    with pytest.raises(FileError, match="holds no variant 'fp16'; there is none that has a name"):
+        open_source(tmp_path / "model", variant="fp16")
 
 
 def test_shards_without_their_index_are_not_taken_for_the_model(diffusers_folder):
     write_shards(diffusers_folder, DIFFUSERS).unlink()
-    with pytest.raises(FileError, match="holds several models; give one of them: .*-00001-of-00002.safetensors, "):
+    with pytest.raises(FileError, match="holds shards .*-00001-of-00002.safetensors, .* without their index"):
         open_source(diffusers_folder)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_what_diffusers_saves_in_shards_is_read(tmp_path, safe, variant):
+    import torch
+
+    AutoencoderKL = pytest.importorskip("diffusers").AutoencoderKL
+    model = AutoencoderKL.from_config(write_diffusers_config(TINY)).to(torch.float16)
+    model.save_pretrained(tmp_path, safe_serialization=safe, variant=variant, max_shard_size="300KB")
+    assert len(os.listdir(tmp_path)) > 3
+    for given in (tmp_path, next(tmp_path.glob("*.index*.json"))):
+        source = open_source(given)
+        assert source.config == TINY
+        assert_same(source.tensors, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+
+
+@pytest.mark.torch
+def test_content_counts_and_not_the_name(tmp_path):
+    import torch
+
+    write_tensors(tmp_path / "a.safetensors", WEIGHTS)
+    for name in ("a.sft", "a.SAFETENSORS", "a.ckpt", "a"):
+        shutil.copy(tmp_path / "a.safetensors", tmp_path / name)
+        source = open_source(tmp_path / name)
+        assert source.kind == "safetensors"
+        assert_same(source.tensors, WEIGHTS)
+    torch.save({name: torch.from_numpy(array) for name, array in WEIGHTS.items()}, tmp_path / "b.safetensors")
+    assert open_source(tmp_path / "b.safetensors").kind == "pickle"
+    assert_same(open_source(tmp_path / "b.safetensors").tensors, WEIGHTS)
+
+
+FOREIGN = {
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 334643268\n",
+        "is a pointer of Git LFS to a file of 334,643,268 bytes, not .*; run git lfs pull",
+    ),
+    "page": (b"\n<!DOCTYPE html><html><head>", "is a web page .HTML., not .*; download the file itself"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.msgpack", "a.sft", "a.safetensors.index.json", "config"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_pointers_and_pages_are_told_apart_from_damaged_files(tmp_path, diffusers_folder, kind, name):
+    content, complaint = FOREIGN[kind]
+    given = tmp_path / name
+    if name == "config":
+        given = diffusers_folder / f"{DIFFUSERS}.safetensors"
+        write_tensors(given, WEIGHTS)
+        (diffusers_folder / "config.json").write_bytes(content)
+    else:
+        given.write_bytes(content)
+    with pytest.raises(FileError, match=complaint):
+        open_source(given)
+
+
+def test_inside_a_model_folder_they_are_told_apart_too(tmp_path):
+    save_folder(tmp_path / "model", TINY, random_weights())
+    (tmp_path / "model" / "model.safetensors").write_bytes(FOREIGN["lfs"][0])
+    with pytest.raises(FileError, match=FOREIGN["lfs"][1]):
+        open_source(tmp_path / "model")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(FileError, match="a.safetensors is neither a file nor a folder"):
+        open_source(tmp_path / "a.safetensors")
 
 
 def test_both_forms_in_one_folder_are_two_models(tmp_path):
