@@ -58,6 +58,7 @@ class Map:
         """Returns all rows."""
         return np.concatenate(list(self.bands.values()))
 
+    @np.errstate(over="ignore", invalid="ignore")  # as on a device: NaN and infinity go on into the image
     def statistics(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
         """Returns mean and variance over all rows of every channel's group.
 

@@ -124,17 +124,11 @@ def _check_out(out: Path, flags: Reconstruct) -> None:
 
 
 def _load(flags: Reconstruct) -> "tuple[AutoEncoder, Any]":
-    import jax.numpy as jnp
-
-    from flax_vae.loading import from_pretrained
+    from flax_vae.at_scale.model import load_model
     from flax_vae.reconstruct import check_rgb
     from flax_vae.times import same_time
 
-    try:
-        dtype = jnp.dtype(flags.dtype)
-        model, params = from_pretrained(flags.model, flags.preset, dtype=dtype, param_dtype=jnp.float32)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    model, params = load_model(flags.model, flags.preset, flags.dtype)
     check_rgb(model.params, flags.model)
     same_time(1, flags.time, model.params)
     return model, params
@@ -164,7 +158,10 @@ def _compare(path: Path, model: "AutoEncoder", params: Any, flags: Reconstruct) 
             raise
         raise UserError(too_large) from error
     if not np.isfinite(made).all():
-        raise UserError(f"what {flags.model} makes of {name} is not finite; look at it with flax-vae-convert inspect")
+        raise UserError(
+            f"what {flags.model} makes of {name} is not finite in {flags.dtype}; expected finite numbers: use --dtype "
+            "float32, or other weights"
+        )
     return compare(name, image, to_uint8(made))
 
 

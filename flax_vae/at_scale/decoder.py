@@ -22,6 +22,7 @@ from flax_vae.at_scale.sizes import to_uint8
 from flax_vae.at_scale.stream import stream
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.banded import decode_in_bands
+from flax_vae.errors import UserError
 from flax_vae.images import printable
 from flax_vae.sharded import ENCODES
 from flax_vae.times import same_time
@@ -47,6 +48,11 @@ class Decoder:
         self._params = {name: value for name, value in params.items() if name not in ENCODES}
         self._decode = DataParallel(self._images, self._params, devices)
         self._scale = jax.jit(lambda params, z: self._scaled(params, z))
+
+    @property
+    def dtype(self) -> str:
+        """Name of the computation dtype."""
+        return "the dtype of the weights" if self._model.dtype is None else np.dtype(self._model.dtype).name
 
     def __call__(self, full: int, z: Float[np.ndarray, "b h w c"]) -> Array:
         """Starts to decode a batch of stored latents."""
@@ -92,7 +98,8 @@ class DecodeRun:
         """Decodes batches, one after the other.
 
         Raises:
-          FileError: if a shard is damaged, or an entry of it impossible.
+          FileError: if a shard is damaged, or an entry of it impossible or not finite.
+          UserError: if what the model makes of a latent is not finite; nothing of its batch is written.
         """
 
         def begin(threads: ThreadPoolExecutor, batch: Batch) -> Future[Float[np.ndarray, "b h w c"]]:
@@ -103,8 +110,10 @@ class DecodeRun:
             return self.decoder.in_bands(coming.result()) if large else self.decoder(batch.full, coming.result())
 
         def collect(threads: ThreadPoolExecutor, batch: Batch, images: Array | np.ndarray) -> None:
-            pixels = to_uint8(np.asarray(images, np.float32))
+            values = np.asarray(images, np.float32)
             wanted = [(row, p) for row, p in enumerate(batch.pictures) if p.number in self.missing]
+            self._check([picture for row, picture in wanted if not np.isfinite(values[row]).all()])
+            pixels = to_uint8(values)
             writing = [threads.submit(self._write, p, pixels[row, : p.height, : p.width]) for row, p in wanted]
             for future in writing:
                 future.result()
@@ -120,7 +129,21 @@ class DecodeRun:
             raise FileError(
                 f"the latents of {printable(batch.pictures[0].name)} and others have not the size of their images"
             )
-        return np.stack(stored).astype(np.float32)
+        latents = np.stack(stored).astype(np.float32)
+        for picture, latent in zip(batch.pictures, latents, strict=True):
+            if not np.isfinite(latent).all():
+                raise FileError(
+                    f"the latent of {printable(picture.name)} in {printable(self.latents.folder)} holds NaN or "
+                    "infinite values; expected finite ones: encode the image again"
+                )
+        return latents
+
+    def _check(self, wrong: list[Picture]) -> None:
+        if wrong:
+            raise UserError(
+                f"what the model makes of the latent of {printable(wrong[0].name)} is not finite in "
+                f"{self.decoder.dtype}; expected finite numbers: use --dtype float32, or encode the image again"
+            )
 
     def _write(self, picture: Picture, pixels: np.ndarray) -> None:
         with new_file(self.destination / self.targets[picture.number], force=True) as file:

@@ -1,4 +1,4 @@
-"""The model of a command that works through many images."""
+"""The model of a command that encodes or decodes."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.errors import UserError
+from flax_vae.finite import require_finite
 from flax_vae.loading import from_pretrained
 
 
@@ -18,10 +19,12 @@ def load_model(path: str, preset: str | None, dtype: str) -> tuple[AutoEncoder, 
       dtype: of the computation.
 
     Raises:
-      UserError: if the weights are not those of an autoencoder, or there is no such preset.
+      UserError: if the weights are not those of an autoencoder or not finite, or there is no such preset.
       FileNotFoundError: if there is no such file.
     """
     try:
-        return from_pretrained(path, preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32)
+        model, params = from_pretrained(path, preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32)
     except ValueError as error:
         raise UserError(str(error)) from error
+    require_finite(params, path)
+    return model, params

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from convert import PRESETS, FileError
+from convert.latent_shards import ShardContent
+from convert.latent_statistics import LatentStatistics
 from convert.latents import LatentDataset
 from flax_vae import AutoEncoder, cli, init_params, save_pretrained
 from flax_vae.at_scale.buckets import Grouping, Picture
@@ -112,6 +114,50 @@ def test_another_model_decodes_only_if_told_to(latents, tmp_path, model):
 def test_a_decoder_that_was_trained_further_decodes_too(latents, tmp_path, model):
     further = model[1] | {"decoder": jax.tree.map(lambda leaf: leaf * 1.01, model[1]["decoder"])}
     assert decode_folder(latents, tmp_path, model[0], further, GROUPING).decoded == 4
+
+
+@pytest.mark.parametrize("max_pixels", [1 << 21, 16])  # at once, band by band
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "the latent of a.png in .* holds NaN or infinite values"),
+        (3e38, "what the model makes of the latent of a.png is not finite in float32"),
+    ],
+)
+def test_what_is_not_finite_becomes_no_picture(value, message, max_pixels, source, tmp_path, model):
+    with pytest.MonkeyPatch.context() as patch:  # no encoder of ours writes such latents
+        patch.setattr("flax_vae.at_scale.pipeline.Pipeline._check", lambda *_: None)
+        keep = ShardContent.add
+
+        def add(content, entries, latents):
+            for entry, latent in zip(entries, latents["latent"], strict=True):
+                if entry.name == "a.png":
+                    latent[0, 0, 0] = value
+            keep(content, entries, latents)
+
+        patch.setattr(ShardContent, "add", add)
+        patch.setattr(LatentStatistics, "of", lambda *_, **__: LatentStatistics(1, True, (), (), 0, 1, None, None))
+        with np.errstate(over="ignore", invalid="ignore"):
+            latents = encoded(source, tmp_path / "latents", model, "mean")
+    with pytest.raises((UserError, FileError), match=message):
+        decode_folder(latents, tmp_path / "images", *model, replace(GROUPING, max_pixels=max_pixels))
+    assert "a.png" not in pixels(tmp_path / "images")
+
+
+def test_a_model_that_is_not_finite_is_refused_by_every_command(source, latents, tmp_path, model, capsys):
+    broken = jax.tree.map(lambda leaf: leaf, model[1])
+    broken["decoder"]["conv_in"]["bias"] = jnp.full_like(broken["decoder"]["conv_in"]["bias"], jnp.nan)
+    save_pretrained(tmp_path / "nan", model[0], broken)
+    out = tmp_path / "out.png"
+    for words in (
+        ["encode", source, out],
+        ["decode", latents, out],
+        ["reconstruct", source / "a.png", "--out", out],
+    ):
+        assert cli.main([*map(str, words), "--model", str(tmp_path / "nan")]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{tmp_path / 'nan'} holds values that are NaN or infinite, in decoder/conv_in/bias" in line
+        assert not out.exists()
 
 
 def test_names_are_shortened_where_that_is_unambiguous_and_never_lead_outside():
