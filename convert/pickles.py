@@ -120,9 +120,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
             torch.serialization.safe_globals([(_Inert, name) for name in inert]),
         ):
             warnings.simplefilter("ignore")  # about the pickle's protocol and old storages: of no use to the reader
-            if (
-                Path(path).suffix.lower() not in SUFFIXES
-            ):  # PyTorch reads some names, .safetensors among them, in another way
+            if Path(path).suffix.lower() not in SUFFIXES:  # PyTorch reads .safetensors in another way
                 with open(path, "rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
