@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 
 NORM_GROUPS = 32  # every GroupNorm of the family; each width must be a multiple of it
 
+LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # of LDM, Stable Diffusion 3, diffusers and its former Flax models
+
 Padding = Literal["symmetric", "asymmetric"]
 
 
@@ -47,6 +49,10 @@ class AutoEncoderParams:
       latent_norm: `"scale"` scales latents by `scale_factor` and `shift_factor`; `"batch_norm"` (FLUX.2) gathers 2 x 2
         patches into channels and normalises each of the `4 * z_channels` with running statistics, which are kept with
         the weights and never trained.
+      clamp_logvar: whether the posterior's logvar is limited to [-30, 20], as LDM, Stable Diffusion 3 and diffusers do;
+        samples, standard deviations and KL divergences depend on it where the encoder's logvar lies outside, means and
+        decoded images never.  The weights are the same with and without: an architecture passed to a loader decides,
+        and a stored configuration without this field means False.
 
     Raises:
       ValueError: if a field cannot describe a model; the message names the field, the value and the remedy.
@@ -70,6 +76,7 @@ class AutoEncoderParams:
     learnable_logvar: bool = False
     time_embedding: Literal["linear", "sinusoidal"] = "linear"
     latent_norm: Literal["scale", "batch_norm"] = "scale"
+    clamp_logvar: bool = False
 
     def __post_init__(self):
         # Frozen and hashable whatever sequence came in: linen compares modules by their fields, jit caches by hash.
@@ -112,7 +119,7 @@ class AutoEncoderParams:
                 f"latent_norm='batch_norm' replaces scale_factor={self.scale_factor} and "
                 f"shift_factor={self.shift_factor}; set them to 1 and 0"
             )
-        for name in ("quant_conv", "learnable_logvar"):
+        for name in ("quant_conv", "learnable_logvar", "clamp_logvar"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
         check_padding(self.downsample_padding)

@@ -106,6 +106,8 @@ class Convert:
             print(f"rounded: {_dtypes(rounded)} became {_dtypes(after['dtypes'])}")
         if weights.left_out:
             print(f"left out of {self.src}: {_some(weights.left_out)}")
+        if self.to == "diffusers" and not weights.params.clamp_logvar:
+            print("clamp_logvar is False, but diffusers limits logvar to [-30, 20]: samples may differ beyond that")
         return 0
 
 

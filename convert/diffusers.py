@@ -131,6 +131,7 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
             attn_levels=_attn_levels(values, len(widths)),
             downsample_padding="asymmetric",  # the only one that diffusers' encoder blocks are built with
             quant_conv=values["use_quant_conv"],
+            clamp_logvar=True,  # as `DiagonalGaussianDistribution` does
             **_latent_fields(name, values),
         )
     except (TypeError, ValueError) as error:
@@ -148,6 +149,9 @@ def kept_keys(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
     """Returns the `config.json` with which `diffusers.AutoencoderKL.from_pretrained` builds this architecture.
+
+    diffusers always limits the posterior's logvar, so a model without `clamp_logvar` gains it: means and decoded images
+    stay as they are.
 
     Raises:
       ConversionError: if diffusers cannot express it; the message says what stands in the way.

@@ -22,7 +22,8 @@ def load_weights(
     Args:
       path: a file or folder; see `convert.sources.open_source`.  What does not exist and looks like `org/name` is
         looked for on the Hugging Face hub; see `convert.hub.locate`.
-      params: the architecture, or the name of a preset, where no configuration lies beside the weights.
+      params: the architecture, or the name of a preset, where no configuration lies beside the weights.  Where one
+        does, both must agree, except in `clamp_logvar`, which `params` decides.
       verify: see `convert.files.read_tensors`.
 
     Raises:
@@ -43,11 +44,14 @@ def settle(source: Source, params: AutoEncoderParams | None) -> Weights:
       ConversionError: as `load_weights`.
     """
     config = source.config
-    if params is not None and config is not None and (differences := config.differences(params)):
-        fields = [f"{name} is {vars(config)[name]!r}, not {vars(params)[name]!r}" for name in differences]
-        raise ConversionError(f"{source.path}: the configuration beside the weights says {'; '.join(fields)}")
+    if params is not None and config is not None:
+        # The same weights serve with and without, and a configuration of before the field existed has False.
+        config = replace(config, clamp_logvar=params.clamp_logvar)
+        if differences := config.differences(params):
+            fields = [f"{name} is {vars(config)[name]!r}, not {vars(params)[name]!r}" for name in differences]
+            raise ConversionError(f"{source.path}: the configuration beside the weights says {'; '.join(fields)}")
     try:
-        weights = understand(source.tensors, source.config or params)
+        weights = understand(source.tensors, config or params)
     except ConversionError as error:
         raise ConversionError(f"{source.path}: {error}") from None
     if weights.settled:

@@ -1,4 +1,9 @@
-"""The published architectures, the seed's, and one that trains in minutes."""
+"""The published architectures, the seed's, and one that trains in minutes.
+
+The published ones limit the posterior's logvar (`clamp_logvar`), as LDM and diffusers do.  black-forest-labs' own code
+of FLUX.1 does not, and that of FLUX.2 uses the mean alone; diffusers runs both with the limits.  For FLUX.1 without
+them, pass `dataclasses.replace(PRESETS["flux1"], clamp_logvar=False)`; only logvars outside [-30, 20] differ.
+"""
 
 import difflib
 from dataclasses import replace
@@ -32,6 +37,7 @@ _FLUX1 = AutoEncoderParams(
     shift_factor=0.1159,
     attn_levels=(),
     downsample_padding="asymmetric",
+    clamp_logvar=True,
 )
 
 # CompVis/stable-diffusion `v1-inference.yaml`; Stable Diffusion 2 and the ft-mse / ft-ema decoders share it.
@@ -54,9 +60,10 @@ PRESETS: dict[str, AutoEncoderParams] = {
         shift_factor=0.0,
         attn_levels=(),
         downsample_padding="asymmetric",
+        clamp_logvar=True,
     ),
     "seed": _SEED,
-    "seed-flux": replace(_FLUX1, time_emb_dim=None, attn_levels=None, downsample_padding="symmetric"),
+    "seed-flux": replace(_FLUX1, attn_levels=None, downsample_padding="symmetric", clamp_logvar=False),
     "flux1": _FLUX1,
     "flux2": replace(
         _FLUX1, z_channels=32, scale_factor=1.0, shift_factor=0.0, quant_conv=True, latent_norm="batch_norm"

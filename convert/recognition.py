@@ -31,6 +31,7 @@ UNTOLD = {
     "shift_factor": 0.0,
     "downsample_padding": "asymmetric",
     "time_embedding": "linear",
+    "clamp_logvar": True,
 }
 
 

@@ -47,7 +47,9 @@ class AutoEncoder(nn.Module):
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.encoder = Encoder(params, remat=self.remat, attention=self.attention, **kinds)
         self.decoder = Decoder(params, remat=self.remat, attention=self.attention, **kinds)
-        self.reg = DiagonalGaussian(learnable_logvar=params.learnable_logvar, param_dtype=self.param_dtype)
+        self.reg = DiagonalGaussian(
+            learnable_logvar=params.learnable_logvar, clamp_logvar=params.clamp_logvar, param_dtype=self.param_dtype
+        )
         if params.quant_conv:
             self.quant_conv = conv(2 * params.z_channels, 1, **kinds)
             self.post_quant_conv = conv(params.z_channels, 1, **kinds)
@@ -133,7 +135,7 @@ class AutoEncoder(nn.Module):
     def moments(
         self, x: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None
     ) -> Float[Array, "b h/f w/f 2*z"]:
-        """Returns the posterior's mean and logvar, one after the other along the channels; raw."""
+        """Returns what `DiagonalGaussian` makes a mean and a logvar of, one after the other along the channels; raw."""
         time_emb = self.embed_time(time, batch=x.shape[0])
         moments = self.encoder(x, time_emb)
         return self.quant_conv(moments) if self.params.quant_conv else moments

@@ -7,6 +7,7 @@ from flax import struct
 from flax.typing import Dtype
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from convert.architecture import LOGVAR_MAX, LOGVAR_MIN
 from convert.checks import check_noise
 
 
@@ -63,14 +64,16 @@ class DiagonalGaussian(nn.Module):
       chunk_dim: axis that holds mean and logvar one after the other.
       learnable_logvar: whether a learned number `logvar_scaling` is *added* to logvar: on the variance it acts as the
         factor `exp(logvar_scaling)`.
+      clamp_logvar: whether logvar is then limited to [-30, 20].
       param_dtype: of the parameter.
 
-    Source: seed module 7.  Twin: `torch_ref.gaussian`.
+    Source: seed module 7; the limits are CompVis/latent-diffusion's, `distributions.py`.  Twin: `torch_ref.gaussian`.
     """
 
     sample: bool = True
     chunk_dim: int = -1
     learnable_logvar: bool = False
+    clamp_logvar: bool = False
     param_dtype: Dtype = jnp.float32
 
     def setup(self):
@@ -82,6 +85,8 @@ class DiagonalGaussian(nn.Module):
         mean, logvar = jnp.split(moments, 2, axis=self.chunk_dim)
         if self.learnable_logvar:
             logvar = logvar + self.logvar_scaling[0].astype(logvar.dtype)
+        if self.clamp_logvar:
+            logvar = _clamp(logvar, LOGVAR_MIN, LOGVAR_MAX)
         return Posterior(mean, logvar)
 
     def __call__(
@@ -116,3 +121,9 @@ class DiagonalGaussian(nn.Module):
                 "your own noise="
             )
         return self.make_rng("sample")
+
+
+def _clamp(x: Array, low: float, high: float) -> Array:
+    """Limits `x` with the gradient of `torch.clamp`: 1 inside and on the limits, 0 outside and where x is NaN."""
+    # The gradient of `jnp.clip` is one half on the limits.
+    return jnp.where((x >= low) & (x <= high), x, jax.lax.stop_gradient(jnp.clip(x, low, high)))

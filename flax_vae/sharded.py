@@ -56,7 +56,7 @@ def moments_over_devices(
     *,
     devices: Sequence[Any] | None = None,
 ) -> Float[Array, "b h/f w/f 2*z"]:
-    """Returns the posterior's mean and logvar, as `AutoEncoder.moments` does, their rows spread over the devices.
+    """Returns what `AutoEncoder.moments` does, its rows spread over the devices.
 
     Args:
       model: the autoencoder.

@@ -13,7 +13,8 @@ What the seed leaves open, and what is done here:
 8. Attention at every level, symmetric padding and linear time were the only architecture: switches, whose defaults
    they are.
 9. The decoder's demo feeds 8 x 8 latents where its configuration means 16 x 16: corrected in the docstring.
-10. `Encoder` and `Decoder` took seven and eight loose arguments, some unused: they take the architecture record.
+10. A logvar may have any value: `clamp_logvar` limits it, as LDM and diffusers do; off by default.
+11. `Encoder` and `Decoder` took seven and eight loose arguments, some unused: they take the architecture record.
 """
 
 from convert.architecture import AutoEncoderParams

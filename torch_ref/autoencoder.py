@@ -30,7 +30,7 @@ class AutoEncoder(nn.Module):
         self.params = params
         self.encoder = Encoder(params)
         self.decoder = Decoder(params)
-        self.reg = DiagonalGaussian(learnable_logvar=params.learnable_logvar)
+        self.reg = DiagonalGaussian(learnable_logvar=params.learnable_logvar, clamp_logvar=params.clamp_logvar)
         if params.quant_conv:
             self.quant_conv = nn.Conv2d(2 * params.z_channels, 2 * params.z_channels, kernel_size=1)
             self.post_quant_conv = nn.Conv2d(params.z_channels, params.z_channels, kernel_size=1)
@@ -115,7 +115,7 @@ class AutoEncoder(nn.Module):
     def moments(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None
     ) -> Float[Tensor, "b 2*z h/f w/f"]:
-        """Returns the posterior's mean and logvar, one after the other along the channels; raw."""
+        """Returns what `DiagonalGaussian` makes a mean and a logvar of, one after the other along the channels; raw."""
         time_emb = self.embed_time(time, batch=x.shape[0])
         moments = self.encoder(x, time_emb)
         return self.quant_conv(moments) if self.params.quant_conv else moments

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from convert.architecture import LOGVAR_MAX, LOGVAR_MIN
 from convert.checks import check_noise
 
 
@@ -54,15 +55,19 @@ class DiagonalGaussian(nn.Module):
       chunk_dim: axis that holds mean and logvar one after the other.
       learnable_logvar: whether a learned number `logvar_scaling` is *added* to logvar: on the variance it acts as the
         factor `exp(logvar_scaling)`.
+      clamp_logvar: whether logvar is then limited to [-30, 20].
 
-    Source: seed module 7.  Twin: `flax_vae.gaussian`.
+    Source: seed module 7; the limits are CompVis/latent-diffusion's, `distributions.py`.  Twin: `flax_vae.gaussian`.
     """
 
-    def __init__(self, sample: bool = True, chunk_dim: int = 1, learnable_logvar: bool = False):
+    def __init__(
+        self, sample: bool = True, chunk_dim: int = 1, learnable_logvar: bool = False, clamp_logvar: bool = False
+    ):
         super().__init__()
         self.sample = sample
         self.chunk_dim = chunk_dim
         self.learnable_logvar = learnable_logvar
+        self.clamp_logvar = clamp_logvar
         if learnable_logvar:
             self.logvar_scaling = nn.Parameter(torch.zeros(1))
 
@@ -71,6 +76,8 @@ class DiagonalGaussian(nn.Module):
         mean, logvar = torch.chunk(moments, 2, dim=self.chunk_dim)
         if self.learnable_logvar:
             logvar = logvar + self.logvar_scaling
+        if self.clamp_logvar:
+            logvar = torch.clamp(logvar, LOGVAR_MIN, LOGVAR_MAX)
         return Posterior(mean, logvar)
 
     def forward(

@@ -111,6 +111,7 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
                 attention=attention and weights.params.attn_levels is not None,
                 time_emb_dim=width, time_embedding=config.model.time_embedding, seed=config.seed,
             )  # fmt: skip
+            record = replace(record, clamp_logvar=config.model.clamp_logvar)  # the run decides; the weights fit both
             tree = to_flax(tensors, record, "flux")
         else:
             # Where nothing lies beside the weights that says what they are, the record does.

@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -155,7 +155,10 @@ def _check_model(
         )
     if other_model:
         return
-    if theirs != ours or encoding.encoder_sha256 != weights_sha256(params, DECODES):
+    # Decoding does not depend on the limits of a logvar.
+    if replace(theirs, clamp_logvar=ours.clamp_logvar) != ours or encoding.encoder_sha256 != weights_sha256(
+        params, DECODES
+    ):
         raise UserError(
             f"another model encoded the latents in {source}; give that one, or --other-model to decode them with this"
         )

@@ -41,6 +41,7 @@ def test_the_seeds_own_call_gives_the_seeds_architecture():
     assert params == PRESETS["seed"]
     assert all(params.attends(level) for level in range(3))
     assert (params.downsample_padding, params.quant_conv, params.learnable_logvar) == ("symmetric", False, False)
+    assert params.clamp_logvar is False
     hash(params)
 
 
@@ -60,6 +61,7 @@ def test_the_seeds_own_call_gives_the_seeds_architecture():
         ({"downsample_padding": "SAME"}, "'SAME' must be 'symmetric'"),
         ({"attn_levels": (3,)}, "names level 3, but ch_mult has 3 levels"),
         ({"quant_conv": 1}, "quant_conv=1 must be True or False"),
+        ({"clamp_logvar": "yes"}, "clamp_logvar='yes' must be True or False"),
         ({"time_emb_dim": 0}, "time_emb_dim=0 must be at least 1"),
         ({"time_embedding": "sinusoidal"}, "needs a width; set time_emb_dim"),
         ({"time_embedding": "sinusoidal", "time_emb_dim": 7}, "time_emb_dim=7 is odd"),
@@ -95,6 +97,13 @@ def test_presets_are_those_of_the_documentation():
         assert PRESETS[name].factor == factor
     padding = {name: params.downsample_padding for name, params in PRESETS.items()}
     assert {name for name in padding if padding[name] == "symmetric"} == {"seed", "seed-flux"}
+    assert {name for name, params in PRESETS.items() if not params.clamp_logvar} == {"seed", "seed-flux"}
+
+
+def test_a_stored_architecture_from_before_the_clamp_does_not_clamp():
+    fields = PRESETS["flux1"].to_dict()
+    assert fields.pop("clamp_logvar") is True
+    assert AutoEncoderParams.from_dict(fields) == dataclasses.replace(PRESETS["flux1"], clamp_logvar=False)
 
 
 def test_sizes_are_checked_with_the_remedy():

@@ -166,6 +166,7 @@ def test_absent_keys_mean_what_diffusers_takes_for_them():
         attn_levels=(),
         downsample_padding="asymmetric",
         quant_conv=True,
+        clamp_logvar=True,
     )
     assert read_diffusers_config({"_class_name": KL}) == expected
 

@@ -154,7 +154,7 @@ def test_grafting_full_size_flux_gives_the_seeds_architecture():
     params = PRESETS["flux1"]
     shapes = {row.theirs: np.broadcast_to(np.zeros((), np.float16), row.torch_shape) for row in expand(params)}
     weights, grafted = graft(shapes, params)
-    assert replace(grafted, downsample_padding="symmetric") == PRESETS["seed-flux"]
+    assert replace(grafted, downsample_padding="symmetric", clamp_logvar=False) == PRESETS["seed-flux"]
     assert len(weights) == 444
     assert {array.dtype for array in weights.values()} == {np.dtype("float16")}
 
