@@ -15,10 +15,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from convert.errors import FileError
+from convert.manifest import read_manifest
 from train.config import TrainConfig
 from train.errors import RunError
 from train.leaves import describe, differences, require_restorable
-from train.manifest import read_manifest, write_manifest
+from train.manifest import write_manifest
 from train.trust import decided_by_the_first_process, find_newest_good, find_steps, require_whole
 
 _SHOW = 3  # leaves named in one error
@@ -187,10 +189,10 @@ class Checkpoints:
         assert self._saving is not None
         step, scores = self._saving
         (unfinished,) = self._folder.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*")
-        write_manifest(unfinished, scores)
+        write_manifest(unfinished, scores, step)
 
     def _read_score(self, step: int) -> float | None:
-        with contextlib.suppress(RunError):
+        with contextlib.suppress(FileError):
             manifest = read_manifest(self._folder / str(step))
             return self._own_score(manifest.scores) if manifest else None
         return None

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from convert.manifest import MANIFEST, find_damage, is_number, note_on_number
 from train.errors import RunError
-from train.manifest import MANIFEST, find_damage
 
 _FAILED, _NONE = -2, -1
 
@@ -16,7 +16,7 @@ _FAILED, _NONE = -2, -1
 def find_steps(folder: Path) -> list[int]:
     """The steps under their final names, whole or not, the earliest first."""
     names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+    return sorted(int(name) for name in names if is_number(name))
 
 
 def find_newest_good(folder: Path, problems: list[str]) -> int | None:
@@ -26,7 +26,7 @@ def find_newest_good(folder: Path, problems: list[str]) -> int | None:
 
     Args:
       folder: of the checkpoints.
-      problems: gains a sentence for each step that cannot be restored.
+      problems: gains a sentence for each step that cannot be restored, and for one whose number cannot be checked.
 
     Raises:
       RunError: if there are steps and none is good; then nothing is renamed, lest the next start finds an empty folder
@@ -38,6 +38,8 @@ def find_newest_good(folder: Path, problems: list[str]) -> int | None:
         if damage is None:
             for newer, sentence in bad.items():
                 problems.append(f"{sentence}; it is now called {_move_aside(folder / str(newer)).name}")
+            note = note_on_number(folder / str(step))
+            problems.extend([note] if note else [])
             return step
         bad[step] = f"{folder / str(step)} cannot be restored: {damage}"
     if not bad:

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from convert import PRESETS
+from convert.manifest import MANIFEST, digest_of, find_damage, read_manifest
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
 from train.errors import RunError
-from train.manifest import MANIFEST, find_damage, read_manifest, write_manifest
+from train.manifest import write_manifest
 
 STEPS = (5, 10)
 RUN = TrainConfig(model=PRESETS["tiny"])
@@ -196,6 +197,46 @@ def test_a_step_without_a_manifest_can_be_accepted_by_hand(kept):
     assert recover(kept)[0] == 10
 
 
+def test_a_step_under_the_number_of_another_is_found(kept):
+    shutil.copytree(kept / "5", kept / "12")
+    step, state, problems = recover(kept)
+    assert step == 10
+    assert_is_of(10, state)
+    (problem,) = problems
+    assert problem == (
+        f"{kept / '12'} cannot be restored: its manifest.json is that of step 5: the folder was renamed or copied; "
+        "it is now called corrupt-12"
+    )
+
+
+def test_two_steps_that_changed_their_numbers_are_both_found(kept):
+    for before, after in (("5", "x"), ("10", "5"), ("x", "10")):
+        (kept / before).rename(kept / after)
+    with Checkpoints(kept) as checkpoints, pytest.raises(RunError) as refused:
+        checkpoints.newest_good()
+    assert "is that of step 5" in str(refused.value)
+    assert "is that of step 10" in str(refused.value)
+
+
+def test_a_manifest_without_a_number_is_of_an_earlier_version_and_said_to_be(kept):
+    content = json.loads((kept / "10" / MANIFEST).read_bytes())
+    assert content.pop("step") == 10
+    content["sha256"] = digest_of({name: value for name, value in content.items() if name != "sha256"})
+    (kept / "10" / MANIFEST).write_text(json.dumps(content))
+    step, state, problems = recover(kept)
+    assert step == 10
+    assert_is_of(10, state)
+    assert len(problems) == 1 and "does not hold the number of the step" in problems[0]
+
+
+def test_a_manifest_that_is_nested_deeply_or_leads_away_is_damaged(kept):
+    (kept / "10" / MANIFEST).write_text("[" * 100_000)
+    assert find_damage(kept / "10") == "manifest.json is damaged (it is nested too deeply)"
+    content = {"format": 1, "step": 10, "files": {"../5/manifest.json": "0"}, "scores": {}}
+    (kept / "10" / MANIFEST).write_text(json.dumps(content | {"sha256": digest_of(content)}))
+    assert find_damage(kept / "10") == "../5/manifest.json cannot be read (its name leads out of the folder)"
+
+
 def test_without_any_step_a_run_begins(tmp_path):
     with Checkpoints(tmp_path / "none") as checkpoints:
         assert checkpoints.newest_good() is None
@@ -333,7 +374,7 @@ def test_a_disk_that_takes_no_more_is_told_of_and_older_steps_are_whole(kept, sm
 
 
 def test_a_manifest_that_cannot_be_written_makes_no_step(kept, monkeypatch):
-    def full(step, scores):
+    def full(step, scores, number):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("train.checkpoints.write_manifest", full)

@@ -1,0 +1,131 @@
+"""The `manifest.json` of a checkpoint: the SHA-256 of each of its files and the number of its step.
+
+Orbax finds few flipped bits by itself and restores the others silently.  `train.manifest` writes the manifest into the
+folder of a step before orbax gives that folder its final name, so a step without one is older than manifests or of
+another origin.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from convert.errors import FileError
+from convert.strict_json import loads_object
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+UNVERIFIED = f"it has no {MANIFEST}, so nothing says that it is whole"
+_METADATA = "_CHECKPOINT_METADATA"  # orbax adds the time of the end to it after the manifest is written
+_ADDED = "commit_timestamp_nsecs"
+_SHOW = 3  # damaged files named in one sentence
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of one step.
+
+    Attributes:
+      files: path inside the step to SHA-256.
+      scores: how good the model was, such as `psnr` in decibels.
+      step: number of the step; None in manifests of earlier versions, which do not hold it.
+    """
+
+    files: Mapping[str, str]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    step: int | None = None
+
+
+def read_manifest(step: Path) -> Manifest | None:
+    """Returns the manifest of a step, or None if it has none.
+
+    Raises:
+      FileError: if it is damaged.
+    """
+    try:
+        content = loads_object((step / MANIFEST).read_bytes())
+        expected = content.pop("sha256")
+        if content["format"] != FORMAT or expected != digest_of(content):
+            raise ValueError("its own SHA-256 is another")
+        return Manifest(content["files"], content["scores"], content.get("step"))
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise FileError(f"{MANIFEST} is damaged ({error or type(error).__name__})") from error
+
+
+def find_damage(step: Path) -> str | None:
+    """Compares the files of a step, and the number that it is called by, with its manifest.
+
+    Files that the manifest does not know are no damage: they cannot take a part in what is restored.  A step that is
+    called by anything but a number may have been renamed on purpose.
+
+    Returns:
+      None if the step is as it was written, or what is wrong with it, in half a sentence.
+    """
+    try:
+        manifest = read_manifest(step)
+    except FileError as error:
+        return str(error)
+    if manifest is None:
+        return UNVERIFIED
+    # The folder's own name, also where it was given as "." or through a link.
+    name = step.resolve().name
+    if manifest.step is not None and is_number(name) and int(name) != manifest.step:
+        return f"its {MANIFEST} is that of step {manifest.step}: the folder was renamed or copied"
+    wrong = []
+    for name, expected in manifest.files.items():
+        try:
+            if digest_file(step, name) != expected:
+                wrong.append(f"{name} has changed")
+        except FileNotFoundError:
+            wrong.append(f"{name} is missing")
+        except (OSError, ValueError) as error:
+            wrong.append(f"{name} cannot be read ({error})")
+    if not wrong:
+        return None
+    more = f" and {len(wrong) - _SHOW} more of its {len(manifest.files)} files" if len(wrong) > _SHOW else ""
+    return ", ".join(wrong[:_SHOW]) + more
+
+
+def note_on_number(step: Path) -> str | None:
+    """Returns a sentence about a whole step whose manifest does not hold its number, or None if it does.
+
+    Raises:
+      FileError: if the manifest is damaged.
+    """
+    manifest = read_manifest(step)
+    if manifest is None or manifest.step is not None:
+        return None
+    return (
+        f"{step} was written by an earlier version, whose {MANIFEST} does not hold the number of the step; its name "
+        "is taken for it"
+    )
+
+
+def is_number(name: str) -> bool:
+    """Returns whether a folder is called by the number of a step, as `str` writes it."""
+    return name.isascii() and name.isdecimal() and name == str(int(name))
+
+
+def digest_file(step: Path, name: str) -> str:
+    """Returns the SHA-256 of one file, in hexadecimal, without what orbax adds to it afterwards.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if the name leaves the folder, or the file is metadata that are not JSON.
+    """
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError("its name leads out of the folder")
+    if name == _METADATA:
+        content = loads_object((step / name).read_bytes())
+        return digest_of({key: value for key, value in content.items() if key != _ADDED})
+    with open(step / name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of what a JSON object means, in hexadecimal: spaces and the order of names do not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
