@@ -65,6 +65,8 @@ class Convert:
       config: the same as a config.json, of ours or of diffusers
       dtype: round the numbers to this; otherwise every bit is kept
       prefix: put before every name in a file, such as first_stage_model.
+      raw_weights: of a checkpoint of training, ours or LDM's, that holds both, take the weights themselves instead of
+        their moving average
       force: replace DST if it exists
       json: print one JSON object
     """
@@ -76,12 +78,13 @@ class Convert:
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     prefix: str = ""
+    raw_weights: bool = False
     force: bool = False
     json: bool = False
 
     def run(self) -> int:
         """Reads, checks, converts and writes."""
-        source, weights = _load(self.src, _architecture(self.preset, self.config))
+        source, weights = _load(self.src, _architecture(self.preset, self.config), self.raw_weights)
         before = summary(weights.tensors.values())
         after = summary((cast(weights.tensors, self.dtype) if self.dtype else weights.tensors).values())
         progress = _Counter(str(self.dst))
@@ -98,10 +101,12 @@ class Convert:
         rounded = before["dtypes"] if before["dtypes"] != after["dtypes"] else None
         if self.json:
             report = {"dst": str(self.dst), "layout": self.to, "src": str(source.path), "src_layout": weights.layout}
-            report |= {"rounded_from": rounded, "left_out": list(weights.left_out)} | after
+            report |= {"rounded_from": rounded, "left_out": list(weights.left_out), "averaged": source.averaged} | after
             print(json.dumps(report | {"architecture": weights.params.to_dict()}))
             return 0
         print(f"{self.dst}: {_counted(after)}")
+        if source.averaged is not None:
+            print(f"taken from {self.src}: {_AVERAGED[source.averaged]}")
         if rounded:
             print(f"rounded: {_dtypes(rounded)} became {_dtypes(after['dtypes'])}")
         if weights.left_out:
@@ -119,17 +124,19 @@ class Inspect:
 
     Attributes:
       file: any SRC of a conversion
+      raw_weights: look at the weights themselves where the file holds their moving average too
       tensors: list every tensor too
       json: print one JSON object
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    raw_weights: bool = False
     tensors: bool = False
     json: bool = False
 
     def run(self) -> int:
         """Prints the report."""
-        source = open_source(locate(self.file))
+        source = _open(self.file, self.raw_weights)
         report = inspect(source)
         if self.json:
             listed = {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in source.tensors.items()}
@@ -155,6 +162,7 @@ class Verify:
       b: another
       run_picture: a picture to send through the models of both frameworks
       preset: the architecture, where nothing beside A or B says it (--run needs it)
+      raw_weights: compare the weights themselves where A or B holds their moving average too
       json: print one JSON object
     """
 
@@ -162,6 +170,7 @@ class Verify:
     b: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="B")] = None
     run_picture: Annotated[Path | None, tyro.conf.arg(name="run", metavar="PICTURE")] = None
     preset: PresetOption = None
+    raw_weights: bool = False
     json: bool = False
 
     def run(self) -> int:
@@ -178,7 +187,7 @@ class Verify:
         return 0 if report["same"] else 1
 
     def _compare(self, other: Path, report: dict[str, Any], lines: list[str]) -> None:
-        a, b = (_understand(path, self.preset) for path in (self.a, other))
+        a, b = (_understand(path, self.preset, self.raw_weights) for path in (self.a, other))
         count, differences = compare(a, b)
         report |= {"same": not differences, "tensors": count, "differences": [d._asdict() for d in differences]}
         if not differences:
@@ -191,8 +200,8 @@ class Verify:
             lines.append(f"  and {len(differences) - SHOWN:,} more")
 
     def _run_both(self, picture: Path, report: dict[str, Any], lines: list[str]) -> None:
-        _, a = _load(self.a, _architecture(self.preset))
-        b = a if self.b is None else _load(self.b, _architecture(self.preset))[1]
+        _, a = _load(self.a, _architecture(self.preset), self.raw_weights)
+        b = a if self.b is None else _load(self.b, _architecture(self.preset), self.raw_weights)[1]
         # jax and torch: seconds to load, and neither is needed for anything else
         from convert.two_frameworks import TOLERANCE, run
 
@@ -232,6 +241,11 @@ class Table:
         print(f"{len(lines):,} tensors, {sum(math.prod(row.shape) for row in tables[0]):,} numbers")
         return 0
 
+
+_AVERAGED = {
+    True: "the moving average of the weights; --raw-weights takes the weights themselves",
+    False: "the weights themselves, not their moving average",
+}
 
 COMMANDS = {"inspect": Inspect, "verify": Verify, "table": Table}
 
@@ -294,18 +308,25 @@ def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoder
     return read_diffusers_file(config) if theirs else read_config(config)
 
 
-def _load(path: Path, params: AutoEncoderParams | None) -> tuple[Source, Weights]:
-    source = open_source(locate(path))
+def _load(path: Path, params: AutoEncoderParams | None, raw_weights: bool) -> tuple[Source, Weights]:
+    source = _open(path, raw_weights)
     return source, settle(source, params)
 
 
-def _understand(path: Path, preset: str | None) -> Weights:
+def _understand(path: Path, preset: str | None, raw_weights: bool) -> Weights:
     """For a comparison: what shapes do not tell need not be known."""
-    source = open_source(locate(path))
+    source = _open(path, raw_weights)
     try:
         return understand(source.tensors, source.config or _architecture(preset))
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from None
+
+
+def _open(path: Path, raw_weights: bool) -> Source:
+    source = open_source(locate(path), raw_weights=raw_weights)
+    for note in source.notes:
+        print(f"{PROG}: {note}", file=sys.stderr)
+    return source
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -321,6 +342,8 @@ def _print_report(report: dict[str, Any]) -> None:
         near = f"none; the nearest is {report['nearest_preset']}: {'; '.join(report['differences'])}"
         lines += [("presets", fits or near)]
     lines += [("holds", _counted(report)), ("digest", report["digest"])]
+    if report["averaged"] is not None:
+        lines += [("weights", _AVERAGED[report["averaged"]])]
     lines += [("not finite", _some(report["non_finite"]) if report["non_finite"] else "none")]
     _print_columns(lines)
     if report["problem"] is not None:

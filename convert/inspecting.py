@@ -21,7 +21,8 @@ def inspect(source: Source) -> dict[str, Any]:
     report: dict[str, Any] = {
         "path": str(source.path),
         "kind": source.kind,
-        "digest": "verified" if DIGEST in source.metadata else "none",
+        "digest": "verified" if DIGEST in source.metadata or source.kind == "orbax" else "none",
+        "averaged": source.averaged,
         "problem": None,
     }
     tensors: Mapping[str, ArrayLike] = source.tensors

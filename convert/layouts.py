@@ -1,7 +1,8 @@
 """The names that the layouts give to the same modules: one row a module, one column a family of layouts.
 
 `flux` is the seed's and black-forest-labs', `ldm` CompVis' (the same names, fewer modules), `flux2` FLUX.2's own file,
-`diffusers` Hugging Face's; `diffusers-legacy` (before 0.18) and `diffusers-flax` (up to 0.39) can only be read.
+`diffusers` Hugging Face's; `diffusers-legacy` (before 0.18), `diffusers-flax` (up to 0.39) and `flax`, the tree of
+parameters itself as training's checkpoints and msgpack files hold it, can only be read.
 `{s}` is encoder or decoder, `{l}` the level counted from full resolution, `{r}` from the bottom, `{b}` the block.
 """
 
@@ -70,6 +71,7 @@ class Layout:
       ops: kind of array to the operation between it and ours.
       writable: whether weights are written in it, or only read.
       flax_names: whether names are those of a Flax tree: slashes, `list_0`, `kernel` and `scale`.
+      counts: whether a batch norm's count of batches is among the tensors.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Layout:
     ops: dict[str, Op]
     writable: bool = True
     flax_names: bool = False
+    counts: bool = True
 
     def key(self, place: str, part: str, leaf: str, **indices: object) -> str | None:
         """Returns the name of a tensor, or None where the layout has none.
@@ -121,5 +124,6 @@ LAYOUTS: dict[str, Layout] = {
             writable=False,
             flax_names=True,
         ),
+        Layout("flax", OURS, _FLUX_PARTS, dict.fromkeys(_TORCH_OPS, SAME), False, flax_names=True, counts=False),
     )
 }

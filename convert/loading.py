@@ -16,6 +16,7 @@ def load_weights(
     params: AutoEncoderParams | str | None = None,
     *,
     verify: bool = True,
+    raw_weights: bool = False,
 ) -> Weights:
     """Opens weights of any kind and settles what they are.
 
@@ -24,7 +25,8 @@ def load_weights(
         looked for on the Hugging Face hub; see `convert.hub.locate`.
       params: the architecture, or the name of a preset, where no configuration lies beside the weights.  Where one
         does, both must agree, except in `clamp_logvar`, which `params` decides.
-      verify: see `convert.files.read_tensors`.
+      verify: see `convert.sources.open_source`.
+      raw_weights: see `convert.sources.open_source`.
 
     Raises:
       FileNotFoundError: if it does not exist, or a part of it is missing.
@@ -33,7 +35,7 @@ def load_weights(
         say, or if nothing says its scale, shift and padding.
       ValueError: if there is no such preset.
     """
-    source = open_source(locate(path), verify=verify)
+    source = open_source(locate(path), verify=verify, raw_weights=raw_weights)
     return settle(source, preset_named(params) if isinstance(params, str) else params)
 
 

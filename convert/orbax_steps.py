@@ -1,20 +1,24 @@
 """Checkpoints that training leaves, `checkpoints/STEP`: the parameters in them, as numpy arrays, without JAX.
 
 Orbax, which writes them, needs JAX to read them.  Underneath they are zarr arrays in one database, which the library
-tensorstore (it comes with orbax: the `train` extra) reads by itself; it is loaded when such a folder is read.
+tensorstore (it comes with orbax: the `train` extra) reads by itself; it is loaded when such a folder is read.  Neither
+notices a flipped bit in most places: the manifest of the step does (`convert.manifest`).
 """
 
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
+from convert.averages import overlay
 from convert.deferred import Deferred
 from convert.errors import FileError
+from convert.files import ArrayLike
+from convert.manifest import UNVERIFIED, find_damage, is_number
 from convert.strict_json import loads_object
 
 MARK = "_CHECKPOINT_METADATA"  # in the folder of a step
@@ -24,16 +28,64 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 
 def find_steps(folder: Path) -> list[Path]:
     """Returns the steps in a folder of checkpoints, the earliest first."""
-    steps = [entry for entry in folder.iterdir() if entry.name.isdigit() and (entry / MARK).is_file()]
+    steps = [entry for entry in folder.iterdir() if is_number(entry.name) and (entry / MARK).is_file()]
     return sorted(steps, key=lambda step: int(step.name))
 
 
-def read_step(path: str | os.PathLike[str], tree: str = "params") -> tuple[AutoEncoderParams, dict[str, Deferred]]:
-    """Reads one step of a training run.
+class Step(NamedTuple):
+    """The weights of one step.
+
+    Attributes:
+      params: the architecture that was trained.
+      tensors: path to array in Flax's names, `{"encoder/conv_in/kernel": ...}`; each is read from the disk when it is
+        asked for.
+      averaged: whether the tensors are the moving average; None where the run keeps none.
+    """
+
+    params: AutoEncoderParams
+    tensors: dict[str, ArrayLike]
+    averaged: bool | None
+
+
+def read_weights(path: str | os.PathLike[str], *, raw_weights: bool = False, verify: bool = True) -> Step:
+    """Reads the weights of one step of a training run: what the run would export.
+
+    Args:
+      path: the folder of the step.
+      raw_weights: whether to read the weights themselves where the run keeps their moving average.
+      verify: see `read_step`.
+
+    Raises:
+      FileNotFoundError, FileError: as `read_step`.
+    """
+    params, tensors = read_step(path, verify=verify)
+    if "ema" not in list_trees(path):
+        return Step(params, {**tensors}, None)
+    if raw_weights:
+        return Step(params, {**tensors}, False)
+    _, average = read_step(path, "ema", verify=False)
+    return Step(params, overlay(path, tensors, average), True)
+
+
+def list_trees(path: str | os.PathLike[str]) -> list[str]:
+    """Returns the parts of a step's state that hold arrays, such as `params`, `opt_state` and `ema`.
+
+    Raises:
+      FileError: if nothing says which there are.
+    """
+    step = Path(path)
+    return sorted({keys[0] for keys in _leaves(step, _object(step / "state" / _TREE))})
+
+
+def read_step(
+    path: str | os.PathLike[str], tree: str = "params", *, verify: bool = True
+) -> tuple[AutoEncoderParams, dict[str, Deferred]]:
+    """Reads a part of the state of one step of a training run.
 
     Args:
       path: the folder of the step.
       tree: the part of the state: the parameters, or anything else of the same form.
+      verify: whether all files are compared with the manifest of the step first, which reads them, at 1 to 2 GB/s.
 
     Returns:
       The architecture that was trained, and path to array in Flax's names, `{"encoder/conv_in/kernel": ...}`.  Each
@@ -55,6 +107,8 @@ def read_step(path: str | os.PathLike[str], tree: str = "params") -> tuple[AutoE
         raise FileError(
             f"{path} is a checkpoint, which needs tensorstore to read: pip install 'flax-vae[train]'"
         ) from error
+    if verify:
+        _verify(step)
     params = _architecture(step)
     metadata = _object(step / "state" / _TREE)
     leaves = _leaves(step, metadata)
@@ -78,6 +132,17 @@ def read_step(path: str | os.PathLike[str], tree: str = "params") -> tuple[AutoE
             raise _damaged(step, name, error) from error
         arrays[name] = Deferred(tuple(stored.shape), stored.dtype.numpy_dtype, partial(_read, step, name, stored))
     return params, arrays
+
+
+def _verify(step: Path) -> None:
+    damage = find_damage(step)
+    if damage == UNVERIFIED:
+        raise FileError(
+            f"{step} cannot be verified: {damage}; take another step, or accept this one as it is with "
+            "train.manifest.write_manifest(FOLDER)"
+        )
+    if damage is not None:
+        raise FileError(f"{step} is damaged: {damage}; take another step")
 
 
 def _read(step: Path, name: str, stored: Any) -> np.ndarray:

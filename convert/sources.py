@@ -7,12 +7,13 @@ is refused with the list of them.  How the tensors are named is the business of 
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from convert import orbax_steps, pickles, shards
 from convert.architecture import AutoEncoderParams
+from convert.averages import choose_in_ldm
 from convert.content import content_of
 from convert.diffusers import is_diffusers_config, kept_keys, read_diffusers_file
 from convert.embedded import read_architecture
@@ -20,6 +21,8 @@ from convert.errors import FileError
 from convert.files import ArrayLike, read_metadata, read_tensors
 from convert.flax_msgpack import read_msgpack
 from convert.folder import CONFIG, WEIGHTS, load_folder
+from convert.manifest import note_on_number
+from convert.run_folder import find_export, is_run
 from convert.strict_json import loads_object
 
 Kind = Literal[
@@ -53,6 +56,8 @@ class Source:
       config: the architecture, where one is written beside the weights.
       metadata: strings in the header, of a safetensors file.
       kept: what a configuration of diffusers says beyond the architecture; see `convert.diffusers.kept_keys`.
+      averaged: whether the weights are the moving average that training kept; None where there is none.
+      notes: sentences about what could not be checked.
     """
 
     path: Path
@@ -61,23 +66,29 @@ class Source:
     config: AutoEncoderParams | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     kept: Mapping[str, Any] = field(default_factory=dict)
+    averaged: bool | None = None
+    notes: tuple[str, ...] = ()
 
 
-def open_source(path: str | os.PathLike[str], *, verify: bool = True, variant: str | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike[str], *, verify: bool = True, variant: str | None = None, raw_weights: bool = False
+) -> Source:
     """Opens weights of any kind.
 
     Takes a safetensors file, the index of several, a PyTorch checkpoint, a msgpack file of diffusers' former Flax
-    models, a diffusers folder or a file in it, a model folder of ours or the file in it, and a checkpoint of ours: the
-    folder of one step, or the `checkpoints` folder if it holds only one.  Safetensors files and pickles are told apart
-    by their content, not by their names.
+    models, a diffusers folder or a file in it, a model folder of ours or the file in it, a checkpoint of ours (the
+    folder of one step, or the `checkpoints` folder if it holds only one), and the directory of a run that has ended.
+    Safetensors files and pickles are told apart by their content, not by their names.
 
     A diffusers folder may hold the same weights several times.  Of its variants the one without a name is taken, of
     its forms safetensors before pickles before msgpack.
 
     Args:
       path: the file or the folder.
+      verify: whether digests are compared; see `convert.files.read_tensors` and `convert.orbax_steps.read_step`.
       variant: name of the variant to take from a diffusers folder, such as `"fp16"`.
-      verify: see `convert.files.read_tensors`.
+      raw_weights: whether to take the weights themselves from a checkpoint of training, ours or LDM's, that also holds
+        their moving average.
 
     Raises:
       FileNotFoundError: if it does not exist, or a part of it is missing.
@@ -88,13 +99,19 @@ def open_source(path: str | os.PathLike[str], *, verify: bool = True, variant: s
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(f"{path} does not exist; give a folder, or a file of {_TAKES}")
-    if place.is_dir():
-        return _open_folder(place, verify, variant)
-    if not place.is_file():  # a pipe would be waited for
+    source = _open(place, verify, variant, raw_weights)
+    tensors, averaged = choose_in_ldm(source.path, source.tensors, raw_weights)
+    return source if averaged is None else replace(source, tensors=tensors, averaged=averaged)
+
+
+def _open(path: Path, verify: bool, variant: str | None, raw_weights: bool) -> Source:
+    if path.is_dir():
+        return _open_folder(path, verify, variant, raw_weights)
+    if not path.is_file():  # a pipe would be waited for
         raise FileError(f"{path} is neither a file nor a folder; give a folder, or a file of {_TAKES}")
     if variant is not None:
         raise FileError(f"variant={variant!r} (--variant) chooses in a folder, and {path} is a file; leave it out")
-    return _open_file(place, verify)
+    return _open_file(path, verify)
 
 
 def _open_file(path: Path, verify: bool) -> Source:
@@ -105,12 +122,19 @@ def _open_file(path: Path, verify: bool) -> Source:
     return _read_file(path, None, verify)
 
 
-def _open_folder(folder: Path, verify: bool, variant: str | None) -> Source:
+def _open_folder(folder: Path, verify: bool, variant: str | None, raw_weights: bool) -> Source:
     if (folder / orbax_steps.MARK).is_file():
-        return _open_step(folder)
+        return _open_step(folder, verify, raw_weights)
+    if is_run(folder):
+        return _open_model(find_export(folder), verify)
     steps = orbax_steps.find_steps(folder)
+    if len(steps) > 1:
+        names = ", ".join(step.name for step in steps)
+        raise FileError(f"{folder} holds several checkpoints ({names}); give one of them, the newest is {steps[-1]}")
     inside = sorted(entry.name for entry in folder.iterdir())
-    openers: dict[str, Callable[[], Source]] = {step.name: lambda s=step: _open_step(s) for step in steps}
+    openers: dict[str, Callable[[], Source]] = {
+        step.name: lambda s=step: _open_step(s, verify, raw_weights) for step in steps
+    }
     if WEIGHTS in inside and CONFIG in inside and not _is_diffusers(folder / CONFIG):
         openers[WEIGHTS] = lambda: _open_model(folder, verify)
     name = _chosen(folder, inside, variant)
@@ -158,9 +182,8 @@ def _chosen(folder: Path, inside: list[str], variant: str | None) -> str | None:
 
 def _hint(folder: Path, inside: list[str]) -> str:
     """What the folder may have been meant for."""
-    for name, inner in (("model_index.json", "vae"), ("metrics.jsonl", "export")):
-        if name in inside and (folder / inner).is_dir():
-            return f"; its autoencoder is in {folder / inner}"
+    if "model_index.json" in inside and (folder / "vae").is_dir():
+        return f"; its autoencoder is in {folder / 'vae'}"
     files = [name for name in inside if _reader(name) is not None]
     if files:
         return f"; give one of its files: {', '.join(files)}"
@@ -172,9 +195,10 @@ def _open_model(folder: Path, verify: bool) -> Source:
     return Source(folder / WEIGHTS, "model folder", tensors, config, read_metadata(folder / WEIGHTS))
 
 
-def _open_step(step: Path) -> Source:
-    config, tensors = orbax_steps.read_step(step)
-    return Source(step, "orbax", tensors, config)
+def _open_step(step: Path, verify: bool, raw_weights: bool) -> Source:
+    config, tensors, averaged = orbax_steps.read_weights(step, raw_weights=raw_weights, verify=verify)
+    note = note_on_number(step) if verify else None
+    return Source(step, "orbax", tensors, config, averaged=averaged, notes=(note,) if note else ())
 
 
 def _open_diffusers(path: Path, verify: bool) -> Source:

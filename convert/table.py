@@ -23,7 +23,8 @@ READABLE = tuple(_LAYOUTS)
 
 # Of a batch norm PyTorch also counts the batches.  Nothing is computed from the count, and JAX takes no gradient with
 # respect to a tree that holds an integer: it passes from file to file, and is zero where weights come from Flax.
-COUNTER = "bn/num_batches_tracked"
+_COUNT = "num_batches_tracked"
+COUNTER = f"bn/{_COUNT}"
 
 
 class Row(NamedTuple):
@@ -130,7 +131,7 @@ def _walk(params: AutoEncoderParams) -> Iterator[_Module]:
         yield _Module("post_quant", _conv("", p.z_channels, p.z_channels, 1))
     if p.latent_norm == "batch_norm":
         statistics = [_Leaf("", name, "vector", (p.latent_channels,)) for name in ("running_mean", "running_var")]
-        yield _Module("bn", [*statistics, _Leaf("", "num_batches_tracked", "vector", ())])
+        yield _Module("bn", [*statistics, _Leaf("", _COUNT, "vector", ())])
     if time is not None:
         yield _Module("time", _linear("", time, time))
 
@@ -148,6 +149,8 @@ def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
     for module in _walk(params):
         indices = {"s": module.s, "l": module.level, "r": params.num_levels - 1 - module.level, "b": module.b}
         for leaf in module.leaves:
+            if leaf.name == _COUNT and not names.counts:
+                continue
             theirs = names.key(module.place, leaf.part, leaf.name, **indices)
             ours = "/".join(filter(None, (str(OURS[module.place]).format(**indices), leaf.part, leaf.name)))
             if theirs is None:
@@ -188,10 +191,7 @@ def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "
         name for a module.
       ValueError: if there is no such layout.
     """
-    leaves = flatten(tree)
-    if params.latent_norm == "batch_norm":
-        leaves[COUNTER] = np.zeros((), np.int64)
-    return _from_ours(leaves, params, layout)
+    return _from_ours(flatten(tree) | _no_batches(params), params, layout)
 
 
 def translate(
@@ -222,7 +222,12 @@ def _to_ours(state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, lay
         found={key: np.shape(array) for key, array in state_dict.items()},
         expected={row.theirs: row.torch_shape for row in rows},
     )
-    return {row.ours: apply(row.op.to_flax, row.shape, state_dict[row.theirs]) for row in rows}
+    return _no_batches(params) | {row.ours: apply(row.op.to_flax, row.shape, state_dict[row.theirs]) for row in rows}
+
+
+def _no_batches(params: AutoEncoderParams) -> dict[str, Any]:
+    """Returns the count of batches of weights that come without one."""
+    return {COUNTER: np.zeros((), np.int64)} if params.latent_norm == "batch_norm" else {}
 
 
 def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def from_pretrained(
     dtype: Dtype | None = None,
     param_dtype: Dtype | None = None,
     remat: Remat = "none",
+    raw_weights: bool = False,
 ) -> tuple[AutoEncoder, dict[str, Any]]:
     """Returns the model of a file or folder and its parameters.
 
@@ -36,6 +37,8 @@ def from_pretrained(
       dtype: of the computation; see `AutoEncoder`.
       param_dtype: of the parameters; None keeps what the file holds.
       remat: see `AutoEncoder`.
+      raw_weights: whether to take the weights themselves from a checkpoint of training that also holds their moving
+        average, which is taken otherwise.
 
     Raises:
       FileNotFoundError: if there is no such file or folder, or a part of it is missing.
@@ -43,7 +46,7 @@ def from_pretrained(
       ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell.
       ValueError: if there is no such preset, or a tensor cannot be held in its own dtype; see `param_dtype`.
     """
-    weights = load_weights(path, preset)
+    weights = load_weights(path, preset, raw_weights=raw_weights)
     tree = to_flax(weights.tensors, weights.params, weights.layout)
     params = jax.tree.map(lambda array: _to_jax(array, param_dtype), tree)
     held = jax.tree.leaves(params)[0].dtype

@@ -36,6 +36,8 @@ class Reconstruct:
     """Weights: a model folder, a file, a checkpoint, or org/name on the Hugging Face hub."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
     """The architecture, where nothing beside the weights says it."""
+    raw_weights: bool = False
+    """Of a checkpoint of training that holds both, take the weights themselves instead of their moving average."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: IMAGE.reconstruction.png, here)")] = (
         None
     )
@@ -128,7 +130,7 @@ def _load(flags: Reconstruct) -> "tuple[AutoEncoder, Any]":
     from flax_vae.reconstruct import check_rgb
     from flax_vae.times import same_time
 
-    model, params = load_model(flags.model, flags.preset, flags.dtype)
+    model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights)
     check_rgb(model.params, flags.model)
     same_time(1, flags.time, model.params)
     return model, params

@@ -15,12 +15,15 @@ from convert.pickles import to_array
 from torch_ref.autoencoder import AutoEncoder
 
 
-def from_pretrained(path: str | os.PathLike[str], preset: AutoEncoderParams | str | None = None) -> AutoEncoder:
+def from_pretrained(
+    path: str | os.PathLike[str], preset: AutoEncoderParams | str | None = None, *, raw_weights: bool = False
+) -> AutoEncoder:
     """Returns the model of a file or folder, with its weights, in the dtype that the file holds.
 
     Args:
       path: what `flax_vae.from_pretrained` takes.
       preset: likewise.
+      raw_weights: likewise.
 
     Raises:
       FileNotFoundError: if there is no such file or folder, or a part of it is missing.
@@ -28,7 +31,7 @@ def from_pretrained(path: str | os.PathLike[str], preset: AutoEncoderParams | st
       ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell.
       ValueError: if there is no such preset.
     """
-    weights = load_weights(path, preset)
+    weights = load_weights(path, preset, raw_weights=raw_weights)
     with torch.device("meta"):  # the weights come from the file: nothing to allocate or to initialise twice
         model = AutoEncoder(weights.params)
     state_dict = {key: to_tensor(array) for key, array in weights.to("flux").items()}

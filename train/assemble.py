@@ -104,7 +104,7 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
         return None
     try:
         if config.graft:
-            weights = load_weights(config.start_from)
+            weights = load_weights(config.start_from, raw_weights=config.raw_weights)
             attention, width = config.model.attn_levels is None, config.model.time_emb_dim
             tensors, record = graft(
                 weights.to("flux"), weights.params,
@@ -115,7 +115,9 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
             tree = to_flax(tensors, record, "flux")
         else:
             # Where nothing lies beside the weights that says what they are, the record does.
-            model, tree = from_pretrained(config.start_from, config.model, param_dtype=jnp.float32)
+            model, tree = from_pretrained(
+                config.start_from, config.model, param_dtype=jnp.float32, raw_weights=config.raw_weights
+            )
             record = model.params
     except (FileError, ConversionError, OSError, ValueError) as error:
         raise RunError(f"start_from={config.start_from!r} cannot be begun with: {error}") from error

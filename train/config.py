@@ -226,6 +226,7 @@ class TrainConfig:
       gan: see `GanConfig`.
       time: see `TimeConfig`.
       start_from: a file or folder, as `flax_vae.from_pretrained` reads it, whose weights the run begins with.
+      raw_weights: whether a checkpoint of training gives its weights themselves and not their moving average.
       graft: those weights lack what the architecture adds to them (attention, time): add it as zeros, so that the
         function is the same; see `convert.graft`.
       train: `all`, or `decoder`: the encoder then stays as it was, bit for bit.
@@ -255,6 +256,7 @@ class TrainConfig:
     gan: GanConfig = field(default_factory=GanConfig)
     time: TimeConfig = field(default_factory=TimeConfig)
     start_from: str | None = None
+    raw_weights: bool = False
     graft: bool = False
     train: Literal["all", "decoder"] = "all"
     batch_size: int = 8
@@ -310,6 +312,8 @@ class TrainConfig:
             raise ValueError(
                 f"rows={self.rows} cuts images over a mesh; parallel={self.parallel!r} must then be 'mesh'"
             )
+        if self.raw_weights and self.start_from is None:
+            raise ValueError("raw_weights=True chooses among the weights of a checkpoint; name it with start_from")
         if self.graft and self.start_from is None:
             raise ValueError("graft=True adds to published weights; name them with start_from")
         if self.transparent_start and self.start_from is not None:

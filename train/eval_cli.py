@@ -37,6 +37,8 @@ class EvalFlags:
     """The images: a folder, or whatever else can be trained on."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
     """The architecture, where nothing beside the weights says it."""
+    raw_weights: bool = False
+    """Of a checkpoint of training that holds both, take the weights themselves instead of their moving average."""
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """How many images, the first ones."""
     batch: Annotated[int, arg(metavar="N")] = 1
@@ -81,15 +83,15 @@ def locate_model(path: Path) -> Path:
     """Returns the export of a run directory, and any other path as it is.
 
     Raises:
-      RunError: if the run has not been exported.
+      RunError: if the run has not ended.
     """
-    if (path / "export").is_dir():
-        return path / "export"
-    if (path / "checkpoints").is_dir():
-        steps = sorted(int(entry.name) for entry in (path / "checkpoints").iterdir() if entry.name.isdigit())
-        advice = f", or name a checkpoint: {path / 'checkpoints' / str(steps[-1])}" if steps else ""
-        raise RunError(f"{path} has no export/ yet; let the run end{advice}")
-    return path
+    from convert.errors import FileError  # numpy, which --help does without
+    from convert.run_folder import find_export, is_run
+
+    try:
+        return find_export(path) if is_run(path) else path
+    except FileError as error:
+        raise RunError(str(error)) from error
 
 
 def _run(flags: EvalFlags) -> int:
@@ -118,7 +120,7 @@ def _run(flags: EvalFlags) -> int:
         raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")
     if len(folders) == 1:
         return _one(flags, folders[0], source, perceptual, lpips_missing)
-    loaded = [_load(folder, flags.preset) for folder in folders]  # all of them, before the first takes its time
+    loaded = [_load(flags, folder) for folder in folders]  # all of them, before the first takes its time
     count = len(source) if flags.limit is None else min(flags.limit, len(source))
     reports = [_evaluation(flags, *model, perceptual)(source, count) for model in loaded]
     print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
@@ -134,7 +136,7 @@ def _one(flags: EvalFlags, where: Path, source: "Source", perceptual: "Perceptua
     from train.scaling import write_scale
 
     meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
-    model, params = _load(where, flags.preset)
+    model, params = _load(flags, where)
     evaluate = _evaluation(flags, model, params, perceptual, meter)
     count = len(source) if flags.limit is None else min(flags.limit, len(source))
     worst = _Worst(flags.worst if flags.grid else 0, flags.worst_by, count)
@@ -155,7 +157,7 @@ def _one(flags: EvalFlags, where: Path, source: "Source", perceptual: "Perceptua
     return 0
 
 
-def _load(where: Path, preset: str | None) -> "tuple[AutoEncoder, Any]":
+def _load(flags: EvalFlags, where: Path) -> "tuple[AutoEncoder, Any]":
     import jax.numpy as jnp
 
     from flax_vae import from_pretrained
@@ -163,7 +165,7 @@ def _load(where: Path, preset: str | None) -> "tuple[AutoEncoder, Any]":
     from flax_vae.reconstruct import check_rgb
 
     try:
-        model, params = from_pretrained(where, preset, param_dtype=jnp.float32)
+        model, params = from_pretrained(where, flags.preset, param_dtype=jnp.float32, raw_weights=flags.raw_weights)
     except ValueError as error:
         raise RunError(str(error)) from error
     check_rgb(model.params, str(where))

@@ -44,6 +44,8 @@ class Flags:
     """Of the initial weights, the crops and the noise."""
     start_from: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: random weights)")] = None
     """Weights to begin with, of any kind that can be read; they say the architecture where no preset is named."""
+    raw_weights: FlagCreatePairsOff[bool] = False
+    """Of a checkpoint of training that holds both, begin with the weights themselves, not with their moving average."""
     graft: FlagCreatePairsOff[bool] = False
     """Add to those weights, as zeros, the attention or time that the architecture has and they have not."""
     train: Annotated[
@@ -109,7 +111,7 @@ class Flags:
 # The part of the configuration in which each flag that changes it belongs.
 OWNERS: dict[str, tuple[str, ...]] = {
     "": (
-        *("steps", "seed", "start_from", "graft", "train", "parallel", "zero", "rows", "dtype", "remat"),
+        *("steps", "seed", "start_from", "raw_weights", "graft", "train", "parallel", "zero", "rows", "dtype", "remat"),
         *("batch_size", "log_every", "eval_every", "save_every"),
     ),
     "data": ("held_out", "crop_size"),

@@ -28,6 +28,8 @@ class DecodeFlags:
     """The model that encoded them; weights of any kind."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint=_NONE)] = None
     """The architecture, where nothing beside the weights says it."""
+    raw_weights: FlagCreatePairsOff[bool] = False
+    """Of a checkpoint of training that holds both, take the weights themselves instead of their moving average."""
     other_model: FlagCreatePairsOff[bool] = False
     """Decode with a model that did not encode these latents."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -55,7 +57,7 @@ def _run(flags: DecodeFlags) -> int:
     if flags.compilation_cache is not None:
         cache_compilations(flags.compilation_cache)
     grouping = Grouping(flags.batch_size, flags.max_pixels)
-    model, params = load_model(flags.model, flags.preset, flags.dtype)
+    model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights)
     report = decode_folder(flags.source, flags.destination, model, params, grouping, other_model=flags.other_model)
     if report.decoded:
         speed = report.decoded / report.seconds

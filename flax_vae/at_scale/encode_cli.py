@@ -39,6 +39,8 @@ class EncodeFlags:
     """Weights of any kind: a model folder, a file, a checkpoint, org/name on the Hugging Face hub."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint=_NONE)] = None
     """The architecture, where nothing beside the weights says it."""
+    raw_weights: FlagCreatePairsOff[bool] = False
+    """Of a checkpoint of training that holds both, take the weights themselves instead of their moving average."""
     store: Literal["mean", "moments", "sample"] = "mean"
     """The posterior's mean, scaled; mean and logvar, raw; or one sample of it, scaled."""
     seed: Annotated[int, arg(metavar="S")] = 0
@@ -105,7 +107,7 @@ def _run(flags: EncodeFlags) -> int:
         jax.distributed.initialize()
         process, processes = jax.process_index(), jax.process_count()
     grouping = Grouping(flags.batch_size, flags.max_pixels, flags.shard_size)
-    model, params = load_model(flags.model, flags.preset, flags.dtype)
+    model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights)
     encoding = encoding_of(
         model,
         params,

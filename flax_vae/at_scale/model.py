@@ -10,20 +10,25 @@ from flax_vae.finite import require_finite
 from flax_vae.loading import from_pretrained
 
 
-def load_model(path: str, preset: str | None, dtype: str) -> tuple[AutoEncoder, dict[str, Any]]:
+def load_model(
+    path: str, preset: str | None, dtype: str, *, raw_weights: bool = False
+) -> tuple[AutoEncoder, dict[str, Any]]:
     """Returns the model and its parameters in float32, whatever the file holds.
 
     Args:
       path: see `flax_vae.from_pretrained`.
       preset: the same.
       dtype: of the computation.
+      raw_weights: see `flax_vae.from_pretrained`.
 
     Raises:
       UserError: if the weights are not those of an autoencoder or not finite, or there is no such preset.
       FileNotFoundError: if there is no such file.
     """
     try:
-        model, params = from_pretrained(path, preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32)
+        model, params = from_pretrained(
+            path, preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32, raw_weights=raw_weights
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     require_finite(params, path)

@@ -11,10 +11,11 @@ import pytest
 
 from convert import PRESETS, expand, to_torch
 from convert.errors import FileError
-from convert.orbax_steps import find_steps, read_step
+from convert.orbax_steps import find_steps, read_step, read_weights
 from convert.table import flatten, unflatten
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
+from train.manifest import write_manifest
 
 TINY = PRESETS["tiny"]
 
@@ -104,6 +105,8 @@ def test_damaged_descriptions_are_refused(step, name, content, complaint):
     if content is not None:
         (step / name).write_bytes(content)
     with pytest.raises(FileError, match=f"{name.split('/')[-1]} .*{complaint}|{complaint}"):
+        read_step(step, verify=False)
+    with pytest.raises(FileError, match=f"10 is damaged: {name} (is missing|has changed); take another step"):
         read_step(step)
 
 
@@ -112,7 +115,7 @@ def test_another_architecture_in_the_configuration_is_refused(step):
     fields["model"]["ch"] = 33
     (step / "config" / "metadata").write_text(json.dumps(fields))
     with pytest.raises(FileError, match="does not describe a training run: .*make ch a multiple of 32"):
-        read_step(step)
+        read_step(step, verify=False)
 
 
 def test_lost_or_shortened_data_are_noticed(step):
@@ -122,10 +125,42 @@ def test_lost_or_shortened_data_are_noticed(step):
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FileError, match="10 is damaged: .* cannot be read"):
-        for array in read_step(step)[1].values():
+        for array in read_step(step, verify=False)[1].values():
             np.asarray(array)
     for path in files:
         path.unlink()
     with pytest.raises(FileError, match="10 is damaged: .* cannot be read"):
-        for array in read_step(step)[1].values():
+        for array in read_step(step, verify=False)[1].values():
             np.asarray(array)
+
+
+def test_a_step_without_a_manifest_or_under_another_number_is_refused(step, tmp_path):
+    renamed = step.rename(tmp_path / "11")
+    with pytest.raises(FileError, match="11 is damaged: its manifest.json is that of step 10: the folder was"):
+        read_step(renamed)
+    kept = renamed.rename(tmp_path / "the-best")
+    assert read_step(kept)[0] == TINY
+    (kept / "manifest.json").unlink()
+    with pytest.raises(FileError, match="the-best cannot be verified: it has no manifest.json.* accept this one"):
+        read_step(kept)
+    assert read_step(kept, verify=False)[0] == TINY
+    write_manifest(kept)
+    assert read_step(kept)[0] == TINY
+
+
+def test_the_moving_average_is_read_unless_the_raw_weights_are_asked_for(params, tmp_path):
+    decoder = jax.tree.map(lambda leaf: leaf + 1, params["decoder"])  # only the decoder learned
+    lost = {**decoder, "conv_in": {"bias": decoder["conv_in"]["bias"]}}
+    with Checkpoints(tmp_path, keep=3) as manager:
+        for step, ema in enumerate((None, {"decoder": decoder}, {"decoder": lost}), 1):
+            state = {"params": params, "ema": ema, "discriminator": {"params": params, "ema": params}}
+            manager.save(step, state, TrainConfig(TINY), wait=True)
+    raw, averaged = (flatten(jax.device_get({**params, **part})) for part in ({}, {"decoder": decoder}))
+    for step, asked, expected, said in ((1, False, raw, None), (2, False, averaged, True), (2, True, raw, False)):
+        config, found, which = read_weights(tmp_path / str(step), raw_weights=asked)
+        assert (config, which) == (TINY, said)
+        assert found.keys() == expected.keys()
+        assert all(np.asarray(found[name]).tobytes() == array.tobytes() for name, array in expected.items())
+    with pytest.raises(FileError, match="3: the moving average lacks 1 weights .*, such as decoder/conv_in/kernel"):
+        read_weights(tmp_path / "3")
+    assert read_weights(tmp_path / "3", raw_weights=True).averaged is False

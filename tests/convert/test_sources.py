@@ -246,8 +246,27 @@ def test_a_checkpoint(tmp_path):
         assert (source.path, source.kind, source.config) == (tmp_path / "checkpoints" / "5", "orbax", TINY)
         assert_same(source.tensors, {"encoder/a": np.ones(3, np.float32)})
     shutil.copytree(tmp_path / "checkpoints" / "5", tmp_path / "checkpoints" / "10")
-    with pytest.raises(FileError, match="holds several models; give one of them: 5, 10"):
+    with pytest.raises(FileError, match=r"holds several checkpoints \(5, 10\); give one of them, the newest is .*/10$"):
         open_source(tmp_path / "checkpoints")
+
+
+def test_a_run_is_its_export_once_it_has_ended(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "400").mkdir(parents=True)
+    (run / "checkpoints" / "400" / "_CHECKPOINT_METADATA").write_text("{}")
+    (run / "metrics.jsonl").touch()
+    (run / "config.json").write_text(json.dumps({"steps": 400}))
+    with pytest.raises(FileError, match="run has no export/ yet; let the run end, or name a checkpoint: .*/400$"):
+        open_source(run)
+    save_folder(run / "export", TINY, random_weights())
+    source = open_source(run)
+    assert (source.path, source.kind, source.config) == (run / "export" / "model.safetensors", "model folder", TINY)
+    assert_same(source.tensors, random_weights())
+    (run / "config.json").write_text(json.dumps({"steps": 800}))
+    with pytest.raises(FileError, match="has done 400 of 800 steps, and .*export is from before .*/export or .*/400$"):
+        open_source(run)
+    shutil.rmtree(run / "checkpoints")
+    assert open_source(run).config == TINY
 
 
 @pytest.mark.parametrize(
@@ -259,7 +278,7 @@ def test_a_checkpoint(tmp_path):
         (["config.json", "ae.safetensors"], "; give one of its files: ae.safetensors"),
         (["model.safetensors"], "; give one of its files: model.safetensors"),
         (["model_index.json", "vae/config.json"], "; its autoencoder is in .*vae"),
-        (["config.json", "metrics.jsonl", "export/config.json"], "; its autoencoder is in .*export"),
+        (["config.json", "metrics.jsonl", "export/config.json"], "has no export/ yet; let the run end"),
     ],
 )
 def test_a_folder_is_never_guessed_at(tmp_path, files, complaint):

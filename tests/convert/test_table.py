@@ -134,8 +134,8 @@ def test_weights_of_another_architecture_are_refused():
 
 
 def test_an_unknown_layout_is_refused():
-    with pytest.raises(ValueError, match="unknown layout 'flax'; there are flux"):
-        expand(TINY, "flax")
+    with pytest.raises(ValueError, match="unknown layout 'keras'; there are flux"):
+        expand(TINY, "keras")
 
 
 def test_nested_and_flat_are_inverse():

@@ -26,6 +26,7 @@ def test_every_field_survives_json():
         gan=GanConfig(0.5, 3, "non_saturating", False, 1.0, 16, 2, 1e-3, 0.4, 0.8),
         time=TimeConfig("logit_normal", 1.0, 2.0, 1.5),
         start_from="flux1",
+        raw_weights=True,
         graft=True,
         train="decoder",
         batch_size=3,

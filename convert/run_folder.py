@@ -1,0 +1,56 @@
+"""The directory of a training run, where a model was expected: its export, if that is what the run came to."""
+
+from pathlib import Path
+
+from convert.errors import FileError
+from convert.folder import CONFIG, WEIGHTS
+from convert.manifest import is_number
+from convert.strict_json import loads_object
+
+EXPORT, CHECKPOINTS, METRICS = "export", "checkpoints", "metrics.jsonl"
+
+
+def is_run(folder: Path) -> bool:
+    """Returns whether a folder is the directory of a training run, and no model itself."""
+    if (folder / WEIGHTS).exists():
+        return False
+    return (folder / METRICS).is_file() or _is_model(folder / EXPORT) or bool(_steps(folder))
+
+
+def find_export(run: Path) -> Path:
+    """Returns the model folder that a run exported.
+
+    Raises:
+      FileError: if the run has not ended, or has been continued since; the message says what can be given instead.
+    """
+    export, steps = run / EXPORT, _steps(run)
+    newest = run / CHECKPOINTS / str(steps[-1]) if steps else None
+    if not _is_model(export):
+        advice = f", or name a checkpoint: {newest}" if newest else ""
+        raise FileError(f"{run} has no {EXPORT}/ yet; let the run end{advice}")
+    asked = _asked_steps(run)
+    if newest is not None and asked is not None and steps[-1] < asked:
+        raise FileError(
+            f"{run} has done {steps[-1]} of {asked} steps, and {export} is from before it was continued; let the run "
+            f"end, or name one of them: {export} or {newest}"
+        )
+    return export
+
+
+def _steps(run: Path) -> list[int]:
+    """The numbers of its checkpoints, whole or not."""
+    folder = run / CHECKPOINTS
+    return sorted(int(entry.name) for entry in folder.iterdir() if is_number(entry.name)) if folder.is_dir() else []
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def _asked_steps(run: Path) -> int | None:
+    """The steps of the whole run, as far as its configuration tells."""
+    try:
+        steps = loads_object((run / CONFIG).read_bytes()).get("steps")
+    except (OSError, ValueError):  # whoever continues the run says what is wrong with it
+        return None
+    return steps if isinstance(steps, int) else None
