@@ -9,13 +9,13 @@ import hashlib
 import math
 import mmap
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
+from convert.atomic import keep_permissions, unfinished
 from convert.errors import FileError
 from convert.header import DIGEST, DTYPES, Entry, Header, plan_header, read_header
 
@@ -139,7 +139,9 @@ def write_tensors(
 def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
     """Gives a temporary name beside `path`; what was written there takes the final name when the block succeeds.
 
-    When the block fails, the temporary file is removed and `path` is what it was before.
+    When the block fails, the temporary file is removed and `path` is what it was before.  The new file gets the
+    permissions of the one that it replaces.  What a killed process left unfinished of it is removed; see
+    `convert.atomic`.
 
     Raises:
       FileExistsError: if `path` exists and `force` is not set.
@@ -151,21 +153,17 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
     if target.exists() and not force:
         raise FileExistsError(f"{path} exists already; replace it with force=True (--force), or choose another name")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(target, "partial")
-    try:
-        temporary.touch()
-        yield temporary
-        sync_file(temporary)
-        temporary.replace(target)
-    except BaseException:  # an interrupt, too, leaves nothing behind
-        temporary.unlink(missing_ok=True)
-        raise
+    with unfinished(target) as temporary:
+        try:
+            yield temporary
+            sync_file(temporary)
+            if target.exists():
+                keep_permissions(target, temporary)
+            temporary.replace(target)
+        except BaseException:  # an interrupt, too, leaves nothing behind
+            temporary.unlink(missing_ok=True)
+            raise
     sync_folder(target.parent)
-
-
-def beside(path: Path, suffix: str) -> Path:
-    """Returns a hidden name that nobody else uses, in the same folder and so on the same disk."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{suffix}")
 
 
 def sync_file(path: Path) -> None:

@@ -8,15 +8,17 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.files import beside, sync_file, sync_folder
+from convert.atomic import exchange, keep_permissions, restore, unfinished
+from convert.files import sync_file, sync_folder
 
 
 @contextlib.contextmanager
 def new_folder(folder: str | os.PathLike[str], names: Collection[str], *, force: bool = False) -> Iterator[Path]:
     """Gives an empty folder beside `folder`; it takes the final name when the block succeeds.
 
-    When the block fails, it is removed and `folder` is what it was before.  A folder that is replaced is moved aside
-    first and removed last.
+    When the block fails, it is removed and `folder` is what it was before.  A folder that is replaced changes places
+    with the new one, which gets its permissions, and is removed last.  What a killed process left unfinished of it is
+    removed first; see `convert.atomic`.
 
     Args:
       folder: the folder; missing folders above it are made.
@@ -27,16 +29,40 @@ def new_folder(folder: str | os.PathLike[str], names: Collection[str], *, force:
       FileExistsError: if the folder exists and `force` is not set, or if it holds anything else than such files.
     """
     target = Path(folder).resolve()  # a link keeps pointing to where it points
+    restore(target)
     _refuse_to_lose(folder, target, names, force)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = beside(target, "partial")
-    try:
-        fresh.mkdir()
-        yield fresh
-        _swap(fresh, target)
-    except BaseException:  # an interrupt, too, leaves nothing behind
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+    with unfinished(target, folder=True) as fresh:
+        try:
+            remove_content(fresh)
+            yield fresh
+            replace_folder(fresh, target)
+        except BaseException:  # an interrupt, too, leaves nothing behind
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Gives a folder its final name; one that has the name already is removed when the new one is in its place.
+
+    Folder and files keep the permissions of those that they replace.
+    """
+    if target.exists():
+        for new in (fresh, *fresh.iterdir()):
+            old = target if new is fresh else target / new.name
+            if old.exists():
+                keep_permissions(old, new)
+    _swap(fresh, target)
+    sync_folder(target.parent)
+
+
+def remove_content(folder: Path) -> None:
+    """Empties a folder."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
@@ -64,12 +90,5 @@ def _swap(fresh: Path, target: Path) -> None:
     if not target.exists():
         fresh.rename(target)
     else:
-        old = beside(target, "old")
-        target.rename(old)
-        try:
-            fresh.rename(target)
-        except BaseException:
-            old.rename(target)
-            raise
-        shutil.rmtree(old)
-    sync_folder(target.parent)
+        exchange(fresh, target)
+        shutil.rmtree(fresh)  # what was replaced

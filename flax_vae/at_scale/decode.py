@@ -4,16 +4,14 @@ import hashlib
 import json
 import re
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from convert.errors import FileError
 from convert.latent_index import Encoding, LatentIndex
 from convert.latents import LatentDataset
 from flax_vae.at_scale.buckets import Grouping, Picture, group
@@ -21,13 +19,13 @@ from flax_vae.at_scale.decoder import Decoder, DecodeRun
 from flax_vae.at_scale.destination import begin, clean, held
 from flax_vae.at_scale.encoder import weights_sha256
 from flax_vae.at_scale.progress import Progress
+from flax_vae.at_scale.targets import target_names
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.errors import UserError
-from flax_vae.images import printable
 from flax_vae.sharded import DECODES, ENCODES
 
 PLAN = ".decode.json"  # hidden: the folder is one of images
-_PICTURES = re.compile(r".*\.png", re.DOTALL)
+_OURS = re.compile(r".*\.png|\.decode\.json", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ def decode_folder(
 ) -> DecodeReport:
     """Decodes a latent data set to PNGs, or goes on with what was begun.
 
-    Images have the names that they had, with the ending `.png` (after the old one where two would be called the same),
-    in the sub-folders that they lay in and of the size that they had.  Mirror images are passed over.  A picture
+    Images have the names that they had, with the ending `.png` (see `flax_vae.at_scale.targets` for names that cannot
+    stay), in the sub-folders that they lay in and of the size that they had.  Mirror images are passed over.  A picture
     appears under its name only when it is whole, and whole ones are not decoded again.
 
     Args:
@@ -82,7 +80,8 @@ def decode_folder(
     encoding = latents.index.encoding
     _check_model(model, params, encoding, source, other_model)
     pictures = _pictures(latents)
-    targets = dict(zip((picture.number for picture in pictures), target_names(pictures), strict=True))
+    names = target_names([picture.name for picture in pictures])
+    targets = dict(zip((picture.number for picture in pictures), names, strict=True))
     plan = {
         "latents": _index_sha256(latents.index),
         "decoder_sha256": weights_sha256(params, ENCODES),
@@ -91,7 +90,7 @@ def decode_folder(
     }
     with held(destination):
         begin(destination, PLAN, plan, "give the same again, or choose another folder")
-        clean(destination, _PICTURES)
+        clean(destination, _OURS)
         missing = {number for number, target in targets.items() if not (destination / target).exists()}
         batches = [batch for shard in group(pictures, encoding.multiple, grouping) for batch in shard.batches]
         # Whole batches, as they would have been: in others the last bits might come out differently.
@@ -103,28 +102,6 @@ def decode_folder(
             with Progress(len(pictures), len(pictures) - len(missing)) as progress:
                 run(todo, progress)
     return DecodeReport(len(pictures), len(missing), time.monotonic() - begun)
-
-
-def target_names(pictures: Sequence[Picture]) -> list[PurePosixPath]:
-    """Where each image goes, relative to the folder.
-
-    Raises:
-      FileError: if a name leads outside the folder, or two images would still be called the same.
-    """
-    for picture in pictures:
-        path = PurePosixPath(picture.name)
-        if path.is_absolute() or not path.name or ".." in path.parts or set("\\:\0") & set(picture.name):
-            raise FileError(f"the latents name the image {printable(picture.name)!r}, which no folder can hold")
-    short = [PurePosixPath(picture.name).with_suffix(".png") for picture in pictures]
-    often = Counter(short)
-    names = [
-        path if often[path] == 1 else path.with_name(f"{PurePosixPath(picture.name).name}.png")
-        for path, picture in zip(short, pictures, strict=True)
-    ]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise FileError(f"two images would be called {printable(str(twice[0]))}; rename one of them and encode again")
-    return names
 
 
 def _pictures(latents: LatentDataset) -> list[Picture]:

@@ -5,16 +5,17 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.atomic import beside, partial_of, restore
 from convert.files import new_file
+from convert.new_folder import replace_folder
 from convert.strict_json import loads_object
 from flax_vae.errors import UserError
 from flax_vae.images import printable
-
-_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial")  # as `convert.files.new_file` names what is unfinished
 
 
 def plan_sha256(plan: Mapping[str, Any]) -> str:
@@ -66,7 +67,7 @@ def require_empty(folder: Path, *files: str) -> None:
     Raises:
       UserError: if it holds anything else.
     """
-    others = [entry.name for entry in folder.iterdir() if entry.name not in files and not is_partial(entry.name)]
+    others = [entry.name for entry in folder.iterdir() if entry.name not in files and not partial_of(entry.name)]
     if others:
         raise UserError(
             f"{printable(folder)} holds something else ({some(sorted(map(printable, others)))}); choose an empty or a "
@@ -85,34 +86,77 @@ def compare(folder: Path, earlier: Mapping[str, Any], plan: Mapping[str, Any], r
         raise UserError(f"{printable(folder)} was begun otherwise: {some(different)}; {remedy}")
 
 
-def is_partial(name: str) -> bool:
-    """Whether `convert.files.new_file` gives such names to what is unfinished."""
-    return _PARTIAL.fullmatch(name) is not None
-
-
-def clear(folder: Path, ours: re.Pattern[str]) -> None:
-    """Removes what an earlier start has written into a folder.
+def require_ours(folder: Path, ours: re.Pattern[str]) -> bool:
+    """Checks that a folder holds nothing but files with these names, and what a killed start left unfinished.
 
     Args:
-      folder: to empty.
-      ours: the names of all files that may be in it.
+      folder: Folder that is to be replaced.
+      ours: Names of all files that may be in it.
+
+    Returns:
+      Whether there is anything in it.
 
     Raises:
-      UserError: if the folder holds anything else; nothing is removed then.
+      UserError: If the folder holds anything else.
     """
-    present = sorted(folder.iterdir())
-    others = [path.name for path in present if not ours.fullmatch(path.name) and not _PARTIAL.fullmatch(path.name)]
+    present = sorted(entry.name for entry in folder.iterdir())
+    others = [name for name in present if not ours.fullmatch(name) and not partial_of(name)]
     if others:
-        raise UserError(f"{folder} holds something else ({some(others)}) and is not emptied; choose another folder")
-    for path in present:
-        path.unlink()
+        raise UserError(
+            f"{printable(folder)} holds something else ({some([*map(printable, others)])}) and is never replaced; "
+            "choose another folder"
+        )
+    return bool(present)
+
+
+@contextlib.contextmanager
+def replaced(folder: Path, ours: re.Pattern[str]) -> Iterator[Path]:
+    """Gives the folder to fill in place of one that may hold an earlier result; they change places when the block ends.
+
+    Until then the earlier result can be read.  When the block fails or the process is killed, what was written stays
+    beside the folder, and is given again at the next start.
+
+    Args:
+      folder: The folder, held by the caller.
+      ours: Names of all files that may be in it.
+
+    Raises:
+      UserError: If the folder holds anything else, or is a mount point.
+    """
+    target, fresh = _places(folder)
+    if not require_ours(target, ours) and not fresh.exists():
+        yield folder
+        return
+    if target.is_mount():
+        raise UserError(f"{printable(folder)} is a mount point, which nothing can replace; give a folder in it")
+    with held(fresh):
+        yield fresh
+        replace_folder(fresh, target)
+
+
+@contextlib.contextmanager
+def continued(folder: Path) -> Iterator[Path]:
+    """Gives the folder itself, and removes what `replaced` left beside it if it was killed: it is not gone on with.
+
+    Args:
+      folder: The folder, held by the caller.
+    """
+    _, fresh = _places(folder)
+    yield folder
+    if fresh.exists():
+        with held(fresh):
+            shutil.rmtree(fresh)
+
+
+def _places(folder: Path) -> tuple[Path, Path]:
+    target = folder.resolve()  # a link keeps pointing to where it points
+    return target, beside(target, "forced")
 
 
 def clean(folder: Path, ours: re.Pattern[str]) -> None:
     """Removes what a start that was killed has left unfinished, of files with these names, also in sub-folders."""
     for path in folder.rglob(".*.partial"):
-        match = _PARTIAL.fullmatch(path.name)
-        if match and ours.fullmatch(match["name"]):
+        if ours.fullmatch(partial_of(path.name) or ""):
             path.unlink(missing_ok=True)
 
 
@@ -132,6 +176,7 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another name for the folder")
+    restore(folder.resolve())
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl

@@ -18,16 +18,17 @@ import jax
 import numpy as np
 
 from convert.latent_index import Encoding, shard_file
+from convert.new_folder import remove_content
 from flax_vae.at_scale.buckets import Grouping, Shard
 from flax_vae.at_scale.data_set import OURS, DataSet
-from flax_vae.at_scale.destination import clean, clear, held
+from flax_vae.at_scale.destination import clean, continued, held, replaced
 from flax_vae.at_scale.encoder import LatentEncoder, weights_sha256
 from flax_vae.at_scale.pipeline import Pipeline, Skips
 from flax_vae.at_scale.progress import Progress
 from flax_vae.at_scale.scan import scan
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.errors import UserError
-from flax_vae.images import printable
+from flax_vae.images import StorageError, printable
 from flax_vae.sharded import DECODES
 
 
@@ -87,7 +88,8 @@ def encode_folder(
       skip_bad: images that may be passed over because they cannot be read; one more ends the call.
       append: Whether images that the source has gained since the first start are encoded too, into new shards; the
         earlier shards are not touched.  Until it is complete, readers see the data set without the new images.
-      force: remove what an earlier start has written to `destination`; for one process alone.
+      force: Whether to replace what an earlier start has written to `destination`, for one process alone.  It stays
+        there until the new data set is complete.
       process: which of several processes this is, from 0: it computes every `processes`-th shard.
       processes: how many there are.
       devices: `jax.Device`s of this process; None takes all.
@@ -102,6 +104,8 @@ def encode_folder(
         raise UserError(f"process={process} of processes={processes} must be from 0 to {processes - 1}")
     if force and processes > 1:
         raise UserError("one of several processes would remove what the others have written; remove the folder first")
+    if force and append:
+        raise UserError("append= (--append) keeps the latents that are there and force= (--force) does not; give one")
     grouping = grouping or Grouping()
     found = scan(source)
     skips = Skips(skip_bad)
@@ -109,13 +113,21 @@ def encode_folder(
         skips.add(reason)
     if not found.pictures:
         raise UserError(f"none of the {len(found.bad)} images in {printable(source)} can be read")
-    with held(destination, shared=processes > 1):
-        if force:
-            clear(destination, OURS)
-        data_set = DataSet.begin(destination, found, encoding, grouping, append)
-        mine = data_set.shards[process::processes]
-        clean(destination, OURS if processes == 1 else _named(mine))
-        done, damaged = data_set.intact(mine, found.folder)
+    place = replaced(destination, OURS) if force else continued(destination)
+    with held(destination, shared=processes > 1), place as folder:
+        try:
+            data_set = DataSet.begin(folder, found, encoding, grouping, append)
+            mine = data_set.shards[process::processes]
+            done, damaged = data_set.intact(mine, found.folder)
+        except StorageError:
+            raise
+        except UserError:
+            if folder == destination:
+                raise
+            remove_content(folder)  # an earlier --force, of something else, that was not finished
+            data_set = DataSet.begin(folder, found, encoding, grouping, append)
+            mine, done, damaged = data_set.shards, {}, ()
+        clean(folder, OURS if processes == 1 else _named(mine))
         for reason in (skip.reason for notes in done.values() for skip in notes.skipped):
             skips.add(reason)
         todo = [shard for shard in mine if shard.number not in done]

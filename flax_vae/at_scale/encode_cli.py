@@ -66,7 +66,7 @@ class EncodeFlags:
     append: FlagCreatePairsOff[bool] = False
     """Encode the images that SRC has gained since, into new shards; those that are there are not touched."""
     force: FlagCreatePairsOff[bool] = False
-    """Remove what an earlier encode has written to DST, and begin anew."""
+    """Replace what an earlier encode has written to DST, which stays there until the new latents are complete."""
     processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
     """How many processes share the work; they need not know each other."""
     process: Annotated[int | None, arg(metavar="I", help_behavior_hint="(default: 0)")] = None

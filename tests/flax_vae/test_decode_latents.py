@@ -1,6 +1,7 @@
 """Latents back to image files: the right pixels under the right names, also after an interruption."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -12,14 +13,16 @@ import pytest
 from PIL import Image
 
 from convert import PRESETS, FileError
+from convert.files import new_file
 from convert.latent_shards import ShardContent
 from convert.latent_statistics import LatentStatistics
 from convert.latents import LatentDataset
 from flax_vae import AutoEncoder, cli, init_params, save_pretrained
-from flax_vae.at_scale.buckets import Grouping, Picture
-from flax_vae.at_scale.decode import decode_folder, target_names
+from flax_vae.at_scale.buckets import Grouping
+from flax_vae.at_scale.decode import decode_folder
 from flax_vae.at_scale.encode import encode_folder, encoding_of
 from flax_vae.at_scale.sizes import to_uint8
+from flax_vae.at_scale.targets import target_names
 from flax_vae.errors import UserError
 
 SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
@@ -161,17 +164,39 @@ def test_a_model_that_is_not_finite_is_refused_by_every_command(source, latents,
         assert not out.exists()
 
 
-def test_names_are_shortened_where_that_is_unambiguous_and_never_lead_outside():
-    def named(*names):
-        return [str(path) for path in target_names([Picture(0, name, 1, 1) for name in names])]
+def named(*names):
+    return [str(path) for path in target_names(names)]
 
+
+def test_names_keep_what_they_can_and_never_lead_outside():
     assert named("a.jpg", "b/a.jpg", "c.JPEG", "d.x.tif") == ["a.png", "b/a.png", "c.png", "d.x.png"]
     assert named("a.jpg", "a.png", "b.png") == ["a.jpg.png", "a.png.png", "b.png"]
-    for name in ("../a.png", "/a.png", "b/../../a.png", "c:\\a.png", "", "a\0.png"):
+    for name in ("../a.png", "/a.png", "b/../../a.png", "", "a\0.png", "a/.."):
         with pytest.raises(FileError, match="which no folder can hold"):
             named(name)
-    with pytest.raises(FileError, match=r"two images would be called a.jpg.png"):
-        named("a.jpg", "a.png", "a.jpg.tif")
+
+
+def test_every_name_that_can_be_encoded_can_be_written(tmp_path):
+    odd = [
+        *("co:lon.png", "co%3Alon.png", "back\\slash.jpg", "a.jpg", "a.png", "a.jpg.tif", "b.jpg", "b.png/c.jpg"),
+        *("x" * 251 + ".png", "x" * 250 + ".jpeg", "x" * 250 + ".tiff", "夜" * 80 + ".png", "夜" * 83 + ".jpg"),
+        *("y:" * 125 + ".png", "bad\udcff name.png", "line\n.png", " .png", "z:" * 120 + "/a.png"),
+    ]
+    assert all(len(os.fsencode(part)) <= 255 for name in odd for part in name.split("/"))
+    targets = target_names(odd)
+    assert target_names(odd[::-1]) == targets[::-1]  # in any order
+    for name, target in zip(odd, targets, strict=True):
+        with new_file(tmp_path / target) as file:
+            file.write_text(name, "utf-8", "surrogateescape")
+    for name, target in zip(odd, targets, strict=True):
+        assert (tmp_path / target).read_text("utf-8", "surrogateescape") == name
+    assert len(set(targets)) == len(odd) == sum(path.is_file() for path in tmp_path.rglob("*"))
+    assert named("co:lon.png", "back\\slash.jpg") == ["co%3Alon.png", "back%5Cslash.png"]
+
+
+def test_a_name_that_appears_twice_is_refused():
+    with pytest.raises(FileError, match="the image 'a.png' would be called as another one"):
+        named("b.png", "a.png", "a.png")
 
 
 def test_the_command_decodes_and_refuses_in_one_line(latents, tmp_path, model, capsys):

@@ -280,7 +280,7 @@ def test_what_is_complete_is_left_alone_and_what_was_begun_otherwise_refused(one
     assert contents(folder) == complete
 
     (folder / "mine.txt").touch()
-    with pytest.raises(UserError, match=r"something else \(mine.txt\) and is not emptied"):
+    with pytest.raises(UserError, match=r"something else \(mine.txt\) and is never replaced"):
         encode(source, folder, model, call={"force": True})
     with pytest.raises(UserError, match="holds something else"):
         encode(source, source, model)
@@ -391,6 +391,49 @@ def test_images_are_appended_without_touching_what_is_there(tmp_path, model, wei
     with pytest.raises(UserError, match=r"1 removed \(d.png\)"):
         encode(source, folder, model, **call, call={"append": True})
     assert contents(folder) == now
+
+
+def test_force_keeps_the_old_data_set_until_the_new_one_is_complete(tmp_path, model):
+    source, rng = tmp_path / "source", np.random.default_rng(0)
+    source.mkdir()
+    for name in "ab":
+        picture(rng, 8, 8).save(source / f"{name}.png")
+    call = {"grouping": Grouping(shard_size=1)}
+    folder, straight = tmp_path / "latents", tmp_path / "straight"
+    folder.mkdir(mode=0o750)
+    old = contents(encode(source, folder, model, **call))
+    (folder / "index.json").chmod(0o600)
+    new = contents(encode(source, straight, model, flip=True, **call))
+
+    def stop_at(count):
+        def write(*args):
+            if len(list((tmp_path / ".latents.forced").glob("latents-*"))) == count:
+                raise OSError(28, "No space left on device")
+            write_shard(*args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("flax_vae.at_scale.data_set.write_shard", write)
+            with pytest.raises(OSError, match="No space"):
+                encode(source, folder, model, flip=True, **call, call={"force": True})
+        assert contents(folder) == old and list(LatentDataset(folder, verify=True))
+
+    stop_at(1)
+    encoding = encoding_of(*model, store="mean", dtype="float32", flip=True)
+    report = encode_folder(source, folder, *model, encoding, call["grouping"], force=True)
+    assert report.images == 1  # it goes on
+    assert contents(folder) == new and not (tmp_path / ".latents.forced").exists()
+    assert folder.stat().st_mode & 0o777 == 0o750 and (folder / "index.json").stat().st_mode & 0o777 == 0o600
+
+    old = new
+    stop_at(1)
+    invert(source / "a.png")  # what was encoded so far is no use any more, and neither are other settings
+    encode(source, folder, model, **call, call={"force": True})
+    assert contents(folder) == contents(encode(source, tmp_path / "again", model, **call))
+    (tmp_path / ".latents.forced").mkdir()
+    encode(source, folder, model, **call)
+    assert not (tmp_path / ".latents.forced").exists()
+    with pytest.raises(UserError, match=r"--append.*--force.*give one"):
+        encode(source, folder, model, call={"force": True, "append": True})
 
 
 def test_nobody_else_may_write_meanwhile(one, tmp_path, model):
