@@ -64,9 +64,11 @@ class Convert:
       preset: the architecture, where nothing beside SRC says it
       config: the same as a config.json, of ours or of diffusers
       dtype: round the numbers to this; otherwise every bit is kept
-      prefix: put before every name in a file, such as first_stage_model.
+      prefix: what stands before the names of the autoencoder in SRC, where SRC holds several
+      variant: which one of a diffusers folder that holds several, such as fp16
       raw_weights: of a checkpoint of training, ours or LDM's, that holds both, take the weights themselves instead of
         their moving average
+      to_prefix: put before every name in a file, such as first_stage_model.
       force: replace DST if it exists
       json: print one JSON object
     """
@@ -77,14 +79,17 @@ class Convert:
     preset: PresetOption = None
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    prefix: str = ""
+    prefix: str | None = None
+    variant: str | None = None
     raw_weights: bool = False
+    to_prefix: str = ""
     force: bool = False
     json: bool = False
 
     def run(self) -> int:
         """Reads, checks, converts and writes."""
-        source, weights = _load(self.src, _architecture(self.preset, self.config), self.raw_weights)
+        source = _open(self.src, self.raw_weights, self.variant)
+        weights = settle(source, _architecture(self.preset, self.config), self.prefix)
         before = summary(weights.tensors.values())
         after = summary((cast(weights.tensors, self.dtype) if self.dtype else weights.tensors).values())
         progress = _Counter(str(self.dst))
@@ -93,7 +98,7 @@ class Convert:
             weights,
             self.to,
             dtype=self.dtype,
-            prefix=self.prefix,
+            prefix=self.to_prefix,
             force=self.force,
             progress=progress if sys.stderr.isatty() else None,
         )
@@ -101,7 +106,8 @@ class Convert:
         rounded = before["dtypes"] if before["dtypes"] != after["dtypes"] else None
         if self.json:
             report = {"dst": str(self.dst), "layout": self.to, "src": str(source.path), "src_layout": weights.layout}
-            report |= {"rounded_from": rounded, "left_out": list(weights.left_out), "averaged": source.averaged} | after
+            report |= {"src_prefix": weights.prefix, "left_out": list(weights.left_out), "rounded_from": rounded}
+            report |= {"averaged": source.averaged} | after
             print(json.dumps(report | {"architecture": weights.params.to_dict()}))
             return 0
         print(f"{self.dst}: {_counted(after)}")
@@ -109,6 +115,8 @@ class Convert:
             print(f"taken from {self.src}: {_AVERAGED[source.averaged]}")
         if rounded:
             print(f"rounded: {_dtypes(rounded)} became {_dtypes(after['dtypes'])}")
+        if weights.prefix:
+            print(f"taken from under {weights.prefix!r}")
         if weights.left_out:
             print(f"left out of {self.src}: {_some(weights.left_out)}")
         if self.to == "diffusers" and not weights.params.clamp_logvar:
@@ -124,20 +132,24 @@ class Inspect:
 
     Attributes:
       file: any SRC of a conversion
+      prefix: what stands before the names of the autoencoder, where FILE holds several
+      variant: which one of a diffusers folder that holds several, such as fp16
       raw_weights: look at the weights themselves where the file holds their moving average too
       tensors: list every tensor too
       json: print one JSON object
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    prefix: str | None = None
+    variant: str | None = None
     raw_weights: bool = False
     tensors: bool = False
     json: bool = False
 
     def run(self) -> int:
         """Prints the report."""
-        source = _open(self.file, self.raw_weights)
-        report = inspect(source)
+        source = _open(self.file, self.raw_weights, self.variant)
+        report = inspect(source, self.prefix)
         if self.json:
             listed = {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in source.tensors.items()}
             print(json.dumps(report | ({"all_tensors": listed} if self.tensors else {})))
@@ -317,13 +329,13 @@ def _understand(path: Path, preset: str | None, raw_weights: bool) -> Weights:
     """For a comparison: what shapes do not tell need not be known."""
     source = _open(path, raw_weights)
     try:
-        return understand(source.tensors, source.config or _architecture(preset))
+        return understand(source.tensors, source.config or _architecture(preset), layout=source.layout)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from None
 
 
-def _open(path: Path, raw_weights: bool) -> Source:
-    source = open_source(locate(path), raw_weights=raw_weights)
+def _open(path: Path, raw_weights: bool, variant: str | None = None) -> Source:
+    source = open_source(locate(path), raw_weights=raw_weights, variant=variant)
     for note in source.notes:
         print(f"{PROG}: {note}", file=sys.stderr)
     return source
@@ -335,9 +347,10 @@ def _print_report(report: dict[str, Any]) -> None:
         lines += [("layout", report["layout"] + (f", under {report['prefix']!r}" if report["prefix"] else ""))]
         if report["left_out"]:
             lines += [("besides", _some(report["left_out"]))]
-        lines += [(name, value) for name, value in report["architecture"].items()]
-        if not report["settled"]:
-            lines += [("unknown", "resolution, scale, shift, padding, kind of time: no shape tells; see --preset")]
+        unknown = report["unknown"]
+        lines += [(name, "?" if name in unknown else value) for name, value in report["architecture"].items()]
+        if unknown:
+            lines += [("?", "no shape tells; a preset or a configuration does (--preset, --config of a conversion)")]
         fits = ", ".join(report["presets"])
         near = f"none; the nearest is {report['nearest_preset']}: {'; '.join(report['differences'])}"
         lines += [("presets", fits or near)]

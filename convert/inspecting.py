@@ -9,14 +9,15 @@ import numpy as np
 from convert.errors import ConversionError
 from convert.files import ArrayLike
 from convert.header import DIGEST
-from convert.recognition import Weights, fitting_presets, nearest_preset, understand
+from convert.recognition import UNTOLD, Weights, fitting_presets, nearest_preset, understand
 from convert.sources import Source
 
 
-def inspect(source: Source) -> dict[str, Any]:
+def inspect(source: Source, prefix: str | None = None) -> dict[str, Any]:
     """Returns a report that JSON can hold; its entry `problem` is None where the weights were understood.
 
-    Every tensor is read once, one at a time, to find numbers that are not finite.
+    What nothing says, as of a bare file its scale, shift and padding, is None in its `architecture`.  Every tensor is
+    read once, one at a time, to find numbers that are not finite.
     """
     report: dict[str, Any] = {
         "path": str(source.path),
@@ -27,7 +28,7 @@ def inspect(source: Source) -> dict[str, Any]:
     }
     tensors: Mapping[str, ArrayLike] = source.tensors
     try:
-        weights = understand(source.tensors, source.config)
+        weights = understand(source.tensors, source.config, prefix=prefix, layout=source.layout)
     except ConversionError as error:
         report["problem"] = str(error)
     else:
@@ -54,12 +55,25 @@ def _understood(weights: Weights) -> dict[str, Any]:
         "layout": weights.layout,
         "prefix": weights.prefix,
         "left_out": list(weights.left_out),
-        "architecture": weights.params.to_dict(),
-        "settled": weights.settled,  # otherwise scale, shift and padding above are not known
+        "architecture": weights.params.to_dict() | dict.fromkeys(_unknown(weights)),
+        "settled": weights.settled,
+        "unknown": _unknown(weights),
         "presets": fitting_presets(weights.params),
         "nearest_preset": nearest,
         "differences": differences,
     }
+
+
+def _unknown(weights: Weights) -> list[str]:
+    """The fields that neither a configuration nor a shape tells."""
+    if weights.settled:
+        return []
+    told = {
+        "scale_factor": weights.params.latent_norm == "batch_norm",  # it takes their place
+        "shift_factor": weights.params.latent_norm == "batch_norm",
+        "time_embedding": weights.params.time_emb_dim is None,
+    }
+    return [name for name in UNTOLD if not told.get(name, False)]
 
 
 def _finite(tensor: ArrayLike) -> bool:

@@ -17,6 +17,8 @@ def load_weights(
     *,
     verify: bool = True,
     raw_weights: bool = False,
+    variant: str | None = None,
+    prefix: str | None = None,
 ) -> Weights:
     """Opens weights of any kind and settles what they are.
 
@@ -27,6 +29,8 @@ def load_weights(
         does, both must agree, except in `clamp_logvar`, which `params` decides.
       verify: see `convert.sources.open_source`.
       raw_weights: see `convert.sources.open_source`.
+      variant: see `convert.sources.open_source`.
+      prefix: what stands before the names of the autoencoder, where a file holds several.
 
     Raises:
       FileNotFoundError: if it does not exist, or a part of it is missing.
@@ -35,11 +39,11 @@ def load_weights(
         say, or if nothing says its scale, shift and padding.
       ValueError: if there is no such preset.
     """
-    source = open_source(locate(path), verify=verify, raw_weights=raw_weights)
-    return settle(source, preset_named(params) if isinstance(params, str) else params)
+    source = open_source(locate(path), verify=verify, variant=variant, raw_weights=raw_weights)
+    return settle(source, preset_named(params) if isinstance(params, str) else params, prefix)
 
 
-def settle(source: Source, params: AutoEncoderParams | None) -> Weights:
+def settle(source: Source, params: AutoEncoderParams | None, prefix: str | None = None) -> Weights:
     """Returns the weights of a source, of which everything is known.
 
     Raises:
@@ -53,7 +57,7 @@ def settle(source: Source, params: AutoEncoderParams | None) -> Weights:
             fields = [f"{name} is {vars(config)[name]!r}, not {vars(params)[name]!r}" for name in differences]
             raise ConversionError(f"{source.path}: the configuration beside the weights says {'; '.join(fields)}")
     try:
-        weights = understand(source.tensors, config or params)
+        weights = understand(source.tensors, config or params, prefix=prefix, layout=source.layout)
     except ConversionError as error:
         raise ConversionError(f"{source.path}: {error}") from None
     if weights.settled:
@@ -63,5 +67,8 @@ def settle(source: Source, params: AutoEncoderParams | None) -> Weights:
         advice = f"its tensors fit {' and '.join(presets)}: say which with preset= (--preset)"
     else:
         near, differences = nearest_preset(weights.params)
-        advice = f"the nearest preset is {near} ({'; '.join(differences)}): put a config.json beside it"
+        advice = (
+            f"the nearest preset is {near} ({'; '.join(differences)}): convert it with flax-vae-convert SRC DST "
+            "--to flux --config FILE, a config.json of ours or of diffusers"
+        )
     raise ConversionError(f"{source.path} says nothing of scale, shift and padding; {advice}")

@@ -5,6 +5,7 @@ and a wrong one of these gives wrong images without an error: those come
 from a configuration or a preset, or not at all.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,14 +13,22 @@ from typing import Any
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
+from convert.deferred import apply
 from convert.errors import ConversionError
 from convert.files import ArrayLike
 from convert.layouts import LAYOUTS, Layout
 from convert.presets import PRESETS
 from convert.table import expand, translate
 
-# What stands before the names in the wild: Stable Diffusion checkpoints, ComfyUI, DataParallel, torch.compile.
-PREFIXES = ("first_stage_model", "vae", "module", "_orig_mod")
+# What wrappers put into names, before the halves or within them: DataParallel, torch.compile, FSDP, checkpointing.
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+# The first convolution of each half, by which it is found; what stands before `encoder` and `decoder` is the prefix.
+_ANCHOR = re.compile(
+    rf"(?P<prefix>(.*\.)?)(?P<half>encoder|decoder)(\.({'|'.join(_WRAPPERS)}))*\.conv_in\.weight"
+    r"|(?P<flax_prefix>(.*/)?)(?P<flax_half>encoder|decoder)/conv_in/kernel",
+    re.DOTALL,
+)
 
 # What Lightning keeps beside an autoencoder that was trained with LDM: the discriminator, and a flattened average.
 BAGGAGE = ("loss.", "model_ema.")
@@ -66,20 +75,30 @@ class Weights:
         return translate(self.tensors, self.params, self.layout, layout)
 
 
-def understand(tensors: Mapping[str, ArrayLike], params: AutoEncoderParams | None = None) -> Weights:
+def understand(
+    tensors: Mapping[str, ArrayLike],
+    params: AutoEncoderParams | None = None,
+    *,
+    prefix: str | None = None,
+    layout: str | None = None,
+) -> Weights:
     """Finds the autoencoder among the tensors, its layout and its architecture.
 
     Args:
       tensors: key to array; more than an autoencoder may be in it.
       params: the architecture where it is known; otherwise it is inferred as far as shapes tell.
+      prefix: what stands before the names of the autoencoder, where there are several; None takes the only one.
+      layout: their layout where it is known.
 
     Raises:
-      ConversionError: if there is no autoencoder of this family, or more than one; if it is not complete, with the
-        nearest layout and the difference; if it is not of the architecture `params`.
+      ConversionError: if there is no autoencoder of this family, or more than one and no `prefix`; if it is not
+        complete, with the nearest layout and the difference; if it is not of the architecture `params`.
     """
-    inside, prefix, left_out = _find(tensors)
-    layout, inferred = _nearest(inside)
+    inside, prefix, left_out = _find(tensors, prefix)
+    nearest, inferred = _nearest(inside, prefix, left_out)
+    layout = layout or nearest
     try:
+        inside = _as_in_layout(inside, layout, params or inferred)
         translate(inside, params or inferred, layout, "flux")  # for its strictness; the views cost nothing
     except ConversionError as error:
         told = _differences(inferred, params) if params else []
@@ -105,49 +124,104 @@ def _differences(found: AutoEncoderParams, expected: AutoEncoderParams) -> list[
     return [f"{name} is {here!r}, not {there!r}" for name, here, there in pairs if here != there]
 
 
-def _find(tensors: Mapping[str, ArrayLike]) -> tuple[dict[str, ArrayLike], str, tuple[str, ...]]:
-    anchors = {layout.key("in", "", "kernel", s="encoder") for layout in LAYOUTS.values()}
-    prefixes = {key.removesuffix(a) for key in tensors for a in anchors if a and (key == a or key.endswith(f".{a}"))}
-    if not prefixes:
-        raise ConversionError(
-            f"no tensor is an encoder's first convolution ({' or '.join(sorted(map(str, anchors)))}); "
-            "these are not the weights of an autoencoder of this family"
-        )
-    if len(prefixes) > 1:
-        raise ConversionError(f"there are several autoencoders, under {', '.join(map(repr, sorted(prefixes)))}")
-    (prefix,) = prefixes
-    unknown = [part for part in prefix.split(".")[:-1] if part not in PREFIXES]
-    if unknown:
-        raise ConversionError(
-            f"the autoencoder stands under {prefix!r}; known are {', '.join(map(repr, PREFIXES))} and their nesting"
-        )
+def _find(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[dict[str, ArrayLike], str, tuple[str, ...]]:
+    prefix, others = _choose(tensors, wanted)
     inside, left_out = {}, []
     for key in tensors:
         name = key.removeprefix(prefix)
-        if not key.startswith(prefix) or name.startswith(BAGGAGE):
+        if not key.startswith(prefix) or name.startswith(BAGGAGE) or key.startswith(others):
             left_out.append(key)
-        else:
-            inside[name] = tensors[key]
+            continue
+        name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if name in inside:
+            raise ConversionError(f"there are two tensors {prefix + name!r}, one of them inside a wrapper: {key!r}")
+        inside[name] = tensors[key]
     return inside, prefix, tuple(left_out)
 
 
-def _nearest(tensors: Mapping[str, ArrayLike]) -> tuple[str, AutoEncoderParams]:
+def _choose(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[str, tuple[str, ...]]:
+    """The prefix of the autoencoder, and the longer ones that begin with it and are of others."""
+    halves: dict[str, set[str]] = {"encoder": set(), "decoder": set()}
+    for match in filter(None, map(_ANCHOR.fullmatch, tensors)):
+        halves[match["half"] or match["flax_half"]].add((match["prefix"] or match["flax_prefix"]) or "")
+    there = halves["encoder"] | halves["decoder"]
+    whole = halves["encoder"] & halves["decoder"]
+    if wanted is not None:
+        known = [prefix for prefix in there if prefix.rstrip("./") == wanted.rstrip("./")]
+        if not known:
+            raise ConversionError(f"no autoencoder stands under {wanted!r}; there is {_listed(there) or 'none'}")
+        (prefix,) = known
+    elif len(whole) > 1:
+        raise ConversionError(
+            f"there are several autoencoders, under {_listed(whole)}; say which with prefix= (--prefix)"
+        )
+    elif not there:
+        raise ConversionError(
+            "no tensor is an encoder's first convolution (encoder.conv_in.weight or encoder/conv_in/kernel); "
+            "these are not the weights of an autoencoder of this family"
+        )
+    else:
+        (prefix,) = whole or {min(there)}
+    if prefix not in whole:
+        half, other = ("encoder", "decoder") if prefix in halves["encoder"] else ("decoder", "encoder")
+        under = f" (under {prefix!r})" if prefix else ""
+        raise ConversionError(
+            f"there is only {half == 'encoder' and 'an' or 'a'} {half}{under}, without {other}.conv_in and the rest of "
+            f"{other == 'encoder' and 'an' or 'a'} {other}; give the file that holds both halves"
+        )
+    return prefix, tuple(other for other in there if other != prefix and other.startswith(prefix))
+
+
+def _listed(prefixes: set[str]) -> str:
+    return ", ".join(map(repr, sorted(prefixes)))
+
+
+def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str, ...]) -> tuple[str, AutoEncoderParams]:
     """The layout, and the architecture inferred in it, whose whole set of keys is nearest to the one that is there."""
-    candidates: list[tuple[int, str, AutoEncoderParams]] = []
+    candidates: list[tuple[int, bool, str, AutoEncoderParams]] = []
+    reasons = []
     for name, layout in LAYOUTS.items():
         try:
             params = _infer(tensors, layout)
-            keys = {row.theirs for row in expand(params, name)}
-        except (KeyError, IndexError, ValueError):  # lacks what every model has in this layout
+        except (KeyError, IndexError):  # lacks what every model has in this layout
             continue
-        candidates.append((len(keys ^ set(tensors)), name, params))
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        try:
+            keys = {row.theirs for row in expand(params, name)}
+        except ConversionError:  # no name for a module of this architecture
+            continue
+        # Black Forest Labs and CompVis use the same names; CompVis' models have quant convolutions, and stand in
+        # checkpoints of Lightning.
+        baggage = any(key.startswith(BAGGAGE) for key in left_out)
+        compvis = params.quant_conv or "first_stage_model." in prefix or baggage
+        candidates.append((len(keys ^ set(tensors)), (name == "ldm") != compvis, name, params))
+    if not candidates and reasons:
+        raise ConversionError(f"the tensors are those of an autoencoder that cannot be expressed here: {reasons[0]}")
     if not candidates:
         raise ConversionError(
             f"the {len(tensors)} tensors are in none of the layouts {', '.join(LAYOUTS)}; the first are "
             f"{', '.join(list(tensors)[:4])}"
         )
-    _, name, params = min(candidates, key=lambda candidate: candidate[0])
+    *_, name, params = min(candidates, key=lambda candidate: candidate[:2])
     return name, params
+
+
+def _as_in_layout(tensors: dict[str, ArrayLike], layout: str, params: AutoEncoderParams) -> dict[str, ArrayLike]:
+    """Gives convolutions of one pixel the axes that they have in their layout: some files hold matrices."""
+    if LAYOUTS[layout].flax_names:
+        return tensors
+    result = dict(tensors)
+    for row in expand(params, layout):
+        there = result.get(row.theirs)
+        matrix = row.torch_shape[:2]
+        if there is None or row.shape[:2] != (1, 1) or tuple(there.shape) == row.torch_shape:
+            continue
+        if tuple(there.shape) in (matrix, (*matrix, 1), (*matrix, 1, 1)):
+            shape = row.torch_shape
+            result[row.theirs] = apply(lambda array, shape=shape: array.reshape(shape), shape, there)
+    return result
 
 
 def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParams:
@@ -159,6 +233,8 @@ def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParam
 
     def shape(kind: str, place: str, part: str, leaf: str, **indices: Any) -> tuple[int, ...]:
         theirs = tensors[key(place, part, leaf, **indices)].shape
+        if len(theirs) != len(layout.ops[kind].torch_shape((1, 1, 1, 1) if kind == "conv" else (1, 1))):
+            raise KeyError(place)
         return layout.ops[kind].to_flax(np.broadcast_to(np.zeros(()), theirs)).shape  # a view of one number
 
     def has(place: str, part: str, leaf: str, **indices: Any) -> bool:
@@ -174,7 +250,10 @@ def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParam
     *_, in_channels, ch = shape("conv", "in", "", "kernel")
     widths = [shape("conv", "down", "conv1", "kernel", l=level)[-1] for level in range(levels)]
     if any(width % ch for width in widths):
-        raise ValueError(f"widths {widths} are no multiples of {ch}")
+        raise ValueError(f"its levels are {widths} wide, and here each is a multiple of the first convolution's {ch}")
+    if not levels or not blocks:
+        raise KeyError("down")
+    factor = 2**levels  # nothing is computed from a resolution, but it must be one that the levels can halve
     return AutoEncoderParams(
         in_channels=in_channels,
         ch=ch,
@@ -187,5 +266,5 @@ def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParam
         quant_conv=has("quant", "", "kernel"),
         learnable_logvar=has("reg", "", "logvar_scaling"),
         latent_norm="batch_norm" if has("bn", "", "running_mean") else "scale",
-        **UNTOLD,
+        **UNTOLD | {"resolution": -(-UNTOLD["resolution"] // factor) * factor},
     )

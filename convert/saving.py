@@ -1,6 +1,7 @@
 """Weights to disk, in any layout that can be written: the counterpart of `convert.loading`."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from convert.files import write_tensors
 from convert.folder import CONFIG, save_folder
 from convert.folder import LAYOUT as FOLDER_LAYOUT
 from convert.new_folder import new_folder, write_json
-from convert.recognition import PREFIXES, Weights
+from convert.recognition import Weights
 
 FILE_SUFFIX = ".safetensors"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -98,6 +99,5 @@ def _watch(tensors: Mapping[str, Any], progress: Callable[[int, int], None]) -> 
 
 def _check_prefix(prefix: str) -> None:
     """Refuses what could not be read again."""
-    if prefix and not (prefix.endswith(".") and set(prefix[:-1].split(".")) <= set(PREFIXES)):
-        known = ", ".join(repr(f"{name}.") for name in PREFIXES)
-        raise ConversionError(f"prefix={prefix!r} is none that is known; there are {known} and their nesting")
+    if not re.fullmatch(r"([\w-]+\.)*", prefix):
+        raise ConversionError(f"prefix={prefix!r} is none; write names that each end in a dot, as first_stage_model.")

@@ -20,7 +20,7 @@ from convert.embedded import read_architecture
 from convert.errors import FileError
 from convert.files import ArrayLike, read_metadata, read_tensors
 from convert.flax_msgpack import read_msgpack
-from convert.folder import CONFIG, WEIGHTS, load_folder
+from convert.folder import CONFIG, LAYOUT, WEIGHTS, load_folder
 from convert.manifest import note_on_number
 from convert.run_folder import find_export, is_run
 from convert.strict_json import loads_object
@@ -58,6 +58,7 @@ class Source:
       kept: what a configuration of diffusers says beyond the architecture; see `convert.diffusers.kept_keys`.
       averaged: whether the weights are the moving average that training kept; None where there is none.
       notes: sentences about what could not be checked.
+      layout: how they are named, where what it is says so.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Source:
     kept: Mapping[str, Any] = field(default_factory=dict)
     averaged: bool | None = None
     notes: tuple[str, ...] = ()
+    layout: str | None = None
 
 
 def open_source(
@@ -192,7 +194,7 @@ def _hint(folder: Path, inside: list[str]) -> str:
 
 def _open_model(folder: Path, verify: bool) -> Source:
     config, tensors = load_folder(folder, verify=verify)
-    return Source(folder / WEIGHTS, "model folder", tensors, config, read_metadata(folder / WEIGHTS))
+    return Source(folder / WEIGHTS, "model folder", tensors, config, read_metadata(folder / WEIGHTS), layout=LAYOUT)
 
 
 def _open_step(step: Path, verify: bool, raw_weights: bool) -> Source:

@@ -25,6 +25,8 @@ def from_pretrained(
     param_dtype: Dtype | None = None,
     remat: Remat = "none",
     raw_weights: bool = False,
+    variant: str | None = None,
+    prefix: str | None = None,
 ) -> tuple[AutoEncoder, dict[str, Any]]:
     """Returns the model of a file or folder and its parameters.
 
@@ -39,6 +41,8 @@ def from_pretrained(
       remat: see `AutoEncoder`.
       raw_weights: whether to take the weights themselves from a checkpoint of training that also holds their moving
         average, which is taken otherwise.
+      variant: which variant of a diffusers folder that holds several, such as `"fp16"`.
+      prefix: what stands before the names of the autoencoder, where a file holds several, such as `"ema."`.
 
     Raises:
       FileNotFoundError: if there is no such file or folder, or a part of it is missing.
@@ -46,7 +50,7 @@ def from_pretrained(
       ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell.
       ValueError: if there is no such preset, or a tensor cannot be held in its own dtype; see `param_dtype`.
     """
-    weights = load_weights(path, preset, raw_weights=raw_weights)
+    weights = load_weights(path, preset, raw_weights=raw_weights, variant=variant, prefix=prefix)
     tree = to_flax(weights.tensors, weights.params, weights.layout)
     params = jax.tree.map(lambda array: _to_jax(array, param_dtype), tree)
     held = jax.tree.leaves(params)[0].dtype

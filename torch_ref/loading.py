@@ -16,7 +16,12 @@ from torch_ref.autoencoder import AutoEncoder
 
 
 def from_pretrained(
-    path: str | os.PathLike[str], preset: AutoEncoderParams | str | None = None, *, raw_weights: bool = False
+    path: str | os.PathLike[str],
+    preset: AutoEncoderParams | str | None = None,
+    *,
+    raw_weights: bool = False,
+    variant: str | None = None,
+    prefix: str | None = None,
 ) -> AutoEncoder:
     """Returns the model of a file or folder, with its weights, in the dtype that the file holds.
 
@@ -24,6 +29,8 @@ def from_pretrained(
       path: what `flax_vae.from_pretrained` takes.
       preset: likewise.
       raw_weights: likewise.
+      variant: likewise.
+      prefix: likewise.
 
     Raises:
       FileNotFoundError: if there is no such file or folder, or a part of it is missing.
@@ -31,7 +38,7 @@ def from_pretrained(
       ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell.
       ValueError: if there is no such preset.
     """
-    weights = load_weights(path, preset, raw_weights=raw_weights)
+    weights = load_weights(path, preset, raw_weights=raw_weights, variant=variant, prefix=prefix)
     with torch.device("meta"):  # the weights come from the file: nothing to allocate or to initialise twice
         model = AutoEncoder(weights.params)
     state_dict = {key: to_tensor(array) for key, array in weights.to("flux").items()}

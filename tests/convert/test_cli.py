@@ -14,6 +14,8 @@ from convert.cli import main
 from convert.diffusers import write_diffusers_config
 from convert.files import read_tensors, write_tensors
 from convert.folder import load_folder, save_folder
+from convert.recognition import Weights
+from convert.saving import save_weights
 
 TINY = PRESETS["tiny"]
 SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 2), num_res_blocks=1)  # what every layout can express
@@ -174,16 +176,39 @@ def test_what_is_changed_or_left_out_is_said(small, capsys):
     write_tensors("sd.safetensors", inside | others)
     Path("config.json").write_text(json.dumps(SMALL.to_dict()))
     command = ["sd.safetensors", "vae.safetensors", "--to", "ldm", "--config", "config.json", "--dtype", "bfloat16"]
-    assert main([*command, "--prefix", "first_stage_model."]) == 0
-    first, rounded, left_out = capsys.readouterr().out.splitlines()
+    assert main([*command, "--to-prefix", "first_stage_model."]) == 0
+    first, rounded, under, left_out = capsys.readouterr().out.splitlines()
     assert first.startswith("vae.safetensors: ") and first.endswith(" numbers, bfloat16")
     assert rounded == "rounded: float32 became bfloat16"
+    assert under == "taken from under 'first_stage_model.'"
     assert left_out.startswith("left out of sd.safetensors: 5 tensors (model.diffusion_model.0, ")
     assert set(read_tensors("vae.safetensors")) == set(inside)
     assert main([*command, "--force", "--json"]) == 0
     report = printed(capsys)
     assert report["rounded_from"] == {"float32": len(inside)} and len(report["left_out"]) == 5
     assert report["architecture"] == SMALL.to_dict()
+
+
+def test_one_of_several_autoencoders_is_chosen(work):
+    twice = {f"{name}.{key}": number * t for number, name in enumerate("ab") for key, t in random_weights().items()}
+    write_tensors("two.safetensors", twice)
+    command = ["two.safetensors", "new.safetensors", "--to", "flux", "--preset", "tiny"]
+    assert main(command) == 1
+    assert main([*command, "--prefix", "b."]) == 0
+    assert_same(read_tensors("new.safetensors"), random_weights())
+    assert main(["inspect", "two.safetensors"]) == 1
+    assert main(["inspect", "two.safetensors", "--prefix", "a"]) == 0
+
+
+def test_a_variant_is_chosen(small):
+    assert main(["model", "vae", "--to", "diffusers"]) == 0
+    assert main(["model", "half", "--to", "diffusers", "--dtype", "float16"]) == 0
+    name = "diffusion_pytorch_model"
+    Path("half", f"{name}.safetensors").rename(f"vae/{name}.fp16.safetensors")
+    assert main(["vae", "one.safetensors", "--to", "ldm"]) == 0
+    assert main(["vae", "two.safetensors", "--to", "ldm", "--variant", "fp16"]) == 0
+    assert {str(t.dtype) for t in read_tensors("one.safetensors").values()} == {"float32"}
+    assert {str(t.dtype) for t in read_tensors("two.safetensors").values()} == {"float16"}
 
 
 @pytest.mark.parametrize("form", ["ours", "diffusers"])
@@ -208,6 +233,25 @@ def test_inspect_says_what_a_file_holds(work, capsys):
     assert main(["inspect", "model", "--tensors"]) == 0
     out = capsys.readouterr().out
     assert "presets" in out and "encoder.conv_in.bias" in out
+
+
+def test_inspect_prints_a_question_mark_for_what_it_does_not_know(work, capsys):
+    save_weights("sd.safetensors", Weights(random_weights(params=SMALL), "flux", SMALL), "ldm")
+    write_tensors("bare.safetensors", read_tensors("sd.safetensors"))
+    untold = {"scale_factor", "shift_factor", "downsample_padding", "resolution", "clamp_logvar"}
+    assert main(["inspect", "bare.safetensors"]) == 0
+    rows = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines() if line.split()[1:]}
+    assert {name for name, value in rows.items() if value == "?"} == untold
+    assert (rows["layout"], rows["time_embedding"], rows["z_channels"]) == ("ldm", "linear", "4")
+    assert main(["inspect", "bare.safetensors", "--json"]) == 0
+    report = printed(capsys)
+    assert {name for name in untold if report["architecture"][name] is None} == set(report["unknown"]) == untold
+    assert main(["inspect", "sd.safetensors", "--json"]) == 0
+    report = printed(capsys)
+    assert report["unknown"] == [] and report["architecture"] == SMALL.to_dict()
+    save_folder("ours", SMALL, random_weights(params=SMALL))
+    assert main(["inspect", "ours", "--json"]) == 0
+    assert printed(capsys)["layout"] == "flux"  # which a model folder of ours always is
 
 
 def test_inspect_names_the_nearest_preset_and_numbers_that_are_not_finite(small, capsys):

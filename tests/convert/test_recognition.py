@@ -14,6 +14,7 @@ from convert.recognition import UNTOLD, fitting_presets, nearest_preset, underst
 from convert.table import READABLE, translate
 
 TINY = PRESETS["tiny"]
+SQUARE = replace(PRESETS["sd1"], ch=32, ch_mult=(1, 2), num_res_blocks=1)
 
 
 def zeros(params, layout="flux", prefix=""):
@@ -50,12 +51,18 @@ def test_layout_and_architecture_are_recognised(layout, preset):
     assert settled.params == params
 
 
-@pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", "module.", "_orig_mod.", "module.first_stage_model."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("first_stage_model.", "vae.", "module.", "_orig_mod.", "module.first_stage_model."),
+        *("model.", "ema.", "net.", "student.", "conditioner.embedders.3.encoder."),
+    ],
+)
 def test_prefixes_of_the_wild(prefix):
-    tensors = zeros(TINY, "ldm", prefix) | {"model.diffusion_model.out.weight": np.zeros(3)}
+    tensors = zeros(TINY, "ldm", prefix) | {"cond_stage.out.weight": np.zeros(3)}
     weights = understand(tensors, TINY)
     assert weights.prefix == prefix
-    assert weights.left_out == ("model.diffusion_model.out.weight",)
+    assert weights.left_out == ("cond_stage.out.weight",)
     assert set(weights.tensors) == {row.theirs for row in expand(TINY, "ldm")}
 
 
@@ -69,13 +76,72 @@ def test_the_training_baggage_of_ldm_is_left_out():
     assert set(weights.left_out) == set(baggage)
 
 
-def test_several_or_no_autoencoders_are_refused():
-    with pytest.raises(ConversionError, match="several autoencoders, under '', 'vae.'"):
-        understand(zeros(TINY) | zeros(TINY, prefix="vae."))
+def test_no_autoencoder_is_refused():
     with pytest.raises(ConversionError, match="not the weights of an autoencoder"):
         understand({"lm_head.weight": np.zeros((2, 2))})
-    with pytest.raises(ConversionError, match="stands under 'student.'"):
-        understand(zeros(TINY, prefix="student."))
+
+
+def test_of_several_autoencoders_one_is_chosen():
+    tensors = zeros(TINY) | {key: np.ones(t.shape) for key, t in zeros(TINY, prefix="vae.").items()}
+    with pytest.raises(ConversionError, match=r"several autoencoders, under '', 'vae.'; say which with .*\(--prefix\)"):
+        understand(tensors)
+    for prefix, value in (("", 0), ("vae.", 1), ("vae", 1)):
+        weights = understand(tensors, TINY, prefix=prefix)
+        assert all(tensor.flat[0] == value for tensor in map(np.asarray, weights.tensors.values()))
+        assert len(weights.left_out) == len(weights.tensors)
+    with pytest.raises(ConversionError, match="no autoencoder stands under 'ema.'; there is '', 'vae.'"):
+        understand(tensors, prefix="ema.")
+
+
+def test_names_of_wrappers_within_the_halves_are_passed_over():
+    names = {"encoder.": "encoder._orig_mod.", "decoder.mid.": "decoder.module.mid.", "quant": "_orig_mod.quant"}
+
+    def wrapped(key):
+        for start, there in names.items():
+            key = there + key.removeprefix(start) if key.startswith(start) else key
+        return key
+
+    tensors = {wrapped(key): tensor for key, tensor in zeros(TINY).items()}
+    assert set(understand(tensors, TINY).tensors) == set(zeros(TINY))
+    with pytest.raises(ConversionError, match="two tensors 'encoder.conv_in.bias', one of them inside a wrapper"):
+        understand(tensors | {"encoder.conv_in.bias": np.zeros(32)}, TINY)
+
+
+@pytest.mark.parametrize("prefix", ["", "vae."])
+@pytest.mark.parametrize(("half", "other"), [("a decoder", "an encoder"), ("an encoder", "a decoder")])
+def test_half_an_autoencoder_is_called_so(half, other, prefix):
+    tensors = {key: t for key, t in zeros(TINY, prefix=prefix).items() if half.split()[1] in key}
+    under = f" .under '{prefix}'." if prefix else ""
+    with pytest.raises(ConversionError, match=f"there is only {half}{under}, without .* the rest of {other}; give"):
+        understand(tensors, TINY)
+
+
+@pytest.mark.parametrize("layout", ["flux", "ldm", "diffusers", "diffusers-legacy"])
+@pytest.mark.parametrize("ones", [0, 1, 2])
+def test_convolutions_of_one_pixel_may_be_matrices_and_back(layout, ones):
+    rng = np.random.default_rng(0)
+    expected = {row.theirs: rng.standard_normal(row.torch_shape) for row in expand(SQUARE, layout)}
+    rows = [row.theirs for row in expand(SQUARE, layout) if row.shape[:2] == (1, 1)]
+    assert len(rows) > 8
+    given = expected | {key: expected[key].reshape(*expected[key].shape[:2], *(1,) * ones) for key in rows}
+    found = understand(given, SQUARE).tensors
+    assert all(np.array_equal(np.asarray(found[key]), array) for key, array in expected.items())
+    given[rows[0]] = given[rows[0]].reshape(1, *given[rows[0]].shape)
+    with pytest.raises(ConversionError, match="misshapen"):
+        understand(given, SQUARE)
+
+
+def test_widths_that_cannot_be_expressed_are_said():
+    tensors = zeros(TINY) | {"encoder.down.1.block.0.conv1.weight": np.zeros((48, 96, 3, 3))}
+    with pytest.raises(ConversionError, match=r"cannot be .* here: its levels are \[96, 48, 128\] wide, and here"):
+        understand(tensors)
+
+
+def test_models_of_compvis_are_called_ldm():
+    assert understand(zeros(PRESETS["sd1"])).layout == "ldm"
+    assert understand(zeros(PRESETS["flux1"])).layout == "flux"
+    assert understand(zeros(PRESETS["sd3"], prefix="first_stage_model.")).layout == "ldm"
+    assert understand(zeros(PRESETS["sd1"]), PRESETS["sd1"], layout="flux").layout == "flux"
 
 
 def test_the_difference_from_the_nearest_layout_is_listed():

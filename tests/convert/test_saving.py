@@ -131,8 +131,14 @@ def test_a_folder_of_another_kind_is_never_replaced(tmp_path, one, other):
     [
         (TINY, "model", "ldm", {}, "'ldm' layout has no folders.*call the file .*model.safetensors"),
         (TINY, "model", "flux", {"prefix": "vae."}, "has no prefix"),
-        (TINY, "model.safetensors", "flux", {"prefix": "vae"}, "prefix='vae' is none that is known"),
-        (TINY, "model.safetensors", "flux", {"prefix": "../"}, "prefix='../' is none that is known"),
+        (
+            TINY,
+            "model.safetensors",
+            "flux",
+            {"prefix": "vae"},
+            "prefix='vae' is none; write names that",
+        ),
+        (TINY, "model.safetensors", "flux", {"prefix": "../"}, "prefix='../' is none"),
         (SMALL["seed"], "model.safetensors", "ldm", {}, "no name for encoder/down_0/block_0/time_mlp"),
         (SMALL["seed-flux"], "model.safetensors", "diffusers", {}, "pad asymmetrically only"),
         (SMALL["flux2"], "model.safetensors", "ldm", {}, "no name for bn/running_mean"),
@@ -144,7 +150,7 @@ def test_what_cannot_be_written_is_refused(tmp_path, params, name, layout, optio
     assert everything_in(tmp_path) == {}
 
 
-@pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", "module.first_stage_model."])
+@pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", "module.first_stage_model.", "my-own.net."])
 def test_a_prefix_is_written_and_read(tmp_path, prefix):
     path = tmp_path / "vae.safetensors"
     save_weights(path, Weights(random_weights(), "flux", TINY), "ldm", prefix=prefix)
