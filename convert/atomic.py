@@ -19,6 +19,7 @@ from pathlib import Path
 _LONGEST = 255  # bytes of a name, on nearly all file systems
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
 _HERE = -100  # AT_FDCWD
+_unfinished: set[Path] = set()  # of this process
 _PARTIAL = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{8})?\.partial", re.DOTALL)
 
 
@@ -69,12 +70,20 @@ def unfinished(target: Path, *, folder: bool = False) -> Iterator[Path]:
     if descriptor is None:
         path = beside(target, "partial", secrets.token_hex(4))
         path.mkdir() if folder else path.touch(exist_ok=False)
-        yield path
-        return
+    _unfinished.add(path)
     try:
         yield path
     finally:
-        _release(descriptor)
+        _unfinished.discard(path)
+        if descriptor is not None:
+            _release(descriptor)
+
+
+def remove_unfinished() -> None:
+    """Removes what this process is writing, from another thread, just before it ends."""
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def keep_permissions(old: Path, new: Path) -> None:

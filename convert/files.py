@@ -124,15 +124,11 @@ def write_tensors(
       OSError: if it cannot be written, as on a full disk.
     """
     plan = plan_header({name: (tuple(t.shape), np.dtype(t.dtype)) for name, t in tensors.items()}, metadata or {})
-    with new_file(path, force=force) as temporary:
-        try:
-            with temporary.open("wb") as file:
-                file.write(plan.header)
-                digest = _write_data(file, [(name, tensors[name]) for name in plan.order])
-                file.seek(plan.digest_at)
-                file.write(digest.encode())
-        except OSError as error:  # a full disk, for one
-            raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
+    with new_file(path, force=force) as temporary, temporary.open("wb") as file:
+        file.write(plan.header)
+        digest = _write_data(file, [(name, tensors[name]) for name in plan.order])
+        file.seek(plan.digest_at)
+        file.write(digest.encode())
 
 
 @contextlib.contextmanager
@@ -146,6 +142,7 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
     Raises:
       FileExistsError: if `path` exists and `force` is not set.
       IsADirectoryError: if `path` is a folder.
+      OSError: If it cannot be written, as on a full disk; the message names `path`.
     """
     target = Path(path).resolve()  # a link keeps pointing to where it points
     if target.is_dir():
@@ -160,8 +157,10 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
             if target.exists():
                 keep_permissions(target, temporary)
             temporary.replace(target)
-        except BaseException:  # an interrupt, too, leaves nothing behind
+        except BaseException as error:  # an interrupt, too, leaves nothing behind
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno and error.filename in (None, temporary, str(temporary)):
+                raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
             raise
     sync_folder(target.parent)
 

@@ -6,8 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from convert.errors import ConversionError, FileError
-from flax_vae.errors import UserError
+from flax_vae.interrupts import end_on_signals, leave_signals
 
 PROG = "flax-vae"
 
@@ -36,12 +35,26 @@ def main(args: Sequence[str] | None = None) -> int:
       args: the words after the program's name; None takes those of the process.
 
     Returns:
-      The exit status: 0; 1 for what the caller can put right; 2 for a misused command line; 130 when interrupted.
+      The exit status: 0; 1 for what the caller can put right; 2 for a misused command line; 130 when interrupted, 143
+      when terminated.
 
     Raises:
       SystemExit: 2 for wrong flags of a command, 0 after its `--help`.
     """
-    words = list(sys.argv[1:] if args is None else args)
+    if args is not None:
+        return _run(list(args))
+    end_on_signals(PROG)  # before anything that takes time
+    try:
+        return _run(sys.argv[1:])
+    finally:
+        leave_signals()
+
+
+def _run(words: list[str]) -> int:
+    # They load numpy.
+    from convert.errors import ConversionError, FileError
+    from flax_vae.errors import UserError
+
     if words[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0

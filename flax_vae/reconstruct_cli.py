@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from flax_vae.errors import DataError, UserError
+from flax_vae.interrupts import advise
 
 if TYPE_CHECKING:  # they load JAX and Pillow: not for --help
     from PIL.Image import Image
@@ -60,6 +61,7 @@ def main(args: Sequence[str]) -> int:
       UserError, OSError: one sentence, for what the caller can put right.
       SystemExit: 2 for wrong flags, 0 after `--help`.
     """
+    advise(PROG, "")
     flags = tyro.cli(Reconstruct, prog=PROG, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     from flax_vae.images import printable
     from flax_vae.pictures import WIDE, save_png, stack

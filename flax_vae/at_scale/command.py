@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import tyro
 
+from flax_vae.interrupts import advise
+
 Flags = TypeVar("Flags")
 
 
@@ -27,6 +29,7 @@ def run(prog: str, flags: type[Flags], work: Callable[[Flags], int], advice: str
       UserError, FileError, OSError: one sentence, for what the caller can put right.
       SystemExit: 2 for wrong flags, 0 after `--help`.
     """
+    advise(prog, f"the same command {advice}")
     given = tyro.cli(flags, prog=prog, args=args)
     try:
         return work(given)

@@ -1,5 +1,6 @@
 """Files and folders that are replaced: by the whole new one at once, with their permissions, and without leftovers."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -45,6 +46,16 @@ def test_what_a_killed_process_left_is_used_up_by_the_next_start(tmp_path):
         (fresh / "a").touch()
     assert names_in(tmp_path) == ["model", "notes.txt"] and names_in(folder) == ["a"]
     assert file.read_text() == ""
+
+
+def test_a_disk_that_is_full_names_the_file_that_was_to_be_written(tmp_path):
+    path = tmp_path / "notes.txt"
+    with pytest.raises(OSError, match="notes.txt could not be written: No space left") as caught, new_file(path):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write raises it, without a name
+    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError) as missing, new_file(path):
+        (tmp_path / "another").read_bytes()  # another file has its own name
+    assert missing.value.filename == str(tmp_path / "another")
 
 
 def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):

@@ -1,7 +1,9 @@
 """The door: which command is meant, and how each way to end becomes an exit status and one line."""
 
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +60,47 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     command(monkeypatch, stop)
     assert cli.main(["encode"]) == 130
     assert capsys.readouterr().err == "flax-vae encode: interrupted\n"
+
+
+@pytest.mark.parametrize(("signum", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM")])
+def test_a_signal_ends_the_command_in_one_line_whatever_it_is_doing(signum, word, tmp_path):
+    code = f"""
+import hashlib, sys, types
+from flax_vae import cli
+from flax_vae.interrupts import advise
+
+def work(args):
+    from convert.files import new_file
+    advise("flax-vae encode", "the same command goes on")
+    with new_file({str(tmp_path / "a.png")!r}):
+        print("begun", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)  # minutes in C, as a compiler
+
+sys.modules[{ENCODE!r}] = types.SimpleNamespace(main=work)
+sys.argv = ["flax-vae", "encode"]
+sys.exit(cli.main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n"
+    assert [path.name for path in tmp_path.iterdir()] == [".a.png.partial"]
+    process.send_signal(signum)
+    _, error = process.communicate(timeout=20)
+    assert error.decode() == f"flax-vae encode: {word}; the same command goes on\n"
+    assert process.returncode == 128 + signum
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.3, 0.8])
+def test_a_signal_during_the_imports_is_no_traceback(seconds, tmp_path):
+    words = ["flax-vae", "encode", str(tmp_path), str(tmp_path / "latents"), "--model", str(tmp_path)]
+    code = f"import sys; from flax_vae import cli; sys.argv = {words}; print('begun', flush=True); sys.exit(cli.main())"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n"
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert b"Traceback" not in error and error.count(b"\n") == 1
+    assert process.returncode in (1, 130)  # it may have ended already
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

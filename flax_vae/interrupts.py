@@ -1,0 +1,66 @@
+"""Ends a command at once when it is told to stop: one line, no traceback, whatever it is doing.
+
+Python's own way, an exception in the main thread, waits while a compiler or a library works there, and an import that
+is interrupted may swallow it or end in a traceback.  What commands write is whole under its name or not there at all,
+so that they can end anywhere, as by `kill -9`; a thread of its own does it.
+"""
+
+import os
+import signal
+import sys
+import threading
+
+SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
+
+_said = {"prog": "", "advice": ""}
+
+
+def end_on_signals(prog: str) -> None:
+    """Ends this process with one line and status 128 + n when it gets SIGINT or SIGTERM, n being the signal's number.
+
+    It is for commands, which own their process; call it first of all, from the main thread.  A signal that is ignored,
+    as in `nohup` or a shell's background job, stays ignored.
+
+    Args:
+      prog: Name of the command, first in the line.
+    """
+    advise(prog, "")
+    ours = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    for signum in ours:
+        signal.signal(signum, lambda *_: None)  # so that the system's handler writes to the pipe, and does nothing else
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_end, args=(reading,), name="signals", daemon=True).start()
+
+
+def advise(prog: str, advice: str) -> None:
+    """Sets the line that `end_on_signals` prints.
+
+    Args:
+      prog: Name of the command.
+      advice: What the same command does when it is given again; empty for nothing.
+    """
+    _said.update(prog=prog, advice=advice)
+
+
+def leave_signals() -> None:
+    """Gives the signals back to the system, for the moment in which the interpreter ends, where no handler can run."""
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def _end(reading: int) -> None:
+    signum = 0
+    while signum not in SIGNALS:
+        signum = os.read(reading, 1)[0]
+    try:
+        if "convert.atomic" in sys.modules:  # otherwise nothing has been begun
+            sys.modules["convert.atomic"].remove_unfinished()
+        # The bar of a terminal is wiped away, and its cursor shown again.
+        wipe = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
+        advice = f"; {_said['advice']}" if _said["advice"] else ""
+        os.write(2, f"{wipe}{_said['prog']}: {SIGNALS[signal.Signals(signum)]}{advice}\n".encode())
+    finally:
+        os._exit(128 + signum)
