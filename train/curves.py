@@ -9,6 +9,7 @@ WIDTH, HEIGHT = 560, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 16, 34  # pixels of the margins around the plot
 _POINTS = 400  # a polyline has no more points than a chart has pixels
 _SMOOTH_FROM = 60  # points; shorter curves are drawn as they are
+_DRAWN = (1e-290, 1e290)  # magnitudes; the arithmetic of the axes would leave the range of floats outside of these
 _LOG_RANGE = 20.0  # largest over smallest value that a linear axis still shows well
 
 
@@ -17,7 +18,7 @@ class Series(NamedTuple):
 
     Attributes:
       name: for the legend.
-      points: of (step, value), by step; a value that is not finite leaves a gap.
+      points: of (step, value), by step; a value that is not finite, or far beyond float32, leaves a gap.
     """
 
     name: str
@@ -34,6 +35,7 @@ def chart(series: Sequence[Series], *, may_log: bool = False) -> str:
     Raises:
       ValueError: if no curve has a finite value.
     """
+    series = [Series(one.name, [(x, drawable(y)) for x, y in one.points]) for one in series]
     series = [one for one in series if any(math.isfinite(y) for _, y in one.points)]
     values = [y for one in series for _, y in one.points if math.isfinite(y)]
     if not values:
@@ -51,6 +53,12 @@ def chart(series: Sequence[Series], *, may_log: bool = False) -> str:
     return svg + _legend(series)
 
 
+def drawable(value: float) -> float:
+    """Returns zero for what is too small for an axis, NaN for what is too large, and any other value as it is."""
+    smallest, largest = _DRAWN
+    return math.nan if abs(value) > largest else 0.0 if abs(value) < smallest else value
+
+
 def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round numbers, 1, 2 or 5 times a power of ten apart, from at most `low` to at least `high`."""
     if high <= low:
@@ -66,7 +74,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten, and twice and five times those where there are few, from at most `low` to at least `high`."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps = (1, 2, 5) if last - first <= 2 else (1,)
-    ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    # One power more at each end: a logarithm is rounded, to below what it is of as well.
+    ticks = [step * 10.0**power for power in range(first - 1, last + 2) for step in steps]
     below, above = max(tick for tick in ticks if tick <= low), min(tick for tick in ticks if tick >= high)
     ticks = [tick for tick in ticks if below <= tick <= above]
     return ticks if len(ticks) <= 8 else [*ticks[:-1:2], ticks[-1]]

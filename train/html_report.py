@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from convert.files import new_file
 from convert.table import expand
 from train.config import TrainConfig
-from train.curves import Series, chart
+from train.curves import Series, chart, drawable
 from train.errors import RunError
 from train.report import read_metrics
 from train.run_directory import RunDirectory
@@ -196,4 +196,4 @@ def _shown(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(drawable(value))

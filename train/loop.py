@@ -107,7 +107,8 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: lis
         board = TensorBoard(run.path / "tensorboard", start) if tensorboard else contextlib.nullcontext()
         reporter = Reporter(start, config.steps, quiet=not first)
         with reporter, board, batches, jax.transfer_guard("disallow"):
-            _greet(reporter, config, run, photographs, parallel, state, start, [*checkpoints.problems, *notes])
+            notes = [*checkpoints.problems, *metrics.problems, *notes]
+            _greet(reporter, config, run, photographs, parallel, state, start, notes)
             speed, said = _Speed(start, config.batch_size), _warn(reporter, photographs, 0)
             for step, batch in enumerate(batches, start=start + 1):
                 state, scores = step_fn(state, batch, constants)
@@ -260,7 +261,7 @@ def describe(scores: dict[str, float]) -> str:
 
 def _final_scores(run: RunDirectory, step: int) -> dict[str, float] | None:
     """The scores of the last step, if an evaluation of it was written down."""
-    rows = [row for row in read_metrics(run.metrics) if row["step"] == step and "psnr" in row]
+    rows = [row for row in read_metrics(run.metrics) if row["step"] == step and isinstance(row.get("psnr"), float)]
     return rows[-1] if rows else None
 
 

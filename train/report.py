@@ -1,7 +1,5 @@
 """What a run says: a progress bar on a terminal, plain lines elsewhere, and `metrics.jsonl` for programs."""
 
-import json
-import math
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.files import new_file
+from train.errors import RunError
+from train.metrics_lines import read_lines, step_of, to_line
 
 _SHOWN = ("loss", "l1", "mse", "charbonnier", "kl", "lpips", "d_loss", "d_weight", "grad_norm", "learning_rate")
 
@@ -16,7 +16,11 @@ _SHOWN = ("loss", "l1", "mse", "charbonnier", "kl", "lpips", "d_loss", "d_weight
 class Metrics:
     """`metrics.jsonl`: one object per line, `step` first, never two lines for the same step.
 
-    What a run wrote after the checkpoint that it resumes from is cut off, for it will be written again.
+    What a run wrote after the checkpoint that it resumes from is cut off, for it will be written again.  Lines that are
+    damaged are moved to `metrics.jsonl.damaged`.
+
+    Attributes:
+      problems: a sentence about the damaged lines, if there were any.
     """
 
     def __init__(self, path: Path, resumed_step: int, *, write: bool = True):
@@ -26,33 +30,53 @@ class Metrics:
           path: of the file.
           resumed_step: updates done.
           write: False in all processes but the first.
+
+        Raises:
+          RunError: if the file cannot be read or written.
         """
         self._path, self._write = path, write
+        self.problems: list[str] = []
         if not write:
             return
-        rows = [row for row in read_metrics(path) if row["step"] <= resumed_step]
-        with new_file(path, force=True) as file:
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        lines = read_lines(path)
+        damaged = list(lines.damaged)
+        begun = step_of(lines.unfinished)
+        if lines.unfinished and (begun is None or begun <= resumed_step):  # otherwise it will be written again
+            damaged.append(lines.unfinished)
+        try:
+            if damaged:
+                self._set_aside(damaged, len(lines.rows))
+            with new_file(path, force=True) as file:
+                rows = [row for row in lines.rows if row["step"] <= resumed_step]
+                file.write_text("".join(map(to_line, rows)), encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot be written ({error.strerror or error}); start the run again when it can"
+            ) from error
 
     def write(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds a line; numbers that are not finite, for which JSON has no word, are left out."""
         if self._write:
-            finite = {name: score for name, score in scores.items() if math.isfinite(score)}
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **finite}) + "\n")
+                file.write(to_line({"step": step, **scores}))
+
+    def _set_aside(self, damaged: list[bytes], good: int) -> None:
+        aside = self._path.with_name(f"{self._path.name}.damaged")
+        with aside.open("ab") as file:
+            file.writelines(line + b"\n" for line in damaged)
+        self.problems.append(
+            f"{self._path}: {len(damaged)} of {len(damaged) + good} lines were damaged, or were several for one step; "
+            f"they are now in {aside.name}"
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; the last one may have been cut off by a crash."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """Returns the rows that are as they were written, by step.
+
+    Raises:
+      RunError: if the file cannot be read.
+    """
+    return read_lines(path).rows
 
 
 class Reporter:

@@ -113,6 +113,17 @@ def test_every_numeric_column_is_drawn_and_odd_names_do_no_harm(run):
     assert "<odd" not in text
 
 
+def test_numbers_at_the_ends_of_floats_are_drawn_or_left_out(run):
+    values = [5e-324, 1e-300, 0.0, 1.0, 1e16, 1e16 + 2, 1.7e308, -1.7e308]
+    for first, second in itertools.product(values, repeat=2):
+        rows = [{"step": 1, "loss": first, "kl": 1.0}, {"step": 2, "loss": second}, {"step": 2**53 - 1, "loss": 1.0}]
+        run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = write_report(run.path).read_text(encoding="utf-8")
+        assert not re.search(r"(points|cx|cy|x1|y1)=\"[^\"]*(nan|inf)", text)
+    run.metrics.write_text(json.dumps({"step": 1, "loss": 1.7e308}))
+    assert "step 1 of 10" in write_report(run.path).read_text(encoding="utf-8")
+
+
 def test_samples_are_embedded_as_they_are_and_the_last_is_shown(run):
     page = Page(write_report(run.path).read_text(encoding="utf-8"))
     embedded = [base64.b64decode(image["src"].split(",")[1]) for image in page.of("img")]

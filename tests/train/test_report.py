@@ -1,5 +1,11 @@
 import json
+import random
+from collections import Counter
 
+import pytest
+
+from train.errors import RunError
+from train.metrics_lines import read_lines, to_line
 from train.report import Metrics, Reporter, read_metrics
 
 
@@ -11,6 +17,95 @@ def test_what_lies_beyond_the_checkpoint_is_cut_off_and_so_is_half_a_line(tmp_pa
     assert read_metrics(path) == [{"step": 5, "loss": 1.0}, {"step": 10, "loss": 0.25}]
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+ROWS = [{"step": step, "loss": 1.0 / step, "psnr": 20.0 + step} for step in (5, 10, 15)]
+DAMAGE = {
+    "a flipped bit in a number": lambda lines: [lines[0], lines[1].replace(b"0.1", b"0.3"), lines[2]],
+    "a flipped bit in a name": lambda lines: [lines[0], lines[1].replace(b"loss", b"lors"), lines[2]],
+    "a flipped bit in JSON": lambda lines: [lines[0], b"\x02" + lines[1][1:], lines[2]],
+    "no UTF-8": lambda lines: [lines[0], lines[1].replace(b"l", b"\xec", 1), lines[2]],
+    "no object": lambda lines: [lines[0], b"12", lines[1], lines[2]],
+    "no step": lambda lines: [b'{"loss": 1}', *lines],
+    "a step that is text": lambda lines: [b'{"step": "x"}', *lines],
+    "a step that is none": lambda lines: [b'{"step": true}', b'{"step": -1}', b'{"step": 1.5}', *lines],
+    "a number too large": lambda lines: [b'{"step": 1, "loss": 1' + b"0" * 400 + b"}", *lines],
+    "deep nesting": lambda lines: [b"[" * 100_000, *lines],
+    "an old row of a step": lambda lines: [b'{"step": 10, "loss": 3.0}', *lines],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_lines_are_kept_beside_the_others_and_said_once(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    lines = DAMAGE[damage]([to_line(row).rstrip().encode() for row in ROWS])
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    assert all(row in ROWS for row in read_metrics(path))  # what only looks is not stopped, and changes nothing
+    metrics = Metrics(path, resumed_step=10)
+    kept = read_metrics(path)
+    assert kept == [row for row in ROWS[:2] if row in kept]
+    assert len(kept) >= 1
+    aside = (tmp_path / "metrics.jsonl.damaged").read_bytes().splitlines()
+    assert aside == [line for line in lines if line not in [to_line(row).rstrip().encode() for row in ROWS]]
+    (problem,) = metrics.problems
+    assert f"{len(aside)} of {len(lines)} lines were damaged" in problem
+    metrics.write(15, ROWS[2])
+    again = Metrics(path, resumed_step=15)
+    assert again.problems == []
+    assert read_metrics(path) == [*kept, ROWS[2]]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes().splitlines() == aside
+
+
+def test_rows_out_of_order_are_sorted_and_zeros_of_a_power_cut_pass(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [to_line(row).encode() for row in ROWS]
+    path.write_bytes(lines[2] + lines[0] + bytes(4096) + lines[1] + bytes(4096))
+    metrics = Metrics(path, resumed_step=15)
+    assert (read_metrics(path), metrics.problems) == (ROWS, [])
+
+
+def test_half_a_line_about_a_step_that_is_done_is_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [to_line(row) for row in ROWS]
+    path.write_text(lines[0] + lines[1][:30])
+    metrics = Metrics(path, resumed_step=10)
+    assert read_metrics(path) == ROWS[:1]
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == lines[1][:30] + "\n"
+    assert len(metrics.problems) == 1
+
+
+def test_a_last_line_without_its_end_is_a_row_if_it_is_whole(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(map(to_line, ROWS)).rstrip())
+    assert Metrics(path, resumed_step=15).problems == []
+    assert read_metrics(path) == ROWS
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match="metrics.jsonl cannot be read .*; move it away"):
+        Metrics(tmp_path / "metrics.jsonl", resumed_step=0)
+
+
+def test_no_flipped_bit_changes_a_number(tmp_path):
+    path, rng = tmp_path / "metrics.jsonl", random.Random(0)
+    whole = b"".join(to_line(row).encode() for row in ROWS)
+    outcome = Counter()
+    for _ in range(300):
+        content = bytearray(whole)
+        content[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        lines = read_lines(path)
+        numbers = [{name: row.get(name) for name in ("step", "loss", "psnr")} for row in lines.rows]
+        if numbers == ROWS:
+            outcome["without effect"] += 1
+        elif (lines.damaged or lines.unfinished) and all(row in ROWS for row in numbers):
+            outcome["found"] += 1
+        else:
+            outcome["silent"] += 1
+    print(dict(outcome))
+    assert outcome["silent"] == 0
+    assert outcome["found"] > 200
 
 
 def test_numbers_that_are_not_finite_are_left_out_of_the_line(tmp_path):
