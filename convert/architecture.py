@@ -11,6 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from convert.errors import shorten
+
+# Far beyond any published model, and small enough for the table of its tensors to be made in a moment.
+MAX_LEVELS = 12
+MAX_BLOCKS = 64
+MAX_COUNT = 1 << 16
+
 NORM_GROUPS = 32  # every GroupNorm of the family; each width must be a multiple of it
 
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # of LDM, Stable Diffusion 3, diffusers and its former Flax models
@@ -93,10 +100,20 @@ class AutoEncoderParams:
         counts = {name: getattr(self, name) for name in ("resolution", "in_channels", "ch", "out_ch", "z_channels")}
         counts |= {f"ch_mult[{level}]": mult for level, mult in enumerate(self.ch_mult)}
         counts |= {"num_res_blocks": self.num_res_blocks}
+        if len(self.ch_mult) > MAX_LEVELS:
+            raise ValueError(f"ch_mult has {len(self.ch_mult)} levels; expected at most {MAX_LEVELS}")
         for name, value in counts.items():
+            most = MAX_BLOCKS if name == "num_res_blocks" else MAX_COUNT
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+            if value > most:
+                raise ValueError(f"{name}={_digits(value)} must be at most {most:,}")
         for width in (self.ch, *self.widths):
+            if width > MAX_COUNT:
+                raise ValueError(
+                    f"ch={self.ch} with ch_mult={shorten(map(str, self.ch_mult), 8)} gives a level of {width:,} "
+                    f"channels; expected at most {MAX_COUNT:,}"
+                )
             if width % NORM_GROUPS:
                 raise ValueError(
                     f"ch={self.ch} with ch_mult={self.ch_mult} gives a level of {width} channels, which GroupNorm "
@@ -140,6 +157,8 @@ class AutoEncoderParams:
         if self.time_emb_dim is None:
             if self.time_embedding == "sinusoidal":
                 raise ValueError("time_embedding='sinusoidal' needs a width; set time_emb_dim")
+        elif self.time_emb_dim > MAX_COUNT:
+            raise ValueError(f"time_emb_dim={_digits(self.time_emb_dim)} must be at most {MAX_COUNT:,}")
         elif self.time_emb_dim < 1:
             raise ValueError(f"time_emb_dim={self.time_emb_dim} must be at least 1, or None for a model without time")
         elif self.time_embedding == "sinusoidal" and self.time_emb_dim % 2:
@@ -207,6 +226,11 @@ class AutoEncoderParams:
         if missing:
             raise ValueError(f"the architecture lacks {', '.join(missing)}")
         return cls(**fields)
+
+
+def _digits(value: int) -> str:
+    """Returns a number for a message; Python refuses to print very long ones."""
+    return str(value) if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
 
 
 def check_padding(padding: str) -> None:

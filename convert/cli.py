@@ -27,7 +27,7 @@ from convert.presets import PRESETS
 from convert.recognition import Weights, understand
 from convert.saving import save_weights
 from convert.sources import Source, open_source
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 from convert.table import LAYOUTS, READABLE, expand
 from convert.verifying import compare
 
@@ -314,7 +314,7 @@ def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoder
     if not config.is_file():
         raise FileNotFoundError(f"{config} is no file; give a config.json of ours or of diffusers")
     try:
-        theirs = is_diffusers_config(loads_object(config.read_bytes()))
+        theirs = is_diffusers_config(read_object(config))
     except ValueError:
         theirs = False  # whoever reads it says what is wrong with it
     return read_diffusers_file(config) if theirs else read_config(config)

@@ -8,13 +8,12 @@ configuration was half understood gives wrong images without an error.
 import difflib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from convert.architecture import NORM_GROUPS, AutoEncoderParams
 from convert.content import foreign
 from convert.errors import ConversionError, FileError
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 
 KL, FLUX2 = "AutoencoderKL", "AutoencoderKLFlux2"
 FLAX = "FlaxAutoencoderKL"  # of releases before 0.40; it knew fewer keys, and meant the same by them
@@ -194,7 +193,7 @@ def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:
       ConversionError: if our architecture cannot express what it describes.
     """
     try:
-        fields = loads_object(Path(path).read_bytes())
+        fields = read_object(path)
     except ValueError as error:
         raise FileError(
             foreign(path, "a configuration") or f"{path} is not a configuration of diffusers: {error}"

@@ -7,7 +7,6 @@ msgpack again: its shape, the name of its dtype, and its bytes.  An array of mor
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
@@ -17,6 +16,7 @@ import numpy as np
 from convert.content import incomplete
 from convert.errors import FileError
 from convert.header import NAMES
+from convert.regular import require_regular
 
 _ARRAY, _SCALAR = 1, 3
 _PIECES = "__msgpack_chunked_array__"
@@ -31,11 +31,7 @@ def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       FileNotFoundError: if there is no such file.
       FileError: if it is damaged or holds anything else than a tree of named arrays.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if Path(path).is_dir():
-        raise FileError(f"{path} is a folder; give the name of a msgpack file")
-    size = Path(path).stat().st_size
+    size = require_regular(path)
     try:
         with open(path, "rb") as file:
             # From the file piece by piece: its bytes are in memory once, as arrays, and not a second time as a string.

@@ -14,7 +14,7 @@ from convert.content import foreign
 from convert.errors import ConversionError, FileError
 from convert.files import ArrayLike, read_tensors, write_tensors
 from convert.new_folder import new_folder, write_json
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 from convert.table import to_flax
 
 CONFIG = "config.json"
@@ -93,7 +93,7 @@ def read_config(path: str | os.PathLike[str]) -> AutoEncoderParams:
       FileError: if the file is not JSON or does not describe an architecture.
     """
     try:
-        return AutoEncoderParams.from_dict(loads_object(Path(path).read_bytes()))
+        return AutoEncoderParams.from_dict(read_object(path))
     except (TypeError, ValueError) as error:
         raise FileError(
             foreign(path, "a configuration") or f"{path} does not describe an autoencoder: {error}"

@@ -10,7 +10,6 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 - teaches numpy the names of bfloat16 and the float8s
@@ -18,7 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from convert.content import incomplete
-from convert.errors import ConversionError, FileError
+from convert.errors import ConversionError, FileError, shorten
+from convert.regular import require_regular
 from convert.strict_json import loads_object
 
 # What numpy (with ml_dtypes) can hold, as safetensors and as numpy call it.  The order is that of the library's writer,
@@ -49,7 +49,9 @@ NAMES = {numpy_name: name for name, numpy_name in DTYPES.items()}
 METADATA = "__metadata__"  # the one name in the header that is not a tensor's
 DIGEST = "data_sha256"  # our key in the metadata: SHA-256 of everything behind the header, in hexadecimal
 UNKNOWN = "0" * 64  # holds the digest's place until the data have been written
-MAX_HEADER = 100_000_000  # bytes; the library reads no longer one
+MAX_HEADER = 16_000_000  # bytes; two hundred thousand tensors, a hundred times those of a whole checkpoint
+_LIBRARY_MAX = 100_000_000  # bytes; the library refuses longer ones, as it does what is no length at all
+_MAX_DIMENSIONS = 64  # of an array of numpy
 
 
 class Entry(NamedTuple):
@@ -89,16 +91,18 @@ def read_header(path: str | os.PathLike[str]) -> Header:
       FileNotFoundError: if there is no such file.
       FileError: if it is no complete safetensors file, or names something twice.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if Path(path).is_dir():
-        raise FileError(f"{path} is a folder; give the name of a safetensors file")
+    require_regular(path)
     try:
-        with safe_open(path, framework="np"):  # for its strictness
-            pass
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            if MAX_HEADER < length <= _LIBRARY_MAX:
+                raise ValueError(f"its header takes {length:,} bytes; expected at most {MAX_HEADER:,}")
+            with safe_open(path, framework="np"):  # for its strictness
+                pass
             fields = loads_object(file.read(length))
+        for name, field in fields.items():
+            if name != METADATA:
+                _check_shape(name, field["shape"])
     except (SafetensorError, struct.error, ValueError) as error:
         raise FileError(incomplete(path, "safetensors", error)) from error
     start = 8 + length
@@ -133,6 +137,13 @@ def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
     if len(first) < 8 or len(header) < length:
         raise FileError(f"{path} is not a complete safetensors file (its header is cut short): copy or write it again")
     return Fingerprint(size, hashlib.sha256(first + header).hexdigest())
+
+
+def _check_shape(name: str, shape: list[int]) -> None:
+    """Refuses shapes that numpy cannot hold; the library passes them if one side is 0."""
+    if len(shape) > _MAX_DIMENSIONS or math.prod(side for side in shape if side) > np.iinfo(np.int64).max // 8:
+        sides = shorten(map(str, shape), most=8)
+        raise ValueError(f"tensor {name!r} has {len(shape)} dimensions ({sides}), more than an array can have")
 
 
 def _entry(field: Mapping[str, Any], start: int) -> Entry:

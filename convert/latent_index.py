@@ -33,7 +33,7 @@ from convert.architecture import AutoEncoderParams
 from convert.errors import FileError
 from convert.files import new_file
 from convert.latent_statistics import LatentStatistics
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 
 FORMAT = 2
 INDEX, STATISTICS, SKIPPED, PLAN = "index.json", "statistics.json", "skipped.jsonl", "plan.json"
@@ -204,7 +204,7 @@ def read_index(folder: str | os.PathLike[str]) -> LatentIndex:
             raise FileNotFoundError(f"{folder} is not complete; start the same flax-vae encode again, which goes on")
         raise FileNotFoundError(f"{folder} holds no {INDEX}; give a folder that flax-vae encode has written")
     try:
-        values = loads_object(path.read_bytes())
+        values = read_object(path, 1 << 28)
         if values["format"] not in (1, FORMAT):
             raise ValueError(f"it is of format {values['format']!r}, and this program reads 1 and {FORMAT}")
         shards = tuple(_shard_record(shard) for shard in values["shards"])
@@ -231,7 +231,7 @@ def _own_sha256(values: Mapping[str, Any]) -> str:
 def _read_statistics(path: Path) -> LatentStatistics:
     """Reads the statistics of a data set of format 1."""
     try:
-        return LatentStatistics.from_dict(loads_object(path.read_bytes()))
+        return LatentStatistics.from_dict(read_object(path, 1 << 28))
     except ValueError as error:
         raise FileError(f"{path} does not hold the statistics of latents: {error}") from error
 

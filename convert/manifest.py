@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from convert.errors import FileError
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -45,7 +45,7 @@ def read_manifest(step: Path) -> Manifest | None:
       FileError: if it is damaged.
     """
     try:
-        content = loads_object((step / MANIFEST).read_bytes())
+        content = read_object(step / MANIFEST)
         expected = content.pop("sha256")
         if content["format"] != FORMAT or expected != digest_of(content):
             raise ValueError("its own SHA-256 is another")
@@ -120,7 +120,7 @@ def digest_file(step: Path, name: str) -> str:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ValueError("its name leads out of the folder")
     if name == _METADATA:
-        content = loads_object((step / name).read_bytes())
+        content = read_object(step / name)
         return digest_of({key: value for key, value in content.items() if key != _ADDED})
     with open(step / name, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

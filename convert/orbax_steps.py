@@ -19,7 +19,7 @@ from convert.deferred import Deferred
 from convert.errors import FileError
 from convert.files import ArrayLike
 from convert.manifest import UNVERIFIED, find_damage, is_number
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 
 MARK = "_CHECKPOINT_METADATA"  # in the folder of a step
 _TREE = "_METADATA"  # in the folder of the state: the names of its arrays
@@ -177,7 +177,7 @@ def _leaves(step: Path, metadata: dict[str, Any]) -> list[list[str]]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        return loads_object(path.read_bytes())
+        return read_object(path)
     except FileNotFoundError as error:
         raise FileError(f"{path} is missing: the checkpoint is not complete, or not of a training run") from error
     except ValueError as error:

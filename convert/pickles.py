@@ -10,6 +10,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ import ml_dtypes
 import numpy as np
 
 from convert.content import incomplete
-from convert.errors import FileError
+from convert.errors import FileError, shorten
+from convert.pickle_bounds import check_bounds
+from convert.regular import require_regular
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +45,8 @@ _INERT = re.compile(
 
 _DEPTH, _MOST = 8, 500_000  # dictionaries within dictionaries, and what is in all of them
 _REMEDY = "save the dictionary that is meant by itself: torch.save(model.state_dict(), ...)"
+# How many times larger a tensor may be than what is stored of it: one with a stride of 0 repeats its numbers.
+_MOST_EXPANDED = 1000
 
 # Bit patterns that numpy has no name for, as integers of the same width and as ml_dtypes.
 _VIEWS = {
@@ -65,10 +70,7 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       FileError: if PyTorch is not installed, if the file is damaged, holds code, or holds no named tensors, or tensors
         that are no arrays.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if Path(path).is_dir():
-        raise FileError(f"{path} is a folder; give the name of a checkpoint")
+    require_regular(path)
     arrays = {}
     for name, tensor in sorted(_tensors_in(path, _load(path)).items()):
         try:
@@ -104,6 +106,10 @@ class _Inert:
 
 
 def _load(path: str | os.PathLike[str]) -> Any:
+    try:
+        check_bounds(path)
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise FileError(f"{path} is not a PyTorch checkpoint that can be read: {error}") from error
     try:
         import torch
     except ImportError as error:
@@ -172,11 +178,11 @@ def _tensors_in(path: str | os.PathLike[str], content: Any) -> "dict[str, torch.
         content = content[holders[0]]
         tensors = _flatten(path, content)
     if not tensors:
-        lines = [f"  {name!r}: {_describe(value)}" for name, value in content.items()]
+        lines = [f"  {shorten([repr(name)])}: {_describe(value)}" for name, value in content.items()]
         raise FileError("\n".join([f"{path} holds no named tensors, only:", *_first(lines), _REMEDY]))
     strangers = {name: tensor for name, tensor in tensors.items() if not _is_plain(tensor)}
     if strangers:
-        lines = [f"  {name!r}: {_describe(tensor)}" for name, tensor in strangers.items()]
+        lines = [f"  {shorten([repr(name)])}: {_describe(tensor)}" for name, tensor in strangers.items()]
         raise FileError("\n".join([f"{path} holds tensors that are no arrays:", *_first(lines), _REMEDY]))
     return tensors
 
@@ -218,14 +224,27 @@ def _is_plain(tensor: "torch.Tensor") -> bool:
         and tensor.device.type == "cpu"
         and not tensor.is_quantized
         and not tensor.is_nested
+        and _bytes_stored(tensor) is None
     )
+
+
+def _bytes_stored(value: Any) -> int | None:
+    """Returns the bytes that are stored of a tensor which claims far more numbers; None of any other object."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_nested:
+        return None
+    stored = value.untyped_storage().nbytes()
+    return stored if value.numel() * value.element_size() > _MOST_EXPANDED * max(stored, 1 << 10) else None
 
 
 def _first(lines: list[str]) -> list[str]:
     return lines[:20] + ([f"  and {len(lines) - 20} more"] if len(lines) > 20 else [])
 
 
-def _describe(value: object) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a dictionary of {len(value)}"
+    if (stored := _bytes_stored(value)) is not None:
+        return f"a tensor of {value.numel():,} numbers, of which {stored:,} bytes are stored"
     return f"a {type(value).__name__}" + (f" ({layout})" if (layout := getattr(value, "layout", None)) else "")

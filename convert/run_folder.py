@@ -5,7 +5,7 @@ from pathlib import Path
 from convert.errors import FileError
 from convert.folder import CONFIG, WEIGHTS
 from convert.manifest import is_number
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 
 EXPORT, CHECKPOINTS, METRICS = "export", "checkpoints", "metrics.jsonl"
 
@@ -50,7 +50,7 @@ def _is_model(folder: Path) -> bool:
 def _asked_steps(run: Path) -> int | None:
     """The steps of the whole run, as far as its configuration tells."""
     try:
-        steps = loads_object((run / CONFIG).read_bytes()).get("steps")
+        steps = read_object(run / CONFIG).get("steps")
     except (OSError, ValueError):  # whoever continues the run says what is wrong with it
         return None
     return steps if isinstance(steps, int) else None

@@ -14,7 +14,7 @@ from convert.content import foreign
 from convert.errors import FileError
 from convert.files import list_tensors, read_tensors
 from convert.pickles import read_pickle
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 
 # The form of the shards; diffusers writes the name of a variant behind `index`.
 _INDEX = re.compile(r"(?P<form>\.safetensors|\.bin)\.index(\.[\w-]+)?\.json")
@@ -71,7 +71,7 @@ def read_index(path: str | os.PathLike[str]) -> dict[str, str]:
     if not index.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
-        places = loads_object(index.read_bytes()).get("weight_map")
+        places = read_object(index, 1 << 28).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise ValueError("it has no 'weight_map' that names a file for each tensor")
         for tensor, name in places.items():

@@ -23,7 +23,7 @@ from convert.flax_msgpack import read_msgpack
 from convert.folder import CONFIG, LAYOUT, WEIGHTS, load_folder
 from convert.manifest import note_on_number
 from convert.run_folder import find_export, is_run
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 
 Kind = Literal[
     "safetensors", "sharded safetensors", "pickle", "sharded pickles", "flax msgpack", "diffusers folder",
@@ -208,13 +208,13 @@ def _open_diffusers(path: Path, verify: bool) -> Source:
     if not config.is_file():  # a file that was moved away from its folder is still a file
         return _read_file(path, None, verify)
     source = _read_file(path, read_diffusers_file(config), verify)
-    kept = kept_keys(loads_object(config.read_bytes()))
+    kept = kept_keys(read_object(config))
     return Source(path, "diffusers folder", source.tensors, source.config, source.metadata, kept)
 
 
 def _is_diffusers(config: Path) -> bool:
     try:
-        return is_diffusers_config(loads_object(config.read_bytes()))
+        return is_diffusers_config(read_object(config))
     except ValueError:  # whoever reads it as a configuration says what is wrong with it
         return False
 

@@ -1,7 +1,12 @@
-"""JSON that means one thing: no name twice in an object, no NaN."""
+"""JSON that means one thing: no name twice in an object, no NaN; read from a regular file of bounded size."""
 
 import json
+import os
+from collections import Counter
 from typing import Any
+
+from convert.errors import shorten
+from convert.regular import read_bytes
 
 
 def loads_object(data: bytes) -> dict[str, Any]:
@@ -22,12 +27,26 @@ def loads_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+def read_object(path: str | os.PathLike[str], limit: int = 1 << 24) -> dict[str, Any]:
+    """Returns the object of named fields that a file holds.
+
+    Args:
+      path: The file.
+      limit: Largest size in bytes that is read.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      FileError: If it is not a regular file, or is larger than `limit`.
+      ValueError: See `loads_object`.
+    """
+    return loads_object(read_bytes(path, limit))
+
+
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"it names {', '.join(map(repr, repeated))} more than once")
+        repeated = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"it names {shorten(map(repr, repeated))} more than once")
     return fields
 
 

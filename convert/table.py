@@ -290,8 +290,15 @@ def require_same(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapp
     if not (missing or unexpected or misshapen):
         return
     lines = [f"{what}: {len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen"]
-    lines += [f"  missing     {key} {expected[key]}" for key in missing]
-    lines += [f"  unexpected  {key} {found[key]}" for key in unexpected]
-    lines += [f"  misshapen   {key} is {found[key]}, must be {expected[key]}" for key in misshapen]
+    lines += _listed([f"  missing     {key} {expected[key]}" for key in missing])
+    lines += _listed([f"  unexpected  {key} {found[key]}" for key in unexpected])
+    lines += _listed([f"  misshapen   {key} is {found[key]}, must be {expected[key]}" for key in misshapen])
     lines += ["check that the architecture (preset or config.json) is the one the weights were trained with"]
     raise ConversionError("\n".join(lines))
+
+
+_LISTED = 1000  # lines of a kind in one message: more than any published model has tensors
+
+
+def _listed(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _LISTED else [*lines[:_LISTED], f"  and {len(lines) - _LISTED:,} more"]

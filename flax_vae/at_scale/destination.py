@@ -13,7 +13,7 @@ from typing import Any
 from convert.atomic import beside, partial_of, restore
 from convert.files import new_file
 from convert.new_folder import replace_folder
-from convert.strict_json import loads_object
+from convert.strict_json import read_object
 from flax_vae.errors import UserError
 from flax_vae.images import printable
 
@@ -48,7 +48,7 @@ def read_plan(folder: Path, file: str, remedy: str) -> dict[str, Any] | None:
       UserError: if its file is damaged.
     """
     try:
-        return loads_object((folder / file).read_bytes())
+        return read_object(folder / file, 1 << 28)
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -182,7 +182,7 @@ def test_metadata_return(tmp_path, metadata):
         ([3], {}, "cannot be called 3"),
         (["a"], {"steps": 3}, "metadata 'steps': 3 cannot be stored"),
         (["a"], {"x": "\ud800"}, "cannot be stored"),
-        (["a"], {"x": "y" * 100_000_000}, "a safetensors header holds 100,000,000"),
+        (["a"], {"x": "y" * 100_000_000}, "a safetensors header holds 16,000,000"),
     ],
     ids=["surrogate", "number", "number in metadata", "surrogate in metadata", "endless"],
 )
@@ -356,7 +356,7 @@ def test_any_arrays_return_bit_for_bit(tmp_path_factory, kinds):
 def test_missing_files_and_folders_are_told_apart(tmp_path, read):
     with pytest.raises(FileNotFoundError, match="absent.safetensors does not exist"):
         read(tmp_path / "absent.safetensors")
-    with pytest.raises(FileError, match="is a folder; give the name of a safetensors file"):
+    with pytest.raises(FileError, match="is a folder; expected a regular file"):
         read(tmp_path)
 
 

@@ -1,0 +1,41 @@
+"""Regular files only: opening a pipe or a device can wait forever or never end."""
+
+import os
+import stat
+from pathlib import Path
+
+from convert.errors import FileError
+
+
+def require_regular(path: str | os.PathLike[str]) -> int:
+    """Returns the size in bytes of a regular file, or of the one that a link leads to.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      FileError: If it is a folder, a pipe, a socket or a device.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size
+    kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+    raise FileError(f"{path} is {kind}; expected a regular file")
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Returns the content of a regular file.
+
+    Args:
+      path: The file.
+      limit: Largest size in bytes that is read.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      FileError: If it is not a regular file, or is larger than `limit`.
+    """
+    size = require_regular(path)
+    if size > limit:
+        raise FileError(f"{path} has {size:,} bytes; expected at most {limit:,} in a file of this kind")
+    return Path(path).read_bytes()
