@@ -57,8 +57,8 @@ class Convert:
 
     Attributes:
       src: a file or folder of weights: safetensors (whole or in shards), a PyTorch or Lightning checkpoint (also of a
-        whole Stable Diffusion model), a diffusers folder, a model folder, a checkpoint of training; or org/name on the
-        Hugging Face hub
+        whole Stable Diffusion model), a diffusers folder, a model folder, a checkpoint of training; or
+        hf:org/name[/folder or file][@revision] on the Hugging Face hub
       dst: a name that ends in .safetensors for one file, any other for a folder (flux and diffusers)
       to: the names of the tensors in DST
       preset: the architecture, where nothing beside SRC says it
@@ -335,7 +335,7 @@ def _understand(path: Path, preset: str | None, raw_weights: bool) -> Weights:
 
 
 def _open(path: Path, raw_weights: bool, variant: str | None = None) -> Source:
-    source = open_source(locate(path), raw_weights=raw_weights, variant=variant)
+    source = open_source(locate(path, variant), raw_weights=raw_weights, variant=variant)
     for note in source.notes:
         print(f"{PROG}: {note}", file=sys.stderr)
     return source

@@ -23,8 +23,8 @@ def load_weights(
     """Opens weights of any kind and settles what they are.
 
     Args:
-      path: a file or folder; see `convert.sources.open_source`.  What does not exist and looks like `org/name` is
-        looked for on the Hugging Face hub; see `convert.hub.locate`.
+      path: a file or folder, see `convert.sources.open_source`; or a model on the Hugging Face hub,
+        `hf:org/name[/folder or file][@revision]`, see `convert.hub.locate`.
       params: the architecture, or the name of a preset, where no configuration lies beside the weights.  Where one
         does, both must agree, except in `clamp_logvar`, which `params` decides.
       verify: see `convert.sources.open_source`.
@@ -39,7 +39,7 @@ def load_weights(
         say, or if nothing says its scale, shift and padding.
       ValueError: if there is no such preset.
     """
-    source = open_source(locate(path), verify=verify, variant=variant, raw_weights=raw_weights)
+    source = open_source(locate(path, variant), verify=verify, variant=variant, raw_weights=raw_weights)
     return settle(source, preset_named(params) if isinstance(params, str) else params, prefix)
 
 

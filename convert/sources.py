@@ -240,6 +240,11 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> So
     raise FileError(f"{path} has a name of no known kind; give a folder, or a file of {_TAKES}")
 
 
+def is_weights_file(name: str) -> bool:
+    """Whether a file of this name holds weights, or is the index of files that do."""
+    return _reader(name) is not None
+
+
 def _reader(name: str) -> Kind | None:
     """The kind of a file by its name."""
     if shards.is_index(name):

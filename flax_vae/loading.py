@@ -33,7 +33,8 @@ def from_pretrained(
     Args:
       path: a model folder of ours or diffusers', a safetensors file, whole or in shards, a PyTorch or Lightning
         checkpoint, also of a whole Stable Diffusion model, one of diffusers' former Flax models, a checkpoint of
-        training, or the name of a model on the Hugging Face hub, `"org/name"` or `"org/name/folder"` (the `hub` extra).
+        training, or a model on the Hugging Face hub, `"hf:org/name[/folder or file][@revision]"` or `"org/name"` (the
+        `hub` extra).
       preset: the name of a preset, or an architecture, where no configuration lies beside the weights: shapes do not
         tell scale, shift and padding.
       dtype: of the computation; see `AutoEncoder`.

@@ -34,7 +34,7 @@ class Reconstruct:
     images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...", help_behavior_hint="(required)")]
     """Image files of any size."""
     model: Annotated[str, arg(metavar="MODEL")]
-    """Weights: a model folder, a file, a checkpoint, or org/name on the Hugging Face hub."""
+    """Weights: a model folder, a file, a checkpoint, or hf:org/name on the Hugging Face hub."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
     """The architecture, where nothing beside the weights says it."""
     raw_weights: bool = False

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -104,7 +105,7 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
         return None
     try:
         if config.graft:
-            weights = load_weights(config.start_from, raw_weights=config.raw_weights)
+            weights = load_weights(Path(config.start_from), raw_weights=config.raw_weights)
             attention, width = config.model.attn_levels is None, config.model.time_emb_dim
             tensors, record = graft(
                 weights.to("flux"), weights.params,
@@ -116,7 +117,7 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
         else:
             # Where nothing lies beside the weights that says what they are, the record does.
             model, tree = from_pretrained(
-                config.start_from, config.model, param_dtype=jnp.float32, raw_weights=config.raw_weights
+                Path(config.start_from), config.model, param_dtype=jnp.float32, raw_weights=config.raw_weights
             )
             record = model.params
     except (FileError, ConversionError, OSError, ValueError) as error:

@@ -29,7 +29,7 @@ class EvalFlags:
     """
 
     models: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_OR_MODEL...")]
-    """Run directories (their export/), or weights of any kind: a model folder, a file, a checkpoint, org/name.
+    """Run directories (their export/), or weights of any kind: a model folder, a file, a checkpoint, hf:org/name.
     Several are compared, a line each."""
     data: Annotated[
         str | None, arg(metavar="DATA", help_behavior_hint="(default: the image that the run held out)")

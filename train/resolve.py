@@ -96,6 +96,6 @@ def _fault(settings: dict[str, Any]) -> str | None:
 
 def _architecture_of(path: str) -> AutoEncoderParams:
     try:
-        return load_weights(path, verify=False).params
+        return load_weights(Path(path), verify=False).params
     except (ConversionError, FileError, OSError, ValueError) as error:
         raise RunError(f"start_from={path!r} cannot be begun with: {error}") from error

@@ -36,7 +36,7 @@ class EncodeFlags:
     destination: Annotated[Positional[Path], arg(metavar="DST")]
     """The folder for the latents."""
     model: Annotated[str, arg(metavar="MODEL")]
-    """Weights of any kind: a model folder, a file, a checkpoint, org/name on the Hugging Face hub."""
+    """Weights of any kind: a model folder, a file, a checkpoint, hf:org/name on the Hugging Face hub."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint=_NONE)] = None
     """The architecture, where nothing beside the weights says it."""
     raw_weights: FlagCreatePairsOff[bool] = False

@@ -1,5 +1,6 @@
 """The model of a command that encodes or decodes."""
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def load_model(
     """
     try:
         model, params = from_pretrained(
-            path, preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32, raw_weights=raw_weights
+            Path(path), preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32, raw_weights=raw_weights
         )
     except ValueError as error:
         raise UserError(str(error)) from error
