@@ -70,6 +70,9 @@ def unfinished(target: Path, *, folder: bool = False) -> Iterator[Path]:
     if descriptor is None:
         path = beside(target, "partial", secrets.token_hex(4))
         path.mkdir() if folder else path.touch(exist_ok=False)
+    if target.exists():  # what replaces it is at no moment open to more people
+        mode = stat.S_IMODE(path.stat().st_mode) & stat.S_IMODE(target.stat().st_mode)
+        path.chmod(mode | (0o700 if folder else 0o600))
     _unfinished.add(path)
     try:
         yield path

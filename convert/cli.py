@@ -59,7 +59,7 @@ class Convert:
       src: a file or folder of weights: safetensors (whole or in shards), a PyTorch or Lightning checkpoint (also of a
         whole Stable Diffusion model), a diffusers folder, a model folder, a checkpoint of training; or
         hf:org/name[/folder or file][@revision] on the Hugging Face hub
-      dst: a name that ends in .safetensors for one file, any other for a folder (flux and diffusers)
+      dst: a name that ends in .safetensors or .sft for one file, any other for a folder (flux and diffusers)
       to: the names of the tensors in DST
       preset: the architecture, where nothing beside SRC says it
       config: the same as a config.json, of ours or of diffusers
@@ -89,6 +89,8 @@ class Convert:
     def run(self) -> int:
         """Reads, checks, converts and writes."""
         source = _open(self.src, self.raw_weights, self.variant)
+        if source.path.is_dir() and self.dst.resolve().is_relative_to(source.path.resolve()):
+            raise ConversionError(f"{self.dst} lies inside {source.path}, which is read; choose another place")
         weights = settle(source, _architecture(self.preset, self.config), self.prefix)
         before = summary(weights.tensors.values())
         after = summary((cast(weights.tensors, self.dtype) if self.dtype else weights.tensors).values())

@@ -141,9 +141,11 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
 
     Raises:
       FileExistsError: if `path` exists and `force` is not set.
+      FileNotFoundError: if `path` is a link to nothing.
       IsADirectoryError: if `path` is a folder.
       OSError: If it cannot be written, as on a full disk; the message names `path`.
     """
+    refuse_dead_link(path)
     target = Path(path).resolve()  # a link keeps pointing to where it points
     if target.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
@@ -163,6 +165,18 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
                 raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
             raise
     sync_folder(target.parent)
+
+
+def refuse_dead_link(path: str | os.PathLike[str]) -> None:
+    """Refuses a link to what does not exist: what is written through it would appear in a place that nobody named.
+
+    Raises:
+      FileNotFoundError: naming that place.
+    """
+    if os.path.islink(path) and not os.path.exists(path):
+        raise FileNotFoundError(
+            f"{path} is a link to {os.readlink(path)}, which does not exist; remove the link, or choose another name"
+        )
 
 
 def sync_file(path: Path) -> None:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from convert.atomic import exchange, keep_permissions, restore, unfinished
-from convert.files import sync_file, sync_folder
+from convert.errors import ConversionError
+from convert.files import refuse_dead_link, sync_file, sync_folder
+from convert.pickles import SUFFIXES as PICKLES
+
+# Names that nobody gives to a folder.
+_FILE_SUFFIXES = {
+    *(".safetensors", ".sft", *PICKLES, ".msgpack", ".json", ".npz", ".npy", ".h5", ".hdf5", ".onnx", ".gguf", ".zip"),
+    *(".tar", ".gz", ".tgz", ".7z", ".pkl", ".pickle"),
+}
 
 
 @contextlib.contextmanager
@@ -26,8 +34,12 @@ def new_folder(folder: str | os.PathLike[str], names: Collection[str], *, force:
       force: whether an existing folder of such files may be replaced.
 
     Raises:
+      ConversionError: if the name is that of a file.
       FileExistsError: if the folder exists and `force` is not set, or if it holds anything else than such files.
+      FileNotFoundError: if it is a link to nothing.
     """
+    refuse_file_name(folder)
+    refuse_dead_link(folder)
     target = Path(folder).resolve()  # a link keeps pointing to where it points
     restore(target)
     _refuse_to_lose(folder, target, names, force)
@@ -40,6 +52,28 @@ def new_folder(folder: str | os.PathLike[str], names: Collection[str], *, force:
         except BaseException:  # an interrupt, too, leaves nothing behind
             shutil.rmtree(fresh, ignore_errors=True)
             raise
+
+
+def refuse_file_name(folder: str | os.PathLike[str]) -> None:
+    """Refuses a name that says that a file is wanted, unless a folder has it already.
+
+    Raises:
+      ConversionError: naming what can be written instead.
+    """
+    path = Path(folder)
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in _FILE_SUFFIXES:
+        return
+    if suffix in PICKLES:
+        what = f"{suffix} files are PyTorch's pickles, which are read and never written"
+    elif suffix in (".safetensors", ".sft"):
+        what = f"{suffix} is the name of one file, and a model folder is asked for"
+    else:
+        what = f"files of {suffix} are not written"
+    raise ConversionError(
+        f"{folder}: {what}; give {path.with_suffix('')} for a folder"
+        + ("" if suffix in (".safetensors", ".sft") else f", or {path.with_suffix('.safetensors')} for a file")
+    )
 
 
 def replace_folder(fresh: Path, target: Path) -> None:

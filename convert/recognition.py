@@ -153,7 +153,8 @@ def _choose(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[str, 
         (prefix,) = known
     elif len(whole) > 1:
         raise ConversionError(
-            f"there are several autoencoders, under {_listed(whole)}; say which with prefix= (--prefix)"
+            f"there are several autoencoders, under {_listed(whole)}; say which with prefix=, or --prefix of "
+            "flax-vae-convert"
         )
     elif not there:
         raise ConversionError(

@@ -1,5 +1,6 @@
 """Weights to disk, in any layout that can be written: the counterpart of `convert.loading`."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,14 +12,15 @@ import numpy as np
 from convert.deferred import Deferred, cast
 from convert.diffusers import write_diffusers_config
 from convert.embedded import write_architecture
-from convert.errors import ConversionError
+from convert.errors import ConversionError, FileError
 from convert.files import write_tensors
-from convert.folder import CONFIG, save_folder
+from convert.folder import CONFIG, WEIGHTS, save_folder
 from convert.folder import LAYOUT as FOLDER_LAYOUT
-from convert.new_folder import new_folder, write_json
+from convert.new_folder import new_folder, refuse_file_name, write_json
 from convert.recognition import Weights
+from convert.shards import is_index, read_index
 
-FILE_SUFFIX = ".safetensors"
+FILE_SUFFIXES = (".safetensors", ".sft")
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -35,9 +37,10 @@ def save_weights(
 ) -> None:
     """Writes weights in any layout, tensor after tensor.
 
-    A `path` that ends in `.safetensors` becomes one file, whose header says the architecture.  Any other becomes a
-    folder: a model folder of ours for `"flux"`, and for `"diffusers"` one that `AutoencoderKL.from_pretrained` (or
-    `AutoencoderKLFlux2`) loads; the other layouts know no folders.
+    A `path` that ends in `.safetensors` or `.sft` becomes one file, whose header says the architecture.  Any other
+    becomes a folder: a model folder of ours for `"flux"`, and for `"diffusers"` one that
+    `AutoencoderKL.from_pretrained` (or `AutoencoderKLFlux2`) loads; the other layouts know no folders.  Names that end
+    as other files do, such as `.pt`, are refused.
 
     Args:
       path: the file or the folder; missing folders above it are made.
@@ -51,7 +54,8 @@ def save_weights(
 
     Raises:
       ConversionError: if the tensors are not those of the architecture; if the layout cannot express it, has no folder
-        or takes no prefix; if a number is too large for `dtype`.
+        or takes no prefix; if a number is too large for `dtype`; if the name is that of another kind of file, or of a
+        file that belongs to a model of several.
       FileExistsError: if it exists and `force` is not set, or is a folder with anything else in it.
       OSError: if it cannot be written, as on a full disk.
       ValueError: if there is no such layout or dtype.
@@ -64,8 +68,9 @@ def save_weights(
         state_dict = cast(state_dict, dtype)
     if progress is not None:
         state_dict = _watch(state_dict, progress)
-    if target.suffix == FILE_SUFFIX:
+    if target.suffix.lower() in FILE_SUFFIXES:
         _check_prefix(prefix)
+        _refuse_part(target)
         header = {"format": "pt"} | write_architecture(params) | dict(metadata or {})
         write_tensors(target, {prefix + key: t for key, t in state_dict.items()}, metadata=header, force=force)
         return
@@ -73,6 +78,7 @@ def save_weights(
         raise ConversionError(
             f"{target} is to be a folder, which has no prefix and no metadata; write {target}.safetensors"
         )
+    refuse_file_name(target)
     if layout == FOLDER_LAYOUT:
         save_folder(target, params, state_dict, force=force)
     elif layout == "diffusers":
@@ -82,7 +88,7 @@ def save_weights(
     else:
         raise ConversionError(
             f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r} and 'diffusers' have; "
-            f"call the file {target}{FILE_SUFFIX}"
+            f"call the file {target}{FILE_SUFFIXES[0]}"
         )
 
 
@@ -95,6 +101,21 @@ def _watch(tensors: Mapping[str, Any], progress: Callable[[int, int], None]) -> 
         return np.asarray(tensors[name])
 
     return {name: Deferred(tuple(t.shape), np.dtype(t.dtype), lambda n=name: make(n)) for name, t in tensors.items()}
+
+
+def _refuse_part(target: Path) -> None:
+    """Refuses to replace a file that would no longer fit the configuration or the index beside it."""
+    real = target.resolve()
+    if not real.exists():
+        return
+    if (real.parent / CONFIG).is_file() and (real.name == WEIGHTS or real.name.startswith("diffusion_")):
+        raise ConversionError(
+            f"{target} belongs to the {CONFIG} beside it; give the folder {target.parent}, or another name"
+        )
+    for index in filter(lambda entry: is_index(entry.name), real.parent.iterdir()):
+        with contextlib.suppress(FileError):
+            if real.name in read_index(index).values():
+                raise ConversionError(f"{target} is one of the shards of {index.name}; choose another name")
 
 
 def _check_prefix(prefix: str) -> None:

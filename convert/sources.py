@@ -112,7 +112,7 @@ def _open(path: Path, verify: bool, variant: str | None, raw_weights: bool) -> S
     if not path.is_file():  # a pipe would be waited for
         raise FileError(f"{path} is neither a file nor a folder; give a folder, or a file of {_TAKES}")
     if variant is not None:
-        raise FileError(f"variant={variant!r} (--variant) chooses in a folder, and {path} is a file; leave it out")
+        raise FileError(f"variant={variant!r} chooses in a folder, and {path} is a file; leave it out")
     return _open_file(path, verify)
 
 
@@ -175,7 +175,9 @@ def _chosen(folder: Path, inside: list[str], variant: str | None) -> str | None:
     if variant is not None and variant not in variants:
         raise FileError(f"{folder} holds no variant {variant!r}; there is {named or 'none that has a name'}")
     if variant is None and "" not in variants and len(variants) > 1:
-        raise FileError(f"{folder} holds several variants; say which with variant= (--variant): {named}")
+        raise FileError(
+            f"{folder} holds several variants ({named}); say which with variant=, or --variant of flax-vae-convert"
+        )
     if not variants:
         return None
     forms = variants["" if variant is None and "" in variants else variant or next(iter(variants))]

@@ -83,7 +83,7 @@ def test_no_autoencoder_is_refused():
 
 def test_of_several_autoencoders_one_is_chosen():
     tensors = zeros(TINY) | {key: np.ones(t.shape) for key, t in zeros(TINY, prefix="vae.").items()}
-    with pytest.raises(ConversionError, match=r"several autoencoders, under '', 'vae.'; say which with .*\(--prefix\)"):
+    with pytest.raises(ConversionError, match=r"several autoencoders, under '', 'vae.'; say which with .*--prefix"):
         understand(tensors)
     for prefix, value in (("", 0), ("vae.", 1), ("vae", 1)):
         weights = understand(tensors, TINY, prefix=prefix)

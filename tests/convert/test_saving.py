@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from convert import LAYOUTS, PRESETS, ConversionError, expand
 from convert.deferred import Deferred
 from convert.errors import FileError
 from convert.files import list_tensors, read_metadata, read_tensors, write_tensors
+from convert.folder import save_folder
 from convert.loading import load_weights
 from convert.recognition import Weights
 from convert.saving import save_weights
@@ -148,6 +150,77 @@ def test_what_cannot_be_written_is_refused(tmp_path, params, name, layout, optio
     with pytest.raises(ConversionError, match=message):
         save_weights(tmp_path / name, Weights(random_weights(params), "flux", params), layout, **options)
     assert everything_in(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["ae.sft", "vae.SAFETENSORS", "vae.Sft"])
+def test_names_of_safetensors_become_one_file(tmp_path, name):
+    save_weights(tmp_path / name, Weights(random_weights(), "flux", TINY), "ldm")
+    assert (tmp_path / name).is_file()
+    assert_same(load_weights(tmp_path / name).to("flux"), random_weights())
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("vae.pt", "vae.pt: .pt files are PyTorch's pickles, which are .* never written; give .*vae for a folder"),
+        ("vae.v1.CKPT", "or .*vae.v1.safetensors for a file"),
+        ("vae.bin", "or .*vae.safetensors for a file"),
+        ("config.json", "files of .json are not written"),
+    ],
+)
+def test_names_of_files_never_become_folders(tmp_path, name, complaint):
+    source = Weights(random_weights(), "flux", TINY)
+    for layout in ("flux", "diffusers", "ldm"):
+        with pytest.raises(ConversionError, match=complaint):
+            save_weights(tmp_path / name, source, layout)
+    for other in (name, "vae.safetensors"):
+        with pytest.raises(ConversionError, match="for a folder"):
+            save_folder(tmp_path / other, TINY, random_weights())
+    assert everything_in(tmp_path) == {}
+    save_weights(tmp_path / "sd-v1.5", source, "flux")  # a dot alone makes no file
+    assert (tmp_path / "sd-v1.5").is_dir()
+
+
+@pytest.mark.parametrize("layout", ["flux", "diffusers"])
+def test_a_part_of_a_model_is_never_replaced(tmp_path, layout):
+    source = Weights(random_weights(), "flux", TINY)
+    save_weights(tmp_path / "model", source, layout)
+    (part,) = (tmp_path / "model").glob("*.safetensors")
+    (tmp_path / "link.safetensors").symlink_to(part)
+    before = everything_in(tmp_path)
+    for path in (part, tmp_path / "link.safetensors"):
+        with pytest.raises(ConversionError, match=f"{path} belongs to the config.json beside it; give the folder"):
+            save_weights(path, source, "ldm", force=True)
+    assert everything_in(tmp_path) == before
+    (part.parent / "config.json").rename(part.parent / f"{part.stem}.safetensors.index.json")
+    index = {"weight_map": {name: part.name for name in read_tensors(part)}}
+    (part.parent / f"{part.stem}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConversionError, match="is one of the shards of"):
+        save_weights(part, source, "ldm", force=True)
+
+
+@pytest.mark.parametrize("name", ["vae.safetensors", "vae"])
+def test_nothing_is_written_through_a_link_to_nothing(tmp_path, name):
+    (tmp_path / name).symlink_to("nowhere/deep")
+    for force in (False, True):
+        with pytest.raises(FileNotFoundError, match=f"{name} is a link to nowhere/deep, which does not exist; remove"):
+            save_weights(tmp_path / name, Weights(random_weights(), "flux", TINY), "flux", force=force)
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["vae.safetensors", "vae"])
+def test_what_replaces_a_private_file_is_private_while_it_is_written(tmp_path, name):
+    source = Weights(random_weights(), "flux", TINY)
+    save_weights(tmp_path / name, source, "flux")
+    (tmp_path / name).chmod(0o700)
+    modes = []
+
+    def watch(done, count):
+        modes.extend(path.stat().st_mode & 0o077 for path in tmp_path.glob(".*.partial"))
+
+    save_weights(tmp_path / name, source, "flux", force=True, progress=watch)
+    assert set(modes) == {0}
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", "module.first_stage_model.", "my-own.net."])

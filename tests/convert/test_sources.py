@@ -130,7 +130,7 @@ def test_of_several_variants_and_forms_the_default_is_taken(diffusers_folder):
     assert open_source(diffusers_folder / names[0]).config == TINY
     with pytest.raises(FileError, match="vae holds no variant 'bf16'; there is fp16$"):
         open_source(diffusers_folder, variant="bf16")
-    with pytest.raises(FileError, match="variant='fp16' .* chooses in a folder, and .* is a file; leave it out"):
+    with pytest.raises(FileError, match="variant='fp16' chooses in a folder, and .* is a file; leave it out"):
         open_source(diffusers_folder / names[0], variant="fp16")
     (diffusers_folder / names[1]).unlink()
     (diffusers_folder / f"{DIFFUSERS}.bin").unlink()
@@ -139,7 +139,7 @@ def test_of_several_variants_and_forms_the_default_is_taken(diffusers_folder):
     (diffusers_folder / "diffusion_flax_model.msgpack").unlink()
     assert open_source(diffusers_folder).path.name == names[0]  # there is no other
     write_shards(diffusers_folder, f"{DIFFUSERS}.bf16")
-    with pytest.raises(FileError, match=r"several variants; say which with variant= \(--variant\): bf16, fp16$"):
+    with pytest.raises(FileError, match=r"several variants \(bf16, fp16\); say which with variant=, or --variant of"):
         open_source(diffusers_folder)
     assert_same(open_source(diffusers_folder, variant="bf16").tensors, WEIGHTS)
 
