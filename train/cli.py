@@ -32,10 +32,11 @@ def main(args: Sequence[str] | None = None) -> int:
     from train.resolve import default_workdir, resolve  # loads NumPy: not for --help
 
     try:
-        workdir = flags.workdir or default_workdir(flags)
-        config = resolve(flags, workdir)
+        with _together(flags):
+            workdir = flags.workdir or default_workdir(flags)
+            config = resolve(flags, workdir)
     except (TrainError, ValueError) as error:
-        return _refuse(error)
+        return _end(_refuse(error), flags)
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     try:
         return _show(config, workdir) if flags.dry_run else _run(config, workdir, flags)
@@ -43,10 +44,45 @@ def main(args: Sequence[str] | None = None) -> int:
         for folder in made:  # a refused run leaves nothing behind; one that had begun is not empty, and stays
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        return _refuse(error)
+        return _end(_refuse(error), flags)
     except KeyboardInterrupt:  # twice, or before there was anything to save
         print(f"{PROG}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _end(128 + signal.SIGINT, flags)
+
+
+def _members(flags: Flags) -> tuple[str | None, int | None, int | None] | None:
+    """Which process this is of several, or None where it is the only one."""
+    members = (flags.coordinator, flags.processes, flags.process)
+    return members if (flags.distributed or members != (None, None, None)) and not flags.dry_run else None
+
+
+def _together(flags: Flags) -> contextlib.AbstractContextManager[object]:
+    """Joins the other processes, if there are any, before anything asks for a device.
+
+    Returns:
+      A context in which a failure of one process ends all.
+    """
+    members = _members(flags)
+    if members is None:
+        return contextlib.nullcontext()
+    from train.agreement import agreement
+    from train.processes import join_processes
+
+    join_processes(*members, **({} if flags.join_timeout is None else {"timeout": flags.join_timeout}))
+    return agreement()
+
+
+def _end(status: int, flags: Flags) -> int:
+    """Returns the status; one of several processes ends here, since others may be waiting for it."""
+    if _members(flags) is None:
+        return status
+    import jax
+
+    from train.processes import leave
+
+    if jax.distributed.is_initialized():
+        leave(status)
+    return status
 
 
 def _show(config: TrainConfig, workdir: Path) -> int:
@@ -61,15 +97,9 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     # They load JAX: only now, when there is something to compute.
     from flax_vae.compilation import cache_compilations
     from train.loop import describe, train
-    from train.processes import join_processes
 
     if flags.compilation_cache is not None:
         cache_compilations(flags.compilation_cache)
-    # Before anything asks for a device.
-    members = (flags.coordinator, flags.processes, flags.process)
-    if flags.distributed or members != (None, None, None):
-        join_processes(*members)
-
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax's notes to its own developers
     outcome = train(config, workdir, tensorboard=flags.tensorboard)
     if outcome.stopped_by is not None:

@@ -359,14 +359,15 @@ _PARTS = {"data": DataConfig, "optim": OptimConfig, "loss": LossConfig, "gan": G
 
 def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
     """One `name: before -> after` for each field, nested ones dotted, that differs."""
-    old, new = _flatten(before.to_dict()), _flatten(after.to_dict())
+    old, new = flatten(before.to_dict()), flatten(after.to_dict())
     return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
 
 
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested fields under dotted names."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
 
 

@@ -106,6 +106,10 @@ class Flags:
     """How many processes there are."""
     process: Annotated[int | None, arg(metavar="I", help_behavior_hint=_NONE)] = None
     """Which of them this is, from 0."""
+    join_timeout: Annotated[
+        float | None, arg(metavar="SECONDS", help_behavior_hint="(default: 45; with --distributed 300)")
+    ] = None
+    """Time in which all processes must have started."""
 
 
 # The part of the configuration in which each flag that changes it belongs.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flax_vae import AutoEncoder, save_pretrained
+from train.agreement import agreement, facts_of_run, facts_of_start, require_same_state
 from train.assemble import load_start, make_constants, make_parts, make_state
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
@@ -68,20 +69,39 @@ def train(config: TrainConfig, workdir: Path, *, tensorboard: bool = False) -> O
         a full disk, updates that are not finite, one after the other.
     """
     run, first = RunDirectory(workdir), jax.process_index() == 0
-    changes = run.check(config)  # before a lock is left in somebody's directory
-    with stop_requests() as stop, lock(run.path) if first else contextlib.nullcontext() as warning:
-        return _train(config, run, stop, [*([warning] if warning else []), *changes], tensorboard and first)
+    with stop_requests() as stop, contextlib.ExitStack() as stack:
+        with agreement() as facts:  # before anything that waits for another process
+            changes = run.check(config)  # before a lock is left in somebody's directory
+            warning = stack.enter_context(lock(run.path)) if first else None
+            cast = _gather_cast(config)
+            facts |= facts_of_run(config, cast.photographs, cast.constants)
+        return _train(config, run, cast, stop, [*([warning] if warning else []), *changes], tensorboard and first)
 
 
-def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: list[str], tensorboard: bool) -> Outcome:
-    # The cast.
-    first = jax.process_index() == 0
+class _Cast(NamedTuple):
+    """What takes part in a run beside its state."""
+
+    parallel: Parallel
+    photographs: Photographs
+    parts: Parts
+    constants: dict[str, Any]
+    evaluate: Evaluator
+
+
+def _gather_cast(config: TrainConfig) -> _Cast:
     parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     photographs = Photographs(config.data)
     parts, constants = make_parts(config), make_constants(config)
     evaluate = Evaluator(parts.model, parallel, photographs.held_out(), config, constants.get("lpips"))
+    return _Cast(parallel, photographs, parts, constants, evaluate)
 
+
+def _train(
+    config: TrainConfig, run: RunDirectory, cast: _Cast, stop: StopRequest, notes: list[str], tensorboard: bool
+) -> Outcome:
+    first = jax.process_index() == 0
+    parallel, photographs, parts, constants, evaluate = cast
     with Checkpoints(run.checkpoints, keep=config.keep, best=("psnr", "max")) as checkpoints:
         # Where we left off, or the beginning.
         start = checkpoints.newest_good() or 0
@@ -135,6 +155,7 @@ def _train(config: TrainConfig, run: RunDirectory, stop: StopRequest, notes: lis
                 if isinstance(board, TensorBoard):
                     board.show(step, numbers, run.sample(step) if look else None)
                 if save:
+                    require_same_state(state, step)
                     checkpoints.save(step, state, config, wait=last or stopping, scores=numbers)
                 if stopping and not last:
                     return Outcome(state, step, {}, stop.signum)
@@ -152,7 +173,10 @@ def _restore_or_create(
     checkpoints: Checkpoints, start: int, config: TrainConfig, parts: Parts, parallel: Parallel
 ) -> TrainState:
     if not start:
-        return parallel.place_state(make_state(config, parts, load_start(config)))
+        with agreement() as facts:
+            state = make_state(config, parts, load_start(config))
+            facts |= facts_of_start(state)
+        return parallel.place_state(state)
     # With the shardings of the devices that there are now.
     shapes = jax.eval_shape(partial(make_state, config, parts))
     like = jax.tree.map(

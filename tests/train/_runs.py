@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,24 +66,33 @@ class Trainers:
         return End(**json.loads(self._process.stdout.readline()))
 
 
-def start(workdir: Path, *, devices: int, count: int = 1) -> list[subprocess.Popen[str]]:
-    """`flax-vae-train` in as many processes, which train together; each has both outputs in one pipe."""
-    coordinator = f"127.0.0.1:{_free_port()}"
-    joined = [[coordinator, str(count), str(index)] for index in range(count)] if count > 1 else [[]]
+def start(
+    workdir: Path, *, devices: int, count: int = 1, words: Sequence[Sequence[str]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """`flax-vae-train` in as many processes, which train together; each has both outputs in one pipe.
+
+    `words` are further arguments of each.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    joined = [["--coordinator", address, "--processes", str(count), "--process", str(index)] for index in range(count)]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.train._runs", str(workdir), *arguments],
+            [
+                *(sys.executable, "-m", "train.cli", "--workdir", str(workdir)),
+                *(joined[index] if count > 1 else []),
+                *(words[index] if words else []),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
             env=os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)},
         )
-        for arguments in joined
+        for index in range(count)
     ]
 
 
-def _free_port() -> str:
+def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])
@@ -162,18 +172,6 @@ def _serve(folder: Path) -> None:
         print(json.dumps({"status": status, "said": said.read_text(), "touch": touch}), flush=True)
 
 
-def _train(workdir: str, coordinator: str = "", count: str = "1", index: str = "0") -> int:
-    if coordinator:
-        from train.processes import join_processes
-
-        join_processes(coordinator, int(count), int(index))
-    import train.cli
-
-    return train.cli.main(["--workdir", workdir])
-
-
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        sys.exit(_train(*sys.argv[1:]))
     with tempfile.TemporaryDirectory() as folder:
         _serve(Path(folder))
