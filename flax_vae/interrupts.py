@@ -11,12 +11,14 @@ import sys
 import threading
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
+if hasattr(signal, "SIGUSR1"):  # what SLURM's --signal=USR1@120 sends; Windows has none
+    SIGNALS[signal.SIGUSR1] = "stopped by SIGUSR1"
 
 _said = {"prog": "", "advice": ""}
 
 
 def end_on_signals(prog: str) -> None:
-    """Ends this process with one line and status 128 + n when it gets SIGINT or SIGTERM, n being the signal's number.
+    """Ends this process with one line and status 128 + n at SIGINT, SIGTERM or SIGUSR1, n being the signal's number.
 
     It is for commands, which own their process; call it first of all, from the main thread.  A signal that is ignored,
     as in `nohup` or a shell's background job, stays ignored.

@@ -52,9 +52,9 @@ class Outcome(NamedTuple):
 def train(config: TrainConfig, workdir: Path, *, tensorboard: bool = False) -> Outcome:
     """Trains an autoencoder until `config.steps` updates are done; resumes by itself from `workdir`.
 
-    A run that was interrupted, however that happened, ends with the same weights as one that was not.  SIGTERM and
-    Ctrl-C save a checkpoint after the current step and end the run early.  In a run of several processes (see
-    `train.processes`) each calls this with the same arguments; the first one writes what people read.
+    A run that was interrupted, however that happened, ends with the same weights as one that was not.  SIGTERM,
+    SIGUSR1 and Ctrl-C save a checkpoint after the current step and end the run early.  In a run of several processes
+    (see `train.processes`) each calls this with the same arguments; the first one writes what people read.
 
     Args:
       config: the run.

@@ -1,12 +1,16 @@
-"""Being asked to stop: SIGTERM from a scheduler, Ctrl-C from a person."""
+"""Requests to save and end: SIGTERM or SIGUSR1 from a scheduler, Ctrl-C from a person."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# What SLURM's --signal=USR1@120 sends; counts as SIGTERM.  Windows has none.
+SAVE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 
 
 class StopRequest:
@@ -17,6 +21,10 @@ class StopRequest:
     """
 
     signum: signal.Signals | None = None
+
+    def save_and_end(self) -> None:
+        """Makes the request that SIGTERM makes."""
+        self.signum = self.signum or signal.SIGTERM
 
     def asked(self, step: int) -> bool:
         """Whether the run is to end after this step."""
@@ -30,6 +38,9 @@ class CommonStopRequest(StopRequest):
     little ahead, so asking costs nothing.
     """
 
+    def save_and_end(self) -> None:  # noqa: D102 - as in StopRequest
+        os.kill(os.getpid(), signal.SIGTERM)  # to JAX's handler, which tells the others
+
     def asked(self, step: int) -> bool:  # noqa: D102 - as in StopRequest
         from jax.experimental import multihost_utils
 
@@ -40,32 +51,41 @@ class CommonStopRequest(StopRequest):
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request; the second does what it always did.
+    """Turns the first SIGINT or SIGTERM into a request; the second does what it always did.  SIGUSR1 counts as SIGTERM.
 
-    Only the main thread can install handlers; elsewhere no request ever comes.
+    Only the main thread can install handlers; elsewhere no request ever comes, unless JAX has the handler of SIGTERM.
     """
     import jax
 
-    if jax.process_count() > 1:
-        yield CommonStopRequest()
-        return
-    request = StopRequest()
+    several = jax.process_count() > 1
+    request = CommonStopRequest() if several else StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    stops = () if several else STOP_SIGNALS
+    before = {signum: signal.getsignal(signum) for signum in stops}
 
     def restore() -> None:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
-    def on_signal(signum: int, frame: FrameType | None) -> None:
+    def on_stop(signum: int, frame: FrameType | None) -> None:
         request.signum = signal.Signals(signum)
         restore()
 
-    for signum in STOP_SIGNALS:
-        signal.signal(signum, on_signal)
+    def on_save(signum: int, frame: FrameType | None) -> None:
+        nonlocal saving
+        if not saving:  # another one asks for nothing new, and must not end a process that is saving
+            saving = True
+            request.save_and_end()
+
+    saving = False
+    for signum in stops:
+        signal.signal(signum, on_stop)
+    before_saving = None if SAVE_SIGNAL is None else signal.signal(SAVE_SIGNAL, on_save)
     try:
         yield request
     finally:
         restore()
+        if SAVE_SIGNAL is not None:
+            signal.signal(SAVE_SIGNAL, before_saving)

@@ -62,7 +62,14 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "flax-vae encode: interrupted\n"
 
 
-@pytest.mark.parametrize(("signum", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM")])
+@pytest.mark.parametrize(
+    ("signum", "word"),
+    [
+        (signal.SIGINT, "interrupted"),
+        (signal.SIGTERM, "stopped by SIGTERM"),
+        (signal.SIGUSR1, "stopped by SIGUSR1"),  # as SLURM's --signal=USR1@120 sends it
+    ],
+)
 def test_a_signal_ends_the_command_in_one_line_whatever_it_is_doing(signum, word, tmp_path):
     code = f"""
 import hashlib, sys, types

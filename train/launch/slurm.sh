@@ -11,7 +11,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Two minutes before the time is up every process is asked to save and end.
+# Two minutes before the time is up every process is asked to save and end; USR1@120 does the same.
 #SBATCH --signal=TERM@120
 
 srun --kill-on-bad-exit=1 /shared/venv/bin/flax-vae-train --distributed --preset kl-f8 --dtype bfloat16 \
