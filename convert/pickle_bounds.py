@@ -6,9 +6,9 @@ import pickletools
 import zipfile
 from typing import IO
 
+from convert.archive import check_members
+
 _MAX_PICKLE = 8 << 20  # bytes of names and shapes; those of a whole Stable Diffusion checkpoint take under 1 MB
-_MAX_MEMBERS = 50_000  # a member for each tensor
-_MAX_RATIO = 100  # of a compressed member; weights compress by less than 2
 _MAX_ITEMS = 1_000_000  # in one tuple and those inside it, each counted as often as it is named
 _LEGACY_PICKLES = 4  # before the data in a file of PyTorch < 1.6: magic number, version, system, content
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -30,17 +30,7 @@ def check_bounds(path: str | os.PathLike[str]) -> None:
 
 def _check_archive(path: str | os.PathLike[str]) -> None:
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if len(members) > _MAX_MEMBERS:
-            raise ValueError(f"it has {len(members):,} members; expected at most {_MAX_MEMBERS:,}")
-        for member in members:
-            if member.flag_bits & 1:
-                raise ValueError(f"its member {member.filename!r} is encrypted")
-            if member.file_size > (1 << 20) + _MAX_RATIO * member.compress_size:
-                raise ValueError(
-                    f"its member {member.filename!r} grows from {member.compress_size:,} to {member.file_size:,} "
-                    "bytes; weights do not compress that well"
-                )
+        for member in check_members(archive):
             if member.filename.endswith("data.pkl"):
                 if member.file_size > _MAX_PICKLE:
                     raise ValueError(f"its pickle has {member.file_size:,} bytes; expected at most {_MAX_PICKLE:,}")

@@ -2,10 +2,13 @@
 
 import ctypes
 import ctypes.util
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from flax_vae.errors import UserError
 
 
 def compiler_options(platform: str) -> dict[str, Any]:
@@ -43,3 +46,20 @@ def cache_compilations(folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def require_devices() -> None:
+    """Starts JAX on the devices of this machine; for commands, before they compute.
+
+    Raises:
+      UserError: If there are no devices of the platform that was asked for, or they cannot be used.
+    """
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        reason = next(iter(str(error).splitlines()), "") or "no such devices, or JAX is installed without them"
+        raise UserError(
+            f"JAX cannot use the devices of JAX_PLATFORMS={asked} ({reason}); unset it, set it to cpu, or install JAX "
+            "for them: pip install -e '.[cuda13]' or '.[tpu]'"
+        ) from error

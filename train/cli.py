@@ -86,8 +86,10 @@ def _end(status: int, flags: Flags) -> int:
 
 
 def _show(config: TrainConfig, workdir: Path) -> int:
+    from flax_vae.compilation import require_devices
     from train.dry_run import describe  # loads JAX
 
+    require_devices()
     print(describe(config, workdir), end="")
     return 0
 
@@ -95,11 +97,12 @@ def _show(config: TrainConfig, workdir: Path) -> int:
 def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     begun = time.monotonic()
     # They load JAX: only now, when there is something to compute.
-    from flax_vae.compilation import cache_compilations
+    from flax_vae.compilation import cache_compilations, require_devices
     from train.loop import describe, train
 
     if flags.compilation_cache is not None:
         cache_compilations(flags.compilation_cache)
+    require_devices()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax's notes to its own developers
     outcome = train(config, workdir, tensorboard=flags.tensorboard)
     if outcome.stopped_by is not None:

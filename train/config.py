@@ -275,7 +275,8 @@ class TrainConfig:
     max_skipped: int = 10
 
     def __post_init__(self):
-        at_least(0, seed=self.seed, max_skipped=self.max_skipped)
+        at_least(0, most=2**63 - 1, seed=self.seed)
+        at_least(0, max_skipped=self.max_skipped)
         names = ("batch_size", "steps", "rows", "log_every", "eval_every", "save_every", "keep")
         at_least(1, **{name: getattr(self, name) for name in names})
         one_of(("pmap", "mesh"), parallel=self.parallel)

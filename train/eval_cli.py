@@ -161,9 +161,11 @@ def _load(flags: EvalFlags, where: Path) -> "tuple[AutoEncoder, Any]":
     import jax.numpy as jnp
 
     from flax_vae import from_pretrained
+    from flax_vae.compilation import require_devices
     from flax_vae.finite import require_finite
     from flax_vae.reconstruct import check_rgb
 
+    require_devices()
     try:
         model, params = from_pretrained(where, flags.preset, param_dtype=jnp.float32, raw_weights=flags.raw_weights)
     except ValueError as error:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from flax_vae.images import StorageError, file_digest, image_size, printable, read_image
+from train.array_file import load_array
 from train.errors import DataError
 
 
@@ -28,10 +29,7 @@ class ArraySource:
           DataError: if it cannot be read, or is no array (n, h, w, 3) or (n, h, w, 1) of 8-bit integers.
         """
         self.where = printable(file)
-        try:
-            self._images = _load_array(file)
-        except (OSError, ValueError, EOFError) as error:  # also what NumPy says to pickles, which it would have to run
-            raise DataError(f"{self.where} cannot be read as an array ({error}); name an .npy or .npz file") from error
+        self._images = load_array(file)
         shape, dtype = self._images.shape, self._images.dtype
         if dtype != np.uint8:
             raise DataError(f"{self.where} holds {dtype}, whose white is anyone's guess; store uint8 from 0 to 255")
@@ -183,16 +181,3 @@ def _parse(address: str) -> tuple[str, dict[str, str]]:
             raise DataError(f"{address} has the option {option!r}; known are split=NAME and column=NAME")
         options[key] = value
     return path, options
-
-
-def _load_array(file: Path) -> np.ndarray:
-    loaded = np.load(file, mmap_mode="r", allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        for name in ("images", "arr_0"):
-            if name in loaded.files:
-                return loaded[name]
-        if len(loaded.files) != 1:
-            raise ValueError(f"of its {len(loaded.files)} arrays none is called images")
-        return loaded[loaded.files[0]]

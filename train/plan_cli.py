@@ -90,12 +90,15 @@ def _run(flags: PlanFlags) -> int:
     config = _config(flags)
     import jax  # not for --help, nor for settings that are wrong
 
+    from flax_vae.compilation import require_devices
     from train import plan_report
     from train.plan import fit, plan
     from train.targets import local, topology
 
     if flags.topology:
         jax.config.update("jax_platforms", "cpu")  # what is here does not matter, and may be in use
+    else:
+        require_devices()
     plans, fitting = [], True
     for target in [topology(name) for name in flags.topology] or [local()]:
         settings = {"name": flags.preset or (flags.config.stem if flags.config else "tiny"), "dollars": flags.dollars}

@@ -1,13 +1,17 @@
 """What the fields of a record may be: each function raises a ValueError that names the field and its value."""
 
-import math
+MAX_COUNT = 2**31 - 1  # steps are counted in int32 on a device
+_FLOAT32_MAX = 3.4028234e38
 
 
-def at_least(least: int, **values: int) -> None:
-    """Refuses what is no whole number of at least `least`."""
+def at_least(least: int, *, most: int = MAX_COUNT, **values: int) -> None:
+    """Refuses what is not a whole number between `least` and `most`."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+        if value > most:
+            shown = value if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"
+            raise ValueError(f"{name}={shown} must be at most {most:,}")
 
 
 def one_of(choices: tuple[str, ...], **values: str) -> None:
@@ -20,9 +24,12 @@ def one_of(choices: tuple[str, ...], **values: str) -> None:
 def finite(**values: float) -> None:
     """Refuses what is no number, or an infinite one."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not abs(value) <= _FLOAT32_MAX:  # NaN is neither larger nor smaller
             hint = "; YAML needs a point in 1.0e-6" if isinstance(value, str) else ""
-            raise ValueError(f"{name}={value!r} must be a finite number{hint}")
+            hint = f", at most {_FLOAT32_MAX} in float32" if number and abs(value) > _FLOAT32_MAX else hint
+            shown = f"{value!r:.80}" if not isinstance(value, int) or value.bit_length() < 200 else "a long number"
+            raise ValueError(f"{name}={shown} must be a finite number{hint}")
 
 
 def positive(**values: float) -> None:

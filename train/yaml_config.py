@@ -6,15 +6,19 @@ YAML is read as its version 1.2 says, without the surprises of 1.1: `1e-6` is a 
 import dataclasses
 import difflib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
+from convert.regular import read_bytes
 from convert.strict_json import loads_object
 from train.config import TrainConfig
 from train.errors import TrainError
+
+_MAX_BYTES = 1 << 20  # of a file of settings
 
 PRESET = "preset"  # what a file may name beside the fields of `TrainConfig`
 
@@ -25,11 +29,17 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in names.items():
+            if count > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands there twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        # Settings need none, and a few lines of aliases of aliases stand for billions of values.
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 for _tag, _pattern, _first in (
@@ -72,7 +82,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         if path.suffix not in (".yaml", ".yml", ".json"):
             raise ValueError("its name must end in .yaml, .yml or .json")
-        content = path.read_bytes()
+        content = read_bytes(path, _MAX_BYTES)
         settings = loads_object(content) if path.suffix == ".json" else parse_yaml(content.decode("utf-8"))
         if settings is None:
             raise ValueError("it is empty; it should hold settings, such as steps: 1000")
@@ -81,6 +91,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         check_names({name: value for name, value in settings.items() if name != PRESET})
         if not isinstance(settings.get(PRESET, ""), str):
             raise ValueError(f"preset={settings[PRESET]!r} must be a name")
+    except FileNotFoundError:
+        raise TrainError(f"{path} does not exist; name a file of settings") from None
     except OSError as error:
         raise TrainError(f"{path}: {error.strerror or error}; name a file of settings") from error
     except UnicodeDecodeError:

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from flax_vae.autoencoder import AutoEncoder
+from flax_vae.compilation import require_devices
 from flax_vae.errors import UserError
 from flax_vae.finite import require_finite
 from flax_vae.loading import from_pretrained
@@ -26,6 +27,7 @@ def load_model(
       UserError: if the weights are not those of an autoencoder or not finite, or there is no such preset.
       FileNotFoundError: if there is no such file.
     """
+    require_devices()
     try:
         model, params = from_pretrained(
             Path(path), preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32, raw_weights=raw_weights

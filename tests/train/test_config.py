@@ -61,6 +61,13 @@ BAD = [
     (lambda: TrainConfig(model=TINY, steps=0), "steps=0 must be a whole number of at least 1"),
     (lambda: TrainConfig(model=TINY, batch_size=True), "batch_size=True"),
     (lambda: TrainConfig(model=TINY, seed=-1), "seed=-1"),
+    (
+        lambda: TrainConfig(model=TINY, seed=2**64),
+        "seed=18446744073709551616 must be at most 9,223,372,036,854,775,807",
+    ),
+    (lambda: TrainConfig(model=TINY, steps=2**70), "must be at most 2,147,483,647"),
+    (lambda: OptimConfig(learning_rate=1e39), "learning_rate=1e.39 must be a finite number, at most 3.4"),
+    (lambda: OptimConfig(learning_rate=10**5000), "learning_rate=a long number must be a finite number"),
     (lambda: TrainConfig(model=TINY, parallel="pmapp"), "'pmap' or 'mesh'"),
     (lambda: TrainConfig(model=TINY, dtype="float16"), "dtype='float16' must be 'float32' or 'bfloat16'"),
     (lambda: TrainConfig(model=TINY, remat="all"), "remat='all' must be 'none' or 'attention' or 'blocks'"),
