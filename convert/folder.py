@@ -11,8 +11,10 @@ import numpy as np
 
 from convert.architecture import AutoEncoderParams
 from convert.content import foreign
+from convert.diffusers import is_diffusers_config, read_diffusers_file
+from convert.embedded import check_config, write_architecture
 from convert.errors import ConversionError, FileError
-from convert.files import ArrayLike, read_tensors, write_tensors
+from convert.files import ArrayLike, new_file, read_metadata, read_tensors, write_tensors
 from convert.new_folder import new_folder, write_json
 from convert.strict_json import read_object
 from convert.table import to_flax
@@ -20,6 +22,7 @@ from convert.table import to_flax
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 LAYOUT = "flux"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def save_folder(
@@ -46,8 +49,13 @@ def save_folder(
     to_flax(state_dict, params, LAYOUT)  # for its strictness; the views cost nothing
     with new_folder(folder, (CONFIG, WEIGHTS), force=force) as fresh:
         write_json(fresh / CONFIG, params.to_dict())
-        # Hugging Face's readers ask for this entry before they trust a file.
-        write_tensors(fresh / WEIGHTS, state_dict, metadata={"format": "pt"})
+        write_tensors(fresh / WEIGHTS, state_dict, metadata=header(params))
+
+
+def header(params: AutoEncoderParams) -> dict[str, str]:
+    """Returns the metadata of a file of weights."""
+    # Hugging Face's readers ask for the first entry before they trust a file.
+    return {"format": "pt"} | write_architecture(params)
 
 
 def load_folder(
@@ -57,14 +65,15 @@ def load_folder(
 
     Args:
       path: either of the two.
-      verify: see `convert.files.read_tensors`.
+      verify: whether the configuration is compared with the one that was written with the weights, and these with their
+        digest; see `convert.files.read_tensors`.
 
     Returns:
       The architecture, and its weights in the `flux` layout.
 
     Raises:
       FileNotFoundError: if the folder or one of its two files is missing.
-      FileError: if one of them cannot be understood.
+      FileError: if one of them cannot be understood, or is not as it was written.
       ConversionError: if the weights are not those of the architecture.
     """
     folder = Path(path)
@@ -83,7 +92,42 @@ def load_folder(
         to_flax(state_dict, params, LAYOUT)  # for its strictness; the views cost nothing
     except ConversionError as error:
         raise ConversionError(f"{folder}: {error}") from None
+    if verify:
+        check_config(folder / CONFIG, params, folder / WEIGHTS, read_metadata(folder / WEIGHTS))
     return params, state_dict
+
+
+def write_config(folder: str | os.PathLike[str], params: AutoEncoderParams | None = None) -> None:
+    """Changes the configuration of a model folder, or declares that a change of its `config.json` is meant.
+
+    Its file of weights is written again, with the same tensors and another header, which takes about a second per
+    gigabyte.  If the process is killed between the two files, readers refuse the folder until the call is repeated.
+
+    Args:
+      folder: a model folder of ours or of diffusers.
+      params: the new architecture, for a folder of ours; None takes what `config.json` says now.
+
+    Raises:
+      FileNotFoundError: if the folder has no configuration, or no file of weights.
+      FileError: if a file cannot be understood, or the weights are damaged.
+      ConversionError: if the weights are not those of the architecture.
+      ValueError: if `params` are given for a folder of diffusers.
+    """
+    config = Path(folder) / CONFIG
+    try:
+        theirs = is_diffusers_config(read_object(config))
+    except ValueError:
+        theirs = False  # `read_config` says what is wrong with it
+    weights = Path(folder) / (DIFFUSERS_WEIGHTS if theirs else WEIGHTS)
+    if params is not None and theirs:
+        raise ValueError(f"{config} is a configuration of diffusers; change it there, and leave params out")
+    params = params or (read_diffusers_file(config) if theirs else read_config(config))
+    tensors, metadata = read_tensors(weights), read_metadata(weights)
+    to_flax(tensors, params)  # for its strictness; the views cost nothing
+    if not theirs:
+        with new_file(config, force=True) as file:
+            write_json(file, params.to_dict())
+    write_tensors(weights, tensors, metadata=metadata | header(params), force=True)
 
 
 def read_config(path: str | os.PathLike[str]) -> AutoEncoderParams:

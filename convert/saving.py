@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 
 from convert.deferred import Deferred, cast
-from convert.diffusers import write_diffusers_config
-from convert.embedded import write_architecture
+from convert.diffusers import read_diffusers_config, write_diffusers_config
 from convert.errors import ConversionError, FileError
 from convert.files import write_tensors
-from convert.folder import CONFIG, WEIGHTS, save_folder
+from convert.folder import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, header, save_folder
 from convert.folder import LAYOUT as FOLDER_LAYOUT
 from convert.new_folder import new_folder, refuse_file_name, write_json
 from convert.recognition import Weights
 from convert.shards import is_index, read_index
 
 FILE_SUFFIXES = (".safetensors", ".sft")
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def save_weights(
@@ -71,8 +69,8 @@ def save_weights(
     if target.suffix.lower() in FILE_SUFFIXES:
         _check_prefix(prefix)
         _refuse_part(target)
-        header = {"format": "pt"} | write_architecture(params) | dict(metadata or {})
-        write_tensors(target, {prefix + key: t for key, t in state_dict.items()}, metadata=header, force=force)
+        entries = header(params) | dict(metadata or {})
+        write_tensors(target, {prefix + key: t for key, t in state_dict.items()}, metadata=entries, force=force)
         return
     if prefix or metadata:
         raise ConversionError(
@@ -84,7 +82,7 @@ def save_weights(
     elif layout == "diffusers":
         with new_folder(target, (CONFIG, DIFFUSERS_WEIGHTS), force=force) as fresh:
             write_json(fresh / CONFIG, config)
-            write_tensors(fresh / DIFFUSERS_WEIGHTS, state_dict, metadata={"format": "pt"})
+            write_tensors(fresh / DIFFUSERS_WEIGHTS, state_dict, metadata=header(read_diffusers_config(config)))
     else:
         raise ConversionError(
             f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r} and 'diffusers' have; "

@@ -16,7 +16,7 @@ from convert.architecture import AutoEncoderParams
 from convert.averages import choose_in_ldm
 from convert.content import content_of
 from convert.diffusers import is_diffusers_config, kept_keys, read_diffusers_file
-from convert.embedded import read_architecture
+from convert.embedded import check_config, read_architecture
 from convert.errors import FileError
 from convert.files import ArrayLike, read_metadata, read_tensors
 from convert.flax_msgpack import read_msgpack
@@ -210,6 +210,8 @@ def _open_diffusers(path: Path, verify: bool) -> Source:
     if not config.is_file():  # a file that was moved away from its folder is still a file
         return _read_file(path, None, verify)
     source = _read_file(path, read_diffusers_file(config), verify)
+    if verify and source.config is not None:
+        check_config(config, source.config, path, source.metadata, idle=False)
     kept = kept_keys(read_object(config))
     return Source(path, "diffusers folder", source.tensors, source.config, source.metadata, kept)
 

@@ -1,12 +1,10 @@
 """Scale and shift that were measured, into the configuration of a finished model."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from convert.architecture import AutoEncoderParams
-from convert.files import new_file
-from convert.folder import CONFIG, WEIGHTS, read_config
+from convert.folder import CONFIG, WEIGHTS, read_config, write_config
 from train.errors import TrainError
 from train.statistics import LatentStatistics
 
@@ -50,6 +48,8 @@ def write_scale(folder: Path, latents: LatentStatistics) -> AutoEncoderParams:
     check_scalable(folder)
     scale, shift = (float(f"{value:.{_DIGITS}g}") for value in (latents.scale_factor, latents.shift_factor))
     record = dataclasses.replace(read_config(folder / CONFIG), scale_factor=scale, shift_factor=shift)
-    with new_file(folder / CONFIG, force=True) as file:
-        file.write_text(json.dumps(record.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    try:
+        write_config(folder, record)
+    except ValueError as error:
+        raise TrainError(f"the scale could not be written: {error}") from error
     return record

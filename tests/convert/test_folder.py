@@ -10,7 +10,11 @@ import pytest
 
 from convert import PRESETS, ConversionError, expand
 from convert.errors import FileError
-from convert.folder import load_folder, read_config, save_folder
+from convert.files import write_tensors
+from convert.folder import load_folder, read_config, save_folder, write_config
+from convert.loading import load_weights
+from convert.recognition import Weights
+from convert.saving import save_weights
 
 TINY = PRESETS["tiny"]
 
@@ -206,3 +210,69 @@ def test_truncated_weights_are_refused(folder):
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FileError, match="model.safetensors is not a complete safetensors file"):
         load_folder(folder)
+
+
+def edit(folder: Path, **fields) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+def test_a_configuration_that_was_not_written_with_the_weights_is_refused_until_it_is_declared(folder):
+    edit(folder, scale_factor=0.5, resolution=32)
+    with pytest.raises(FileError) as refused:
+        load_folder(folder)
+    expected = (
+        "resolution is 32, and was written as 64; scale_factor is 0.5, and was written as 1.0. Put the old value back"
+    )
+    assert expected in str(refused.value)
+    assert f"write_config({str(folder)!r})" in str(refused.value)
+    assert load_folder(folder, verify=False)[0].scale_factor == 0.5
+    write_config(folder)
+    params, state_dict = load_folder(folder)
+    assert params == replace(TINY, scale_factor=0.5, resolution=32)
+    assert_same(state_dict, random_weights())
+    write_config(folder, TINY)
+    assert load_folder(folder)[0] == read_config(folder / "config.json") == TINY
+
+
+def test_the_configuration_of_another_model_is_found(folder, tmp_path):
+    save_folder(tmp_path / "other", replace(TINY, shift_factor=0.25), random_weights(1))
+    shutil.copy(tmp_path / "other" / "config.json", folder)
+    with pytest.raises(FileError, match="shift_factor is 0.25, and was written as 0.0"):
+        load_folder(folder)
+
+
+def test_a_folder_of_an_earlier_version_has_no_record_in_its_weights_and_opens(folder):
+    write_tensors(folder / "model.safetensors", random_weights(), metadata={"format": "pt"}, force=True)
+    edit(folder, scale_factor=0.5)
+    assert load_folder(folder)[0].scale_factor == 0.5
+    write_config(folder)
+    edit(folder, scale_factor=0.25)
+    with pytest.raises(FileError, match="scale_factor is 0.25, and was written as 0.5"):
+        load_folder(folder)
+
+
+def test_damaged_weights_are_not_written_again_with_a_new_digest(folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    edit(folder, scale_factor=0.5)
+    with pytest.raises(FileError, match="the data have SHA-256"):
+        write_config(folder)
+    assert path.read_bytes() == content
+
+
+def test_a_folder_of_diffusers_is_guarded_in_what_is_computed(tmp_path):
+    params = replace(TINY, ch_mult=(1, 1))
+    zeros = {row.theirs: np.zeros(row.torch_shape, np.float32) for row in expand(params, "flux")}
+    save_weights(tmp_path / "vae", Weights(zeros, "flux", params), "diffusers")
+    edit(tmp_path / "vae", sample_size=1024, force_upcast=False)
+    assert load_weights(tmp_path / "vae").params == replace(params, resolution=1024)
+    edit(tmp_path / "vae", scaling_factor=0.5)
+    with pytest.raises(FileError, match="scale_factor is 0.5, and was written as 1.0"):
+        load_weights(tmp_path / "vae")
+    with pytest.raises(ValueError, match="leave params out"):
+        write_config(tmp_path / "vae", params)
+    write_config(tmp_path / "vae")
+    assert load_weights(tmp_path / "vae").params.scale_factor == 0.5
