@@ -197,7 +197,7 @@ def plan_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadat
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
     for key, value in metadata.items():
-        if not _is_text(key) or not _is_text(value):
+        if not is_text(key) or not is_text(value):
             raise ConversionError(f"metadata {key!r}: {value!r} cannot be stored; both must be strings of valid text")
 
 
@@ -206,7 +206,7 @@ def _check_tensor(name: str, dtype: np.dtype) -> None:
         raise ConversionError(
             f"a tensor cannot be called {METADATA!r}: safetensors keeps that name for itself; rename it"
         )
-    if not _is_text(name):
+    if not is_text(name):
         raise ConversionError(f"a tensor cannot be called {name!r}: names are strings of valid text; rename it")
     if dtype.name not in NAMES:
         raise ConversionError(
@@ -215,7 +215,7 @@ def _check_tensor(name: str, dtype: np.dtype) -> None:
         )
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """Whether it is a string that UTF-8 can hold; a lone surrogate would make a file that nobody can open."""
     try:
         return isinstance(value, str) and bool(value.encode() or True)

@@ -40,7 +40,7 @@ _REASONS = {
     "RepositoryNotFoundError": "there is no such repository, or it is private: log in with hf auth login",
     "RevisionNotFoundError": "it has no such revision",
     "OfflineModeIsEnabled": "it is not in the local cache, and HF_HUB_OFFLINE is set",
-    "LocalEntryNotFoundError": "it is not in the local cache, and the hub cannot be reached",
+    "LocalEntryNotFoundError": "it is not in the local cache, and the hub cannot be reached (is HF_HUB_OFFLINE set?)",
 }
 
 

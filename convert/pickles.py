@@ -20,6 +20,7 @@ import numpy as np
 
 from convert.content import incomplete
 from convert.errors import FileError, shorten
+from convert.header import is_text
 from convert.pickle_bounds import check_bounds
 from convert.regular import require_regular
 
@@ -203,6 +204,8 @@ def _flatten(path: str | os.PathLike[str], content: Mapping[Any, Any]) -> "dict[
             if isinstance(value, Mapping):
                 left.append((f"{name}.", value, depth + 1))
             elif isinstance(value, torch.Tensor):
+                if not is_text(name):
+                    raise FileError(f"{path} holds a tensor whose name is no valid text: {name!a}; {_REMEDY}")
                 if name in tensors:
                     raise FileError(f"{path} holds two tensors that are called {name!r}; {_REMEDY}")
                 tensors[name] = value

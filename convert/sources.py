@@ -22,6 +22,7 @@ from convert.files import ArrayLike, read_metadata, read_tensors
 from convert.flax_msgpack import read_msgpack
 from convert.folder import CONFIG, LAYOUT, WEIGHTS, load_folder
 from convert.manifest import note_on_number
+from convert.regular import require_regular
 from convert.run_folder import find_export, is_run
 from convert.strict_json import read_object
 
@@ -109,8 +110,7 @@ def open_source(
 def _open(path: Path, verify: bool, variant: str | None, raw_weights: bool) -> Source:
     if path.is_dir():
         return _open_folder(path, verify, variant, raw_weights)
-    if not path.is_file():  # a pipe would be waited for
-        raise FileError(f"{path} is neither a file nor a folder; give a folder, or a file of {_TAKES}")
+    require_regular(path)
     if variant is not None:
         raise FileError(f"variant={variant!r} chooses in a folder, and {path} is a file; leave it out")
     return _open_file(path, verify)

@@ -119,8 +119,8 @@ class Checkpoints:
                 return restored["state"]
         except Exception as error:
             raise RunError(
-                f"{path} cannot be restored ({type(error).__name__}: {_first_line(error)}); remove it to go on from "
-                "the checkpoint before it"
+                f"{path} cannot be restored ({type(error).__name__}: {_first_line(error)}); it is as it was written, "
+                "so keep it: check the memory that is free and the versions of jax and orbax, then start again"
             ) from error
         more = f" and {len(wrong) - _SHOW} more" if len(wrong) > _SHOW else ""
         raise RunError(

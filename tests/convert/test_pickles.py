@@ -236,6 +236,7 @@ def test_pickles_of_others_are_refused(tmp_path, protocol):
         (lambda torch: {"step": 3}, "holds no named tensors, only:\n  'step': a int\nsave the dictionary"),
         (lambda torch: {"model": {}, "list": [torch.ones(1)]}, "'model': a dictionary of 0\n  'list': a list"),
         (lambda torch: {"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)}, "two tensors that are called 'a.b'"),
+        (lambda torch: {"\ud800": torch.ones(1)}, r"whose name is no valid text: '.ud800'"),
         (lambda torch: nested(torch.ones(1), 9), "nested more than 8 deep"),
         (lambda torch: holds_itself(torch.ones(1)), "nested more than 8 deep"),
         (lambda torch: {"a": torch.ones(2, 2).to_sparse()}, r"'a': a Tensor \(torch.sparse_coo\)"),
@@ -246,7 +247,7 @@ def test_pickles_of_others_are_refused(tmp_path, protocol):
         ),
         (lambda torch: {str(i): i for i in range(30)}, "and 10 more"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 @pytest.mark.filterwarnings("ignore:Sparse")

@@ -220,7 +220,7 @@ def test_inside_a_model_folder_they_are_told_apart_too(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.safetensors")
-    with pytest.raises(FileError, match="a.safetensors is neither a file nor a folder"):
+    with pytest.raises(FileError, match="a.safetensors is a pipe, a socket or a device"):
         open_source(tmp_path / "a.safetensors")
 
 
