@@ -174,3 +174,36 @@ def test_the_cache_of_the_hub_serves_without_a_network(tmp_path):
     assert len(errors) == 2
     assert "hf:org/sd: org/sd on the Hugging Face hub has no root with weights of a known name; give" in errors[0]
     assert "hf:org/other: the Hugging Face hub did not give it: it is not in the local cache, and" in errors[1]
+
+
+def test_the_models_of_commands_and_of_runs_are_paths(hub):
+    from flax_vae.at_scale.model import load_model
+    from train.assemble import load_start
+    from train.config import TrainConfig
+    from train.errors import RunError
+
+    with pytest.raises(FileNotFoundError, match="write hf:org/name$"):
+        load_model("org/name", None, "float32")
+    with pytest.raises(RunError, match="start_from='org/name' cannot be begun with: .* write hf:org/name$"):
+        load_start(TrainConfig(model=SMALL, start_from="org/name"))
+    assert hub == []
+    assert load_start(TrainConfig(model=SMALL, start_from="hf:org/name")) is not None
+    assert len(hub) == 1
+
+
+def test_python_names_the_hub_in_both_frameworks(hub):
+    import flax_vae
+
+    assert flax_vae.from_pretrained("org/name")[0].params == SMALL
+    assert flax_vae.from_pretrained(Path("hf:org/name"))[0].params == SMALL
+    with pytest.raises(FileNotFoundError, match="write hf:org/name$"):
+        flax_vae.from_pretrained(Path("org/name"))
+    assert len(hub) == 2
+
+
+@pytest.mark.torch
+def test_pytorch_names_the_hub_in_the_same_way(hub):
+    import torch_ref.loading
+
+    assert torch_ref.loading.from_pretrained("org/name").params == SMALL
+    assert len(hub) == 1
