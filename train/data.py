@@ -190,7 +190,7 @@ class OneImage:
 
     def __init__(self, source: Source, index: int):
         self._source, self._index = source, index
-        self.where = f"{source.where}/{source.name(index)}"
+        self.where, self.notes = f"{source.where}/{source.name(index)}", ()
 
     def __len__(self) -> int:
         return 1

@@ -5,6 +5,7 @@ The packages that read the last two are extras, loaded when such an address is m
 
 import glob
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ class ArraySource:
 
     Of an `.npz` file, which has to be read whole, it is the array `images` or `arr_0`, or else the only one.
     """
+
+    notes: Sequence[str] = ()
 
     def __init__(self, file: Path):
         """Opens the file.
@@ -62,6 +65,7 @@ class _Encoded(ABC):
     """A source whose entries are encoded image files."""
 
     where: str
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def _file(self, index: int) -> Path | bytes:

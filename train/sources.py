@@ -1,5 +1,6 @@
 """Where images come from: a numbered list of them, whatever they lie in."""
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
@@ -7,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from flax_vae.images import file_digest, image_size, list_images, printable, read_image
-from train.errors import DataError
+from flax_vae.image_folder import list_folder
+from flax_vae.images import file_digest, image_size, printable, read_image
 
 
 class Source(Protocol):
@@ -16,9 +17,13 @@ class Source(Protocol):
 
     Attributes:
       where: its address, for messages.
+      notes: a line for each kind of thing there that is no image.
     """
 
     where: str
+
+    @property
+    def notes(self) -> Sequence[str]: ...  # noqa: D102 - see above
 
     def __len__(self) -> int:
         """How many there are."""
@@ -71,13 +76,11 @@ class FolderSource:
         """Lists the files.
 
         Raises:
-          DataError: if there is no such folder.
+          DataError: as `flax_vae.image_folder.list_folder`.
         """
-        self.where = printable(folder)
-        if not folder.is_dir():
-            raise DataError(f"{self.where} is no folder; name one that holds images")
-        self._folder = folder
-        self._files = list_images(folder)
+        listed = list_folder(folder)
+        self.where, self.notes = printable(folder), listed.notes
+        self._folder, self._files = folder, listed.images
 
     def __len__(self) -> int:
         return len(self._files)

@@ -1,0 +1,90 @@
+"""Text for a terminal: names of files are other people's text, and may hold what a terminal would obey."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+# Controls of both sets, marks that reorder or hide text, separators of lines, tags, and lone surrogates, among them the
+# bytes of a name that is no UTF-8.  The joiners U+200C and U+200D stay: Persian, Hindi and emoji are written with them.
+_HIDDEN = "\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb"
+_HIDDEN += "\\ud800-\\udfff\\U000e0000-\\U000e007f"
+_IN_TEXT = re.compile(f"[\\x00-\\x08{_HIDDEN}]")  # tabs and ends of lines stay
+_IN_NAME = re.compile(f"[\\x00-\\x0a{_HIDDEN}]")
+
+
+def printable(name: str | Path) -> str:
+    """Returns a name with everything that a terminal would obey, hide or fail to print written as escapes."""
+    return _IN_NAME.sub(_escape, str(name))
+
+
+@contextlib.contextmanager
+def escaped_output() -> Iterator[None]:
+    """Escapes in all that is written to both standard streams what `printable` escapes, but tabs and ends of lines.
+
+    Messages hold names of files, and come from many places, warnings and tracebacks among them: this is where they all
+    pass.  What is meant for the terminal goes around it: `rich` finds the stream by itself, help and misuse are written
+    by `parse_flags`, progress by `rewrite_line`.
+    """
+    before = sys.stdout, sys.stderr
+    escaped: list[Any] = [_Escaped(_raw(stream)) for stream in before]
+    sys.stdout, sys.stderr = escaped
+    try:
+        yield
+    finally:
+        # Unless something else has taken a stream over meanwhile.
+        sys.stdout, sys.stderr = (
+            old if now is ours else now
+            for old, now, ours in zip(before, (sys.stdout, sys.stderr), escaped, strict=True)
+        )
+
+
+def parse_flags(flags: Any, **settings: Any) -> Any:
+    """Calls `tyro.cli`, whose help and errors are in colour on a terminal."""
+    import tyro
+
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _raw(sys.stdout), _raw(sys.stderr)
+    try:
+        return tyro.cli(flags, **settings)
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def rewrite_line(text: str, end: str = "") -> None:
+    """Writes progress over the last line on standard error; an empty text clears it."""
+    stream = _raw(sys.stderr)
+    stream.write(f"\r{printable(text)}{end}" if text else "\r\033[K")
+    stream.flush()
+
+
+class _Escaped:
+    """A text stream that escapes what it writes.  `rich` writes to `rich_proxied_file` instead, where there is one."""
+
+    def __init__(self, stream: TextIO):
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        self.rich_proxied_file.write(_IN_TEXT.sub(_escape, text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+def _raw(stream: Any) -> Any:
+    return getattr(stream, "rich_proxied_file", stream) if isinstance(stream, _Escaped) else stream
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte, as `os.fsdecode` hides it
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
