@@ -2,6 +2,7 @@
 
 import functools
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -45,7 +46,8 @@ def in_srgb(image: Image.Image) -> Image.Image:
 def _mode(profile: bytes) -> str | None:
     """The mode of Pillow that a profile describes, or None."""
     try:
-        return _SPACES.get(ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip())
+        described: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile
+        return _SPACES.get(described.xcolor_space.strip())
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
 

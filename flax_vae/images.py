@@ -222,7 +222,10 @@ class _Metered:
                 f"{self._name} has {self._size:,} bytes, more than the {_MOST_AT_ONCE:,} that its format is read with; "
                 "make it smaller"
             )
-        return self._raw.read(size)
+        return self._raw.read(-1 if size is None else size)
+
+    def close(self) -> None:
+        self._raw.close()
 
     def content(self) -> bytes:
         """All of it, whatever the limits."""

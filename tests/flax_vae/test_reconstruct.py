@@ -158,7 +158,7 @@ BAD_IMAGES = [
     (lambda path: Path(path).write_bytes(b""), "x.png is no image that Pillow can read"),
     (lambda path: Path(path).write_text("hello"), "x.png is no image that Pillow can read"),
     (write_truncated, "x.png cannot be decoded"),
-    (write_animated, "x.png has 2 frames; save the one that is meant"),
+    (write_animated, "x.png has several frames or pages; save the one that is meant"),
     (
         lambda path: Image.new("1", (10_000, 10_000)).save(path),
         "x.png has more than 89,478,485 pixels",
