@@ -1,5 +1,13 @@
 """What the person who called can put right."""
 
+from collections.abc import Sequence
+
+
+def first_of(problems: Sequence[str], most: int = 5) -> str:
+    """Joins the first few of many sentences, and says how many more there are."""
+    more = f"; and {len(problems) - most:,} more" if len(problems) > most else ""
+    return "; ".join(problems[:most]) + more
+
 
 class UserError(Exception):
     """One sentence that names the value, the expectation and the remedy; the commands print it without a traceback."""

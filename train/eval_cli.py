@@ -115,6 +115,10 @@ def _run(flags: EvalFlags) -> int:
     from train.sources import open_source
 
     source = open_source(flags.data) if flags.data is not None else _held_out(models[0])
+    for note in source.notes:
+        print(note, file=sys.stderr)
+    if not len(source):
+        raise TrainError(f"{source.where} holds no image that can be read; name others with --data")
     perceptual, lpips_missing = _load_lpips(flags)
     if perceptual is None and flags.worst_by == "lpips":
         raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")

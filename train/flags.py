@@ -73,7 +73,8 @@ class Flags:
     compilation_cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=_NONE)] = None
     """Where compiled programs are kept, so that the next run with the same settings starts at once."""
     data: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the shipped photographs)")] = None
-    """A folder of images, searched recursively; or an .npy, .npz or .array_record file, or hf:NAME."""
+    """A folder of images, searched recursively (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and TGA);
+    or an .npy, .npz or .array_record file, or hf:NAME."""
     held_out: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: the last by name)")] = None
     """The image of that folder to hold out instead."""
     crop_size: Annotated[int | None, arg(metavar="N", help_behavior_hint=_RECIPE)] = None

@@ -127,7 +127,7 @@ def _train(
         board = TensorBoard(run.path / "tensorboard", start) if tensorboard else contextlib.nullcontext()
         reporter = Reporter(start, config.steps, quiet=not first)
         with reporter, board, batches, jax.transfer_guard("disallow"):
-            notes = [*checkpoints.problems, *metrics.problems, *notes]
+            notes = [*checkpoints.problems, *metrics.problems, *photographs.source.notes, *notes]
             _greet(reporter, config, run, photographs, parallel, state, start, notes)
             speed, said = _Speed(start, config.batch_size), _warn(reporter, photographs, 0)
             for step, batch in enumerate(batches, start=start + 1):

@@ -9,7 +9,7 @@ the statistics and the index, and if two do at once, they write the same bytes.
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from convert.latent_index import Encoding, shard_file
 from convert.new_folder import remove_content
 from flax_vae.at_scale.buckets import Grouping, Shard
+from flax_vae.at_scale.counts import programs
 from flax_vae.at_scale.data_set import OURS, DataSet
 from flax_vae.at_scale.destination import clean, continued, held, replaced
 from flax_vae.at_scale.encoder import LatentEncoder, weights_sha256
@@ -37,7 +38,9 @@ class EncodeReport:
     """What a call has done.
 
     Attributes:
+      found: images in the folder.
       images: that it encoded; 0 where nothing was left to do.
+      encoded: images whose latents are there, from this call or another.
       entries: latents in the shards that are there.
       shards: that are there.
       missing: shards that other processes have not written yet; without any the data set is complete.
@@ -47,7 +50,9 @@ class EncodeReport:
       damaged: names of shards that were damaged, or made by another run, and were encoded again.
     """
 
+    found: int
     images: int
+    encoded: int
     entries: int
     shards: int
     missing: int
@@ -71,6 +76,7 @@ def encode_folder(
     process: int = 0,
     processes: int = 1,
     devices: Sequence[Any] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> EncodeReport:
     """Encodes all images below a folder into a latent data set, or goes on with one that was begun.
 
@@ -93,6 +99,7 @@ def encode_folder(
       process: which of several processes this is, from 0: it computes every `processes`-th shard.
       processes: how many there are.
       devices: `jax.Device`s of this process; None takes all.
+      tell: Called with each line on what was found and what is compiled, before anything is computed.
 
     Raises:
       UserError: if `source` holds no images or too many bad ones, if images that were encoded are gone or changed, if
@@ -109,8 +116,7 @@ def encode_folder(
     grouping = grouping or Grouping()
     found = scan(source)
     skips = Skips(skip_bad)
-    for _, reason in found.bad:
-        skips.add(reason)
+    skips.add(*(reason for _, reason in found.bad))
     if not found.pictures:
         raise UserError(f"none of the {len(found.bad)} images in {printable(source)} can be read")
     place = replaced(destination, OURS) if force else continued(destination)
@@ -132,6 +138,8 @@ def encode_folder(
             skips.add(reason)
         todo = [shard for shard in mine if shard.number not in done]
         begun, computing = time.monotonic(), 0.0
+        for line in (*found.notes, *programs(todo, encoding.multiple)):
+            tell(line)
         if todo:
             data_set.withdraw_index(todo)
             encoder = LatentEncoder(model, params, encoding, jax.local_devices() if devices is None else devices)
@@ -140,14 +148,17 @@ def encode_folder(
                 computing = run(todo, progress).busy
         seconds = time.monotonic() - begun
         there = data_set.whole(data_set.shards)
+        passed_over = {shard: len(notes.skipped) for shard, notes in there.items()}
         if len(there) == len(data_set.shards):
             data_set.complete(found, encoding, list(there.values()))
     return EncodeReport(
-        images=_images(todo),
+        found=len(found.pictures) + len(found.bad),
+        images=_images(todo) - sum(passed_over.get(shard.number, 0) for shard in todo),
+        encoded=sum(shard.images - passed_over[shard.number] for shard in data_set.shards if shard.number in there),
         entries=sum(notes.record.entries for notes in there.values()),
         shards=len(there),
         missing=len(data_set.shards) - len(there),
-        skipped=skips.count,
+        skipped=len(found.bad) + sum(passed_over.values()),
         seconds=seconds,
         computing=computing / max(seconds, 1e-9),
         damaged=damaged,

@@ -1,5 +1,6 @@
 """`flax-vae encode`: a folder of images to latents for the training of diffusion models."""
 
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ class EncodeFlags:
     """
 
     source: Annotated[Positional[Path], arg(metavar="SRC")]
-    """The folder of images, searched recursively."""
+    """The folder of images, searched recursively (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and TGA);
+    what else lies there is counted and named."""
     destination: Annotated[Positional[Path], arg(metavar="DST")]
     """The folder for the latents."""
     model: Annotated[str, arg(metavar="MODEL")]
@@ -130,6 +132,7 @@ def _run(flags: EncodeFlags) -> int:
         force=flags.force,
         process=process,
         processes=processes,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
     _tell(flags.destination, report)
     if flags.distributed:
@@ -138,6 +141,8 @@ def _run(flags: EncodeFlags) -> int:
 
 
 def _tell(destination: Path, report: "EncodeReport") -> None:
+    from flax_vae.at_scale.counts import counted  # loads NumPy
+
     if report.images:
         print(
             f"{report.images:,} images in {report.seconds:.1f} s, {report.images / report.seconds:.3g} images/s; "
@@ -145,8 +150,7 @@ def _tell(destination: Path, report: "EncodeReport") -> None:
         )
     if report.damaged:
         print(f"{len(report.damaged):,} shards were damaged and were encoded again: {', '.join(report.damaged[:4])}")
-    if report.skipped:
-        print(f"{report.skipped:,} images could not be read; skipped.jsonl lists them in the end")
+    print(counted(report.found, report.encoded, report.skipped, report.images))
     if report.missing:
         print(
             f"{report.shards} of {report.shards + report.missing} shards are there; the process that writes the last "

@@ -21,7 +21,7 @@ from flax_vae.at_scale.progress import Progress
 from flax_vae.at_scale.scan import read
 from flax_vae.at_scale.sizes import pad_to_factor, to_float
 from flax_vae.at_scale.stream import stream
-from flax_vae.errors import DataError, UserError
+from flax_vae.errors import DataError, UserError, first_of
 from flax_vae.images import StorageError, file_content, printable
 
 
@@ -36,15 +36,19 @@ class Skips:
     def __init__(self, most: int):
         self.most, self.count = most, 0
 
-    def add(self, reason: str) -> None:
-        """One more.
+    def add(self, *reasons: str) -> None:
+        """Counts images that cannot be read.
+
+        Args:
+          reasons: one sentence for each.
 
         Raises:
-          DataError: if that is one too many.
+          DataError: if they are too many.
         """
-        self.count += 1
-        if self.count > self.most:
-            raise DataError(f"{reason}; with --skip-bad {self.count} or more the others would be encoded without it")
+        self.count += len(reasons)
+        if reasons and self.count > self.most:
+            them = "it" if self.count == 1 else f"these {self.count:,}"
+            raise DataError(f"{first_of(reasons)}; with --skip-bad {self.count} the others are encoded without {them}")
 
 
 class Clock:

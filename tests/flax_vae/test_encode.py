@@ -459,7 +459,7 @@ def test_bad_images_are_refused_or_passed_over_and_listed(one, tmp_path, model):
     folder = tmp_path / "latents"
     with pytest.raises(UserError, match="^empty.png is no image that Pillow can read"):
         encode(source, folder, model)
-    with pytest.raises(UserError, match="^cut.png cannot be decoded .* with --skip-bad 2 or more"):
+    with pytest.raises(UserError, match="^cut.png cannot be decoded .* with --skip-bad 2 the others"):
         encode(source, folder, model, call={"skip_bad": 1})
     shutil.rmtree(folder)
     encode(source, folder, model, grouping=Grouping(shard_size=1), call={"skip_bad": 2})  # a shard of nothing, too
@@ -510,11 +510,18 @@ def test_settings_that_do_not_fit_the_model_are_refused(settings, message, one, 
 def test_the_command_says_what_it_did(one, weights, tmp_path, capsys):
     words = ["encode", str(one), str(tmp_path / "latents"), "--model", str(weights), "--dtype", "bfloat16"]
     assert cli.main(words) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    first, second, third = out.splitlines()
+    assert err == "1 size of images, padded to multiples of 2, to compile a program for\n"
     assert first.startswith("1 images in ") and "images/s; the devices computed for" in first
-    assert second == f"1 latents in {tmp_path / 'latents'}"
+    assert second == "1 image found: 1 encoded"
+    assert third == f"1 latents in {tmp_path / 'latents'}"
     assert cli.main(words) == 0
-    assert capsys.readouterr().out == f"nothing was left to do; 1 latents in {tmp_path / 'latents'}\n"
+    found, nothing = capsys.readouterr().out.splitlines()
+    assert (found, nothing) == (
+        "1 image found: 1 encoded",
+        f"nothing was left to do; 1 latents in {tmp_path / 'latents'}",
+    )
     assert LatentDataset(tmp_path / "latents").index.encoding.compute_dtype == "bfloat16"
 
 
@@ -534,3 +541,33 @@ def test_what_a_person_can_put_right_ends_in_one_line(words, message, weights, t
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(message)
     assert not (tmp_path / "dst").exists()
+
+
+def test_the_counts_add_up_whatever_lies_in_the_folder(weights, tmp_path, capsys):
+    source, rng = tmp_path / "source", np.random.default_rng(2)
+    source.mkdir()
+    for number in range(12):  # of as many sizes
+        picture(rng, 9 + number, 30 + 2 * number).save(source / f"{number:02}.png")
+    whole = (source / "11.png").read_bytes()
+    (source / "cut.png").write_bytes(whole[: len(whole) // 2])  # seen in its pixels
+    for name in ("empty.png", "html.jpg", "x.heic", "notes.txt", ".DS_Store"):
+        (source / name).touch()
+    (source / "html.jpg").write_text("<html>")
+    (source / "dead.png").symlink_to("nowhere")
+    words = ["encode", str(source), str(tmp_path / "latents"), "--model", str(weights)]
+    assert cli.main(words) == 1
+    err = capsys.readouterr().err
+    assert "empty.png is no image" in err and "html.jpg is no image" in err
+    assert err.endswith("with --skip-bad 2 the others are encoded without these 2\n")
+    assert cli.main([*words, "--skip-bad", "3", "--flip"]) == 0
+    out, err = capsys.readouterr()
+    assert "15 images found: 12 encoded; 3 could not be read (skipped.jsonl lists them in the end)" in out
+    assert "1 file (x.heic)" in err and "1 entry (dead.png)" in err and "2 other files (.DS_Store, notes.txt)" in err
+    assert "12 sizes of images, padded to multiples of 2, to compile a program for; --multiple " in err
+    multiple = err.split("--multiple ")[1].split()[0]
+    assert f"--multiple {multiple} makes them " in err
+    assert cli.main([*words[:2], str(tmp_path / "fewer"), *words[3:], "--skip-bad", "3", "--multiple", multiple]) == 0
+    promised = err.split(" makes them ")[1].split(",")[0]
+    assert f"{promised} size" in capsys.readouterr().err
+    index = LatentDataset(tmp_path / "latents").index
+    assert (index.entries, index.images, index.skipped) == (24, 12, 3)
