@@ -1,26 +1,34 @@
-"""What both frameworks ask of a call's arguments, in one wording.
+"""Argument checks shared by the Flax and PyTorch models, so both raise the same errors.
 
-They look at shapes alone, which every array has, so the two models refuse the same things with the same sentence.
+They look at shapes and at the names of dtypes, which every array has.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 from convert.architecture import AutoEncoderParams
+from convert.deferred import FLOATS, dtype_name, is_floating
 
 Shape = tuple[int, ...]
 
+SCALE_PIXELS = "scale pixels from 0 to 255 to [-1, 1] with images / 127.5 - 1"
 
-def check_image(params: AutoEncoderParams, shape: Shape, axes: str, *, moments_only: bool = False) -> None:
-    """Refuses an image that the encoder would silently crop or that has the wrong channels.
+
+def check_image(params: AutoEncoderParams, images: Any, axes: str, *, moments_only: bool = False) -> None:
+    """Refuses images that the encoder would silently crop, that have the wrong channels, no floats, or none at all.
 
     Args:
       params: the architecture.
-      shape: of the batch of images.
+      images: the batch, an array or a tensor.
       axes: their names in order, `"b h w c"` or `"b c h w"`.
       moments_only: whether the latent need not fall into whole patches, because it stays raw.
 
     Raises:
       ValueError: naming the value, what was expected and the remedy.
     """
+    shape = tuple(images.shape)
     size = _name_axes(shape, axes, "images")
+    check_numbers(images, "images", SCALE_PIXELS)
     if size["c"] != params.in_channels:
         raise ValueError(
             f"images of shape {shape} have {size['c']} channels as {axes!r}, the model takes {params.in_channels}"
@@ -34,38 +42,52 @@ def check_image(params: AutoEncoderParams, shape: Shape, axes: str, *, moments_o
         )
 
 
-def check_latent(channels: int, shape: Shape, axes: str) -> None:
-    """Refuses a latent of another width than `channels`.
+def check_latent(channels: int, latents: Any, axes: str) -> None:
+    """Refuses latents of another width than `channels`, of no floats, or none at all.
+
+    Args:
+      channels: of the latent that the decoder takes.
+      latents: the batch, an array or a tensor.
+      axes: their names in order, `"b h w c"` or `"b c h w"`.
 
     Raises:
-      ValueError: naming both widths.
+      ValueError: naming the value, what was expected and the remedy.
     """
+    shape = tuple(latents.shape)
     size = _name_axes(shape, axes, "latents")
+    check_numbers(latents, "latents", "pass what encode returns, or cast them to float32")
     if size["c"] != channels:
         raise ValueError(
             f"latents of shape {shape} have {size['c']} channels as {axes!r}, the decoder takes {channels}"
         )
 
 
-def check_time(params: AutoEncoderParams, shape: Shape | None, batch: int) -> None:
-    """Refuses a missing, superfluous or misshapen `time`; `shape` is None where no time was given.
+def check_time(params: AutoEncoderParams, time: Any | None, batch: int) -> None:
+    """Refuses a missing, superfluous or misshapen `time`, and one of whole numbers.
+
+    Args:
+      params: the architecture.
+      time: an array or a tensor, or None where no time was given.
+      batch: how many images or latents there are.
 
     Raises:
       ValueError: saying what the model takes.
     """
     if params.time_emb_dim is None:
-        if shape is not None:
+        if time is not None:
             raise ValueError("this model has no time embedding (time_emb_dim is None); call it without time")
         return
     expected = (batch, params.time_emb_dim) if params.time_embedding == "linear" else (batch,)
-    if shape is None:
+    if time is None:
         raise ValueError(
             f"this model is conditioned on time (time_emb_dim={params.time_emb_dim}); pass time of shape {expected}"
         )
+    shape = tuple(time.shape)
     if shape != expected:
         raise ValueError(
             f"time has shape {shape}; the {params.time_embedding!r} time embedding of this batch takes {expected}"
         )
+    check_numbers(time, "times", "cast them to float32")
 
 
 def check_time_emb(time_emb_dim: int | None, shape: Shape | None) -> None:
@@ -95,6 +117,38 @@ def check_noise(noise: Shape | None, sample: bool, latent: Shape) -> None:
         raise ValueError("noise is given but sample=False draws nothing; leave out one of the two")
     if noise != latent:
         raise ValueError(f"noise has shape {noise}, the latent {latent}; they must be equal")
+
+
+def check_weights(tensors: Iterable[Any], option: str) -> None:
+    """Refuses weights in a dtype that only stores them, because no arithmetic is defined for it.
+
+    Args:
+      tensors: the weights as they were read.
+      option: name of the argument with which the caller chooses another dtype.
+
+    Raises:
+      ValueError: naming the dtypes and the option.
+    """
+    others = sorted({dtype_name(t) for t in tensors if is_floating(t)} - FLOATS.keys())
+    if others:
+        raise ValueError(
+            f"the weights are {' and '.join(others)}, which models cannot compute with; choose {option}, for example "
+            "float32 or bfloat16"
+        )
+
+
+def check_numbers(array: Any, what: str, remedy: str) -> None:
+    """Refuses a batch of integers, of floats that only store numbers, or of nothing.
+
+    Raises:
+      ValueError: naming the dtype or the shape, what was expected and the remedy.
+    """
+    if dtype_name(array) not in FLOATS:
+        raise ValueError(f"{what} are {dtype_name(array)}; expected {', '.join(FLOATS)}; {remedy}")
+    if not array.shape[0]:
+        raise ValueError(
+            f"{what} have shape {tuple(array.shape)}; expected a batch of at least one; skip empty batches"
+        )
 
 
 def _name_axes(shape: Shape, axes: str, what: str) -> dict[str, int]:

@@ -8,8 +8,19 @@ import numpy as np
 
 from convert.errors import ConversionError
 
+# The dtypes that a model computes in.  Those of eight bits only store weights.
 FLOATS = {name: np.dtype(name) for name in ("float64", "float32", "float16", "bfloat16")}
 assert FLOATS["bfloat16"] == ml_dtypes.bfloat16
+
+
+def dtype_name(array: Any) -> str:
+    """Returns the name that numpy and ml_dtypes give the dtype of an array, or of a tensor of PyTorch."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def is_floating(array: Any) -> bool:
+    """Returns whether the numbers of an array are floating-point numbers, of any width."""
+    return dtype_name(array).startswith(("float", "bfloat"))
 
 
 class Deferred:
@@ -49,9 +60,9 @@ def apply(op: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], array:
 
 
 def cast(tensors: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Returns the tensors with every float of another width rounded to `dtype`, when it is asked for.
+    """Returns the tensors with every float of another dtype rounded to `dtype`, when it is asked for.
 
-    Whole numbers and booleans stay what they are: a counter is not a weight.
+    Floats of eight bits become `dtype` too.  Whole numbers and booleans stay what they are: a counter is not a weight.
 
     Args:
       tensors: name to array, or to anything else with a shape and a dtype.
@@ -65,7 +76,7 @@ def cast(tensors: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(FLOATS)}")
     return {
         name: tensor
-        if np.dtype(tensor.dtype).name not in FLOATS or tensor.dtype == FLOATS[dtype]
+        if not is_floating(tensor) or tensor.dtype == FLOATS[dtype]
         else Deferred(tuple(tensor.shape), FLOATS[dtype], lambda n=name, t=tensor: _round(n, np.asarray(t), dtype))
         for name, tensor in tensors.items()
     }

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from convert.checks import SCALE_PIXELS, check_numbers
 from convert.errors import ConversionError
 from convert.files import ArrayLike
 from convert.ops import CONV, SAME
-from convert.table import Row, flatten, require_same, unflatten
+from convert.table import Row, flatten, require_floats, require_same, unflatten
 
 KERNEL = 4
 WIDEST = 8  # no layer has more channels than this many times the first one's
@@ -21,6 +22,7 @@ WIDEST = 8  # no layer has more channels than this many times the first one's
 # How LDM's training checkpoints, which hold the losses as well, call what is `main.0.weight` in the module itself.
 PREFIX = "loss.discriminator."
 
+_COUNT = "/count"  # of batches, the one leaf that is no weight
 _COUNTERS = "iu"  # kinds of dtype
 _LARGEST_COUNT = np.iinfo(np.int32).max
 
@@ -64,20 +66,21 @@ class DiscriminatorParams:
         """Side in pixels of the smallest image that gives a logit: the last two convolutions take a pixel each."""
         return 3 * 2**self.layers
 
-    def check_images(self, shape: tuple[int, ...], axes: str) -> None:
-        """Refuses images with other channels, or too small for a single logit.
+    def check_images(self, images: Any, axes: str) -> None:
+        """Refuses images with other channels, too small for a single logit, of no floats, or none at all.
 
         Args:
-          shape: of the batch.
+          images: the batch, an array or a tensor.
           axes: their names in order, `"b h w c"` or `"b c h w"`.
 
         Raises:
           ValueError: naming the value, what was expected and the remedy.
         """
-        names = axes.split()
+        names, shape = axes.split(), tuple(images.shape)
         if len(shape) != len(names):
             raise ValueError(f"images have shape {shape}, which is no {axes!r}; give all {len(names)} axes")
         size = dict(zip(names, shape, strict=True))
+        check_numbers(images, "images", SCALE_PIXELS)
         if size["c"] != self.in_channels:
             raise ValueError(
                 f"images of shape {shape} have {size['c']} channels as {axes!r}, the discriminator takes "
@@ -101,8 +104,8 @@ def discriminator_to_flax(
       prefix: `""` for the state dict of the module itself.
 
     Raises:
-      ConversionError: if a tensor is missing, unexpected or misshapen, one error lists them all; or if a count of
-        batches is none, or too large for the int32 that JAX has.
+      ConversionError: if a tensor is missing, unexpected or misshapen, one error lists them all; if a weight is an
+        integer; or if a count of batches is none, or too large for the int32 that JAX has.
     """
     rows = _expand(params, prefix)
     require_same(
@@ -110,6 +113,7 @@ def discriminator_to_flax(
         found={key: np.shape(array) for key, array in state_dict.items() if key.startswith(prefix)},
         expected={row.theirs: row.torch_shape for row in rows},
     )
+    require_floats({row.theirs: state_dict[row.theirs] for row in rows if not row.ours.endswith(_COUNT)})
     leaves = {row.ours: np.array(row.op.to_flax(np.asarray(state_dict[row.theirs])), order="C") for row in rows}
     return unflatten({path: _count(path, leaf, "int32") for path, leaf in leaves.items()})
 
@@ -125,8 +129,8 @@ def discriminator_to_torch(
       prefix: put before every key.
 
     Raises:
-      ConversionError: if a leaf is missing, unexpected or misshapen, one error lists them all; or if a count of
-        batches is none.
+      ConversionError: if a leaf is missing, unexpected or misshapen, one error lists them all; if a weight is an
+        integer; or if a count of batches is none.
     """
     rows, leaves = _expand(params, prefix), flatten(variables)
     require_same(
@@ -134,6 +138,7 @@ def discriminator_to_torch(
         found={path: np.shape(leaf) for path, leaf in leaves.items()},
         expected={row.ours: row.shape for row in rows},
     )
+    require_floats({path: leaf for path, leaf in leaves.items() if not path.endswith(_COUNT)})
     leaves = {path: _count(path, np.asarray(leaf), "int64") for path, leaf in leaves.items()}
     return {row.theirs: np.array(row.op.to_torch(leaves[row.ours]), order="C") for row in rows}
 
@@ -167,7 +172,7 @@ def _expand(params: DiscriminatorParams, prefix: str) -> list[Row]:
 
 def _count(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
     """A count of batches in another dtype; every other leaf as it is."""
-    if not path.endswith("/count"):
+    if not path.endswith(_COUNT):
         return leaf
     if leaf.dtype.kind not in _COUNTERS or not 0 <= leaf <= _LARGEST_COUNT:
         raise ConversionError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.deferred import is_floating
 from convert.errors import ConversionError
 from convert.files import ArrayLike
 from convert.header import DIGEST
@@ -77,6 +78,6 @@ def _unknown(weights: Weights) -> list[str]:
 
 
 def _finite(tensor: ArrayLike) -> bool:
-    if "float" not in np.dtype(tensor.dtype).name:
+    if not is_floating(tensor):
         return True
     return bool(np.isfinite(np.asarray(tensor)).all())

@@ -50,7 +50,7 @@ _REMEDY = "save the dictionary that is meant by itself: torch.save(model.state_d
 _MOST_EXPANDED = 1000
 
 # Bit patterns that numpy has no name for, as integers of the same width and as ml_dtypes.
-_VIEWS = {
+BIT_PATTERNS = {
     "bfloat16": ("int16", ml_dtypes.bfloat16),
     "float8_e4m3fn": ("uint8", ml_dtypes.float8_e4m3fn),
     "float8_e5m2": ("uint8", ml_dtypes.float8_e5m2),
@@ -88,10 +88,10 @@ def to_array(tensor: "torch.Tensor") -> np.ndarray:
     """Returns a tensor as an array, bit for bit; on the CPU as a view."""
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")
-    if name in _VIEWS:
+    if name in BIT_PATTERNS:
         import torch
 
-        integers, dtype = _VIEWS[name]
+        integers, dtype = BIT_PATTERNS[name]
         return tensor.view(getattr(torch, integers)).numpy().view(dtype)
     return tensor.numpy()
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
-from convert.deferred import apply
+from convert.deferred import apply, dtype_name, is_floating
 from convert.errors import ConversionError
 from convert.files import ArrayLike
 from convert.layouts import LAYOUTS as _LAYOUTS
@@ -172,7 +172,8 @@ def to_flax(
       layout: one of `READABLE`; None recognises it by its keys.
 
     Raises:
-      ConversionError: if a tensor is missing, unexpected or misshapen; one error lists them all.
+      ConversionError: if a tensor is missing, unexpected or misshapen; one error lists them all.  If a weight is an
+        integer.
       ValueError: if there is no such layout.
     """
     return unflatten({path: leaf for path, leaf in _to_ours(state_dict, params, layout).items() if path != COUNTER})
@@ -188,7 +189,7 @@ def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "
 
     Raises:
       ConversionError: if a leaf is missing, unexpected or misshapen, one error lists them all; or if the layout has no
-        name for a module.
+        name for a module; if a weight is an integer.
       ValueError: if there is no such layout.
     """
     return _from_ours(flatten(tree) | _no_batches(params), params, layout)
@@ -222,6 +223,7 @@ def _to_ours(state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, lay
         found={key: np.shape(array) for key, array in state_dict.items()},
         expected={row.theirs: row.torch_shape for row in rows},
     )
+    require_floats({row.theirs: state_dict[row.theirs] for row in rows if row.ours != COUNTER})
     return _no_batches(params) | {row.ours: apply(row.op.to_flax, row.shape, state_dict[row.theirs]) for row in rows}
 
 
@@ -239,6 +241,7 @@ def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str
         found={path: np.shape(array) for path, array in leaves.items()},
         expected={row.ours: row.shape for row in rows},
     )
+    require_floats({path: leaf for path, leaf in leaves.items() if path != COUNTER})
     return {row.theirs: apply(row.op.to_torch, row.torch_shape, leaves[row.ours]) for row in rows}
 
 
@@ -295,6 +298,21 @@ def require_same(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapp
     lines += _listed([f"  misshapen   {key} is {found[key]}, must be {expected[key]}" for key in misshapen])
     lines += ["check that the architecture (preset or config.json) is the one the weights were trained with"]
     raise ConversionError("\n".join(lines))
+
+
+def require_floats(weights: Mapping[str, Any]) -> None:
+    """Refuses weights that are not floating-point numbers: integers are those of a quantised model, or none.
+
+    Raises:
+      ConversionError: naming the first, its dtype and how many there are.
+    """
+    others = {name: dtype_name(array) for name, array in weights.items() if not is_floating(array)}
+    if others:
+        name, dtype = next(iter(others.items()))
+        raise ConversionError(
+            f"{len(others):,} of {len(weights):,} weights are not floating-point, the first is {name} ({dtype}); "
+            "use the weights from before they were quantised"
+        )
 
 
 _LISTED = 1000  # lines of a kind in one message: more than any published model has tensors

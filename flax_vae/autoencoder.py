@@ -78,7 +78,7 @@ class AutoEncoder(nn.Module):
           ValueError: on wrong sizes or channels, on missing, superfluous or misshapen `time` or `noise`, and when
             there is nothing to draw with.
         """
-        check_image(self.params, x.shape, "b h w c")
+        check_image(self.params, x, "b h w c")
         z = self.reg(self.moments(x, time), sample=sample, noise=noise)
         return self.scale(z)
 
@@ -127,7 +127,7 @@ class AutoEncoder(nn.Module):
         Raises:
           ValueError: on wrong channels.
         """
-        check_latent(self.params.latent_channels, z.shape, "b h w c")
+        check_latent(self.params.latent_channels, z, "b h w c")
         if self.params.latent_norm == "batch_norm":
             return self.bn.denormalise(z)
         return z / self.params.scale_factor + self.params.shift_factor
@@ -146,7 +146,7 @@ class AutoEncoder(nn.Module):
         Raises:
           ValueError: on missing, superfluous or misshapen `time`.
         """
-        check_time(self.params, None if time is None else time.shape, batch)
+        check_time(self.params, time, batch)
         if time is None or self.params.time_emb_dim is None:
             return None
         if self.params.time_embedding == "sinusoidal":

@@ -182,7 +182,7 @@ class Encoder(nn.Module):
           ValueError: if h or w is no multiple of the factor, the channels differ, or `time_emb` is missing or
             superfluous.
         """
-        check_image(self.params, x.shape, "b h w c", moments_only=True)
+        check_image(self.params, x, "b h w c", moments_only=True)
         # downsampling
         h = self.conv_in(x)
         for level in self.down:
@@ -251,7 +251,7 @@ class Decoder(nn.Module):
         Raises:
           ValueError: if the latent's channels differ, or `time_emb` is missing or superfluous.
         """
-        check_latent(self.params.z_channels, z.shape, "b h w c")
+        check_latent(self.params.z_channels, z, "b h w c")
         # z to the coarsest level
         h = self.conv_in(z)
         # middle

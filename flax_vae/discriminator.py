@@ -171,7 +171,7 @@ class Discriminator(nn.Module):
           ValueError: if the images have other channels or are too small, or, in training, if the batch is a single
             number per channel somewhere.
         """
-        self.params.check_images(images.shape, "b h w c")
+        self.params.check_images(images, "b h w c")
         x = images
         for layer in self.main:
             x = layer(x, train) if isinstance(layer, BatchNorm) else layer(x)

@@ -1,6 +1,7 @@
 """Weights from any file or folder; model folders, which PyTorch reads as they are, to any."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 from flax.typing import Dtype
 
 from convert.architecture import AutoEncoderParams
+from convert.checks import check_weights
+from convert.deferred import FLOATS, cast
 from convert.files import ArrayLike
 from convert.folder import save_folder
 from convert.loading import load_weights
@@ -37,8 +40,8 @@ def from_pretrained(
         `hub` extra).
       preset: the name of a preset, or an architecture, where no configuration lies beside the weights: shapes do not
         tell scale, shift and padding.
-      dtype: of the computation; see `AutoEncoder`.
-      param_dtype: of the parameters; None keeps what the file holds.
+      dtype: Computation dtype; see `AutoEncoder`.
+      param_dtype: Dtype of the parameters; None keeps what the file holds.
       remat: see `AutoEncoder`.
       raw_weights: whether to take the weights themselves from a checkpoint of training that also holds their moving
         average, which is taken otherwise.
@@ -48,12 +51,20 @@ def from_pretrained(
     Raises:
       FileNotFoundError: if there is no such file or folder, or a part of it is missing.
       FileError: if a file is damaged, or of no known kind.
-      ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell.
-      ValueError: if there is no such preset, or a tensor cannot be held in its own dtype; see `param_dtype`.
+      ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell, or if
+        a number is too large for `param_dtype`.
+      ValueError: if there is no such preset; if JAX cannot hold the weights in their own dtype or models cannot compute
+        with it, see `param_dtype`; if one of the dtypes is none of a model's.
     """
+    if dtype is not None and np.dtype(dtype).name not in FLOATS:
+        raise ValueError(f"dtype={np.dtype(dtype).name!r} must be one of {', '.join(FLOATS)}")
     weights = load_weights(path, preset, raw_weights=raw_weights, variant=variant, prefix=prefix)
+    if param_dtype is None:
+        check_weights(weights.tensors.values(), "param_dtype=")
+    else:
+        weights = replace(weights, tensors=cast(weights.tensors, np.dtype(param_dtype).name))
     tree = to_flax(weights.tensors, weights.params, weights.layout)
-    params = jax.tree.map(lambda array: _to_jax(array, param_dtype), tree)
+    params = jax.tree.map(_to_jax, tree)
     held = jax.tree.leaves(params)[0].dtype
     return AutoEncoder(weights.params, dtype=dtype, param_dtype=held, remat=remat), params
 
@@ -77,10 +88,9 @@ def save_pretrained(
     save_folder(path, model.params, state_dict, force=force)
 
 
-def _to_jax(array: ArrayLike, dtype: Dtype | None) -> jax.Array:
+def _to_jax(array: ArrayLike) -> jax.Array:
     # A copy: on a CPU JAX may keep an array that lies well as it is, which here is a view of a file.
-    result = jnp.array(np.asarray(array), dtype, copy=True)
-    expected = np.dtype(array.dtype if dtype is None else dtype)
+    result, expected = jnp.array(np.asarray(array), copy=True), np.dtype(array.dtype)
     if result.dtype != expected:
         raise ValueError(
             f"the weights are {expected.name}, which JAX turns into {result.dtype.name} here; choose param_dtype= "

@@ -69,7 +69,7 @@ def moments_over_devices(
       ValueError: if h does not divide so, and as `AutoEncoder.moments`.
     """
     devices = _devices(devices)
-    check_image(model.params, x.shape, "b h w c", moments_only=True)
+    check_image(model.params, x, "b h w c", moments_only=True)
     _check_rows("images", x.shape, model.params.factor // model.params.patch, len(devices))
     params = {name: value for name, value in params.items() if name not in DECODES}
     return _over_rows(model, "moments", devices, params, x, time)

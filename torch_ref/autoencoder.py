@@ -58,7 +58,7 @@ class AutoEncoder(nn.Module):
         Raises:
           ValueError: on wrong sizes or channels, on missing, superfluous or misshapen `time` or `noise`.
         """
-        check_image(self.params, tuple(x.shape), "b c h w")
+        check_image(self.params, x, "b c h w")
         z = self.reg(self.moments(x, time), sample=sample, noise=noise)
         return self.scale(z)
 
@@ -107,7 +107,7 @@ class AutoEncoder(nn.Module):
         Raises:
           ValueError: on wrong channels.
         """
-        check_latent(self.params.latent_channels, tuple(z.shape), "b c h w")
+        check_latent(self.params.latent_channels, z, "b c h w")
         if self.params.latent_norm == "batch_norm":
             return self.bn.denormalise(z)
         return z / self.params.scale_factor + self.params.shift_factor
@@ -126,7 +126,7 @@ class AutoEncoder(nn.Module):
         Raises:
           ValueError: on missing, superfluous or misshapen `time`.
         """
-        check_time(self.params, None if time is None else tuple(time.shape), batch)
+        check_time(self.params, time, batch)
         if time is None or self.params.time_emb_dim is None:
             return None
         if self.params.time_embedding == "sinusoidal":

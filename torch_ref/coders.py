@@ -145,7 +145,7 @@ class Encoder(nn.Module):
           ValueError: if h or w is no multiple of the factor, the channels differ, or `time_emb` is missing or
             superfluous.
         """
-        check_image(self.params, tuple(x.shape), "b c h w", moments_only=True)
+        check_image(self.params, x, "b c h w", moments_only=True)
         # downsampling
         h = self.conv_in(x)
         for level in self.down:
@@ -200,7 +200,7 @@ class Decoder(nn.Module):
         Raises:
           ValueError: if the latent's channels differ, or `time_emb` is missing or superfluous.
         """
-        check_latent(self.params.z_channels, tuple(z.shape), "b c h w")
+        check_latent(self.params.z_channels, z, "b c h w")
         # z to the coarsest level
         h = self.conv_in(z)
         # middle

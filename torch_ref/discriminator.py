@@ -67,5 +67,5 @@ class Discriminator(nn.Module):
           ValueError: if the images have other channels or are too small, or, in training, if the batch is a single
             number per channel somewhere.
         """
-        self.params.check_images(tuple(images.shape), "b c h w")
+        self.params.check_images(images, "b c h w")
         return self.main(images)

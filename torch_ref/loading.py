@@ -1,17 +1,19 @@
 """Weights from any file or folder; model folders, whose tensors have this package's own names."""
 
 import os
+from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
 
 from convert.architecture import AutoEncoderParams
+from convert.checks import check_weights
+from convert.deferred import cast
 from convert.files import ArrayLike
 from convert.folder import save_folder
 from convert.loading import load_weights
-from convert.pickles import to_array
+from convert.pickles import BIT_PATTERNS, to_array
 from torch_ref.autoencoder import AutoEncoder
 
 
@@ -19,15 +21,17 @@ def from_pretrained(
     path: str | os.PathLike[str],
     preset: AutoEncoderParams | str | None = None,
     *,
+    dtype: torch.dtype | None = None,
     raw_weights: bool = False,
     variant: str | None = None,
     prefix: str | None = None,
 ) -> AutoEncoder:
-    """Returns the model of a file or folder, with its weights, in the dtype that the file holds.
+    """Returns the model of a file or folder, with its weights.
 
     Args:
       path: what `flax_vae.from_pretrained` takes.
       preset: likewise.
+      dtype: Dtype of the parameters; None keeps what the file holds.
       raw_weights: likewise.
       variant: likewise.
       prefix: likewise.
@@ -35,10 +39,16 @@ def from_pretrained(
     Raises:
       FileNotFoundError: if there is no such file or folder, or a part of it is missing.
       FileError: if a file is damaged, or of no known kind.
-      ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell.
-      ValueError: if there is no such preset.
+      ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell, or if
+        a number is too large for `dtype`.
+      ValueError: if there is no such preset, if models cannot compute in the dtype of the weights, see `dtype`, or if
+        `dtype` is none of theirs.
     """
     weights = load_weights(path, preset, raw_weights=raw_weights, variant=variant, prefix=prefix)
+    if dtype is None:
+        check_weights(weights.tensors.values(), "dtype=")
+    else:
+        weights = replace(weights, tensors=cast(weights.tensors, str(dtype).removeprefix("torch.")))
     with torch.device("meta"):  # the weights come from the file: nothing to allocate or to initialise twice
         model = AutoEncoder(weights.params)
     state_dict = {key: to_tensor(array) for key, array in weights.to("flux").items()}
@@ -61,8 +71,9 @@ def save_pretrained(path: str | os.PathLike[str], model: AutoEncoder, *, force: 
 
 
 def to_tensor(array: ArrayLike) -> Tensor:
-    """Returns a copy as a tensor, bit for bit: the inverse of `to_array`, with a bfloat16 that torch does not know."""
+    """Returns a copy as a tensor, bit for bit: the inverse of `to_array`."""
     array = np.array(array, order="C")
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    if array.dtype.name in BIT_PATTERNS:
+        integers, _ = BIT_PATTERNS[array.dtype.name]
+        return torch.from_numpy(array.view(integers)).view(getattr(torch, array.dtype.name))
     return torch.from_numpy(array)

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from convert import PRESETS, AutoEncoderParams, preset
 from convert.checks import check_image, check_latent, check_noise, check_time
+from convert.discriminator import DiscriminatorParams
 
 SEED_FIELDS = [
     "resolution",
@@ -106,36 +108,67 @@ def test_a_stored_architecture_from_before_the_clamp_does_not_clamp():
     assert AutoEncoderParams.from_dict(fields) == dataclasses.replace(PRESETS["flux1"], clamp_logvar=False)
 
 
+def batch(*shape, dtype="float32"):
+    return np.empty(shape, dtype)
+
+
 def test_sizes_are_checked_with_the_remedy():
     params = PRESETS["flux1"]
-    check_image(params, (2, 16, 24, 3), "b h w c")
-    check_image(params, (2, 3, 16, 24), "b c h w")
+    check_image(params, batch(2, 16, 24, 3), "b h w c")
+    check_image(params, batch(2, 3, 16, 24), "b c h w")
     with pytest.raises(ValueError, match="20 x 24 .* multiples of 8; pad them to 24 x 24"):
-        check_image(params, (2, 20, 24, 3), "b h w c")
+        check_image(params, batch(2, 20, 24, 3), "b h w c")
     with pytest.raises(ValueError, match="have 24 channels as 'b h w c', the model takes 3"):
-        check_image(params, (2, 3, 16, 24), "b h w c")
+        check_image(params, batch(2, 3, 16, 24), "b h w c")
     with pytest.raises(ValueError, match="is no 'b h w c'; give all 4 axes"):
-        check_image(params, (16, 16, 3), "b h w c")
+        check_image(params, batch(16, 16, 3), "b h w c")
     with pytest.raises(ValueError, match="positive multiples of 8"):
-        check_image(params, (2, 0, 8, 3), "b h w c")
+        check_image(params, batch(2, 0, 8, 3), "b h w c")
     with pytest.raises(ValueError, match="have 4 channels as 'b h w c', the decoder takes 16"):
-        check_latent(params.latent_channels, (2, 5, 5, 4), "b h w c")
+        check_latent(params.latent_channels, batch(2, 5, 5, 4), "b h w c")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool", "complex64", "float8_e4m3fn"])
+def test_integers_are_refused_with_the_remedy(dtype):
+    params = dataclasses.replace(PRESETS["seed"], time_embedding="sinusoidal")
+    kinds = "expected float64, float32, float16, bfloat16"
+    with pytest.raises(ValueError, match=f"^images are {dtype}; {kinds}; .*images / 127.5 - 1$"):
+        check_image(params, batch(2, 8, 8, 3, dtype=dtype), "b h w c")
+    with pytest.raises(ValueError, match=f"^images are {dtype}; {kinds}; .*images / 127.5 - 1$"):
+        DiscriminatorParams().check_images(batch(2, 32, 32, 3, dtype=dtype), "b h w c")
+    with pytest.raises(ValueError, match=f"^latents are {dtype}; {kinds}; .* cast them to float32$"):
+        check_latent(32, batch(2, 8, 8, 32, dtype=dtype), "b h w c")
+    with pytest.raises(ValueError, match=f"^times are {dtype}; {kinds}; cast them to float32$"):
+        check_time(params, batch(2, dtype=dtype), 2)
+
+
+def test_empty_batches_are_refused():
+    with pytest.raises(ValueError, match=r"^images have shape \(0, 8, 8, 3\); expected a batch of at least one; skip"):
+        check_image(PRESETS["flux1"], batch(0, 8, 8, 3), "b h w c")
+    with pytest.raises(
+        ValueError, match=r"^images have shape \(0, 32, 32, 3\); expected a batch of at least one; skip"
+    ):
+        DiscriminatorParams().check_images(batch(0, 32, 32, 3), "b h w c")
+    with pytest.raises(
+        ValueError, match=r"^latents have shape \(0, 8, 8, 16\); expected a batch of at least one; skip"
+    ):
+        check_latent(16, batch(0, 8, 8, 16), "b h w c")
 
 
 def test_time_is_checked():
     seed, sinusoidal = PRESETS["seed"], dataclasses.replace(PRESETS["seed"], time_embedding="sinusoidal")
-    check_time(seed, (2, 32), 2)
-    check_time(sinusoidal, (2,), 2)
+    check_time(seed, batch(2, 32), 2)
+    check_time(sinusoidal, batch(2), 2)
     check_time(PRESETS["flux1"], None, 2)
-    for params, shape, message in [
+    for params, time, message in [
         (seed, None, r"pass time of shape \(2, 32\)"),
-        (seed, (2,), r"takes \(2, 32\)"),
-        (seed, (3, 32), r"takes \(2, 32\)"),
-        (sinusoidal, (2, 32), r"takes \(2,\)"),
-        (PRESETS["flux1"], (2, 32), "has no time embedding"),
+        (seed, batch(2), r"takes \(2, 32\)"),
+        (seed, batch(3, 32), r"takes \(2, 32\)"),
+        (sinusoidal, batch(2, 32), r"takes \(2,\)"),
+        (PRESETS["flux1"], batch(2, 32), "has no time embedding"),
     ]:
         with pytest.raises(ValueError, match=message):
-            check_time(params, shape, 2)
+            check_time(params, time, 2)
 
 
 def test_noise_is_checked():

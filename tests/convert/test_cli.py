@@ -211,6 +211,28 @@ def test_a_variant_is_chosen(small):
     assert {str(t.dtype) for t in read_tensors("two.safetensors").values()} == {"float16"}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_floats_of_eight_bits_are_rounded_to_what_was_asked_for(small, capsys, dtype):
+    weights = {key: array.astype("float8_e4m3fn") for key, array in random_weights(params=SMALL).items()}
+    save_folder("eight", SMALL, weights)
+    assert main(["eight", "wide.safetensors", "--to", "ldm", "--dtype", dtype, "--json"]) == 0
+    report = printed(capsys)
+    assert report["dtypes"] == {dtype: len(weights)} and report["rounded_from"] == {"float8_e4m3fn": len(weights)}
+    found = read_tensors("wide.safetensors")
+    assert (
+        found["decoder.conv_out.bias"].astype(float).tolist() == weights["decoder.conv_out.bias"].astype(float).tolist()
+    )
+
+
+def test_integers_are_no_weights(small, capsys):
+    write_tensors("whole.safetensors", {key: t.astype(np.int8) for key, t in random_weights(params=SMALL).items()})
+    Path("config.json").write_text(json.dumps(SMALL.to_dict()))
+    message = refused(capsys, small, "whole.safetensors", "whole", "--to", "flux", "--config", "config.json")
+    assert "whole.safetensors: " in message and "weights are not floating-point" in message
+    assert main(["inspect", "whole.safetensors"]) == 1
+    assert "weights are not floating-point" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("form", ["ours", "diffusers"])
 def test_a_configuration_can_be_given(small, form):
     fields = SMALL.to_dict() if form == "ours" else write_diffusers_config(SMALL)

@@ -39,6 +39,19 @@ def test_floats_are_rounded_and_counters_are_kept(tmp_path, dtype):
     assert all(rounded[name] is tensors[name] for name in same)
 
 
+EIGHT_BITS = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("source", EIGHT_BITS)
+def test_floats_of_eight_bits_become_what_was_asked_for(tmp_path, source, dtype):
+    numbers = np.array([0.25, 1, 2, 16], getattr(ml_dtypes, source))
+    write_tensors(tmp_path / "a.safetensors", {"a": numbers})
+    rounded = cast(read_tensors(tmp_path / "a.safetensors"), dtype)["a"]
+    assert rounded.dtype.name == np.asarray(rounded).dtype.name == dtype
+    assert np.asarray(rounded).astype(float).tolist() == [0.25, 1, 2, 16]
+
+
 def test_numbers_that_would_become_infinite_are_refused(tmp_path):
     tensors = {"fine": np.ones(3), "large": np.array([1.0, 1e6, -1e6])}
     with pytest.raises(ConversionError, match="2 numbers of tensor 'large' are too large for float16.*use bfloat16"):

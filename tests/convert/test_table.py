@@ -133,6 +133,24 @@ def test_weights_of_another_architecture_are_refused():
         to_flax(random_state_dict(TINY), PRESETS["flux1"])
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "complex64"])
+def test_integers_are_no_weights(dtype):
+    message = rf"^1 of {len(expand(TINY))} weights are not floating-point, the first is .*conv_out.* \({dtype}\); use "
+    state_dict = random_state_dict(TINY)
+    state_dict["decoder.conv_out.bias"] = np.zeros(3, dtype)
+    with pytest.raises(ConversionError, match=message):
+        to_flax(state_dict, TINY)
+    tree = to_flax(random_state_dict(TINY), TINY)
+    tree["decoder"]["conv_out"]["bias"] = np.zeros(3, dtype)
+    with pytest.raises(ConversionError, match=message):
+        to_torch(tree, TINY)
+
+
+def test_the_count_of_batches_is_an_integer():
+    state_dict = random_state_dict(PRESETS["flux2"]) | {"bn.num_batches_tracked": np.array(7)}
+    assert "num_batches_tracked" not in to_flax(state_dict, PRESETS["flux2"])["bn"]
+
+
 def test_an_unknown_layout_is_refused():
     with pytest.raises(ValueError, match="unknown layout 'keras'; there are flux"):
         expand(TINY, "keras")

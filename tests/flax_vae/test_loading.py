@@ -54,6 +54,35 @@ def test_float64_weights_are_not_shortened_silently(tmp_path):
     assert from_pretrained(tmp_path / "model", param_dtype=jnp.float32)[0].param_dtype == jnp.float32
 
 
+def test_dtypes_of_computation_and_parameters_are_apart_and_floating(tmp_path):
+    model, params = make("bfloat16")
+    save_pretrained(tmp_path / "model", model, params)
+    loaded, weights = from_pretrained(tmp_path / "model", dtype=jnp.bfloat16, param_dtype=jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {jnp.dtype("float32")}
+    assert (loaded.dtype, loaded.param_dtype) == (jnp.bfloat16, jnp.float32)
+    for wrong in (jnp.int8, jnp.float8_e4m3fn, bool):
+        with pytest.raises(ValueError, match="must be one of float64, float32, float16, bfloat16"):
+            from_pretrained(tmp_path / "model", param_dtype=wrong)
+        with pytest.raises(ValueError, match="must be one of float64, float32, float16, bfloat16"):
+            from_pretrained(tmp_path / "model", dtype=wrong)
+
+
+def test_numbers_too_large_for_the_parameters_are_refused(tmp_path):
+    model, params = make()
+    params["decoder"]["conv_out"]["bias"] = jnp.full(3, 1e6)
+    save_pretrained(tmp_path / "model", model, params)
+    with pytest.raises(ConversionError, match="3 numbers of tensor 'decoder.conv_out.bias' are too large for float16"):
+        from_pretrained(tmp_path / "model", param_dtype=jnp.float16)
+
+
+def test_integers_are_no_weights(tmp_path):
+    model, params = make()
+    params["decoder"]["conv_out"]["bias"] = jnp.zeros(3, jnp.int8)
+    with pytest.raises(ConversionError, match=r"the first is decoder/conv_out/bias \(int8\)"):
+        save_pretrained(tmp_path / "model", model, params)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_overwritten_without_force(tmp_path):
     model, params = make()
     save_pretrained(tmp_path / "model", model, params)

@@ -96,6 +96,19 @@ def call(model, *arguments, **options):
         (TIMED, [np.zeros((1, 8, 8, 3))], {"sample": False}, r"pass time of shape \(1, 6\)"),
         (TIMED, [np.zeros((1, 8, 8, 3)), np.zeros(1)], {"sample": False}, r"takes \(1, 6\)"),
         (SINUSOIDAL, [np.zeros((1, 8, 8, 3)), np.zeros((1, 6))], {"sample": False}, r"takes \(1,\)"),
+        (
+            SINUSOIDAL,
+            [np.zeros((1, 8, 8, 3)), np.zeros(1, int)],
+            {"sample": False},
+            "times are int64; expected float64",
+        ),
+        (TINY, [np.zeros((1, 8, 8, 3), np.uint8)], {"sample": False}, "images are uint8; .* / 127.5 - 1"),
+        (TINY, [np.zeros((1, 8, 8, 3), np.uint8)], {"sample": False, "method": "encode"}, "images are uint8"),
+        (TINY, [np.zeros((1, 8, 8, 3), np.uint8)], {"method": "posterior"}, "images are uint8"),
+        (TINY, [np.zeros((1, 2, 2, 16), np.uint8)], {"method": "decode"}, "latents are uint8; .* cast them to float32"),
+        (TINY, [np.zeros((0, 8, 8, 3))], {"sample": False}, r"images have shape \(0, 8, 8, 3\); .* skip empty batches"),
+        (TINY, [np.zeros((0, 8, 8, 3))], {"method": "posterior"}, r"images have shape \(0, 8, 8, 3\)"),
+        (TINY, [np.zeros((0, 2, 2, 16))], {"method": "decode"}, r"latents have shape \(0, 2, 2, 16\)"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_sentence(record, arguments, options, message):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -10,11 +11,13 @@ import torch
 import flax_vae
 import torch_ref
 from convert import PRESETS, to_flax
-from convert.pickles import to_array
+from convert.folder import save_folder
+from convert.pickles import BIT_PATTERNS, to_array
 from convert.table import flatten
 from tests.parity._agree import TOLERANCE, assert_agree, nchw, nhwc, random_state_dict, torch_model
 from torch_ref.loading import to_tensor
 
+SMALL = dataclasses.replace(PRESETS["tiny"], ch=32, ch_mult=(1,))
 RECORD = dataclasses.replace(PRESETS["tiny"], attn_levels=None, learnable_logvar=True)
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
 
@@ -75,6 +78,51 @@ def test_torch_refuses_bad_arguments_in_the_same_words(record, shape, time, opti
         arguments = [torch.zeros(shape), None if time is None else torch.zeros(time)]
     with pytest.raises(ValueError, match=message):
         model.encode(*arguments, **options)
+
+
+@pytest.mark.parametrize("method", ["encode", "posterior", "forward", "decode"])
+def test_torch_refuses_integers_and_empty_batches(method):
+    with torch.device("meta"):
+        model = torch_ref.AutoEncoder(PRESETS["tiny"])
+        integers, nothing = (
+            torch.zeros((batch, 16, 2, 2) if method == "decode" else (batch, 3, 8, 8), dtype=dtype)
+            for batch, dtype in ((1, torch.uint8), (0, torch.float32))
+        )
+    what = "latents" if method == "decode" else "images"
+    with pytest.raises(ValueError, match=f"^{what} are uint8; expected float64, float32, float16, bfloat16; "):
+        getattr(model, method)(integers)
+    with pytest.raises(ValueError, match=rf"^{what} have shape \(0, .*; expected a batch of at least one; skip empty"):
+        getattr(model, method)(nothing)
+
+
+@pytest.mark.parametrize("source", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_of_eight_bits_need_another_dtype_to_compute_in(tmp_path, source, dtype):
+    weights = {key: (array / 8).astype(source) for key, array in random_state_dict(SMALL, "float32").items()}
+    save_folder(tmp_path / "model", SMALL, weights)
+    with pytest.raises(ValueError, match=f"^the weights are {source}, .* cannot compute with; choose dtype=, for"):
+        torch_ref.from_pretrained(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=f"^the weights are {source}, .* cannot compute with; choose param_dtype=, for"
+    ):
+        flax_vae.from_pretrained(tmp_path / "model", dtype=jnp.bfloat16)
+    twin = torch_ref.from_pretrained(tmp_path / "model", dtype=getattr(torch, dtype))
+    model, params = flax_vae.from_pretrained(tmp_path / "model", param_dtype=dtype)
+    assert {tensor.dtype for tensor in twin.parameters()} == {getattr(torch, dtype)}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = twin.encode(nchw(images).to(getattr(torch, dtype)), sample=False).float()
+    ours = model.apply({"params": params}, jnp.asarray(images, dtype), sample=False, method="encode")
+    assert ours.dtype.name == dtype
+    assert_agree(ours, nhwc(expected), 1e-5 if dtype == "float32" else 0.1)
+
+
+def test_every_dtype_of_a_file_becomes_a_tensor_bit_for_bit():
+    for dtype in (*BIT_PATTERNS, "float64", "float16", "int64", "uint8"):
+        array = np.arange(256, dtype=np.uint8).view(dtype).reshape(2, -1)
+        tensor = to_tensor(array)
+        assert str(tensor.dtype) == f"torch.{dtype}" and to_array(tensor).tobytes() == array.tobytes()
 
 
 def test_torch_blocks_refuse_too():
