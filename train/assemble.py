@@ -53,7 +53,9 @@ def make_constants(config: TrainConfig) -> dict[str, Any]:
     try:
         return {"lpips": load_lpips_weights(config.loss.lpips_net, config.loss.lpips_weights)}
     except (TrainError, ConversionError, OSError, ValueError) as error:
-        raise RunError(f"lpips_weight={config.loss.lpips_weight} needs the weights of LPIPS: {error}") from error
+        raise RunError(
+            f"{error}; or train without LPIPS: --set loss.lpips_weight=0 (now {config.loss.lpips_weight})"
+        ) from error
 
 
 def make_state(config: TrainConfig, parts: Parts, params: dict[str, Any] | None = None) -> TrainState:

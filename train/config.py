@@ -30,6 +30,7 @@ class DataConfig:
       bad_files: what becomes of an image that is damaged or smaller than the crop: `refuse` ends the run with a list
         of them, `skip` shows another photograph in its place, always the same one, and reports it.
       max_bad_fraction: of all images that may be skipped; more of them end the run.
+      max_bad_count: images that may be skipped whatever the fraction, of at most half of all.
 
     Raises:
       ValueError: if a number is outside its range.
@@ -44,9 +45,11 @@ class DataConfig:
     flip: bool = True
     bad_files: Literal["refuse", "skip"] = "refuse"
     max_bad_fraction: float = 0.01
+    max_bad_count: int = 10
 
     def __post_init__(self):
         at_least(1, crop_size=self.crop_size)
+        at_least(0, max_bad_count=self.max_bad_count)
         one_of(("refuse", "skip"), bad_files=self.bad_files)
         if self.resize is not None:
             at_least(1, resize=self.resize)

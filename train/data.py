@@ -6,7 +6,7 @@ hold, and any machine can make any example.
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,15 +15,16 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from flax_vae.at_scale.sizes import to_float
+from flax_vae.errors import first_of
 from flax_vae.images import StorageError, printable
 from train.config import DataConfig
 from train.crops import WORDS, below, cut, fit, fitted_size
 from train.errors import DataError
+from train.refusals import TooSmallError, refusal, too_many
 from train.sources import Source, open_source
 
 SHIPPED_HELD_OUT = "chelsea.jpg"
 _KEEP_BYTES = 1 << 30  # decoded photographs up to this much stay in memory, the rest are decoded when drawn
-_SHOW = 5  # bad files named in one error
 _THREADS = 16  # for reading headers: mostly waiting
 _CHUNK = 4096  # images whose headers are asked for at a time, so that millions need little memory
 
@@ -52,7 +53,7 @@ class Photographs:
         if len(self.source) < 2:
             raise DataError(
                 f"{self.source.where} holds {len(self.source)} images; training needs at least two, one of them to "
-                "be held out"
+                f"be held out{''.join(f'; {note}' for note in self.source.notes)}"
             )
         self._held_out = _choose_held_out(config, self.source)
         self.held_out_name = self.source.name(self._held_out)
@@ -123,17 +124,33 @@ class Photographs:
                     errors[index] = image
                 else:
                     self._kept[index] = image
-        try:
-            self.held_out()
-        except DataError as error:
-            raise DataError(f"{error} (it is the image that is held out)") from error
-        lasting = not any(isinstance(error, StorageError) for error in errors.values())
-        if self._config.bad_files == "skip" and lasting:
+        storage = [str(errors[index]) for index in sorted(errors) if isinstance(errors[index], StorageError)]
+        if storage:  # nothing is known of these
+            raise StorageError(first_of(storage))
+        held_out = self._refused_held_out(errors)
+        if self._config.bad_files == "skip":
             for index, error in errors.items():
                 self._bad[index] = str(error)
             self._check_count()
-        elif errors:
-            raise DataError(_some([str(errors[index]) for index in sorted(errors)]))
+            errors = {}
+        if errors or held_out is not None:
+            raise self._refusal(errors, held_out)
+
+    def _refused_held_out(self, errors: Mapping[int, DataError]) -> str | None:
+        """What is wrong with the held-out image, and another that could be held out."""
+        try:
+            self.held_out()
+        except StorageError:
+            raise
+        except DataError as error:
+            good = [i for i in range(len(self.source)) if i != self._held_out and i not in errors]
+            such = f", such as {self.source.name(good[-1])!r}" if good else ""
+            return f"{error} (it is the image that is held out); --held-out PATH names another{such}"
+        return None
+
+    def _refusal(self, errors: Mapping[int, DataError], held_out: str | None = None) -> DataError:
+        ordered = [errors[index] for index in sorted(errors)]
+        return refusal(ordered, len(self.source) - 1, self._config.crop_size, held_out)
 
     def _read(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
         """A photograph as it is cropped, or None if it has to be skipped."""
@@ -146,7 +163,7 @@ class Photographs:
             raise
         except DataError as error:
             if self._config.bad_files == "refuse":
-                raise
+                raise self._refusal({index: error}) from error
             with self._lock:
                 self._bad[index] = str(error)
                 self._check_count()
@@ -165,10 +182,7 @@ class Photographs:
         name = f"{self.source.where}/{self.source.name(index)}"
         height, width = fitted_size(height, width, self._config.resize)
         if min(height, width) < self._config.crop_size:
-            raise DataError(
-                f"{name} is {height} x {width}, smaller than crop_size={self._config.crop_size}; remove it, use "
-                "smaller crops, or set resize"
-            )
+            raise TooSmallError(f"{name} is {height} x {width}, smaller than crop_size={self._config.crop_size}")
         if Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS:
             raise DataError(
                 f"{name} would be {height} x {width} after resize={self._config.resize}, more than "
@@ -177,12 +191,12 @@ class Photographs:
         return height, width
 
     def _check_count(self) -> None:
-        total, most = len(self.source) - 1, self._config.max_bad_fraction
-        if len(self._bad) > most * total:
-            raise DataError(
-                f"{len(self._bad)} of {total} images cannot be used, more than max_bad_fraction={most}: "
-                + _some([self._bad[index] for index in sorted(self._bad)])
-            )
+        total = len(self.source) - 1
+        # A hundredth of sixty photographs is none: a few may always be skipped, but never most of them.
+        most = max(self._config.max_bad_fraction * total, min(self._config.max_bad_count, total // 2))
+        if len(self._bad) > most:
+            reasons = [self._bad[index] for index in sorted(self._bad)]
+            raise too_many(reasons, total, self._config.max_bad_fraction)
 
 
 class OneImage:
@@ -232,11 +246,6 @@ def _each(
     indices = iter(indices)
     while chunk := list(itertools.islice(indices, _CHUNK)):
         yield from zip(chunk, pool.map(attempt, chunk), strict=True)
-
-
-def _some(problems: list[str]) -> str:
-    more = f"; and {len(problems) - _SHOW} more" if len(problems) > _SHOW else ""
-    return "; ".join(problems[:_SHOW]) + more
 
 
 def _choose_held_out(config: DataConfig, source: Source) -> int:

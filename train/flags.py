@@ -77,6 +77,12 @@ class Flags:
     or an .npy, .npz or .array_record file, or hf:NAME."""
     held_out: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: the last by name)")] = None
     """The image of that folder to hold out instead."""
+    bad_files: Annotated[
+        Literal["refuse", "skip"] | None, arg(metavar="refuse|skip", help_behavior_hint="(default: refuse)")
+    ] = None
+    """What becomes of images that are damaged or smaller than the crops; ten, or one in a hundred, may be skipped."""
+    resize: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as they are)")] = None
+    """Scale every image first, until its shorter side has so many pixels: what small ones need."""
     crop_size: Annotated[int | None, arg(metavar="N", help_behavior_hint=_RECIPE)] = None
     """Side of the random crops in pixels."""
     batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint=_RECIPE)] = None
@@ -119,7 +125,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
         *("steps", "seed", "start_from", "raw_weights", "graft", "train", "parallel", "zero", "rows", "dtype", "remat"),
         *("batch_size", "log_every", "eval_every", "save_every"),
     ),
-    "data": ("held_out", "crop_size"),
+    "data": ("held_out", "bad_files", "resize", "crop_size"),
     "optim": ("learning_rate", "warmup_steps", "accumulate", "ema_decay"),
     "loss": ("kl_weight",),
 }

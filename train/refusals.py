@@ -1,0 +1,49 @@
+"""One message for all images that cannot be used, with one flag for each kind of trouble."""
+
+from collections.abc import Sequence
+
+from flax_vae.errors import first_of
+from train.errors import DataError
+
+_REMEDY = "; replace or remove it"  # of a single image, where a flag is named for all of them
+
+
+class TooSmallError(DataError):
+    """An image is smaller than the crops."""
+
+
+def refusal(errors: Sequence[DataError], total: int, crop_size: int, held_out: str | None = None) -> DataError:
+    """Returns one error for all images that cannot be used.
+
+    Args:
+      errors: what is wrong with each image that is trained on, in order.
+      total: number of images that are trained on.
+      crop_size: side of the crops in pixels.
+      held_out: what is wrong with the held-out image, and which could be held out instead.
+    """
+    small = [str(error) for error in errors if isinstance(error, TooSmallError)]
+    damaged = [str(error).removesuffix(_REMEDY) for error in errors if not isinstance(error, TooSmallError)]
+    sentences = []
+    if small:
+        advice = f"--resize {crop_size} scales every image until its shorter side has {crop_size} pixels"
+        sentences.append(f"{_counted(small, total, 'are too small')}; {advice}")
+    if damaged:
+        them = "it" if len(damaged) == 1 else "them"
+        sentences.append(f"{_counted(damaged, total, 'cannot be used')}; --bad-files skip trains without {them}")
+    if held_out is not None:
+        sentences.append(held_out)
+    return DataError(". ".join(sentences))
+
+
+def too_many(reasons: Sequence[str], total: int, fraction: float) -> DataError:
+    """Returns the error for more unusable images than may be skipped."""
+    enough = min(-(-100 * len(reasons) // total) / 100, 0.99)  # in hundredths, rounded up
+    return DataError(
+        f"{len(reasons)} of {total} images cannot be used, more than max_bad_fraction={fraction}: "
+        f"{first_of([reason.removesuffix(_REMEDY) for reason in reasons])}; replace or remove them, or train without "
+        f"them with --set data.max_bad_fraction={enough}"
+    )
+
+
+def _counted(reasons: Sequence[str], total: int, what: str) -> str:
+    return reasons[0] if len(reasons) == 1 else f"{len(reasons)} of {total} images {what}: {first_of(reasons)}"
