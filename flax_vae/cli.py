@@ -6,8 +6,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from flax_vae.interrupts import end_on_signals, leave_signals
-
 PROG = "flax-vae"
 
 # What each does, and the module whose `main` does it; loaded when it is asked for.
@@ -41,16 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: 2 for wrong flags of a command, 0 after its `--help`.
     """
-    if args is not None:
-        return _run(list(args))
-    end_on_signals(PROG)  # before anything that takes time
-    try:
-        return _run(sys.argv[1:])
-    finally:
-        leave_signals()
-
-
-def _run(words: list[str]) -> int:
+    words = list(sys.argv[1:] if args is None else args)
     # They load numpy.
     from convert.errors import ConversionError, FileError
     from flax_vae.errors import UserError

@@ -57,7 +57,7 @@ def require_devices() -> None:
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:
-        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+        asked = os.environ.get("JAX_PLATFORMS", "")
         reason = next(iter(str(error).splitlines()), "") or "no such devices, or JAX is installed without them"
         raise UserError(
             f"JAX cannot use the devices of JAX_PLATFORMS={asked} ({reason}); unset it, set it to cpu, or install JAX "

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from convert.interrupts import advise
 from flax_vae.errors import DataError, UserError
-from flax_vae.interrupts import advise
 
 if TYPE_CHECKING:  # they load JAX and Pillow: not for --help
     from PIL.Image import Image

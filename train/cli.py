@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from convert.interrupts import advise
 from train import eval_cli, plan_cli
 from train.config import TrainConfig
 from train.errors import TrainError
@@ -26,6 +27,7 @@ def main(args: Sequence[str] | None = None) -> int:
       n; wrong flags end in status 2.
     """
     args = list(sys.argv[1:] if args is None else args)
+    advise(PROG, "the same command goes on from the last checkpoint" if args[:1] not in (["eval"], ["plan"]) else "")
     if args[:1] in (["eval"], ["plan"]):
         return {"eval": eval_cli, "plan": plan_cli}[args[0]].main(args[1:])
     flags = tyro.cli(Flags, prog=PROG, args=args)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import tyro
 
-from flax_vae.interrupts import advise
+from convert.interrupts import advise
 
 Flags = TypeVar("Flags")
 

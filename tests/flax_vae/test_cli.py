@@ -73,8 +73,8 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
 def test_a_signal_ends_the_command_in_one_line_whatever_it_is_doing(signum, word, tmp_path):
     code = f"""
 import hashlib, sys, types
-from flax_vae import cli
-from flax_vae.interrupts import advise
+from flax_vae.__main__ import main
+from convert.interrupts import advise
 
 def work(args):
     from convert.files import new_file
@@ -85,7 +85,7 @@ def work(args):
 
 sys.modules[{ENCODE!r}] = types.SimpleNamespace(main=work)
 sys.argv = ["flax-vae", "encode"]
-sys.exit(cli.main())
+sys.exit(main())
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"begun\n"
@@ -98,16 +98,26 @@ sys.exit(cli.main())
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.3, 0.8])
-def test_a_signal_during_the_imports_is_no_traceback(seconds, tmp_path):
-    words = ["flax-vae", "encode", str(tmp_path), str(tmp_path / "latents"), "--model", str(tmp_path)]
-    code = f"import sys; from flax_vae import cli; sys.argv = {words}; print('begun', flush=True); sys.exit(cli.main())"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("flax_vae", ["flax-vae", "encode", "absent", "latents", "--model", "absent"]),
+        ("convert", ["flax-vae-convert", "absent", "there", "--to", "flux"]),
+        ("train", ["flax-vae-train", "--dry-run", "--workdir", "absent"]),
+        ("train", ["flax-vae-train", "eval", "absent"]),
+    ],
+)
+def test_a_signal_during_the_imports_is_no_traceback(package, words, seconds, tmp_path):
+    imports = f"import sys; from {package}.__main__ import main; sys.argv = {words}"
+    code = f"{imports}; print('begun', flush=True); sys.exit(main())"
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, cwd=tmp_path)
     assert process.stdout.readline() == b"begun\n"
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
-    assert b"Traceback" not in error and error.count(b"\n") == 1
-    assert process.returncode in (1, 130)  # it may have ended already
+    assert b"Traceback" not in error and error.count(b"\n") <= 1
+    assert process.returncode in (0, 1, 130)  # it may have ended already
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

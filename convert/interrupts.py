@@ -5,6 +5,7 @@ is interrupted may swallow it or end in a traceback.  What commands write is who
 so that they can end anywhere, as by `kill -9`; a thread of its own does it.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -15,6 +16,20 @@ if hasattr(signal, "SIGUSR1"):  # what SLURM's --signal=USR1@120 sends; Windows 
     SIGNALS[signal.SIGUSR1] = "stopped by SIGUSR1"
 
 _said = {"prog": "", "advice": ""}
+
+
+def run(prog: str, module: str) -> int:
+    """Runs the `main` of a command's module, from its import on in a process that ends at once on a signal.
+
+    Args:
+      prog: Name of the command.
+      module: Module whose `main` does the work and returns the exit status.
+    """
+    end_on_signals(prog)
+    try:
+        return importlib.import_module(module).main()
+    finally:
+        leave_signals()
 
 
 def end_on_signals(prog: str) -> None:

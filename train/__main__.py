@@ -1,0 +1,14 @@
+"""Entry point of `flax-vae-train`; light, so that an interrupt during the imports is one line too."""
+
+import sys
+
+from convert.interrupts import run
+
+
+def main() -> int:
+    """Runs the command on the arguments of the process and returns the exit status."""
+    return run("flax-vae-train", "train.cli")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
