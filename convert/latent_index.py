@@ -215,8 +215,8 @@ def read_index(folder: str | os.PathLike[str]) -> LatentIndex:
         statistics = None
         if values["format"] != 1:
             statistics = LatentStatistics.from_dict(values["statistics"])
-            if values.pop(_SELF) != _own_sha256(values):
-                raise ValueError("its content is not what was written: its SHA-256 differs")
+        if (statistics is not None or _SELF in values) and values.pop(_SELF) != _own_sha256(values):
+            raise ValueError("its content is not what was written: its SHA-256 differs")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} is not the index of latents ({error}); get it again") from error
     statistics = statistics or _read_statistics(path.with_name(STATISTICS))

@@ -53,6 +53,7 @@ def _run(flags: DecodeFlags) -> int:
     from flax_vae.at_scale.decode import decode_folder
     from flax_vae.at_scale.model import load_model
     from flax_vae.compilation import cache_compilations
+    from flax_vae.images import printable
 
     if flags.compilation_cache is not None:
         cache_compilations(flags.compilation_cache)
@@ -63,5 +64,5 @@ def _run(flags: DecodeFlags) -> int:
         speed = report.decoded / report.seconds
         print(f"{report.decoded:,} images in {report.seconds:.1f} s, {speed:.3g} images/s")
     begun = "" if report.decoded else "nothing was left to do; "
-    print(f"{begun}{report.images:,} images in {flags.destination}")
+    print(f"{begun}{report.images:,} images in {printable(flags.destination)}")
     return 0

@@ -144,8 +144,8 @@ def continued(folder: Path) -> Iterator[Path]:
     _, fresh = _places(folder)
     yield folder
     if fresh.exists():
-        with held(fresh):
-            shutil.rmtree(fresh)
+        with contextlib.suppress(UserError), held(fresh):  # another of several processes may be about it
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _places(folder: Path) -> tuple[Path, Path]:

@@ -142,6 +142,7 @@ def _run(flags: EncodeFlags) -> int:
 
 def _tell(destination: Path, report: "EncodeReport") -> None:
     from flax_vae.at_scale.counts import counted  # loads NumPy
+    from flax_vae.images import printable
 
     if report.images:
         print(
@@ -158,7 +159,7 @@ def _tell(destination: Path, report: "EncodeReport") -> None:
         )
     else:
         begun = "" if report.images else "nothing was left to do; "
-        print(f"{begun}{report.entries:,} latents in {destination}")
+        print(f"{begun}{report.entries:,} latents in {printable(destination)}")
 
 
 def _wait(destination: Path) -> None:

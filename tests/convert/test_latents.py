@@ -188,6 +188,7 @@ def damaged(folder, change):
     [
         (lambda values: values["shards"][0].update(file="../secret.safetensors"), "names the shard '../secret"),
         (lambda values: values.update(format=3), "of format 3, and this program reads 1 and 2"),
+        (lambda values: values.update(format=1), "its SHA-256 differs"),
         (lambda values: values.update(entries=12), "do not hold 12 entries"),
         (lambda values: values["shards"][0].update(entries=7), "not those of 7 entries"),
         (lambda values: values["encoding"].update(store="mode"), "store='mode' must be one of mean, moments, sample"),
@@ -278,6 +279,23 @@ def test_a_bit_of_a_latent_or_a_name_that_changed_is_found_when_it_is_read(tmp_p
         with pytest.raises(FileError, match="SHA-256"):
             LatentDataset(tmp_path, verify=True)[0]
         LatentDataset(tmp_path, verify=False)[0]
+
+
+def test_flipped_bits_of_a_shard_are_found_or_change_nothing(tmp_path):
+    expected, rng = write(tmp_path), np.random.default_rng(0)
+    path = tmp_path / shard_file(0)
+    content = path.read_bytes()
+    found = 0
+    for bit in rng.choice(8 * len(content), 300, replace=False):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            for entry, wanted in zip(LatentDataset(tmp_path), expected, strict=True):
+                same(entry, wanted)
+        except FileError:
+            found += 1
+    assert found == 300
 
 
 def test_flipped_bits_of_an_index_are_found_or_change_nothing(tmp_path):

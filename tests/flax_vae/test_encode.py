@@ -525,6 +525,16 @@ def test_the_command_says_what_it_did(one, weights, tmp_path, capsys):
     assert LatentDataset(tmp_path / "latents").index.encoding.compute_dtype == "bfloat16"
 
 
+def test_folders_whose_names_are_no_utf_8(one, weights, tmp_path, capsys):
+    source, latents, images = (tmp_path / f"{name}\udcff" for name in ("source", "latents", "images"))
+    shutil.copytree(one, source)
+    assert cli.main(["encode", str(source), str(latents), "--model", str(weights)]) == 0
+    assert cli.main(["decode", str(latents), str(images), "--model", str(weights)]) == 0
+    out = capsys.readouterr().out
+    assert "latents\\xff\n" in out and "images\\xff\n" in out
+    assert (images / "a.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
