@@ -56,6 +56,26 @@ def read_manifest(step: Path) -> Manifest | None:
         raise FileError(f"{MANIFEST} is damaged ({error or type(error).__name__})") from error
 
 
+def read_verified(step: Path, name: str) -> bytes:
+    """Returns the content of one file of a step, without comparing the others with the manifest.
+
+    Args:
+      step: Folder of the step.
+      name: Path of the file inside it.
+
+    Raises:
+      FileError: If the file is not what the manifest says, or there is no manifest.
+    """
+    manifest = read_manifest(step)
+    try:
+        content = (step / name).read_bytes()
+    except OSError as error:
+        raise FileError(f"{step / name} cannot be read ({error.strerror})") from error
+    if manifest is None or manifest.files.get(name) != hashlib.sha256(content).hexdigest():
+        raise FileError(f"{step / name} is not what {MANIFEST} says")
+    return content
+
+
 def find_damage(step: Path) -> str | None:
     """Compares the files of a step, and the number that it is called by, with its manifest.
 

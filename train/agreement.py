@@ -19,9 +19,7 @@ from orbax.checkpoint import multihost
 from flax_vae import __version__
 from train.checksums import checksums
 from train.config import TrainConfig, flatten
-from train.data import Photographs
 from train.errors import RunError, TrainError
-from train.listing import data_listing
 
 WAIT_SECONDS = 600  # for a process that is alive, and still reads headers or verifies a checkpoint
 _CHUNK = 4096
@@ -86,10 +84,15 @@ def require_same_state(state: Any, step: int) -> None:
         ) from error
 
 
-def facts_of_run(config: TrainConfig, photographs: Photographs, constants: Any) -> Sections:
+def facts_of_run(config: TrainConfig, listing: Mapping[str, str], constants: Any) -> Sections:
     """Returns what must be equal in all processes before the first step: settings, versions, data, constants.
 
-    Nothing is read for a run of one process.
+    Nothing is computed for a run of one process.
+
+    Args:
+      config: Settings.
+      listing: Content of the images, as `train.listing.data_listing` makes it.
+      constants: Constants of the losses.
     """
     if jax.process_count() == 1:
         return {}
@@ -97,7 +100,7 @@ def facts_of_run(config: TrainConfig, photographs: Photographs, constants: Any) 
     return {
         SETTINGS: {name: value for name, value in fields.items() if name not in _ADDRESSES},
         "version of": {name: importlib.metadata.version(name) for name in _PACKAGES} | {"flax-vae": __version__},
-        "image": data_listing(photographs),
+        "image": listing,
         "constant": checksums(constants),
     }
 

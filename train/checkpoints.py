@@ -21,7 +21,13 @@ from train.config import TrainConfig
 from train.errors import RunError
 from train.leaves import describe, differences, require_restorable
 from train.manifest import write_manifest
-from train.trust import decided_by_the_first_process, find_newest_good, find_steps, require_whole
+from train.trust import (
+    decided_by_the_first_process,
+    find_newest_good,
+    find_steps,
+    require_whole,
+    set_aside_diverged,
+)
 
 _SHOW = 3  # leaves named in one error
 
@@ -38,6 +44,9 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 2, best: tuple[str, Literal["max", "min"]] | None = None):
         """Opens the folder, which is made when something is saved.
 
+        One more step always stays: the newest whose weights a later update has shown to give finite numbers.  A run
+        that diverges, and saves on, never pushes it out.
+
         Args:
           folder: of the checkpoints.
           keep: how many of the last steps stay.
@@ -52,7 +61,7 @@ class Checkpoints:
         self._folder, self._keep, self._best = folder, keep, best
         self._good: set[int] = set()  # verified in this process
         self._saving: tuple[int, Mapping[str, float]] | None = None
-        self._scores = {step: self._read_score(step) for step in find_steps(self._folder)}
+        self._scores = {step: self._read_scores(step) for step in find_steps(self._folder)}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -91,7 +100,7 @@ class Checkpoints:
         """
         self._close()
         step = decided_by_the_first_process(lambda: find_newest_good(self._folder, self.problems))
-        self._scores = {step: self._read_score(step) for step in find_steps(self._folder)}
+        self._scores = {step: self._read_scores(step) for step in find_steps(self._folder)}
         if step is not None:
             self._good.add(step)
         return step
@@ -144,7 +153,8 @@ class Checkpoints:
           state: a tree of jax arrays and Python numbers.
           config: the run.
           wait: until it is complete.
-          scores: how good the model is; the one that `best` names decides which step stays.
+          scores: how good the model is, of which the one that `best` names decides which step stays; and `skipped`,
+            how many updates were left out so far.
 
         Raises:
           RunError: if this or the one before could not be written, for example because the disk is full, or if the
@@ -157,7 +167,7 @@ class Checkpoints:
                 if step != self.latest_step:
                     self._manager.wait_until_finished()
                     self._saving = (step, scores or {})
-                    self._scores[step] = self._own_score(scores or {})
+                    self._scores[step] = scores or {}
                     if not self._manager.save(step, args=args):
                         raise RunError(f"{self._folder} holds step {self.latest_step}, which is later")
                 if wait:
@@ -191,24 +201,47 @@ class Checkpoints:
         (unfinished,) = self._folder.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*")
         write_manifest(unfinished, scores, step)
 
-    def _read_score(self, step: int) -> float | None:
+    def set_aside(self, since: int) -> int | None:
+        """Renames steps whose weights are those of a divergence to `diverged-STEP`, if there is one from before.
+
+        Args:
+          since: Number of the first step with such weights.
+
+        Returns:
+          The newest step before, from which the next start goes on; None if there is none, and nothing is renamed.
+
+        Raises:
+          RunError: If a step cannot be renamed.
+        """
+        self._close()
+        return decided_by_the_first_process(lambda: set_aside_diverged(self._folder, since))
+
+    def _read_scores(self, step: int) -> Mapping[str, float]:
         with contextlib.suppress(FileError):
             manifest = read_manifest(self._folder / str(step))
-            return self._own_score(manifest.scores) if manifest else None
-        return None
-
-    def _own_score(self, scores: Mapping[str, float]) -> float | None:
-        value = float(scores[self._best[0]]) if self._best and self._best[0] in scores else None
-        return value if value is not None and np.isfinite(value) else None
+            return manifest.scores if manifest else {}
+        return {}
 
     def _best_of(self, steps: Sequence[int]) -> int | None:
-        scored = {step: score for step in sorted(steps) if (score := self._scores.get(step)) is not None}
-        if not scored or not self._best:
+        if not self._best:
             return None
-        return (max if self._best[1] == "max" else min)(scored, key=lambda step: scored[step])
+        name, which = self._best
+        scores = {step: self._scores.get(step, {}).get(name, np.nan) for step in sorted(steps)}
+        scored = {step: float(score) for step, score in scores.items() if np.isfinite(score)}
+        return (max if which == "max" else min)(scored, key=lambda step: scored[step], default=None)
+
+    def _newest_proven(self, steps: Sequence[int]) -> int | None:
+        """The newest step after which an update was not left out; the newest of all where that is not known."""
+        newest = max(steps)
+        skipped = {step: self._scores.get(step, {}).get("skipped") for step in steps}
+        for step in sorted(steps, reverse=True):
+            then, now = skipped[step], skipped[newest]
+            if then is None or now is None or newest - step > now - then:
+                return step
+        return None
 
     def _to_keep(self, steps: Sequence[int]) -> set[int | None]:
-        return {*sorted(steps)[-self._keep :], self._best_of(steps)}
+        return {*sorted(steps)[-self._keep :], self._best_of(steps), self._newest_proven(steps)}
 
 
 class _Policy(ocp.checkpoint_managers.PreservationPolicy):

@@ -39,13 +39,9 @@ def main(args: Sequence[str] | None = None) -> int:
             config = resolve(flags, workdir)
     except (TrainError, ValueError) as error:
         return _end(_refuse(error), flags)
-    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
     try:
-        return _show(config, workdir) if flags.dry_run else _run(config, workdir, flags)
+        return _show(config, workdir, flags) if flags.dry_run else _run(config, workdir, flags)
     except TrainError as error:
-        for folder in made:  # a refused run leaves nothing behind; one that had begun is not empty, and stays
-            with contextlib.suppress(OSError):
-                folder.rmdir()
         return _end(_refuse(error), flags)
     except KeyboardInterrupt:  # twice, or before there was anything to save
         print(f"{PROG}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -87,12 +83,12 @@ def _end(status: int, flags: Flags) -> int:
     return status
 
 
-def _show(config: TrainConfig, workdir: Path) -> int:
+def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     from flax_vae.compilation import require_devices
     from train.dry_run import describe  # loads JAX
 
     require_devices()
-    print(describe(config, workdir), end="")
+    print(describe(config, workdir, accept_changed_data=flags.accept_changed_data), end="")
     return 0
 
 
@@ -106,7 +102,7 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
         cache_compilations(flags.compilation_cache)
     require_devices()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax's notes to its own developers
-    outcome = train(config, workdir, tensorboard=flags.tensorboard)
+    outcome = train(config, workdir, accept_changed_data=flags.accept_changed_data)
     if outcome.stopped_by is not None:
         print(f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there")
         return 128 + outcome.stopped_by

@@ -245,8 +245,10 @@ class TrainConfig:
       log_every: updates between two lines of `metrics.jsonl`.
       eval_every: updates between two evaluations on the held-out photograph.
       save_every: updates between two checkpoints.
-      keep: newest checkpoints that are kept, beside the best one.
+      keep: newest checkpoints that are kept, beside the best one and the newest that a later finite update has proven.
       max_skipped: an update whose loss or gradient is not finite is left out; more than this many in a row end the run.
+      tensorboard: whether curves and pictures are written to `tensorboard/` in the run directory too; needs the extra
+        of that name.
 
     Raises:
       ValueError: if a number is out of range, or two settings contradict each other.
@@ -276,6 +278,7 @@ class TrainConfig:
     save_every: int = 200
     keep: int = 2
     max_skipped: int = 10
+    tensorboard: bool = False
 
     def __post_init__(self):
         at_least(0, most=2**63 - 1, seed=self.seed)

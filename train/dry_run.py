@@ -13,14 +13,16 @@ from train.assemble import load_start, make_constants, make_parts, make_state
 from train.config import TrainConfig
 from train.data import Photographs
 from train.parallel import Parallel, make_parallel
+from train.run_data import open_data
 from train.run_directory import RunDirectory
 from train.sources import shipped_photographs
 from train.state import TrainState, trained_part
+from train.tensorboard import load_writer
 
 _MIB = 2**20
 
 
-def describe(config: TrainConfig, workdir: Path) -> str:
+def describe(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False) -> str:
     """The configuration as YAML, and as its comments the sizes, the memory and the files that would be read.
 
     The text is a file for `--config`.  Nothing is written, and what a run would refuse is refused.
@@ -28,10 +30,15 @@ def describe(config: TrainConfig, workdir: Path) -> str:
     Raises:
       TrainError: as `train.loop.train`, for the directory, the images, the batch size, and the weights.
     """
-    notes = RunDirectory(workdir).check(config)
+    run = RunDirectory(workdir)
+    config = run.fixed(config)
+    run.check(config)
+    if config.tensorboard:
+        load_writer()
     parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
-    photographs = Photographs(config.data)
+    photographs, _, changes = open_data(config, run, accept=accept_changed_data)
+    notes = [f"changed since this run began: {', '.join(changes)}"] if changes else []
     constants = make_constants(config)
     load_start(config)
     state = jax.eval_shape(partial(make_state, config, make_parts(config)))

@@ -162,20 +162,11 @@ def _one(flags: EvalFlags, where: Path, source: "Source", perceptual: "Perceptua
 
 
 def _load(flags: EvalFlags, where: Path) -> "tuple[AutoEncoder, Any]":
-    import jax.numpy as jnp
-
-    from flax_vae import from_pretrained
-    from flax_vae.compilation import require_devices
-    from flax_vae.finite import require_finite
+    from flax_vae.at_scale.model import load_model
     from flax_vae.reconstruct import check_rgb
 
-    require_devices()
-    try:
-        model, params = from_pretrained(where, flags.preset, param_dtype=jnp.float32, raw_weights=flags.raw_weights)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    model, params = load_model(str(where), flags.preset, "float32", raw_weights=flags.raw_weights)
     check_rgb(model.params, str(where))
-    require_finite(params, str(where))
     return model, params
 
 

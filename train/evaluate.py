@@ -11,6 +11,7 @@ from flax_vae import AutoEncoder
 from flax_vae.at_scale.sizes import pad_to_factor, to_float, to_uint8
 from flax_vae.metrics import psnr, ssim
 from train.config import TrainConfig
+from train.errors import NotFiniteError
 from train.lpips import lpips
 from train.parallel import Parallel
 from train.times import fixed_time
@@ -65,14 +66,20 @@ class Evaluator:
 
         Args:
           params: of the model, on this process's devices; see `Parallel.bring_here`.
+
+        Raises:
+          NotFiniteError: If the reconstruction holds NaN or infinite values.
         """
         tiles = to_tiles(self._photograph, self._tile)
         # Always the same number at a time: one compilation, bounded memory, and even shares for the devices.
         padded = np.pad(tiles, ((0, -len(tiles) % self._count), (0, 0), (0, 0), (0, 0)), mode="edge")
         firsts = range(0, len(padded), self._count)
         done = [self._reconstruct(params, to_float(padded[first : first + self._count])) for first in firsts]
+        made = np.concatenate(done)[: len(tiles)]
+        if not np.isfinite(made).all():
+            raise NotFiniteError("the reconstruction of the held-out photograph is not finite, so it has no scores")
         height, width, _ = self._photograph.shape
-        reconstruction = from_tiles(to_uint8(np.concatenate(done)[: len(tiles)]), height, width)
+        reconstruction = from_tiles(to_uint8(made), height, width)
         scores = {"psnr": psnr(reconstruction, self._photograph), "ssim": ssim(reconstruction, self._photograph)}
         if self._lpips_weights is not None:
             pair = jax.device_put((to_float(reconstruction[None]), to_float(self._photograph[None])))

@@ -15,7 +15,7 @@ from flax_vae import AutoEncoder
 from flax_vae.at_scale.sizes import to_float, to_uint8
 from flax_vae.metrics import Comparison, ImageScores, compare
 from flax_vae.reconstruct import reconstruct
-from train.errors import DataError
+from train.errors import DataError, NotFiniteError
 from train.fid import FrechetMeter
 from train.sources import Source
 from train.statistics import LatentMoments, LatentStatistics
@@ -92,6 +92,7 @@ class Evaluation:
 
         Raises:
           DataError: if there is no image, or one cannot be read.
+          NotFiniteError: If a reconstruction holds NaN or infinite values.
           TrainError: if the feature extractor misbehaves; if the latents are all equal, or not finite.
         """
         if not min(count, len(source)):
@@ -109,6 +110,12 @@ class Evaluation:
             made = reconstruct(self.model, self.params, filled, time, in_bands=self.in_bands)
             images, mean, logvar = (part[: len(originals)] for part in made)
             latents.add(mean, logvar)
+            wrong = [source.name(index) for index, image in zip(indices, images, strict=True) if not _finite(image)]
+            if wrong:
+                raise NotFiniteError(
+                    f"the reconstruction of {source.where}/{wrong[0]} holds NaN or infinite values; expected finite "
+                    "ones: use other weights"
+                )
             reconstructions = to_uint8(images)
             if self.frechet is not None:
                 self.frechet.add(originals, reconstructions)
@@ -128,6 +135,10 @@ class Evaluation:
         # Of what a viewer sees, as PSNR and SSIM; so it is also the number that others would measure from PNG files.
         distances = self.perceptual.distance(to_float(reconstructions), to_float(originals))
         return np.asarray(distances, np.float64).tolist()
+
+
+def _finite(image: Float[np.ndarray, "h w 3"]) -> bool:
+    return bool(np.isfinite(image).all())
 
 
 def _by_size(source: Source, count: int, batch_size: int) -> Iterator[tuple[list[int], UInt8[np.ndarray, "b h w 3"]]]:

@@ -75,6 +75,8 @@ class Flags:
     data: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the shipped photographs)")] = None
     """A folder of images, searched recursively (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and TGA);
     or an .npy, .npz or .array_record file, or hf:NAME."""
+    accept_changed_data: FlagCreatePairsOff[bool] = False
+    """Go on although images were added, removed or edited since the run began; config.json records it."""
     held_out: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: the last by name)")] = None
     """The image of that folder to hold out instead."""
     bad_files: Annotated[
@@ -123,7 +125,7 @@ class Flags:
 OWNERS: dict[str, tuple[str, ...]] = {
     "": (
         *("steps", "seed", "start_from", "raw_weights", "graft", "train", "parallel", "zero", "rows", "dtype", "remat"),
-        *("batch_size", "log_every", "eval_every", "save_every"),
+        *("batch_size", "log_every", "eval_every", "save_every", "tensorboard"),
     ),
     "data": ("held_out", "bad_files", "resize", "crop_size"),
     "optim": ("learning_rate", "warmup_steps", "accumulate", "ema_decay"),

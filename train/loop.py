@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flax_vae import AutoEncoder, save_pretrained
+from flax_vae.finite import require_finite
 from train.agreement import agreement, facts_of_run, facts_of_start, require_same_state
 from train.assemble import load_start, make_constants, make_parts, make_state
 from train.checkpoints import Checkpoints
@@ -25,11 +27,12 @@ from train.parallel import Parallel, make_parallel
 from train.pictures import save_grid
 from train.prefetch import Batches
 from train.report import Metrics, Reporter, read_metrics
+from train.run_data import open_data
 from train.run_directory import RunDirectory
 from train.signals import StopRequest, stop_requests
 from train.state import TrainState
-from train.step import Parts, Scores, train_step
-from train.tensorboard import TensorBoard
+from train.step import FINITE, Parts, Scores, train_step
+from train.tensorboard import TensorBoard, load_writer
 
 
 class Outcome(NamedTuple):
@@ -49,7 +52,7 @@ class Outcome(NamedTuple):
     stopped_by: int | None = None
 
 
-def train(config: TrainConfig, workdir: Path, *, tensorboard: bool = False) -> Outcome:
+def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False) -> Outcome:
     """Trains an autoencoder until `config.steps` updates are done; resumes by itself from `workdir`.
 
     A run that was interrupted, however that happened, ends with the same weights as one that was not.  SIGTERM,
@@ -58,50 +61,68 @@ def train(config: TrainConfig, workdir: Path, *, tensorboard: bool = False) -> O
 
     Args:
       config: the run.
-      workdir: its directory; made if missing.
-      tensorboard: write curves and pictures to `workdir/tensorboard` too; needs the extra of that name.
+      workdir: its directory; made if missing, and removed again if the run is refused.
+      accept_changed_data: Whether a run that was begun goes on with other images than it began with.
 
     Returns:
       The final state and its scores.
 
     Raises:
       TrainError: for whatever the caller can put right: photographs, batch size, a directory that holds another run,
-        a full disk, updates that are not finite, one after the other.
+        a run that was begun with other weights or images, a full disk, updates that are not finite, one after another.
     """
     run, first = RunDirectory(workdir), jax.process_index() == 0
-    with stop_requests() as stop, contextlib.ExitStack() as stack:
-        with agreement() as facts:  # before anything that waits for another process
-            changes = run.check(config)  # before a lock is left in somebody's directory
-            warning = stack.enter_context(lock(run.path)) if first else None
-            cast = _gather_cast(config)
-            facts |= facts_of_run(config, cast.photographs, cast.constants)
-        return _train(config, run, cast, stop, [*([warning] if warning else []), *changes], tensorboard and first)
+    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    try:
+        with stop_requests() as stop, contextlib.ExitStack() as stack:
+            with agreement() as facts:  # before anything that waits for another process
+                config = run.fixed(config)
+                run.check(config)  # before a lock is left in somebody's directory
+                warning = stack.enter_context(lock(run.path)) if first else None
+                cast = _gather_cast(config, run, accept_changed_data)
+                facts |= facts_of_run(cast.config, cast.listing, cast.constants)
+            return _train(run, cast, stop, [warning] if warning else [])
+    except BaseException:
+        for folder in made:  # only while they are empty: a run that has begun stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 class _Cast(NamedTuple):
-    """What takes part in a run beside its state."""
+    """What takes part in a run beside its state.
 
+    Attributes:
+      config: Settings, with the held-out image by its name.
+      listing: Content of the images.
+      changes: What differs from the settings and images that the run was begun with.
+    """
+
+    config: TrainConfig
     parallel: Parallel
     photographs: Photographs
+    listing: dict[str, str]
+    changes: list[str]
     parts: Parts
     constants: dict[str, Any]
     evaluate: Evaluator
 
 
-def _gather_cast(config: TrainConfig) -> _Cast:
+def _gather_cast(config: TrainConfig, run: RunDirectory, accept: bool) -> _Cast:
+    if config.tensorboard:
+        load_writer()  # before anything is written
     parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
-    photographs = Photographs(config.data)
+    photographs, listing, changes = open_data(config, run, accept=accept)
+    config = replace(config, data=replace(config.data, held_out=photographs.held_out_name))
     parts, constants = make_parts(config), make_constants(config)
     evaluate = Evaluator(parts.model, parallel, photographs.held_out(), config, constants.get("lpips"))
-    return _Cast(parallel, photographs, parts, constants, evaluate)
+    return _Cast(config, parallel, photographs, listing, changes, parts, constants, evaluate)
 
 
-def _train(
-    config: TrainConfig, run: RunDirectory, cast: _Cast, stop: StopRequest, notes: list[str], tensorboard: bool
-) -> Outcome:
+def _train(run: RunDirectory, cast: _Cast, stop: StopRequest, notes: list[str]) -> Outcome:
     first = jax.process_index() == 0
-    parallel, photographs, parts, constants, evaluate = cast
+    config, parallel, photographs, listing, changes, parts, constants, evaluate = cast
     with Checkpoints(run.checkpoints, keep=config.keep, best=("psnr", "max")) as checkpoints:
         # Where we left off, or the beginning.
         start = checkpoints.newest_good() or 0
@@ -112,7 +133,7 @@ def _train(
         state = _restore_or_create(checkpoints, start, config, parts, parallel)
         constants = parallel.place_whole(constants)
         if first:
-            run.begin(config)
+            run.begin(config, listing, changes)
         metrics = Metrics(run.metrics, start, write=first)
 
         # One step, compiled once.
@@ -124,14 +145,19 @@ def _train(
         )  # fmt: skip
 
         # The schedule and the noise live inside the step: nothing crosses to a device unasked.
-        board = TensorBoard(run.path / "tensorboard", start) if tensorboard else contextlib.nullcontext()
+        boards = config.tensorboard and first
+        board = TensorBoard(run.path / "tensorboard", start) if boards else contextlib.nullcontext()
         reporter = Reporter(start, config.steps, quiet=not first)
         with reporter, board, batches, jax.transfer_guard("disallow"):
             notes = [*checkpoints.problems, *metrics.problems, *photographs.source.notes, *notes]
+            if changes:
+                notes.append(f"changed since this run began: {', '.join(changes)}")
             _greet(reporter, config, run, photographs, parallel, state, start, notes)
-            speed, said = _Speed(start, config.batch_size), _warn(reporter, photographs, 0)
+            speed, said = _Speed(config.batch_size), _warn(reporter, photographs, 0)
             for step, batch in enumerate(batches, start=start + 1):
                 state, scores = step_fn(state, batch, constants)
+                if step == start + 1:
+                    speed.begin(step, scores)
 
                 last, stopping = step == config.steps, stop.asked(step)
                 log = last or step % config.log_every == 0
@@ -143,7 +169,7 @@ def _train(
 
                 # Do not change the order: scores are checked before the state that they came from is saved.
                 numbers = _to_numbers(scores)
-                _check(numbers, step, config)
+                _check(numbers, step, config, checkpoints)
                 said = _warn(reporter, photographs, said)
                 if log:
                     reporter.scores(step, numbers)
@@ -164,6 +190,11 @@ def _train(
             if not first:
                 return Outcome(state, config.steps, {})
             row = _final_scores(run, config.steps) or _look(evaluate, parallel, state, config.steps, run, reporter)
+        if not row:
+            raise NotFiniteError(
+                f"{run.path}: the held-out photograph has no finite reconstruction after step {config.steps}, so "
+                "nothing is exported; begin anew in another workdir with a lower learning rate"
+            )
         _export(run, parts.model, params)
         write_report(run.path)
     return Outcome(state, config.steps, _only_scores(row))
@@ -186,19 +217,30 @@ def _restore_or_create(
     return checkpoints.restore(start, like)
 
 
-def _check(numbers: dict[str, float], step: int, config: TrainConfig) -> None:
+def _check(numbers: dict[str, float], step: int, config: TrainConfig, checkpoints: Checkpoints) -> None:
     """Ends a run that has stopped learning.
 
     Raises:
-      NotFiniteError: if more updates in a row than allowed were left out.
+      NotFiniteError: if more updates in a row than allowed were left out, or all of a run that ends.
     """
     in_a_row = int(numbers["in_a_row"])
     if in_a_row > config.max_skipped:
-        bad = [f"{name}={numbers[name]}" for name in ("loss", "grad_norm") if not math.isfinite(numbers[name])]
+        bad = [f"{name}={numbers[name]}" for name in FINITE if not math.isfinite(numbers.get(name, 0.0))]
+        good = checkpoints.set_aside(step - in_a_row)
+        kept = (
+            f"the next start goes on after step {good}, the newest checkpoint whose weights have proven sound"
+            if good
+            else "there is no checkpoint from before"
+        )
         raise NotFiniteError(
-            f"{', '.join(bad)} at step {step}, and so for {in_a_row} steps in a row, more than "
-            f"max_skipped={config.max_skipped}; the weights are those of before, and so is the last checkpoint. Lower "
-            "the learning rate or clip_norm, or look at the data"
+            f"{', '.join(bad)} at step {step}, and so for {in_a_row} steps in a row, "
+            f"more than max_skipped={config.max_skipped}; {kept}. Lower the learning rate or clip_norm, or look at the "
+            "data"
+        )
+    if step == config.steps and int(numbers["skipped"]) >= step:
+        raise NotFiniteError(
+            f"none of {step} updates was finite, so nothing was learned and nothing is exported; lower the learning "
+            "rate or clip_norm, or look at the data"
         )
 
 
@@ -242,14 +284,24 @@ _PROBLEMS = 10  # that are said at a time; all are counted
 
 
 class _Speed:
-    """Images and arithmetic per second since it was asked last."""
+    """Images and arithmetic per second since it was asked last, without the first update, which is compiled for."""
 
-    def __init__(self, start: int, batch_size: int):
-        self._since, self._batch_size = (start, time.monotonic()), batch_size
+    def __init__(self, batch_size: int):
+        self._since: tuple[int, float] | None = None
+        self._batch_size = batch_size
+
+    def begin(self, step: int, scores: Scores) -> None:
+        """Measures from the end of update `step`, which has these scores."""
+        jax.block_until_ready(scores)
+        self._since = (step, time.monotonic())
 
     def so_far(self, step: int, flops: float | None, count: int, device: Any) -> dict[str, float]:
+        """Returns what is known of the updates up to `step`: nothing of the first alone."""
+        before, since = self._since or (step, 0.0)
+        if step == before:
+            return {}
         now = (step, time.monotonic())
-        rate = (now[0] - self._since[0]) / (now[1] - self._since[1])
+        rate = (step - before) / (now[1] - since)
         self._since = now
         speed = {"images_per_second": self._batch_size * rate}
         if flops:
@@ -263,11 +315,15 @@ class _Speed:
 def _look(
     evaluate: Evaluator, parallel: Parallel, state: TrainState, step: int, run: RunDirectory, reporter: Reporter
 ) -> dict[str, float]:
-    """Evaluates on the held-out photograph, and keeps a picture of it."""
+    """Evaluates on the held-out photograph, and keeps a picture of it; without scores if it is not finite."""
     params = parallel.bring_here(state.averaged())
     if jax.process_index():
         return {}
-    evaluation = evaluate(params)
+    try:
+        evaluation = evaluate(params)
+    except NotFiniteError as error:
+        reporter.line(f"step {step}: {error}")
+        return {}
     save_grid(run.sample(step), evaluation)
     reporter.line(f"step {step}: held-out {describe(evaluation.scores)}")
     return {_LOGGED_AS.get(name, name): score for name, score in evaluation.scores.items()}
@@ -297,6 +353,7 @@ def _only_scores(row: Mapping[str, float]) -> dict[str, float]:
 
 def _export(run: RunDirectory, model: AutoEncoder, params: dict[str, Any]) -> None:
     """Writes the model folder; again even if it is there, for it may be from when the run was to be shorter."""
+    require_finite(params, f"the model of {run.path}")
     try:
         save_pretrained(run.export, model, params, force=True)
     except OSError as error:

@@ -88,7 +88,7 @@ class Reporter:
         self._steps, self._start = steps, start
         self._bar: Any = None
         self._task: Any = None
-        self._last = (start, time.monotonic())
+        self._last: tuple[int, float] | None = None
 
     def __enter__(self) -> "Reporter":
         if sys.stdout.isatty() and not self._quiet:
@@ -121,19 +121,23 @@ class Reporter:
             self._bar.console.print(text, markup=False, highlight=False)
 
     def advance(self, step: int) -> None:
-        """Moves the bar to `step` updates done."""
+        """Moves the bar to `step` updates done.  Time is taken from the first of them on, which was compiled for."""
+        if self._last is None:
+            self._last = (step, time.monotonic())
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Shows the scores of update `step`."""
-        (before, since), now = self._last, time.monotonic()
-        left = (now - since) / max(step - before, 1) * (self._steps - step)  # at the pace of late
-        self._last = (step, now)
+        now, left = time.monotonic(), ""
+        if self._last is not None and step > self._last[0]:  # at the pace of late
+            seconds = (now - self._last[1]) / (step - self._last[0]) * (self._steps - step)
+            left = f"  about {seconds:.0f} s left"
+            self._last = (step, now)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, scores=f"loss {scores['loss']:.4f}")
             return
         numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _SHOWN if name in scores)
         if scores.get("skipped"):
             numbers += f"  skipped {scores['skipped']:.0f}"
-        self.line(f"step {step:>{len(str(self._steps))}}/{self._steps}  {numbers}  about {left:.0f} s left")
+        self.line(f"step {step:>{len(str(self._steps))}}/{self._steps}  {numbers}{left}")

@@ -14,6 +14,21 @@ from train.errors import RunError
 _FLUSH_SECONDS = 10  # a person may be watching
 
 
+def load_writer() -> Any:
+    """Returns tensorboardX's class of writers.
+
+    Raises:
+      RunError: If tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise RunError(
+            "TensorBoard's files need tensorboardX: pip install 'flax-vae[tensorboard]', or train without them"
+        ) from error
+    return SummaryWriter
+
+
 class TensorBoard:
     """An event file in a folder of such files.
 
@@ -31,16 +46,11 @@ class TensorBoard:
         Raises:
           RunError: if tensorboardX is not installed, or the folder cannot be written.
         """
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise RunError(
-                "TensorBoard's files need tensorboardX: pip install 'flax-vae[tensorboard]', or train without them"
-            ) from error
+        writer = load_writer()
         try:
             # The suffix: files are named by the second, and a quick second start would overwrite the first one's.
             suffix = f".{resumed_step}"
-            self._writer: Any = SummaryWriter(
+            self._writer: Any = writer(
                 str(folder), purge_step=resumed_step + 1, flush_secs=_FLUSH_SECONDS, filename_suffix=suffix
             )
         except OSError as error:

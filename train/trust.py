@@ -37,7 +37,8 @@ def find_newest_good(folder: Path, problems: list[str]) -> int | None:
         damage = _damage(folder / str(step))
         if damage is None:
             for newer, sentence in bad.items():
-                problems.append(f"{sentence}; it is now called {_move_aside(folder / str(newer)).name}")
+                kind = "corrupt" if (folder / str(newer) / MANIFEST).exists() else "unverified"
+                problems.append(f"{sentence}; it is now called {_move_aside(folder / str(newer), kind).name}")
             note = note_on_number(folder / str(step))
             problems.extend([note] if note else [])
             return step
@@ -49,6 +50,28 @@ def find_newest_good(folder: Path, problems: list[str]) -> int | None:
         f"no checkpoint of this run can be trusted: {'; '.join(bad.values())}. Put back a copy; or move them away to "
         f"start anew; or accept one without a {MANIFEST} as it is: train.manifest.write_manifest(FOLDER)"
     )
+
+
+def set_aside_diverged(folder: Path, since: int) -> int | None:
+    """Renames the steps from `since` on to `diverged-STEP`, so that the next start goes on from the one before.
+
+    Args:
+      folder: of the checkpoints.
+      since: number of the first step with weights that gave no finite numbers.
+
+    Returns:
+      The newest step that is older, or None if there is none; then nothing is renamed.
+
+    Raises:
+      RunError: if a step cannot be renamed.
+    """
+    steps = find_steps(folder)
+    older = [step for step in steps if step < since]
+    if not older:
+        return None
+    for step in steps[len(older) :]:
+        _move_aside(folder / str(step), "diverged")
+    return older[-1]
 
 
 def require_whole(folder: Path, step: int) -> int:
@@ -93,8 +116,7 @@ def _damage(path: Path) -> str | None:
     return find_damage(path)
 
 
-def _move_aside(path: Path) -> Path:
-    kind = "corrupt" if (path / MANIFEST).exists() else "unverified"
+def _move_aside(path: Path, kind: str) -> Path:
     target, count = path.with_name(f"{kind}-{path.name}"), 1
     while target.exists():
         count += 1
@@ -102,4 +124,4 @@ def _move_aside(path: Path) -> Path:
     try:
         return path.rename(target)
     except OSError as error:
-        raise RunError(f"{path} is damaged and cannot be renamed ({error}); move it away") from error
+        raise RunError(f"{path} is {kind} and cannot be renamed ({error}); move it away") from error

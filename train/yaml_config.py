@@ -17,6 +17,7 @@ from convert.regular import read_bytes
 from convert.strict_json import loads_object
 from train.config import TrainConfig
 from train.errors import TrainError
+from train.run_directory import HISTORY
 
 _MAX_BYTES = 1 << 20  # of a file of settings
 
@@ -89,6 +90,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise ValueError("it is empty; it should hold settings, such as steps: 1000")
         if not isinstance(settings, dict):
             raise ValueError(f"it holds a {type(settings).__name__}, names and values were expected")
+        settings.pop(HISTORY, None)  # of that run, not of the one that is begun with its settings
         check_names({name: value for name, value in settings.items() if name != PRESET})
         if not isinstance(settings.get(PRESET, ""), str):
             raise ValueError(f"preset={settings[PRESET]!r} must be a name")

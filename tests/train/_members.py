@@ -19,6 +19,7 @@ from train.agreement import agreement, exchange, facts_of_run, facts_of_start, r
 from train.config import DataConfig, OptimConfig, TrainConfig
 from train.data import Photographs
 from train.errors import DataError, TrainError
+from train.listing import data_listing
 from train.processes import join_processes
 
 from .conftest import SMALL
@@ -38,7 +39,7 @@ FOLDERS = ("other photographs", "fewer photographs", "damaged photograph", "anot
 def start(config: TrainConfig, folder: Path, constants: object = None) -> None:
     with agreement() as facts:
         config = replace(config, data=replace(config.data, folder=str(folder)))
-        facts |= facts_of_run(config, Photographs(config.data), {} if constants is None else constants)
+        facts |= facts_of_run(config, data_listing(Photographs(config.data)), {} if constants is None else constants)
 
 
 def start_with(state: object) -> None:

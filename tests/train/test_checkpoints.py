@@ -342,6 +342,36 @@ def test_the_last_ones_and_the_best_one_stay(tmp_path, keep, best, left):
             assert_is_of(left[0], checkpoints.restore(left[0], like(make_state(0))))
 
 
+SKIPPED = {1: 0, 2: 0, 3: 0, 4: 1, 5: 2, 6: 3, 7: 4}  # from the fourth on every update is left out
+
+
+@pytest.mark.parametrize(("keep", "best", "left"), [(1, None, [2, 7]), (3, None, [2, 5, 6, 7]), (1, "psnr", [1, 2, 7])])
+def test_a_divergence_never_pushes_the_last_good_checkpoint_out(tmp_path, keep, best, left):
+    """The third may be the fault: no update after it was finite.  That of the second gave the third."""
+    for half in ([1, 2, 3, 4], [5, 6, 7]):  # the second start knows the counts from the manifests
+        with Checkpoints(tmp_path, keep=keep, best=best and (best, "max")) as checkpoints:
+            checkpoints.newest_good()
+            for step in half:
+                scores = {"skipped": SKIPPED[step], "psnr": 9.0 - step}
+                checkpoints.save(step, make_state(step), RUN, wait=True, scores=scores)
+    assert names(tmp_path) == [str(step) for step in left]
+    with Checkpoints(tmp_path, keep=keep) as checkpoints:
+        assert checkpoints.set_aside(since=3) == 2
+    assert names(tmp_path) == sorted([str(s) for s in left if s < 3] + [f"diverged-{s}" for s in left if s >= 3])
+    with Checkpoints(tmp_path, keep=keep) as checkpoints:
+        assert checkpoints.newest_good() == 2
+        checkpoints.save(3, make_state(3), RUN, wait=True)
+        assert checkpoints.set_aside(since=1 if best else 2) is None
+    assert names(tmp_path)[-1].startswith("diverged-") and "3" in names(tmp_path)
+
+
+def test_without_a_divergence_no_more_are_kept_than_asked_for(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoints.save(step, make_state(step), RUN, scores={"skipped": 1})
+    assert names(tmp_path) == ["3", "4"]
+
+
 def test_none_to_keep_is_refused(tmp_path):
     with pytest.raises(RunError, match="keep=0 .* at least 1"):
         Checkpoints(tmp_path, keep=0)

@@ -66,13 +66,13 @@ def test_what_a_dry_run_prints_is_a_file_of_settings(tmp_path, monkeypatch, caps
 def test_processes_join_before_they_train(tmp_path, monkeypatch, capsys, args, members):
     calls = []
 
-    def train(config, workdir, *, tensorboard):
-        calls.append((config, workdir, tensorboard))
+    def train(config, workdir, *, accept_changed_data):
+        calls.append((config, workdir, accept_changed_data))
         return Outcome(None, 400, {})  # as every process but the first gets it
 
     monkeypatch.setattr("train.processes.join_processes", lambda *given: calls.append(given))
     monkeypatch.setattr("train.loop.train", train)
-    assert cli.main(["--workdir", str(tmp_path), *args, *(["--tensorboard"] if args else [])]) == 0
+    assert cli.main(["--workdir", str(tmp_path), *args, *(["--accept-changed-data"] if args else [])]) == 0
     joined = [] if members is None else [members]
     assert calls == [*joined, (recipe("tiny"), tmp_path, bool(args))]
     assert capsys.readouterr().out == ""

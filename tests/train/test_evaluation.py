@@ -305,6 +305,14 @@ def test_no_images_are_no_evaluation(params, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 
+def test_a_reconstruction_that_is_not_finite_has_no_scores(params, three):
+    conv = params["decoder"]["conv_out"]
+    huge = {**conv, "kernel": jnp.full_like(conv["kernel"], 3e38)}  # finite weights, whose products are not
+    broken = {**params, "decoder": {**params["decoder"], "conv_out": huge}}
+    with pytest.raises(TrainError, match=r"the reconstruction of .*three.*/[abc].png holds NaN or infinite values"):
+        Evaluation(AutoEncoder(SMALL), broken)(open_source(str(three)), 3)
+
+
 def test_comparisons_show_original_reconstruction_and_difference(tmp_path):
     original = np.full((30, 40, 3), 100, np.uint8)
     scores = ImageScores("x.png", 30, 40, 20.0, None, None)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from flax_vae import from_pretrained
 from train.data import Photographs
-from train.errors import NotFiniteError, RunError
+from train.errors import NotFiniteError, RunError, TrainError
 from train.loop import train
 from train.prefetch import Batches
 from train.report import read_metrics
@@ -62,7 +63,7 @@ def checkpoints(workdir):
 def test_a_run_leaves_what_it_promises(runs, small):
     workdir, outcome = runs["straight"]
     assert {entry.name for entry in workdir.iterdir()} == {
-        "checkpoints", "config.json", "export", "metrics.jsonl", "report.html", "samples",
+        "checkpoints", "config.json", "data.json", "export", "metrics.jsonl", "report.html", "samples",
     }  # fmt: skip
     assert json.loads((workdir / "config.json").read_text()) == json.loads(json.dumps(small.to_dict()))
     assert [row["step"] for row in rows(workdir)] == [5, 10]
@@ -152,6 +153,98 @@ def test_too_many_in_a_row_end_the_run_with_the_weights_of_before(small, stopped
         train(dataclasses.replace(small, max_skipped=4), stopped)
     assert checkpoints(stopped) == [5]
     assert [row["step"] for row in rows(stopped)] == [5]
+
+
+def test_after_a_divergence_the_last_good_checkpoint_is_what_the_next_start_goes_on_from(small, stopped):
+    wild = dataclasses.replace(
+        small, optim=dataclasses.replace(small.optim, learning_rate=1e30), save_every=1, keep=1, max_skipped=3, steps=20
+    )
+    with pytest.raises(NotFiniteError, match=r"at step 10, .* 4 steps in a row.*the next start goes on after step 5, "):
+        train(wild, stopped)
+    assert checkpoints(stopped) == [5]
+    assert [entry.name for entry in (stopped / "checkpoints").glob("diverged-*")] == ["diverged-9"]
+
+
+def test_a_run_without_a_finite_update_ends_with_an_error_and_no_model(small, tmp_path, monkeypatch):
+    poison(monkeypatch, {1, 2})
+    first = dataclasses.replace(small, steps=2, data=dataclasses.replace(small.data, held_out=None))
+    with pytest.raises(NotFiniteError, match="none of 2 updates was finite, so nothing was learned"):
+        train(first, tmp_path)
+    assert not (tmp_path / "export").exists()
+    assert not (tmp_path / "checkpoints").exists()
+    # The image that was held out is fixed by its name, whatever comes after it later.
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["held_out"] == "sub/c.png"
+
+
+def test_a_model_whose_reconstruction_is_not_finite_has_no_scores_and_is_not_exported(
+    runs, small, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(runs["straight"][0], tmp_path / "run")
+    shutil.rmtree(workdir / "export")
+    (workdir / "metrics.jsonl").unlink()
+    monkeypatch.setattr("train.evaluate.from_tiles", lambda *_: pytest.fail("pixels were made of it"))
+    monkeypatch.setattr("train.evaluate._reconstructor", lambda *_: lambda params, images: images * np.nan)
+    with pytest.raises(NotFiniteError, match="no finite reconstruction after step 10, so nothing is exported"):
+        train(small, workdir)
+    assert not (workdir / "export").exists()
+
+
+def content(workdir):
+    return {path.relative_to(workdir): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_moved_data_are_the_same_and_exchanged_ones_are_refused(runs, small, stopped, tmp_path, folder, capsys):
+    shutil.copytree(folder, tmp_path / "moved")
+    there = dataclasses.replace(
+        small, data=dataclasses.replace(small.data, folder=str(tmp_path / "moved"), held_out=None)
+    )
+    before = content(stopped)
+    shutil.copy(folder / "d.png", tmp_path / "moved" / "a.png")
+    shutil.copy(folder / "d.png", tmp_path / "moved" / "zz.png")
+    with pytest.raises(
+        RunError, match=r"other data .data: 1 added .zz.png., data: 1 edited .a.png.*accept-changed-data"
+    ):
+        train(there, stopped)
+    assert content(stopped) == before
+
+    shutil.copy(folder / "a.png", tmp_path / "moved" / "a.png")
+    (tmp_path / "moved" / "zz.png").unlink()
+    outcome = train(there, stopped)
+    assert "changed since this run began: data.folder: " in capsys.readouterr().out
+    for ours, theirs in zip(leaves(outcome.state), leaves(runs["straight"][1].state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    (change,) = json.loads((stopped / "config.json").read_text())["history"]
+    assert change["after_step"] == 5
+
+
+def test_a_complete_run_is_never_relabelled(runs, small, tmp_path, folder):
+    workdir = runs["straight"][0]
+    before = content(workdir)
+    shutil.copytree(folder, tmp_path / "other")
+    shutil.copy(folder / "a.png", tmp_path / "other" / "d.png")
+    (tmp_path / "empty").mkdir()
+    for change, message in [
+        ({"start_from": str(workdir / "export")}, "with another beginning .start_from: None -> "),
+        (
+            {"data": dataclasses.replace(small.data, folder=str(tmp_path / "other"))},
+            "other data .data: 1 edited .d.png",
+        ),
+        ({"data": dataclasses.replace(small.data, folder=str(tmp_path / "empty"))}, "cannot be used: .*holds 0 images"),
+        ({"seed": 1}, "learns nothing more .seed: 0 -> 1"),
+    ]:
+        with pytest.raises(RunError, match=message):
+            train(dataclasses.replace(small, **change), workdir, accept_changed_data=True)
+    assert content(workdir) == before
+
+
+def test_a_start_that_is_refused_leaves_no_directory(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    (tmp_path / "empty").mkdir()
+    none = dataclasses.replace(small.data, folder=str(tmp_path / "empty"))
+    for change in ({"tensorboard": True}, {"data": none}, {"start_from": "nowhere"}, {"batch_size": 3}):
+        with pytest.raises(TrainError):
+            train(dataclasses.replace(small, **change), tmp_path / "new" / "run")
+        assert not (tmp_path / "new").exists()
 
 
 def test_fewer_steps_than_are_done_are_refused(runs, small):

@@ -129,12 +129,27 @@ SCORES = {"loss": 0.1234567, "kl": 3.0, "images_per_second": 5.0}
 def test_plain_lines_where_there_is_no_terminal(capsys):
     with Reporter(0, 100) as reporter:
         reporter.advance(1)
+        reporter.advance(10)
         reporter.scores(10, SCORES)
         reporter.line("[a] line")
     out = capsys.readouterr().out
     assert out.splitlines()[0].startswith("step  10/100  loss 0.1235  kl 3  about ")
     assert out.splitlines()[1:] == ["[a] line"]
     assert "\x1b" not in out
+
+
+def test_the_time_left_is_that_of_updates_and_not_of_the_compiler(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("train.report.time.monotonic", lambda: now[0])
+    with Reporter(20, 100) as reporter:
+        for step, seconds in [(21, 60.0), (22, 2.0), (23, 2.0), (24, 4.0)]:
+            now[0] += seconds
+            reporter.advance(step)
+            if step != 23:
+                reporter.scores(step, SCORES)
+    assert [line.partition("about ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "", f"{2 * 78} s left", f"{3 * 76} s left",
+    ]  # fmt: skip
 
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
