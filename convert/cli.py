@@ -19,11 +19,13 @@ from convert.architecture import AutoEncoderParams
 from convert.deferred import cast
 from convert.diffusers import is_diffusers_config, read_diffusers_file
 from convert.errors import ConversionError, FileError
+from convert.extras import explain_missing
 from convert.folder import read_config
 from convert.hub import locate
 from convert.inspecting import inspect, summary
 from convert.loading import settle
 from convert.presets import PRESETS
+from convert.quiet import quiet_libraries
 from convert.recognition import Weights, understand
 from convert.saving import save_weights
 from convert.sources import Source, open_source
@@ -277,6 +279,7 @@ def main(args: Sequence[str] | None = None) -> int:
       SystemExit: 2 for a misused command line, 0 after `--help`.
     """
     words = list(sys.argv[1:] if args is None else args)
+    quiet_libraries()  # `verify --run` loads JAX
     command, prog = Convert, PROG
     if words and words[0] in COMMANDS:
         command, prog = COMMANDS[words[0]], f"{PROG} {words.pop(0)}"
@@ -285,6 +288,12 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a listing has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ImportError as error:
+        sentence = explain_missing(error)
+        if sentence is None:
+            raise
+        print(f"{PROG}: {sentence}", file=sys.stderr)
         return 1
     except (ConversionError, FileError, OSError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path, PurePath
 
+from convert.extras import needed
 from convert.shards import is_index
 from convert.sources import is_weights_file
 
@@ -79,12 +80,8 @@ def _download(text: str, variant: str | None) -> Path:
         raise FileNotFoundError(
             f"{text} is no name on the Hugging Face hub; write hf:org/name[/folder or file][@revision]"
         )
-    try:
+    with needed(f"{text} is on the Hugging Face hub, which needs huggingface_hub", "hub", raises=FileNotFoundError):
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"{text} is on the Hugging Face hub, which needs huggingface_hub: pip install 'flax-vae[hub]'"
-        ) from error
     inside = name["inside"] or ""
     try:
         snapshot = Path(

@@ -15,6 +15,8 @@ SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 if hasattr(signal, "SIGUSR1"):  # what SLURM's --signal=USR1@120 sends; Windows has none
     SIGNALS[signal.SIGUSR1] = "stopped by SIGUSR1"
 
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)  # the other may be taken by a run of training, which goes on
+
 _said = {"prog": "", "advice": ""}
 
 
@@ -46,7 +48,7 @@ def end_on_signals(prog: str) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     for signum in ours:
-        signal.signal(signum, lambda *_: None)  # so that the system's handler writes to the pipe, and does nothing else
+        signal.signal(signum, _nothing)  # so that the system's handler writes to the pipe, and does nothing else
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_end, args=(reading,), name="signals", daemon=True).start()
 
@@ -68,9 +70,13 @@ def leave_signals() -> None:
             signal.signal(signum, signal.SIG_DFL)
 
 
+def _nothing(signum: int, frame: object) -> None:
+    pass
+
+
 def _end(reading: int) -> None:
-    signum = 0
-    while signum not in SIGNALS:
+    signum = os.read(reading, 1)[0]
+    while signum not in SIGNALS or (signum not in _ALWAYS and signal.getsignal(signum) is not _nothing):
         signum = os.read(reading, 1)[0]
     try:
         if "convert.atomic" in sys.modules:  # otherwise nothing has been begun

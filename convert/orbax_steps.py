@@ -17,6 +17,7 @@ from convert.architecture import AutoEncoderParams
 from convert.averages import overlay
 from convert.deferred import Deferred
 from convert.errors import FileError
+from convert.extras import needed
 from convert.files import ArrayLike
 from convert.manifest import UNVERIFIED, find_damage, is_number
 from convert.strict_json import read_object
@@ -101,12 +102,8 @@ def read_step(
         raise FileNotFoundError(f"{path} does not exist; give the folder of one step, such as checkpoints/1000")
     if step.name.endswith(_UNFINISHED) or not (step / MARK).is_file():
         raise FileError(f"{path} is not a complete checkpoint of a training run: it holds no {MARK}")
-    try:
+    with needed(f"{path} is a checkpoint, which needs tensorstore to read", "train", raises=FileError):
         import tensorstore
-    except ImportError as error:
-        raise FileError(
-            f"{path} is a checkpoint, which needs tensorstore to read: pip install 'flax-vae[train]'"
-        ) from error
     if verify:
         _verify(step)
     params = _architecture(step)

@@ -20,6 +20,7 @@ import numpy as np
 
 from convert.content import incomplete
 from convert.errors import FileError, shorten
+from convert.extras import needed
 from convert.header import is_text
 from convert.pickle_bounds import check_bounds
 from convert.regular import require_regular
@@ -111,12 +112,9 @@ def _load(path: str | os.PathLike[str]) -> Any:
         check_bounds(path)
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise FileError(f"{path} is not a PyTorch checkpoint that can be read: {error}") from error
-    try:
+    purpose = f"{path} is pickled, which only PyTorch can read; give a safetensors file, or install PyTorch"
+    with needed(purpose, "torch", raises=FileError):
         import torch
-    except ImportError as error:
-        raise FileError(
-            f"{path} is pickled, which only PyTorch can read: pip install 'flax-vae[torch]', or give a safetensors file"
-        ) from error
     try:
         archive = zipfile.is_zipfile(path)
         mapped = archive and _is_stored(path)

@@ -12,10 +12,11 @@ import numpy as np
 
 from convert.deferred import cast
 from convert.errors import ConversionError, FileError
+from convert.extras import needed
 from convert.recognition import Weights
 from convert.table import expand, flatten, to_flax
 
-try:
+with needed("running both frameworks needs PyTorch and Pillow", "torch", "train", raises=ConversionError):
     import jax
     import jax.numpy as jnp
     import torch
@@ -24,10 +25,6 @@ try:
     import flax_vae
     import torch_ref
     from torch_ref.loading import to_tensor
-except ImportError as error:
-    raise ConversionError(
-        f"running both frameworks needs {error.name}, which is not installed: pip install 'flax-vae[torch,train]'"
-    ) from error
 
 # In float32 rounding reaches about 1e-5 of a layer's RMS at published dimensions; a wrong weight shows from 1e-2 on.
 TOLERANCE = 1e-3

@@ -6,6 +6,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from convert.extras import explain_missing
+from convert.quiet import quiet_libraries
+
 PROG = "flax-vae"
 
 # What each does, and the module whose `main` does it; loaded when it is asked for.
@@ -40,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
       SystemExit: 2 for wrong flags of a command, 0 after its `--help`.
     """
     words = list(sys.argv[1:] if args is None else args)
+    quiet_libraries()
     # They load numpy.
     from convert.errors import ConversionError, FileError
     from flax_vae.errors import UserError
@@ -62,6 +66,12 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROG} {words[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except ImportError as error:
+        sentence = str(error) if isinstance(error, UserError) else explain_missing(error)
+        if sentence is None:
+            raise
+        print(f"{PROG} {words[0]}: {sentence}", file=sys.stderr)
+        return 1
     except (UserError, ConversionError, FileError, OSError) as error:
         print(f"{PROG} {words[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

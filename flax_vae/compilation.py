@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from convert.extras import install_command
 from flax_vae.errors import UserError
 
 
@@ -61,5 +62,5 @@ def require_devices() -> None:
         reason = next(iter(str(error).splitlines()), "") or "no such devices, or JAX is installed without them"
         raise UserError(
             f"JAX cannot use the devices of JAX_PLATFORMS={asked} ({reason}); unset it, set it to cpu, or install JAX "
-            "for them: pip install -e '.[cuda13]' or '.[tpu]'"
+            f"for them: {install_command('cuda13')}, or the extra tpu"
         ) from error

@@ -14,16 +14,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
+from convert.extras import needed
 from convert.terminal import printable as printable
 from flax_vae.errors import DataError, MissingError
 from flax_vae.image_formats import READ, what_is
 
-try:
+with needed("image files are read by Pillow", "images", raises=MissingError):
     from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
     from flax_vae.colour import in_srgb
-except ImportError as error:
-    raise MissingError(f"image files are read by Pillow ({error}): pip install 'flax-vae[images]'") from error
 
 _SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _REFUSED_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}

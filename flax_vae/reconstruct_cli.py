@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from convert.extras import IMAGES, require_extra
 from convert.interrupts import advise
-from flax_vae.errors import DataError, UserError
+from flax_vae.errors import DataError, MissingError, UserError
 
 if TYPE_CHECKING:  # they load JAX and Pillow: not for --help
     from PIL.Image import Image
@@ -63,6 +64,7 @@ def main(args: Sequence[str]) -> int:
     """
     advise(PROG, "")
     flags = tyro.cli(Reconstruct, prog=PROG, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    require_extra(IMAGES, "images", MissingError)
     from flax_vae.images import printable
     from flax_vae.pictures import WIDE, save_png, stack
 

@@ -19,7 +19,12 @@ What the seed leaves open, and what is done here:
 
 from convert.architecture import AutoEncoderParams
 from convert.discriminator import DiscriminatorParams
+from convert.extras import needed
 from convert.presets import PRESETS
+
+with needed("torch_ref is written in PyTorch", "torch", raises=ImportError):
+    import torch  # noqa: F401 - here, so that its absence is one sentence
+
 from torch_ref.autoencoder import AutoEncoder
 from torch_ref.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
 from torch_ref.discriminator import Discriminator

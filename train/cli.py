@@ -1,7 +1,6 @@
 """`flax-vae-train`: flags in, one run; what a person can put right ends in one line on standard error."""
 
 import contextlib
-import logging
 import signal
 import sys
 import time
@@ -10,7 +9,9 @@ from pathlib import Path
 
 import tyro
 
+from convert.extras import TRAIN, explain_missing, require_extra
 from convert.interrupts import advise
+from convert.quiet import quiet_libraries
 from train import eval_cli, plan_cli
 from train.config import TrainConfig
 from train.errors import TrainError
@@ -20,17 +21,31 @@ PROG = "flax-vae-train"
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Runs the command; a package that is missing is named in one line.
 
     Returns:
       The exit status: 0 when the run is complete, 1 for what the caller can put right, 128 + n when stopped by signal
       n; wrong flags end in status 2.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    try:
+        return _main(list(sys.argv[1:] if args is None else args))
+    except ImportError as error:
+        sentence = explain_missing(error)
+        if sentence is None:
+            raise
+        return _refuse(TrainError(sentence))
+
+
+def _main(args: list[str]) -> int:
+    quiet_libraries(tpu_compiler=args[:1] == ["plan"] and any(word.startswith("--topology") for word in args))
     advise(PROG, "the same command goes on from the last checkpoint" if args[:1] not in (["eval"], ["plan"]) else "")
     if args[:1] in (["eval"], ["plan"]):
         return {"eval": eval_cli, "plan": plan_cli}[args[0]].main(args[1:])
     flags = tyro.cli(Flags, prog=PROG, args=args)
+    try:
+        require_extra(TRAIN, "train", TrainError)
+    except TrainError as error:
+        return _refuse(error)
     from train.resolve import default_workdir, resolve  # loads NumPy: not for --help
 
     try:
@@ -101,7 +116,6 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     if flags.compilation_cache is not None:
         cache_compilations(flags.compilation_cache)
     require_devices()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax's notes to its own developers
     outcome = train(config, workdir, accept_changed_data=flags.accept_changed_data)
     if outcome.stopped_by is not None:
         print(f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there")

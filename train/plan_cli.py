@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
+from convert.extras import TRAIN, require_extra
 from train.errors import TrainError
 from train.flags import Flags
 
@@ -80,6 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     flags = tyro.cli(PlanFlags, prog=PROG, args=args)
     try:
+        require_extra(TRAIN, "train", TrainError)
         return _run(flags)
     except (TrainError, ValueError, OSError) as error:
         print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)

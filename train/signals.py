@@ -66,7 +66,8 @@ def stop_requests() -> Iterator[StopRequest]:
     before = {signum: signal.getsignal(signum) for signum in stops}
 
     def restore() -> None:
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        if stops:
+            signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
@@ -82,7 +83,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
     saving = False
     # A command ends at once on a signal (`convert.interrupts`, through this descriptor); a run has its own answer.
-    wakeup = signal.set_wakeup_fd(-1)
+    wakeup = signal.set_wakeup_fd(-1) if stops else -1
     for signum in stops:
         signal.signal(signum, on_stop)
     before_saving = None if SAVE_SIGNAL is None else signal.signal(SAVE_SIGNAL, on_save)

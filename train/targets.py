@@ -1,6 +1,5 @@
 """Devices to plan for: slices of TPUs that are elsewhere, or what this machine has."""
 
-import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any
 
 import jax
 
+from convert.extras import install_command, is_installed
 from train.errors import TrainError
 from train.hardware import find_chip
 
@@ -63,8 +63,8 @@ def topology(name: str) -> Target:
     try:
         devices = tuple(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except Exception as error:  # whatever the plugin raises, which differs between its versions
-        if importlib.util.find_spec("libtpu") is None:
-            raise TrainError(f"planning for {name} needs the TPU compiler: pip install 'flax-vae[tpu]'") from error
+        if not is_installed("libtpu"):
+            raise TrainError(f"planning for {name} needs the TPU compiler: {install_command('tpu')}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         known = ", ".join(EXAMPLES)
         raise TrainError(f"topology={name!r} cannot be planned for ({reason}); there are {known}") from error

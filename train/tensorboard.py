@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from convert.extras import needed
 from train.errors import RunError
 
 _FLUSH_SECONDS = 10  # a person may be watching
@@ -20,12 +21,8 @@ def load_writer() -> Any:
     Raises:
       RunError: If tensorboardX is not installed.
     """
-    try:
+    with needed("--tensorboard needs tensorboardX", "tensorboard", raises=RunError):
         from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise RunError(
-            "TensorBoard's files need tensorboardX: pip install 'flax-vae[tensorboard]', or train without them"
-        ) from error
     return SummaryWriter
 
 

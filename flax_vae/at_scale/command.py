@@ -7,7 +7,9 @@ from typing import TypeVar
 
 import tyro
 
+from convert.extras import IMAGES, require_extra
 from convert.interrupts import advise
+from flax_vae.errors import MissingError
 
 Flags = TypeVar("Flags")
 
@@ -31,6 +33,7 @@ def run(prog: str, flags: type[Flags], work: Callable[[Flags], int], advice: str
     """
     advise(prog, f"the same command {advice}")
     given = tyro.cli(flags, prog=prog, args=args)
+    require_extra(IMAGES, "images", MissingError)
     try:
         return work(given)
     except KeyboardInterrupt:

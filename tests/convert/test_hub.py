@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from convert import PRESETS, expand
 from convert.cli import main
+from convert.extras import install_command
 from convert.hub import FILES, locate
 from convert.loading import load_weights
 from convert.recognition import Weights
@@ -145,7 +147,8 @@ def test_a_repository_without_weights_that_are_known_is_said(hub):
 def test_without_the_library_the_extra_is_named(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for name in ("org/name", "hf:org/name"):
-        with pytest.raises(FileNotFoundError, match=r"hf:org/name is on .* needs .*: pip install 'flax-vae\[hub\]'"):
+        hint = re.escape(install_command("hub"))
+        with pytest.raises(FileNotFoundError, match=f"hf:org/name is on .* needs .*: {hint}$"):
             load_weights(name)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from convert import PRESETS, expand, to_torch
 from convert.errors import FileError
+from convert.extras import install_command
 from convert.orbax_steps import find_steps, read_step, read_weights
 from convert.table import flatten, unflatten
 from train.checkpoints import Checkpoints
@@ -79,7 +81,7 @@ def test_neither_jax_nor_orbax_is_loaded(checkpoints):
 
 def test_without_tensorstore_the_remedy_is_named(checkpoints, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorstore", None)
-    with pytest.raises(FileError, match=r"needs tensorstore to read: pip install 'flax-vae\[train\]'"):
+    with pytest.raises(FileError, match=f"needs tensorstore to read .*: {re.escape(install_command('train'))}$"):
         read_step(checkpoints / "5")
 
 

@@ -117,7 +117,7 @@ def test_a_signal_during_the_imports_is_no_traceback(package, words, seconds, tm
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=20)
     assert b"Traceback" not in error and error.count(b"\n") <= 1
-    assert process.returncode in (0, 1, 130)  # it may have ended already
+    assert process.returncode in (0, 1, 130, -signal.SIGINT)  # it may have ended already, or be ending
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

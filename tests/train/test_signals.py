@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -69,3 +71,36 @@ def test_elsewhere_than_in_the_main_thread_nothing_is_installed(before):
     thread.join()
     assert asked == [False]
     assert handlers == before
+
+
+@pytest.mark.parametrize(
+    ("count", "sent", "status", "last"),
+    [
+        (1, "SIGUSR1 SIGUSR1", 0, "asked"),
+        (1, "SIGTERM SIGUSR1", 0, "asked"),
+        (1, "SIGTERM SIGTERM", 143, "p: stopped by SIGTERM"),
+        (2, "SIGINT", 130, "p: interrupted"),  # of several processes each ends by itself, and the others notice
+        (2, "SIGUSR1", 0, "asked"),
+    ],
+)
+def test_within_a_command_a_run_answers_by_itself(count, sent, status, last):
+    code = f"""
+import ctypes, os, signal, time
+from convert.interrupts import end_on_signals
+end_on_signals("p")
+import jax
+jax.process_count = lambda: {count}
+from train.signals import stop_requests
+if {count} > 1:  # JAX's handler is one of C, of which Python knows nothing
+    ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # SIG_IGN
+with stop_requests() as stop:
+    for name in {sent!r}.split():
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(0.3)
+    assert {count} > 1 or stop.signum is not None
+    print("asked", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert (done.stdout + done.stderr).strip().endswith(last)

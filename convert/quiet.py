@@ -1,0 +1,36 @@
+"""Quiet libraries, for commands: what JAX, libtpu and orbax write is kept from the screen where no one can act on it.
+
+A library must not do this to the program that imports it, so only the commands call it.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from convert.extras import is_installed
+
+# Each says that a TPU is meant, or which backends are: JAX is then left as it is.
+_CHOSEN = ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT", "TPU_LIBRARY_PATH", "TPU_NAME", "TPU_WORKER_ID")
+_TPU_FILES = ("accel*", "vfio/[0-9]*")
+
+
+def quiet_libraries(*, tpu_compiler: bool = False) -> None:
+    """Silences notes of libraries to their own developers, in this process; call it before JAX is imported.
+
+    Where libtpu is installed and this machine has no TPU, JAX does not find libtpu: it would load it, and libtpu would
+    search for a TPU and write four warnings.
+
+    Args:
+      tpu_compiler: The command compiles for TPUs that are elsewhere, and needs libtpu for it.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA: errors alone
+    if not tpu_compiler and "libtpu" not in sys.modules and not _may_have_tpu() and is_installed("libtpu"):
+        sys.modules["libtpu"] = None  # type: ignore[assignment] - an import of it raises ImportError
+
+
+def _may_have_tpu() -> bool:
+    """Whether a TPU was asked for or is attached, which shows as a file."""
+    return any(name in os.environ for name in _CHOSEN) or any(any(Path("/dev").glob(name)) for name in _TPU_FILES)
