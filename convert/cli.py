@@ -31,6 +31,7 @@ from convert.saving import save_weights
 from convert.sources import Source, open_source
 from convert.strict_json import read_object
 from convert.table import LAYOUTS, READABLE, expand
+from convert.terminal import escaped_output, parse_flags, rewrite_line
 from convert.verifying import compare
 
 PROG = "flax-vae-convert"
@@ -266,6 +267,7 @@ _AVERAGED = {
 COMMANDS = {"inspect": Inspect, "verify": Verify, "table": Table}
 
 
+@escaped_output()
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code.
 
@@ -284,7 +286,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if words and words[0] in COMMANDS:
         command, prog = COMMANDS[words[0]], f"{PROG} {words.pop(0)}"
     try:
-        code = tyro.cli(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run()
+        code = parse_flags(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a listing has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -308,13 +310,12 @@ class _Counter:
         self.what, self.shown = what, False
 
     def __call__(self, done: int, count: int) -> None:
-        sys.stderr.write(f"\r{self.what}: {done:,} of {count:,} tensors")
-        sys.stderr.flush()
+        rewrite_line(f"{self.what}: {done:,} of {count:,} tensors")
         self.shown = True
 
     def clear(self) -> None:
         if self.shown:
-            sys.stderr.write("\r\033[K")
+            rewrite_line("")
 
 
 def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoderParams | None:

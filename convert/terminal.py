@@ -20,6 +20,11 @@ def printable(name: str | Path) -> str:
     return _IN_NAME.sub(_escape, str(name))
 
 
+def escaped(text: str) -> str:
+    """Escapes in a text of several lines what `printable` escapes in a name, but tabs and ends of lines."""
+    return _IN_TEXT.sub(_escape, text)
+
+
 @contextlib.contextmanager
 def escaped_output() -> Iterator[None]:
     """Escapes in all that is written to both standard streams what `printable` escapes, but tabs and ends of lines.
@@ -29,15 +34,14 @@ def escaped_output() -> Iterator[None]:
     by `parse_flags`, progress by `rewrite_line`.
     """
     before = sys.stdout, sys.stderr
-    escaped: list[Any] = [_Escaped(_raw(stream)) for stream in before]
-    sys.stdout, sys.stderr = escaped
+    ours: list[Any] = [_Escaped(_raw(stream)) for stream in before]
+    sys.stdout, sys.stderr = ours
     try:
         yield
     finally:
         # Unless something else has taken a stream over meanwhile.
         sys.stdout, sys.stderr = (
-            old if now is ours else now
-            for old, now, ours in zip(before, (sys.stdout, sys.stderr), escaped, strict=True)
+            old if now is mine else now for old, now, mine in zip(before, (sys.stdout, sys.stderr), ours, strict=True)
         )
 
 
@@ -67,7 +71,7 @@ class _Escaped:
         self.rich_proxied_file = stream
 
     def write(self, text: str) -> int:
-        self.rich_proxied_file.write(_IN_TEXT.sub(_escape, text))
+        self.rich_proxied_file.write(escaped(text))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

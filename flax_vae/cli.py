@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from convert.extras import explain_missing
 from convert.quiet import quiet_libraries
+from convert.terminal import escaped_output
 
 PROG = "flax-vae"
 
@@ -29,6 +30,7 @@ commands:
 """
 
 
+@escaped_output()
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command.
 

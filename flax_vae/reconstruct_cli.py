@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 
 from convert.extras import IMAGES, require_extra
 from convert.interrupts import advise
+from convert.terminal import parse_flags
 from flax_vae.errors import DataError, MissingError, UserError
 
 if TYPE_CHECKING:  # they load JAX and Pillow: not for --help
@@ -63,7 +64,7 @@ def main(args: Sequence[str]) -> int:
       SystemExit: 2 for wrong flags, 0 after `--help`.
     """
     advise(PROG, "")
-    flags = tyro.cli(Reconstruct, prog=PROG, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = parse_flags(Reconstruct, prog=PROG, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     require_extra(IMAGES, "images", MissingError)
     from flax_vae.images import printable
     from flax_vae.pictures import WIDE, save_png, stack

@@ -7,11 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
 from convert.extras import TRAIN, explain_missing, require_extra
 from convert.interrupts import advise
 from convert.quiet import quiet_libraries
+from convert.terminal import escaped_output, parse_flags
 from train import eval_cli, plan_cli
 from train.config import TrainConfig
 from train.errors import TrainError
@@ -20,6 +19,7 @@ from train.flags import Flags
 PROG = "flax-vae-train"
 
 
+@escaped_output()
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command; a package that is missing is named in one line.
 
@@ -41,7 +41,7 @@ def _main(args: list[str]) -> int:
     advise(PROG, "the same command goes on from the last checkpoint" if args[:1] not in (["eval"], ["plan"]) else "")
     if args[:1] in (["eval"], ["plan"]):
         return {"eval": eval_cli, "plan": plan_cli}[args[0]].main(args[1:])
-    flags = tyro.cli(Flags, prog=PROG, args=args)
+    flags = parse_flags(Flags, prog=PROG, args=args)
     try:
         require_extra(TRAIN, "train", TrainError)
     except TrainError as error:

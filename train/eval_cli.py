@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
 from tyro.conf import Positional, arg
 
 from convert.extras import IMAGES, require_extra
+from convert.terminal import escaped_output, parse_flags, rewrite_line
 from train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
@@ -66,13 +66,14 @@ class EvalFlags:
     """Write the scale and shift that bring latents to mean 0 and deviation 1 into the model folder's config.json."""
 
 
+@escaped_output()
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
       The exit status: 0, or 1 for what the caller can put right; wrong flags end in status 2.
     """
-    flags = tyro.cli(EvalFlags, prog=PROG, args=args)
+    flags = parse_flags(EvalFlags, prog=PROG, args=args)
     try:
         require_extra(IMAGES, "train", TrainError)
         return _run(flags)
@@ -233,8 +234,7 @@ class _Worst:
         self.pictures = self.pictures[: self._most]
         self._seen += 1
         if sys.stderr.isatty():
-            end = "\n" if self._seen == self._count else ""
-            print(f"\r{self._seen}/{self._count} images", end=end, file=sys.stderr, flush=True)
+            rewrite_line(f"{self._seen}/{self._count} images", "\n" if self._seen == self._count else "")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from convert.extras import TRAIN, require_extra
+from convert.terminal import escaped_output, parse_flags
 from train.errors import TrainError
 from train.flags import Flags
 
@@ -73,13 +73,14 @@ class PlanFlags:
     """Parts that a batch is computed in, one after the other."""
 
 
+@escaped_output()
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
       The exit status: 0, or 1 for what the caller can put right or where nothing fits; wrong flags end in status 2.
     """
-    flags = tyro.cli(PlanFlags, prog=PROG, args=args)
+    flags = parse_flags(PlanFlags, prog=PROG, args=args)
     try:
         require_extra(TRAIN, "train", TrainError)
         return _run(flags)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.files import new_file
+from convert.terminal import escaped
 from train.errors import RunError
 from train.metrics_lines import read_lines, step_of, to_line
 
@@ -118,7 +119,7 @@ class Reporter:
         if self._bar is None:
             print(text, flush=True)
         else:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(escaped(text), markup=False, highlight=False)
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step` updates done.  Time is taken from the first of them on, which was compiled for."""

@@ -5,10 +5,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import tyro
-
 from convert.extras import IMAGES, require_extra
 from convert.interrupts import advise
+from convert.terminal import parse_flags
 from flax_vae.errors import MissingError
 
 Flags = TypeVar("Flags")
@@ -32,7 +31,7 @@ def run(prog: str, flags: type[Flags], work: Callable[[Flags], int], advice: str
       SystemExit: 2 for wrong flags, 0 after `--help`.
     """
     advise(prog, f"the same command {advice}")
-    given = tyro.cli(flags, prog=prog, args=args)
+    given = parse_flags(flags, prog=prog, args=args)
     require_extra(IMAGES, "images", MissingError)
     try:
         return work(given)

@@ -1,0 +1,122 @@
+"""Names of files are other people's text: no command sends a terminal what it would obey."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import convert.cli
+import flax_vae.cli
+import train.cli
+from convert.terminal import escaped_output, printable, rewrite_line
+from train.report import Reporter
+
+HOSTILE = "a\x1b]0;owned\x07\x1b[31m\u202egnp\x9b2J\r[red]\udcff"
+SAFE = "a\\x1b]0;owned\\x07\\x1b[31m\\u202egnp\\x9b2J\\x0d[red]\\xff"
+# Whatever moves, colours, hides or reorders.  Spaces, which are joined in errors, are not of these.
+FORBIDDEN = {chr(code) for code in [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F)]}
+
+
+def test_everything_that_a_terminal_obeys_is_escaped_and_other_scripts_are_not():
+    assert printable(HOSTILE) == SAFE
+    assert printable("a\nb\tc") == "a\\x0ab\\x09c"
+    assert printable("\U000e0041\ufeff\u2028\ud800") == "\\U000e0041\\ufeff\\u2028\\ud800"
+    for name in ("größe", "夜の写真", "עברית", "نیم‌فاصله", "👩‍👩‍👧.png", "a b [1] {x}"):
+        assert printable(name) == name
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of that name with an image, a damaged one, a film and a note of such names in it."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        os.mkdir(HOSTILE)
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    Image.new("RGB", (16, 16)).save(f"{HOSTILE}/{HOSTILE}good.png")
+    for ending in (".png", ".mp4", ".txt"):
+        (tmp_path / HOSTILE / (HOSTILE + ending)).touch()
+    return HOSTILE
+
+
+CALLS = {
+    "convert": (convert.cli.main, ["{}", "dst", "--to", "flux"]),
+    "convert to": (convert.cli.main, ["nowhere", "{}", "--to", "flux"]),
+    "inspect": (convert.cli.main, ["inspect", "{}"]),
+    "encode": (flax_vae.cli.main, ["encode", "{}", "dst", "--model", "{}"]),
+    "decode": (flax_vae.cli.main, ["decode", "{}", "dst", "--model", "{}"]),
+    "reconstruct": (flax_vae.cli.main, ["reconstruct", "{}/{}.png", "--model", "{}"]),
+    "train": (train.cli.main, ["--data", "{}", "--workdir", "run", "--steps", "1"]),
+    "train from": (train.cli.main, ["--start-from", "{}", "--workdir", "run"]),
+    "train in": (train.cli.main, ["--workdir", "{}", "--steps", "1"]),
+    "eval": (train.cli.main, ["eval", "{}", "--data", "{}"]),
+    "plan": (train.cli.main, ["plan", "--preset", "{}"]),
+    "no command": (flax_vae.cli.main, ["{}"]),
+}
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_no_message_of_any_command_holds_what_a_terminal_obeys(what, folder, capfd):
+    main, words = CALLS[what]
+    try:
+        assert main([word.replace("{}", folder) for word in words]) != 0
+    except SystemExit as ended:  # misuse
+        assert ended.code
+    told = "".join(capfd.readouterr())
+    assert not FORBIDDEN & set(told)
+    if what != "convert to":
+        assert "a\\x1b" in told
+
+
+def test_notes_on_a_folder_are_escaped(folder):
+    from flax_vae.image_folder import list_folder
+
+    notes = " ".join(list_folder(folder_path(folder)).notes)
+    assert SAFE in notes and not FORBIDDEN & set(notes)
+
+
+def folder_path(folder):
+    from pathlib import Path
+
+    return Path(folder)
+
+
+def test_progress_and_rich_write_around_it(monkeypatch):
+    """A bar needs to move the cursor; a line above it is text, and no markup."""
+    raw = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", raw)
+    monkeypatch.setattr(sys, "stderr", raw)
+    monkeypatch.setattr(raw, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    with escaped_output():
+        rewrite_line(f"{HOSTILE}: 1 of 2")
+        assert raw.getvalue() == f"\r{SAFE}: 1 of 2"
+        print(HOSTILE)
+        assert raw.getvalue().endswith(f"{SAFE}\n")
+        with Reporter(0, 2) as reporter:
+            reporter.line(f"{HOSTILE} [bold]")
+    assert (sys.stdout, sys.stderr) == (raw, raw)
+    drawn = raw.getvalue()
+    assert "\x1b[" in drawn  # the bar
+    assert SAFE + " [bold]" in drawn.replace("\n", "") and "\x1b]" not in drawn and "\x1b[31m\u202e" not in drawn
+
+
+def test_help_is_in_colour_on_a_terminal():
+    leader, follower = pty.openpty()
+    code = "import sys; from convert.cli import main; main(['inspect', '--help'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=follower, stderr=follower, env=os.environ | {"TERM": "xterm"}
+    ):
+        os.close(follower)
+        told = b""
+        try:
+            while part := os.read(leader, 65536):
+                told += part
+        except OSError:  # the other side is closed
+            pass
+    os.close(leader)
+    assert b"\x1b[" in told and b"\\x1b" not in told
