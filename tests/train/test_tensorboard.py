@@ -61,6 +61,6 @@ def test_pictures_keep_their_pixels(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(RunError, match=r"flax-vae\[tensorboard\]"):
+    with pytest.raises(RunError, match=r"pip install .*\[tensorboard\]"):
         TensorBoard(tmp_path, 0)
     assert not list(tmp_path.iterdir())
