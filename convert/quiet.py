@@ -6,7 +6,9 @@ A library must not do this to the program that imports it, so only the commands 
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from convert.extras import is_installed
 
@@ -24,11 +26,19 @@ def quiet_libraries(*, tpu_compiler: bool = False) -> None:
     Args:
       tpu_compiler: The command compiles for TPUs that are elsewhere, and needs libtpu for it.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax, whose errors arrive as exceptions too
+    if getattr(sys.excepthook, "func", None) is not _without_closed_loops:
+        sys.excepthook = partial(_without_closed_loops, sys.excepthook)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA: errors alone
     if not tpu_compiler and "libtpu" not in sys.modules and not _may_have_tpu() and is_installed("libtpu"):
         sys.modules["libtpu"] = None  # type: ignore[assignment] - an import of it raises ImportError
+
+
+def _without_closed_loops(before: Any, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Leaves out what tensorstore prints for each array that is not written after one could not be."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        before(kind, error, trace)
 
 
 def _may_have_tpu() -> bool:

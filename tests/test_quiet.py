@@ -39,7 +39,7 @@ NO_TPU = "import convert.quiet as quiet; quiet._TPU_FILES = ('no-such-*',); "
 
 
 def test_where_there_is_no_tpu_commands_do_not_find_libtpu(libtpu):
-    assert libtpu(NO_TPU + "quiet.quiet_libraries()") == ["not", "found", str(logging.ERROR), "2"]
+    assert libtpu(NO_TPU + "quiet.quiet_libraries()") == ["not", "found", str(logging.CRITICAL), "2"]
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,16 @@ def test_every_command_is_quiet(libtpu):
         before = NO_TPU + f"from {package}.cli import main; sys.stderr = open(os.devnull, 'w')\n"
         before += f"try:\n    main({words})\nexcept SystemExit:\n    pass"
         assert libtpu(before)[-4:-2] == ["not", "found"], package
+
+
+def test_an_error_of_a_closed_event_loop_is_not_printed():
+    code = """
+import sys
+from convert.quiet import quiet_libraries
+quiet_libraries()
+quiet_libraries()
+for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):
+    sys.excepthook(type(error), error, None)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stderr == "RuntimeError: another\n"

@@ -6,6 +6,8 @@ later is found before they are restored.
 """
 
 import contextlib
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -174,7 +176,7 @@ class Checkpoints:
                     self._manager.wait_until_finished()
         except Exception as error:
             self._scores.pop(step, None)
-            raise RunError(f"{self._folder}: no checkpoint of step {step} ({_first_line(error)})") from error
+            raise RunError(f"{self._folder}: no checkpoint of step {step} ({_reason(error)})") from error
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -253,6 +255,12 @@ class _Policy(ocp.checkpoint_managers.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         kept = self._to_keep([checkpoint.step for checkpoint in checkpoints])
         return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+def _reason(error: Exception) -> str:
+    """Returns why a checkpoint could not be written; of a full disk tensorstore says so at the end of a long line."""
+    full = os.strerror(errno.ENOSPC)
+    return f"{full}; make room, then start again" if full in str(error) else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
