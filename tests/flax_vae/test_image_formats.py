@@ -117,6 +117,13 @@ def png(*before, after=b""):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(before) + pixels + after + chunk(b"IEND")
 
 
+def png16(pixels):
+    """A 16-bit PNG of colours, which Pillow does not write."""
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND")
+
+
 def saved(kind, image=None, **settings):
     file = io.BytesIO()
     (image or Image.fromarray(SMOOTH)).save(file, kind, **settings)
