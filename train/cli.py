@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from train.errors import TrainError
 from train.flags import Flags
 
 PROG = "flax-vae-train"
+_LONGEST = 200  # characters of an error of JAX
 
 
 @escaped_output()
@@ -61,6 +63,10 @@ def _main(args: list[str]) -> int:
     except KeyboardInterrupt:  # twice, or before there was anything to save
         print(f"{PROG}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return _end(128 + signal.SIGINT, flags)
+    except Exception as error:
+        if _members(flags) is None:
+            raise
+        return _end(_give_up(error), flags)  # the others wait for this process
 
 
 def _members(flags: Flags) -> tuple[str | None, int | None, int | None] | None:
@@ -126,6 +132,21 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
             f"model in {workdir / 'export'} ({time.monotonic() - begun:.0f} s)"
         )
     return 0
+
+
+def _give_up(error: Exception) -> int:
+    """Prints why one of several processes cannot go on; in one line where another one may have ended."""
+    import jax
+
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        traceback.print_exception(error)
+        return 1
+    reason = next(iter(str(error).splitlines()), "")
+    reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
+    return _refuse(TrainError(
+        f"process {jax.process_index()} cannot go on: another process ended, whose message says why, or a device "
+        f"failed ({reason}); the same command goes on from the last checkpoint"
+    ))  # fmt: skip
 
 
 def _refuse(error: Exception) -> int:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import tyro
@@ -15,6 +16,7 @@ from convert import PRESETS, expand, save_folder
 from tests.train.conftest import SMALL
 from train import cli
 from train.config import TrainConfig
+from train.errors import TrainError
 from train.flags import Flags
 from train.loop import Outcome
 from train.recipes import recipe
@@ -76,6 +78,34 @@ def test_processes_join_before_they_train(tmp_path, monkeypatch, capsys, args, m
     joined = [] if members is None else [members]
     assert calls == [*joined, (recipe("tiny"), tmp_path, bool(args))]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TrainError("the disk is full"), "flax-vae-train: the disk is full\n"),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: Connection closed by peer\nmore" + "!" * 1000),
+            "flax-vae-train: process 0 cannot go on: another process ended, whose message says why, or a device failed "
+            "(INTERNAL: Connection closed by peer); the same command goes on from the last checkpoint\n",
+        ),
+        (ZeroDivisionError("a defect"), "ZeroDivisionError: a defect\n"),
+        (KeyboardInterrupt(), "flax-vae-train: interrupted; the same command goes on from the last checkpoint\n"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_one_of_several_processes_that_fails_does_not_wait_for_the_others(tmp_path, monkeypatch, capsys, error, said):
+    def train(*args, **options):
+        raise error
+
+    left = []
+    monkeypatch.setattr("train.processes.join_processes", lambda *given: None)
+    monkeypatch.setattr("train.processes.leave", left.append)
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("train.loop.train", train)
+    status = cli.main(["--workdir", str(tmp_path), "--distributed"])
+    assert left == [status] == [130 if isinstance(error, KeyboardInterrupt) else 1]
+    assert capsys.readouterr().err.endswith(said)
 
 
 def empty(path):
