@@ -42,7 +42,7 @@ class ImageFolder:
             advice = "; ".join(f"{kind}: {remedy}" for kind, remedy in hints)
             notes.append(f"not read: {_counted(self.unread, 'file')} of other formats; {advice}")
         if self.lost:
-            notes.append(f"not read: {_counted(self.lost, 'entry', 'entries')} that lead nowhere or are no files")
+            notes.append(f"not read: {_counted(self.lost, 'link to nowhere or pipe', 'links to nowhere or pipes')}")
         if self.repeated:
             notes.append(f"not read twice: {_counted(self.repeated, 'linked folder')}, listed under another name")
         if self.other:

@@ -18,8 +18,10 @@ def programs(shards: Sequence[Shard], multiple: int) -> Iterator[str]:
     sizes = {(batch.height, batch.width, batch.full) for shard in shards for batch in shard.batches}
     if not sizes:
         return
-    count = f"{len(sizes):,} size{'s' if len(sizes) > 1 else ''}"
-    line = f"{count} of images, padded to multiples of {multiple}, to compile a program for"
+    what = f"of images, padded to multiples of {multiple},"
+    line = (
+        f"{len(sizes):,} sizes {what} are compiled, each by itself" if len(sizes) > 1 else f"1 size {what} is compiled"
+    )
     if len(sizes) > _FEW:
         line += _fewer(shards, multiple, len(sizes))
     yield line

@@ -512,7 +512,7 @@ def test_the_command_says_what_it_did(one, weights, tmp_path, capsys):
     assert cli.main(words) == 0
     out, err = capsys.readouterr()
     first, second, third = out.splitlines()
-    assert err == "1 size of images, padded to multiples of 2, to compile a program for\n"
+    assert err == "1 size of images, padded to multiples of 2, is compiled\n"
     assert first.startswith("1 images in ") and "images/s; the devices computed for" in first
     assert second == "1 image found: 1 encoded"
     assert third == f"1 latents in {tmp_path / 'latents'}"
@@ -572,8 +572,12 @@ def test_the_counts_add_up_whatever_lies_in_the_folder(weights, tmp_path, capsys
     assert cli.main([*words, "--skip-bad", "3", "--flip"]) == 0
     out, err = capsys.readouterr()
     assert "15 images found: 12 encoded; 3 could not be read (skipped.jsonl lists them in the end)" in out
-    assert "1 file (x.heic)" in err and "1 entry (dead.png)" in err and "2 other files (.DS_Store, notes.txt)" in err
-    assert "12 sizes of images, padded to multiples of 2, to compile a program for; --multiple " in err
+    assert (
+        "1 file (x.heic)" in err
+        and "1 link to nowhere or pipe (dead.png)" in err
+        and "2 other files (.DS_Store, notes.txt)" in err
+    )
+    assert "12 sizes of images, padded to multiples of 2, are compiled, each by itself; --multiple " in err
     multiple = err.split("--multiple ")[1].split()[0]
     assert f"--multiple {multiple} makes them " in err
     assert cli.main([*words[:2], str(tmp_path / "fewer"), *words[3:], "--skip-bad", "3", "--multiple", multiple]) == 0

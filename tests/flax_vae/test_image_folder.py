@@ -31,7 +31,7 @@ def test_every_entry_is_an_image_or_is_listed_as_something_else(tmp_path):
     assert listed.lost == ("dead.png", "itself.png", "pipe.png")
     heif, lost, other = listed.notes
     assert "4 files (k.heic, k2.HEIC, l.psd and 1 more)" in heif and "pillow-heif" in heif and "ffmpeg" in heif
-    assert lost == "not read: 3 entries (dead.png, itself.png, pipe.png) that lead nowhere or are no files"
+    assert lost == "not read: 3 links to nowhere or pipes (dead.png, itself.png, pipe.png)"
     assert other == "besides: 7 other files (.DS_Store, ._x.jpg, .hidden and 4 more)"
 
 

@@ -164,7 +164,7 @@ REFUSED = [
     ("--data X", empty, "holds 0 images"),
     ("--data X", corrupt, "b.png"),
     ("--config X/run.yaml", settings, "run.yaml: unknown setting 'loss.kl_wight'; did you mean 'loss.kl_weight'?"),
-    ("--config X/none.yaml", settings, "none.yaml: No such file"),
+    ("--config X/none.yaml", settings, "none.yaml does not exist"),
     ("--set stepz=3", None, "did you mean 'steps'?"),
     ("--start-from X", empty, "start_from='X' cannot be begun with"),
     ("--start-from X", not_finite, "start_from='X' holds values that are NaN or infinite"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from safetensors.numpy import load_file, save_file
 
 from convert import PRESETS, expand, save_folder
 from tests.train.conftest import SMALL
@@ -161,9 +162,7 @@ def test_what_a_file_says_wrongly_is_said_of_the_file(tmp_path):
 )
 def test_weights_that_say_nothing_are_refused(tmp_path, monkeypatch, weights, args, message):
     monkeypatch.chdir(tmp_path)
-    (weights / "model.safetensors").rename(tmp_path / "X.safetensors")  # without the configuration beside it
-    try:
-        with pytest.raises(RunError, match=message):
-            resolve(flags(*args.split()), tmp_path / "run")
-    finally:
-        (tmp_path / "X.safetensors").rename(weights / "model.safetensors")
+    # Without the configuration beside it and in its header.
+    save_file(load_file(weights / "model.safetensors"), tmp_path / "X.safetensors")
+    with pytest.raises(RunError, match=message):
+        resolve(flags(*args.split()), tmp_path / "run")
