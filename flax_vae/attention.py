@@ -40,7 +40,8 @@ def attention(
       k: keys.
       v: values.
       path: `"full"` holds all n x m scores at once, in the backward pass too; `"tiles"` never does, and needs memory
-        linear in n and m; `"cudnn"` is cuDNN's kernel, for half precision and at most 128 channels on an NVIDIA GPU;
+        linear in n and m; `"cudnn"` is cuDNN's kernel, for half precision and at most 128 channels on an NVIDIA GPU,
+        which has neither forward mode nor second derivatives (take `"tiles"` for these);
         `"auto"` takes cuDNN where it can, the full matrix while it is small, and tiles otherwise.
       scores_bytes: how many bytes of scores may exist at once on an accelerator.
 

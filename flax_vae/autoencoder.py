@@ -14,6 +14,7 @@ from flax_vae.embedding import sinusoidal_embedding
 from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.latents import LatentNorm
 from flax_vae.layers import conv
+from flax_vae.linear import Dense
 from flax_vae.remat import Remat
 
 
@@ -56,7 +57,7 @@ class AutoEncoder(nn.Module):
         if params.latent_norm == "batch_norm":
             self.bn = LatentNorm(params.latent_channels, self.param_dtype)
         if params.time_emb_dim is not None:
-            self.time_embed = nn.Dense(params.time_emb_dim, **kinds)
+            self.time_embed = Dense(params.time_emb_dim, **kinds)
 
     def encode(
         self,

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import linen as nn
 from flax import struct
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from flax_vae import linear
 from flax_vae.attention import attention
 from flax_vae.convolution import convolve
 from flax_vae.layers import NORM_EPS, swish
@@ -107,7 +107,7 @@ class Shift:
         return rows
 
     def __call__(self, band: Band) -> Band:
-        shift = nn.Dense(band.x.shape[-1], dtype=self.dtype).apply({"params": self.weights}, self.time_emb)
+        shift = linear.Dense(band.x.shape[-1], dtype=self.dtype).apply({"params": self.weights}, self.time_emb)
         return Band(band.x + _per_channel(jnp.asarray(shift)), band.start, band.height)
 
 
@@ -173,8 +173,8 @@ class Add:
 
 def _convolve(x: Array, weights: Weights, padding: tuple[int, int], dtype: Dtype | None) -> Array:
     """Returns the convolution, with zeros to the left and right; above and below the band has to suffice."""
-    *kernel, _, features = weights["kernel"].shape
-    conv = nn.Conv(features, kernel, padding=((0, 0), padding), dtype=dtype, conv_general_dilated=convolve)
+    height, width, _, features = weights["kernel"].shape
+    conv = linear.Conv(features, (height, width), padding=((0, 0), padding), dtype=dtype, convolution=convolve)
     return jnp.asarray(conv.apply({"params": weights}, x))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_vae.kernel_gradient import kernel_gradient
+from flax_vae.linear_maps import bilinear
 from flax_vae.small_maps import convolve_small, is_small, small_input_gradient
 from flax_vae.winograd import is_worth_winograd, winograd
 
@@ -74,36 +75,37 @@ def convolve(
     if pointwise:
         return forward(x, kernel)
 
-    def backward(kept: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
-        x, kernel = kept
+    # No array may be closed over below: the derivatives call these functions with others.
+    small_map, many_channels = is_small(x, kernel, strides), is_worth_winograd(x, kernel, strides, padding)
+    like_x, like_kernel = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (x, kernel))
 
-        def of_kernel_on_cpu(x: Array, d_out: Array) -> Array:
-            stride, _ = strides
-            size = (kernel.shape[0], kernel.shape[1])
-            return kernel_gradient(x, d_out, size, stride, padding).astype(kernel.dtype)
+    def by_x(kernel: Array, d_out: Array) -> Array:
+        def of_plain(kernel: Array, d_out: Array) -> Array:
+            return jax.linear_transpose(lambda x: plain(x, kernel), like_x)(d_out)[0]
 
-        def of_kernel(x: Array, d_out: Array) -> Array:
-            return jax.linear_transpose(lambda kernel: plain(x, kernel), kernel)(d_out)[0]
-
-        def of_x(kernel: Array, d_out: Array) -> Array:
-            return jax.linear_transpose(lambda x: plain(x, kernel), x)(d_out)[0]
-
-        def of_small_x(kernel: Array, d_out: Array) -> Array:
+        def of_small(kernel: Array, d_out: Array) -> Array:
             return small_input_gradient(d_out, kernel, padding)
 
-        def of_x_by_winograd(kernel: Array, d_out: Array) -> Array:
+        def of_winograd(kernel: Array, d_out: Array) -> Array:
             return winograd(d_out, kernel, backwards=True)
 
-        if is_small(x, kernel, strides):
-            d_x = jax.lax.platform_dependent(kernel, d_out, cpu=of_small_x, default=of_x)
-        elif is_worth_winograd(x, kernel, strides, padding) and not exact:
-            d_x = jax.lax.platform_dependent(kernel, d_out, cpu=of_x_by_winograd, default=of_x)
-        else:
-            d_x = of_x(kernel, d_out)
-        if kernel.shape[2] < FEWEST_CHANNELS and not exact:
-            return d_x, of_kernel(x, d_out)
-        return d_x, jax.lax.platform_dependent(x, d_out, cpu=of_kernel_on_cpu, default=of_kernel)
+        if small_map:
+            return jax.lax.platform_dependent(kernel, d_out, cpu=of_small, default=of_plain)
+        if many_channels and not exact:
+            return jax.lax.platform_dependent(kernel, d_out, cpu=of_winograd, default=of_plain)
+        return of_plain(kernel, d_out)
 
-    convolution = jax.custom_vjp(forward)
-    convolution.defvjp(lambda x, kernel: (forward(x, kernel), (x, kernel)), backward)
-    return convolution(x, kernel)
+    def by_kernel(x: Array, d_out: Array) -> Array:
+        def of_plain(x: Array, d_out: Array) -> Array:
+            return jax.linear_transpose(lambda kernel: plain(x, kernel), like_kernel)(d_out)[0]
+
+        def of_taps(x: Array, d_out: Array) -> Array:
+            stride, _ = strides
+            size = (like_kernel.shape[0], like_kernel.shape[1])
+            return kernel_gradient(x, d_out, size, stride, padding).astype(like_kernel.dtype)
+
+        if like_kernel.shape[2] < FEWEST_CHANNELS and not exact:
+            return of_plain(x, d_out)
+        return jax.lax.platform_dependent(x, d_out, cpu=of_taps, default=of_plain)
+
+    return bilinear(forward, by_x, by_kernel)(x, kernel)

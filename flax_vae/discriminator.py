@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from convert.discriminator import KERNEL, DiscriminatorParams
 from flax_vae.convolution import convolve
+from flax_vae.linear import Conv
 
 NORM_EPS = 1e-5
 MOMENTUM = 0.1  # the share of the new batch in the running statistics
@@ -27,16 +28,14 @@ def leaky_relu(x: Array) -> Array:
     return jnp.where(x > 0, x, SLOPE * x)
 
 
-def conv(
-    in_channels: int, features: int, stride: int, dtype: Dtype | None, param_dtype: Dtype, *, bias: bool
-) -> nn.Conv:
+def conv(in_channels: int, features: int, stride: int, dtype: Dtype | None, param_dtype: Dtype, *, bias: bool) -> Conv:
     """A 4x4 convolution with one pixel of padding.  A fresh bias is PyTorch's: the source leaves it alone."""
     bound = (KERNEL * KERNEL * in_channels) ** -0.5
 
     def uniform(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nn.Conv(
+    return Conv(
         features,
         (KERNEL, KERNEL),
         strides=stride,
@@ -46,7 +45,7 @@ def conv(
         param_dtype=param_dtype,
         kernel_init=nn.initializers.normal(STD),
         bias_init=uniform,
-        conv_general_dilated=convolve,
+        convolution=convolve,
     )
 
 

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flax_vae.broadcast import broadcast
+
 
 def sinusoidal_embedding(time: Float[Array, " b"], dim: int) -> Float[Array, "b t"]:
     """Spreads one number per image over `dim / 2` cosines and as many sines.
@@ -18,5 +20,5 @@ def sinusoidal_embedding(time: Float[Array, " b"], dim: int) -> Float[Array, "b 
     half = dim // 2
     exponents = np.arange(half, dtype=np.float64) / half
     frequencies = jnp.asarray(np.exp(-math.log(10_000.0) * exponents), time.dtype)
-    angles = time[:, None] * frequencies[None, :]
+    angles = broadcast(time.reshape(-1, 1), (len(time), half)) * frequencies[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

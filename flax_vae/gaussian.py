@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from convert.architecture import LOGVAR_MAX, LOGVAR_MIN
 from convert.checks import check_noise
+from flax_vae.broadcast import add
 
 
 @struct.dataclass
@@ -84,7 +85,7 @@ class DiagonalGaussian(nn.Module):
         """The distribution itself."""
         mean, logvar = jnp.split(moments, 2, axis=self.chunk_dim)
         if self.learnable_logvar:
-            logvar = logvar + self.logvar_scaling[0].astype(logvar.dtype)
+            logvar = add(logvar, self.logvar_scaling)
         if self.clamp_logvar:
             logvar = _clamp(logvar, LOGVAR_MIN, LOGVAR_MAX)
         return Posterior(mean, logvar)

@@ -15,7 +15,9 @@ from jaxtyping import Array, Float
 from convert.architecture import NORM_GROUPS, Padding, check_padding
 from convert.checks import check_time_emb
 from flax_vae.attention import AttentionPath, attention
+from flax_vae.broadcast import add
 from flax_vae.convolution import convolve
+from flax_vae.linear import Conv, Dense
 from flax_vae.normalisation import GroupNorm
 from flax_vae.upsampling import upsample_and_convolve
 
@@ -42,7 +44,7 @@ def group_norm(dtype: Dtype | None, param_dtype: Dtype) -> GroupNorm:
     return GroupNorm(NORM_GROUPS, NORM_EPS, dtype, param_dtype)
 
 
-def conv(features: int, kernel: int, dtype: Dtype | None, param_dtype: Dtype) -> nn.Conv:
+def conv(features: int, kernel: int, dtype: Dtype | None, param_dtype: Dtype) -> Conv:
     """A convolution of stride 1 that keeps height and width."""
     # "SAME" would agree here, and nowhere else in the family: padding is always said in numbers.
     side = (kernel // 2, kernel // 2)
@@ -57,15 +59,15 @@ def _conv(
     dtype: Dtype | None,
     param_dtype: Dtype,
     convolution: Callable[..., Array] = convolve,
-) -> nn.Conv:
-    return nn.Conv(
+) -> Conv:
+    return Conv(
         features,
         (kernel, kernel),
         strides=strides,
         padding=padding,
         dtype=dtype,
         param_dtype=param_dtype,
-        conv_general_dilated=convolution,
+        convolution=convolution,
     )
 
 
@@ -132,7 +134,7 @@ class ResnetBlock(nn.Module):
         if self.in_channels != self.out_channels:
             self.nin_shortcut = conv(self.out_channels, 1, self.dtype, self.param_dtype)
         if self.time_emb_dim is not None:
-            self.time_mlp = nn.Dense(self.out_channels, dtype=self.dtype, param_dtype=self.param_dtype)
+            self.time_mlp = Dense(self.out_channels, dtype=self.dtype, param_dtype=self.param_dtype)
 
     def __call__(
         self, x: Float[Array, "b h w c"], time_emb: Float[Array, "b t"] | None = None
@@ -145,7 +147,7 @@ class ResnetBlock(nn.Module):
         check_time_emb(self.time_emb_dim, None if time_emb is None else time_emb.shape)
         h = self.conv1(self.norm1.then_swish(x))
         if time_emb is not None:
-            h = h + self.time_mlp(time_emb)[:, None, None, :]
+            h = add(h, rearrange(self.time_mlp(time_emb), "b c -> b 1 1 c"))
         h = self.conv2(self.norm2.then_swish(h))
         if self.in_channels != self.out_channels:
             x = self.nin_shortcut(x)

@@ -1,6 +1,7 @@
 """Group normalisation, alone or followed by swish, that keeps nothing but its input for the backward pass."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype
 from jax import lax
 from jaxtyping import Array, Float
+
+from flax_vae.linear_maps import Arrays, linear
 
 
 class GroupNorm(nn.Module):
@@ -51,11 +54,11 @@ class GroupNorm(nn.Module):
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))  # a model has many of the same shape, which are traced once
 def _group_norm(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool) -> Array:
-    return _with_gradient(x, scale, bias, groups, epsilon, activate)
+    return _with_derivatives(x, scale, bias, groups, epsilon, activate)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _with_gradient(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
+def _with_derivatives(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool) -> Array:
     return _forward(x, scale, bias, groups, epsilon, activate)[0]
 
 
@@ -65,8 +68,34 @@ def _forward(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, a
     return y * jax.nn.sigmoid(y) if activate else y, (x, scale, bias, mean, rstd)
 
 
-def _backward(groups: int, epsilon: float, activate: bool, kept: tuple[Array, ...], d_out: Array):
+@functools.partial(_with_derivatives.defjvp, symbolic_zeros=True)
+def _rule(groups: int, epsilon: float, activate: bool, primals: tuple[Array, Array, Array], tangents: tuple[Any, ...]):
+    x, scale, bias = primals
+    out, kept = _forward(x, scale, bias, groups, epsilon, activate)
+    tangent, cotangent = (functools.partial(way, groups, activate) for way in (_tangent, _cotangent))
+    (d_out,) = linear(tangent, cotangent, kept, tangents, like=(out,))
+    return out, d_out
+
+
+def _tangent(groups: int, activate: bool, kept: Arrays, tangents: Arrays) -> Arrays:
     x, scale, bias, mean, rstd = kept
+    d_x, d_scale, d_bias = tangents
+    normalised = (x - _wide(mean)) * _wide(rstd)
+    d_x = d_x.astype(normalised.dtype)
+    along_mean = _group_mean(d_x.mean((1, 2)), groups)
+    along_std = _group_mean((d_x * normalised).mean((1, 2)), groups)
+    d_normalised = _wide(rstd) * (d_x - _wide(along_mean) - normalised * _wide(along_std))
+    d_out = d_normalised * _wide(scale) + normalised * _wide(d_scale) + _wide(d_bias)
+    if activate:
+        y = normalised * _wide(scale) + _wide(bias)
+        gate = jax.nn.sigmoid(y)
+        d_out = d_out * gate * (1 + y * (1 - gate))
+    return (d_out,)
+
+
+def _cotangent(groups: int, activate: bool, kept: Arrays, cotangents: Arrays) -> Arrays:
+    x, scale, bias, mean, rstd = kept
+    (d_out,) = cotangents
     normalised = (x - _wide(mean)) * _wide(rstd)
     if activate:
         y = normalised * _wide(scale) + _wide(bias)
@@ -80,9 +109,6 @@ def _backward(groups: int, epsilon: float, activate: bool, kept: tuple[Array, ..
     along_std = _group_mean(d_scale * scale[None] / count, groups)
     d_x = _wide(rstd) * (d_out * _wide(scale) - _wide(along_mean) - normalised * _wide(along_std))
     return d_x.astype(x.dtype), d_scale.sum(0).astype(scale.dtype), d_bias.sum(0).astype(bias.dtype)
-
-
-_with_gradient.defvjp(_forward, _backward)
 
 
 def statistics(x: Float[Array, "b h w c"], groups: int, epsilon: float) -> tuple[Array, Array]:

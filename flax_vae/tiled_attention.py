@@ -9,12 +9,14 @@ Source: Milakov and Gimelshein 2018 (arXiv:1805.02867) for the running maximum; 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from flax_vae.linear_maps import Arrays, linear
 
 
 class Tile(NamedTuple):
@@ -36,15 +38,12 @@ def tiled_attention(
       v: values.
       tile: its largest size; the tiles are cut as evenly as that allows.
     """
-    return _attend(q, k, v, tile)
+    return _attend(q, k, v, tile)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(q: Array, k: Array, v: Array, tile: Tile) -> Array:
-    return _forward(q, k, v, tile)[0]
-
-
-def _forward(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, tuple[Array, ...]]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _attend(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, Array]:
+    """Returns the attention, and of each query the logarithm of the sum of its exponentials."""
     scores_dtype, scale = jnp.promote_types(q.dtype, jnp.float32), _scale(q)
     keys, values, bias = _cut(k, tile.keys), _cut(v, tile.keys), _padding_bias(k.shape[1], tile.keys, scores_dtype)
 
@@ -69,23 +68,61 @@ def _forward(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, tuple[Arr
 
     queries = _cut(q, tile.queries)
     if len(queries) == 1:  # no loop to compile
-        out, log_total = some_queries(queries[0])
-        return out, (q, k, v, out, log_total)
+        return some_queries(queries[0])
     out, log_total = lax.map(some_queries, queries)
-    out, log_total = _join(out, q.shape[1]), _join(log_total, q.shape[1])
-    return out, (q, k, v, out, log_total)
+    return _join(out, q.shape[1]), _join(log_total, q.shape[1])
 
 
-def _backward(tile: Tile, kept: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, Array]:
+@functools.partial(_attend.defjvp, symbolic_zeros=True)
+def _rule(tile: Tile, primals: tuple[Array, Array, Array], tangents: tuple[Any, ...]) -> tuple[Arrays, Arrays]:
+    q, k, v = primals
+    out = _attend(q, k, v, tile)  # pyright: ignore[reportCallIssue]: it does not know of nondiff_argnums
+    tangents_of, cotangents_of = (functools.partial(way, tile) for way in (_tangents, _cotangents))
+    return out, linear(tangents_of, cotangents_of, (q, k, v, *out), tangents, like=out)
+
+
+def _tangents(tile: Tile, kept: Arrays, tangents: Arrays) -> Arrays:
     q, k, v, out, log_total = kept
+    d_q, d_k, d_v = tangents
+    scores_dtype, scale = log_total.dtype, _scale(q)
+    bias = _padding_bias(k.shape[1], tile.keys, scores_dtype)
+    keys = tuple(_cut(x, tile.keys) for x in (k, v, d_k, d_v))
+
+    def some_queries(queries: Arrays) -> tuple[Array, Array]:
+        q, d_q, out, log_total = queries
+
+        @jax.checkpoint  # the derivative of this one in reverse mode shall not keep the scores either
+        def meet(carry: tuple[Array, Array], keys: tuple[Arrays, Array | None]):
+            d_out, d_log_total = carry
+            (k, v, d_k, d_v), bias = keys
+            weights = jnp.exp(_scores(q, k, bias, scores_dtype) * scale - log_total[..., None])
+            d_scores = _scores(d_q, k, None, scores_dtype) + _scores(q, d_k, None, scores_dtype)
+            d_weights = weights * d_scores * scale
+            d_out += _product("bnm,bmc->bnc", d_weights.astype(v.dtype), v)
+            d_out += _product("bnm,bmc->bnc", weights.astype(v.dtype), d_v)
+            return (d_out, d_log_total + d_weights.sum(-1)), None
+
+        start = (jnp.zeros(out.shape, scores_dtype), jnp.zeros_like(log_total))
+        (d_out, d_log_total), _ = lax.scan(meet, start, (keys, bias))
+        return (d_out - d_log_total[..., None] * out).astype(out.dtype), d_log_total
+
+    queries = tuple(_cut(x, tile.queries) for x in (q, d_q, out, log_total))
+    d_out, d_log_total = lax.map(some_queries, queries)
+    return _join(d_out, q.shape[1]), _join(d_log_total, q.shape[1])
+
+
+def _cotangents(tile: Tile, kept: Arrays, cotangents: Arrays) -> Arrays:
+    q, k, v, out, log_total = kept
+    d_out, d_log_total = cotangents
     scores_dtype, scale = log_total.dtype, _scale(q)
     keys, values, bias = _cut(k, tile.keys), _cut(v, tile.keys), _padding_bias(k.shape[1], tile.keys, scores_dtype)
     # How far the softmax pulls all scores of a query back: the sum over its keys of weight times d_weight.
-    pull = jnp.einsum("bnc,bnc->bn", d_out, out, preferred_element_type=scores_dtype)
+    pull = jnp.einsum("bnc,bnc->bn", d_out, out, preferred_element_type=scores_dtype) - d_log_total
 
     def some_queries(d_kv: tuple[Array, Array], queries: tuple[Array, ...]):
         q, d_out, log_total, pull = queries
 
+        @jax.checkpoint
         def meet(d_q: Array, keys: tuple[Array, Array, Array | None, Array, Array]):
             k, v, bias, d_k, d_v = keys
             weights = jnp.exp(_scores(q, k, bias, scores_dtype) * scale - log_total[..., None])
@@ -104,9 +141,6 @@ def _backward(tile: Tile, kept: tuple[Array, ...], d_out: Array) -> tuple[Array,
     (d_k, d_v), d_q = lax.scan(some_queries, start, queries)
     n, m = q.shape[1], k.shape[1]
     return _join(d_q, n).astype(q.dtype), _join(d_k.mT, m).astype(k.dtype), _join(d_v.mT, m).astype(v.dtype)
-
-
-_attend.defvjp(_forward, _backward)
 
 
 def _scale(q: Array) -> float:

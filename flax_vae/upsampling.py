@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flax_vae.broadcast import broadcast
 from flax_vae.convolution import convolve
+from flax_vae.linear_maps import Arrays, linear
 
 # Which of three weights add up to each of two, along one direction: for an even pixel of the large map, for an odd one.
 FOLD = (np.array([[1, 0, 0], [0, 1, 1]]), np.array([[1, 1, 0], [0, 0, 1]]))
@@ -28,7 +30,7 @@ def upsample_and_convolve(
     """
 
     def as_written(x: Array, kernel: Array) -> Array:
-        return convolve(x.repeat(2, axis=1).repeat(2, axis=2), kernel, window_strides, padding, **options)
+        return convolve(_doubled(x), kernel, window_strides, padding, **options)
 
     def folded(x: Array, kernel: Array) -> Array:
         pads = [((1 - row, row), (1 - column, column)) for row in (0, 1) for column in (0, 1)]
@@ -39,6 +41,11 @@ def upsample_and_convolve(
     if x.dtype.itemsize < 4:  # a sum of two weights is one more rounding, which half precision would show
         return as_written(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=folded, default=as_written)
+
+
+def _doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    b, h, w, c = x.shape
+    return broadcast(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 def _put_together(corners: list[Float[Array, "b h w c"]]) -> Float[Array, "b 2*h 2*w c"]:
@@ -52,24 +59,26 @@ def _put_together(corners: list[Float[Array, "b h w c"]]) -> Float[Array, "b 2*h
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
 
 
-@jax.custom_vjp
 def corner_kernels(kernel: Float[Array, "3 3 i o"]) -> tuple[Float[Array, "2 2 i o"], ...]:
     """The weights by which each of the four pixels that one becomes meets the small map, row by row.
 
     They are sums of the kernel's, written as products with zeros and ones: slices, sums and pieces put together take
     XLA ten times as long to compile.
     """
+    corner = jax.ShapeDtypeStruct((2, 2, *kernel.shape[2:]), kernel.dtype)
+    return linear(_corners, _kernel_gradient, (), (kernel,), like=(corner,) * 4)
+
+
+def _corners(_: Arrays, kernels: Arrays) -> Arrays:
+    (kernel,) = kernels
     flat = kernel.reshape(9, -1)
     # An accelerator would round the weights first, unless it is told not to.
     corners = (jnp.matmul(meets.astype(kernel.dtype), flat, precision="highest") for meets in CORNERS)
     return tuple(corner.reshape(2, 2, *kernel.shape[2:]) for corner in corners)
 
 
-def _kernel_gradient(_: None, d_corners: tuple[Array, ...]) -> tuple[Array]:
+def _kernel_gradient(_: Arrays, d_corners: Arrays) -> Arrays:
     # One product: the transposes of four would write four gradients of the whole kernel, to add them up.
     flat = jnp.concatenate([d_corner.reshape(4, -1) for d_corner in d_corners])
     d_kernel = jnp.matmul(np.concatenate(CORNERS).T.astype(flat.dtype), flat, precision="highest")
     return (d_kernel.reshape(3, 3, *d_corners[0].shape[2:]),)
-
-
-corner_kernels.defvjp(lambda kernel: (corner_kernels(kernel), None), _kernel_gradient)

@@ -17,6 +17,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from flax_vae.linear import Conv
+
 NetName = Literal["vgg", "alex"]
 
 # Mean and deviation of ImageNet's channels where black is -1 and white is 1.  The reference keeps them in float32, and
@@ -159,11 +161,12 @@ class Features(nn.Module):
             if stage.pool:
                 x = nn.max_pool(x, (stage.pool, stage.pool), strides=(2, 2))
             for index, width in zip(stage.numbers, stage.widths, strict=True):
-                conv = nn.Conv(
+                side = (stage.padding, stage.padding)
+                conv = Conv(
                     width,
                     (stage.kernel, stage.kernel),
                     strides=stage.stride,
-                    padding=stage.padding,
+                    padding=(side, side),
                     dtype=self.dtype,
                     name=f"slice{number}_{index}",
                 )

@@ -1,5 +1,7 @@
 """Models that hold random numbers everywhere: a norm's scale of one and bias of zero would hide that they were lost."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,17 @@ PLAIN = AutoEncoderParams(
     attn_levels=(),
     downsample_padding="asymmetric",
 )
+
+
+# For programs in float64, which judges what is computed: each runs once, on next to nothing, and most of its time would
+# go into compiling it well.  Old code generation takes half as long as that by fusion emitters; newer releases have
+# only those.
+QUICKLY: dict[str, str | bool | int | float] = {}
+if jax.default_backend() == "cpu":
+    QUICKLY["xla_backend_optimization_level"] = 0
+    if jax.__version_info__ < (0, 11):
+        QUICKLY["xla_cpu_use_fusion_emitters"] = False
+quick_jit = partial(jax.jit, compiler_options=QUICKLY)
 
 
 def random_params(model: AutoEncoder, dtype="float32", seed=0):

@@ -3,8 +3,6 @@
 The weights always pass through the shipped converter: a test that brought its own would prove nothing about ours.
 """
 
-from functools import partial
-
 import jax
 import numpy as np
 import torch
@@ -14,22 +12,13 @@ import torch_ref
 from convert import AutoEncoderParams, expand, to_flax
 from convert.table import COUNTER
 from convert.two_frameworks import difference, nchw, nhwc
+from tests.flax_vae._random import quick_jit
 from torch_ref.loading import to_tensor
 
 # Largest difference, of the reference's RMS.  float64 is the truth test, float32 documents rounding.  In bfloat16 one
 # last place of one large number is already 3e-2 of the RMS, so there the law is `assert_as_accurate`.
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5}
 ACCURACY = 1.5  # our error against float64, in units of torch's own
-
-# For programs in float64, which judges what is computed: each runs once, on next to nothing, and most of its time would
-# go into compiling it well.  Old code generation takes half as long as that by fusion emitters; newer releases have
-# only those.
-QUICKLY: dict[str, str | bool | int | float] = {}
-if jax.default_backend() == "cpu":
-    QUICKLY["xla_backend_optimization_level"] = 0
-    if jax.__version_info__ < (0, 11):
-        QUICKLY["xla_cpu_use_fusion_emitters"] = False
-quick_jit = partial(jax.jit, compiler_options=QUICKLY)
 
 
 def random_state_dict(params: AutoEncoderParams, dtype="float64", seed=0) -> dict[str, np.ndarray]:

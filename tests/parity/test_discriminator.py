@@ -10,7 +10,8 @@ import torch_ref.discriminator
 from convert.discriminator import discriminator_to_flax
 from convert.pickles import to_array
 from convert.table import flatten
-from tests.parity._agree import QUICKLY, TOLERANCE, assert_agree, difference, nchw, nhwc, quick_jit
+from tests.flax_vae._random import QUICKLY
+from tests.parity._agree import TOLERANCE, assert_agree, difference, nchw, nhwc, quick_jit
 from tests.parity._discriminators import DEEP, SMALL, TINY, random_images, twins
 from train import adversarial
 

@@ -14,8 +14,9 @@ from convert import PRESETS, to_flax
 from convert.discriminator import DiscriminatorParams, discriminator_to_flax
 from convert.pickles import to_array
 from convert.table import flatten
+from tests.flax_vae._random import QUICKLY
 from tests.parity import _agree, _discriminators, test_lpips
-from tests.parity._agree import QUICKLY, nchw
+from tests.parity._agree import nchw
 from tests.parity._torch_update import TorchTrainer
 from tests.parity.test_gradients import assert_trees_agree
 from torch_ref.loading import to_tensor
