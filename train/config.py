@@ -74,7 +74,10 @@ class OptimConfig:
       b2: decay of the second moment.
       weight_decay: decoupled, on convolution and dense kernels only.
       clip_norm: largest global norm of the gradient; a longer one is scaled down to it.
-      accumulate: parts that a batch is computed in, one after the other: less memory, the same update.
+      accumulate: parts that a batch is computed in, one after the other, with less memory.  Without a discriminator the
+        update is that of the whole batch.  With one, its batch norms see each part alone, in the losses and in their
+        running statistics; all else is that of the whole batch, for which an adaptive weight costs a second forward
+        pass.
       ema_decay: of the moving average of the weights, which is then what is evaluated and exported; 0 keeps none.
 
     Raises:

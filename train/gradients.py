@@ -21,6 +21,24 @@ Scores = dict[str, Float[Array, ""]]
 Average = Callable[[Any], Any]
 
 
+class _Losses(NamedTuple):
+    """A forward pass, and where its backward pass begins."""
+
+    pull_back: Callable[
+        [Any], tuple[dict[str, Any]]
+    ]  # from gradients of reconstruction and divergence to those of weights
+    to_images: Float[Array, "b h w c"]  # gradient of the reconstruction's loss
+    to_kl: Float[Array, ""]
+    to_logvar: Float[Array, ""]
+    scores: Scores
+    judged: "_Judgement | None"
+
+    def last_kernel(self, to_images: Float[Array, "b h w c"]) -> Float[Array, "..."]:
+        """Returns the gradient of the decoder's last kernel, of which alone the compiler keeps the backward pass."""
+        (part,) = self.pull_back((to_images, jnp.zeros_like(self.to_kl)))
+        return part["decoder"]["conv_out"]["kernel"]
+
+
 class Gradients(NamedTuple):
     """What one batch says.
 
@@ -48,6 +66,7 @@ def gradients(
     discriminator: Discriminator | None,
     config: TrainConfig,
     average: Average,
+    weight: Float[Array, ""] | None = None,
 ) -> Gradients:
     """One forward and one backward pass through the autoencoder, whatever takes part in the loss.
 
@@ -64,7 +83,68 @@ def gradients(
       discriminator: the other player, or None.
       config: of the run.
       average: over the devices, where each sees only its own examples.
+      weight: Weight of the adversarial loss; None forms it from this batch, as the config says.
     """
+    losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config)
+    to_images, scores, judged = losses.to_images, losses.scores, losses.judged
+    if judged is not None:
+        if weight is None:
+            weight = jnp.float32(config.gan.weight)
+            if config.gan.adaptive:
+                nll, g = (average(losses.last_kernel(cotangent)) for cotangent in (to_images, judged.to_images))
+                weight = adaptive_weight(nll, g, config.gan.weight)
+        weight = jnp.where(playing(state, config.gan), weight, 0.0)
+        to_images = to_images + weight * judged.to_images
+        scores = scores | judged.scores | {"d_weight": weight}
+
+    (part,) = losses.pull_back((to_images, losses.to_kl))
+    autoencoder = learned(part, losses.to_logvar, config.loss.learn_logvar)
+    if judged is None:
+        return Gradients(autoencoder, None, None, scores)
+    return Gradients(autoencoder, judged.discriminator, judged.batch_stats, scores)
+
+
+def last_kernels(
+    state: TrainState,
+    images: Float[Array, "b h w c"],
+    index: Int[Array, " b"],
+    weights: dict[str, Any],
+    *,
+    model: AutoEncoder,
+    discriminator: Discriminator,
+    config: TrainConfig,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Returns the two gradients of the decoder's last kernel that `adaptive_weight` compares.
+
+    They are those of the reconstruction's and of the adversarial loss, not yet averaged over devices; zeros until the
+    discriminator takes part.  For a batch in several parts, whose weight needs them of all parts before the first
+    backward pass; arguments as for `gradients`.
+    """
+    assert state.discriminator is not None
+
+    def measure() -> tuple[Any, Any]:
+        batch_stats = state.discriminator and state.discriminator.batch_stats
+        losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config)
+        assert losses.judged is not None
+        return losses.last_kernel(losses.to_images), losses.last_kernel(losses.judged.to_images)
+
+    def wait() -> tuple[Any, Any]:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(measure))
+
+    return jax.lax.cond(playing(state, config.gan), measure, wait)
+
+
+def _losses(
+    state: TrainState,
+    batch_stats: Any,
+    images: Float[Array, "b h w c"],
+    index: Int[Array, " b"],
+    weights: dict[str, Any],
+    model: AutoEncoder,
+    discriminator: Discriminator | None,
+    config: TrainConfig,
+) -> _Losses:
+    """The forward pass, all terms of the losses, and their gradients by the reconstruction."""
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     time = sample_times(key, index, model.params, config.time)
 
@@ -93,23 +173,7 @@ def gradients(
     judged = None
     if discriminator is not None and state.discriminator is not None:
         judged = _judge(discriminator, state, batch_stats, images, reconstruction, config.gan)
-        weight = jnp.float32(config.gan.weight)
-        if config.gan.adaptive:
-            # The compiler keeps of these two backward passes only the last kernel's gradient.
-            def last(cotangent: Float[Array, "b h w c"]) -> Float[Array, "..."]:
-                (part,) = pull_back((cotangent, jnp.zeros_like(to_kl)))
-                return average(part["decoder"]["conv_out"]["kernel"])
-
-            weight = adaptive_weight(last(to_images), last(judged.to_images), config.gan.weight)
-        weight = jnp.where(playing(state, config.gan), weight, 0.0)
-        to_images = to_images + weight * judged.to_images
-        scores = scores | judged.scores | {"d_weight": weight}
-
-    (part,) = pull_back((to_images, to_kl))
-    autoencoder = learned(part, to_logvar, config.loss.learn_logvar)
-    if judged is None:
-        return Gradients(autoencoder, None, None, scores)
-    return Gradients(autoencoder, judged.discriminator, judged.batch_stats, scores)
+    return _Losses(pull_back, to_images, to_kl, to_logvar, scores, judged)
 
 
 class _Judgement(NamedTuple):

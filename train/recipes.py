@@ -95,7 +95,7 @@ def _kl_f8(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
 
     The learning rate is 4.5e-6 for every image of a batch: change both together, and `gan.learning_rate` with them.
     `logvar` stays where it is, since the original gives it to no optimiser.  Neither does it clip gradients, hence a
-    norm that none reaches; nor warm up.
+    norm that none reaches; nor warm up.  Here a batch has one adaptive weight, in the original each half its own.
 
     Source: CompVis/latent-diffusion `autoencoder_kl_32x32x4.yaml`, `contperceptual.py`, `AutoencoderKL`.
     """

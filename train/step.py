@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from flax_vae import AutoEncoder
 from flax_vae.discriminator import Discriminator
+from train.adversarial import adaptive_weight
 from train.config import TrainConfig
-from train.gradients import Average, Gradients, Scores, gradients, playing
+from train.gradients import Average, Gradients, Scores, gradients, last_kernels, playing
 from train.state import DiscriminatorState, TrainState, learned, trained_part, unlearned
 
 
@@ -67,16 +68,25 @@ def train_step(
     discriminator = parts.discriminator and parts.discriminator.clone(axis_name=axis_name)
     batch_stats = state.discriminator and state.discriminator.batch_stats
 
-    def one(batch_stats: Any, examples: tuple[Any, Any]) -> Gradients:
-        return gradients(
-            state, batch_stats, *examples, weights,
-            model=parts.model, discriminator=discriminator, config=config, average=average,
-        )  # fmt: skip
+    examples, count = (images, first + jnp.arange(images.shape[0])), config.optim.accumulate
+    weight = None
+    if discriminator is not None and config.gan.adaptive and count > 1:
+        # A quotient of lengths: that of the whole batch is no mean of those of its parts, so they are measured first.
+        measure = partial(last_kernels, model=parts.model, discriminator=discriminator, config=config)
+        _, (nll, g) = _accumulate(lambda _, part: (None, measure(state, *part, weights)), None, examples, count)
+        weight = adaptive_weight(average(nll), average(g), config.gan.weight)
 
-    grads = _accumulate(one, batch_stats, (images, first + jnp.arange(images.shape[0])), config.optim.accumulate)
+    def one(batch_stats: Any, part: tuple[Array, Array]) -> tuple[Any, Gradients]:
+        grads = gradients(
+            state, batch_stats, *part, weights,
+            model=parts.model, discriminator=discriminator, config=config, average=average, weight=weight,
+        )  # fmt: skip
+        return grads.batch_stats, grads._replace(batch_stats=None)
+
+    batch_stats, grads = _accumulate(one, batch_stats, examples, count)
     # Nothing may be returned that was not averaged: under pmap, no one checks that the devices agree.  The statistics
-    # of the norms are those of the whole batch already.
-    grads = average(grads._replace(batch_stats=None))._replace(batch_stats=grads.batch_stats)
+    # of the norms are those of all devices already.
+    grads = average(grads)._replace(batch_stats=batch_stats)
 
     scores = dict(grads.scores)
     # The optimiser does not count the updates that were left out.
@@ -98,24 +108,30 @@ FINITE = ("loss", "grad_norm", "d_loss", "d_grad_norm")
 
 
 def _accumulate(
-    one: Callable[[Any, Any], Gradients], batch_stats: Any, examples: tuple[Array, Array], count: int
-) -> Gradients:
-    """The mean over equal parts of a batch, computed one after the other."""
+    one: Callable[[Any, tuple[Array, Array]], tuple[Any, Any]], carry: Any, examples: tuple[Array, Array], count: int
+) -> tuple[Any, Any]:
+    """Returns `carry`, handed from part to part, and the mean of results over equal parts of a batch.
+
+    Args:
+      one: Computes `(carry, part) -> (carry, result)`; it is called for one part after the other.
+      carry: given to the first part.
+      examples: the batch.
+      count: of parts.
+    """
     if count == 1:
-        return one(batch_stats, examples)
+        return one(carry, examples)
     # Part k takes every count-th example: over a mesh, each device then has its share of every part.
     parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), examples)
 
-    def add(so_far: tuple[Any, Gradients], part: Any) -> tuple[tuple[Any, Gradients], None]:
-        batch_stats, total = so_far
-        new = one(batch_stats, part)
-        total = jax.tree.map(jnp.add, total, new._replace(batch_stats=None))
-        return (new.batch_stats, total), None
+    def add(so_far: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], None]:
+        carry, total = so_far
+        carry, new = one(carry, part)
+        return (carry, jax.tree.map(jnp.add, total, new)), None
 
-    shapes = jax.eval_shape(one, batch_stats, jax.tree.map(lambda x: x[0], parts))._replace(batch_stats=None)
+    _, shapes = jax.eval_shape(one, carry, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (batch_stats, total), _ = jax.lax.scan(add, (batch_stats, zeros), parts)
-    return jax.tree.map(lambda leaf: leaf / count, total)._replace(batch_stats=batch_stats)
+    (carry, total), _ = jax.lax.scan(add, (carry, zeros), parts)
+    return carry, jax.tree.map(lambda leaf: leaf / count, total)
 
 
 def _updated(state: TrainState, grads: Gradients, parts: Parts, config: TrainConfig) -> TrainState:

@@ -64,13 +64,17 @@ class TorchTrainer:
         config, parts = self.config, self.config.optim.accumulate
         playing = self.discriminator is not None and self.step >= config.gan.start
         scores: dict[str, float] = defaultdict(float)
-        self.optimizer.zero_grad()
         if self.discriminator is not None:
             self.d_optimizer.zero_grad()
+        for weight in self.weights:
+            weight.grad = torch.zeros_like(weight)
+        adversarial = [torch.zeros_like(weight) for weight in self.weights]
         for part in range(parts):
-            terms = self._play(images[part::parts], noise[part::parts], playing)
+            terms = self._play(images[part::parts], noise[part::parts], playing, adversarial)
             for name, term in terms.items():
                 scores[name] += term.item() / parts
+        if playing:
+            scores["d_weight"] = self._add(adversarial)
 
         scores["grad_norm"] = clip(self.weights, config.optim.clip_norm)
         scores["learning_rate"] = descend(self.optimizer, config.optim.learning_rate, self.step, config.optim)
@@ -84,7 +88,22 @@ class TorchTrainer:
         self.step += 1
         return scores
 
-    def _play(self, images: Tensor, noise: Tensor, playing: bool) -> dict[str, Tensor]:
+    def _add(self, adversarial: list[Tensor]) -> float:
+        """Adds the weighed gradients of the adversarial loss to those of the others; returns the weight."""
+        gan = self.config.gan
+        weight = torch.tensor(gan.weight, dtype=adversarial[0].dtype)
+        if gan.adaptive:
+            # The divergence has no gradient here, so these are the reconstruction's and the adversarial loss's.
+            (last,) = (i for i, weight in enumerate(self.weights) if weight is self.model.decoder.conv_out.weight)
+            of_nll, of_g = self.weights[last].grad, adversarial[last]
+            assert of_nll is not None
+            weight = weight * torch.clamp(of_nll.norm() / (of_g.norm() + 1e-4), 0.0, 1e4)
+        for leaf, gradient in zip(self.weights, adversarial, strict=True):
+            assert leaf.grad is not None
+            leaf.grad += weight * gradient
+        return weight.item()
+
+    def _play(self, images: Tensor, noise: Tensor, playing: bool, adversarial: list[Tensor]) -> dict[str, Tensor]:
         """Adds the gradients of one part of the batch to those that are there; returns the terms of the losses."""
         config, share = self.config.loss, 1 / self.config.optim.accumulate
         posterior = self.model.posterior(images)
@@ -112,14 +131,10 @@ class TorchTrainer:
         gan, hinge = self.config.gan, self.config.gan.loss == "hinge"
         fooled = self.discriminator(fake)
         g_loss = terms["g_loss"] = -fooled.mean() if hinge else F.softplus(-fooled).mean()
-        weight = torch.tensor(gan.weight, dtype=images.dtype)
-        if gan.adaptive:
-            last = self.model.decoder.conv_out.weight
-            (of_nll,) = torch.autograd.grad(scale * nll, last, retain_graph=True)
-            (of_g,) = torch.autograd.grad(g_loss, last, retain_graph=True)
-            weight = weight * torch.clamp(of_nll.norm() / (of_g.norm() + 1e-4), 0.0, 1e4)
-        terms["d_weight"] = weight
-        ((loss + weight * g_loss) * share).backward(inputs=self.weights)
+        (loss * share).backward(inputs=self.weights, retain_graph=True)
+        found = torch.autograd.grad(g_loss * share, self.weights, allow_unused=True, materialize_grads=True)
+        for total, gradient in zip(adversarial, found, strict=True):
+            total += gradient
 
         # The discriminator's own loss
         real, fake = self.discriminator(images), self.discriminator(fake.detach())

@@ -131,6 +131,12 @@ def test_a_batch_in_parts_gives_the_same_update(runs):
     assert_alike(run("mesh", 2, accumulate=2), runs["mesh", 2, True])
 
 
+def test_the_adaptive_weight_of_a_batch_in_parts_is_one_and_the_same_on_any_devices():
+    pmap, mesh = (run(mode, 2, gan=replace(GAN, start=0), accumulate=2) for mode in ("pmap", "mesh"))
+    assert all(scores["d_weight"] > 0 for scores in mesh[1])
+    assert_alike(pmap, mesh)
+
+
 def test_two_devices_of_each_image_give_the_same_update(runs):
     assert_alike(run("mesh", 2, rows=2), runs["pmap", 1, True])
 
