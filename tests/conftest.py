@@ -106,9 +106,15 @@ ACCURACY = ["preset", "image", "of", "flax", "torch", "ratio"]
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The rounding table of `tests/parity/test_accuracy.py`, also when its rows were measured by several workers."""
+    """Prints what tests measured, also when several workers did: rounding, and mutated inputs."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
-    rows = [row for report in reports for name, row in getattr(report, "user_properties", ()) if name == "accuracy"]
+    properties = [each for report in reports for each in getattr(report, "user_properties", ())]
+    mutated = [row for name, row in properties if name == "mutated"]
+    if mutated:
+        inputs, refused = (sum(row[column] for row in mutated) for column in (1, 2))
+        terminalreporter.section("mutated files: only our errors, each within a second and 300 MB")
+        terminalreporter.line(f"{inputs:,} inputs of {len(mutated)} kinds, {refused:,} refused")
+    rows = [row for name, row in properties if name == "accuracy"]
     if not rows:
         return
     terminalreporter.section("largest float32 error against float64, of the output's RMS (ratio allowed: 1.5)")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from convert.architecture import AutoEncoderParams
 from convert.discriminator import DiscriminatorParams
-from train.validation import at_least, below_one, finite, from_zero, one_of, positive
+from train.validation import at_least, below_one, check_types, finite, from_zero, one_of, positive
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class DataConfig:
     max_bad_count: int = 10
 
     def __post_init__(self):
+        check_types(self)
         at_least(1, crop_size=self.crop_size)
         at_least(0, max_bad_count=self.max_bad_count)
         one_of(("refuse", "skip"), bad_files=self.bad_files)
@@ -96,6 +97,7 @@ class OptimConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self):
+        check_types(self)
         at_least(0, warmup_steps=self.warmup_steps)
         at_least(1, accumulate=self.accumulate)
         one_of(("cosine", "constant"), schedule=self.schedule)
@@ -140,6 +142,7 @@ class LossConfig:
     logvar: float = 0.0
 
     def __post_init__(self):
+        check_types(self)
         one_of(("l1", "mse", "charbonnier"), distance=self.distance)
         one_of(("mean", "sum"), reduction=self.reduction)
         one_of(("vgg", "alex"), lpips_net=self.lpips_net)
@@ -179,6 +182,7 @@ class GanConfig:
     b2: float = 0.9
 
     def __post_init__(self):
+        check_types(self)
         from_zero(weight=self.weight, r1=self.r1)
         at_least(0, start=self.start)
         one_of(("hinge", "non_saturating"), loss=self.loss)
@@ -214,6 +218,7 @@ class TimeConfig:
     evaluate_at: float = 0.0
 
     def __post_init__(self):
+        check_types(self)
         one_of(("uniform", "logit_normal"), sampler=self.sampler)
         finite(low=self.low, high=self.high, evaluate_at=self.evaluate_at)
         if not self.low < self.high:
@@ -284,6 +289,7 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self):
+        check_types(self)
         at_least(0, most=2**63 - 1, seed=self.seed)
         at_least(0, max_skipped=self.max_skipped)
         names = ("batch_size", "steps", "rows", "log_every", "eval_every", "save_every", "keep")

@@ -1,5 +1,8 @@
 """What the fields of a record may be: each function raises a ValueError that names the field and its value."""
 
+import dataclasses
+from typing import Any
+
 MAX_COUNT = 2**31 - 1  # steps are counted in int32 on a device
 _FLOAT32_MAX = 3.4028234e38
 
@@ -28,7 +31,7 @@ def finite(**values: float) -> None:
         if not number or not abs(value) <= _FLOAT32_MAX:  # NaN is neither larger nor smaller
             hint = "; YAML needs a point in 1.0e-6" if isinstance(value, str) else ""
             hint = f", at most {_FLOAT32_MAX} in float32" if number and abs(value) > _FLOAT32_MAX else hint
-            shown = f"{value!r:.80}" if not isinstance(value, int) or value.bit_length() < 200 else "a long number"
+            shown = f"{repr(value):.80}" if not isinstance(value, int) or value.bit_length() < 200 else "a long number"
             raise ValueError(f"{name}={shown} must be a finite number{hint}")
 
 
@@ -54,3 +57,13 @@ def below_one(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name}={value!r} must be at least 0 and less than 1")
+
+
+def check_types(record: Any) -> None:
+    """Refuses fields of a dataclass that should be true or false, or text, and are something else, as in a file."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.type is bool and not isinstance(value, bool):
+            raise ValueError(f"{field.name}={repr(value):.80} must be true or false")
+        if field.type == str | None and not isinstance(value, str | None):
+            raise ValueError(f"{field.name}={repr(value):.80} must be text")

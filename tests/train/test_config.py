@@ -62,6 +62,8 @@ BAD = [
     (lambda: TrainConfig(model=TINY, steps=0), "steps=0 must be a whole number of at least 1"),
     (lambda: TrainConfig(model=TINY, batch_size=True), "batch_size=True"),
     (lambda: TrainConfig(model=TINY, seed=-1), "seed=-1"),
+    (lambda: TrainConfig(model=TINY, start_from={"a": 1}), "start_from={'a': 1} must be text"),
+    (lambda: DataConfig(flip="no"), "flip='no' must be true or false"),
     (
         lambda: TrainConfig(model=TINY, seed=2**64),
         "seed=18446744073709551616 must be at most 9,223,372,036,854,775,807",
