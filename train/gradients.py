@@ -88,12 +88,14 @@ def gradients(
     losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config)
     to_images, scores, judged = losses.to_images, losses.scores, losses.judged
     if judged is not None:
-        if weight is None:
-            weight = jnp.float32(config.gan.weight)
-            if config.gan.adaptive:
-                nll, g = (average(losses.last_kernel(cotangent)) for cotangent in (to_images, judged.to_images))
-                weight = adaptive_weight(nll, g, config.gan.weight)
-        weight = jnp.where(playing(state, config.gan), weight, 0.0)
+        if weight is not None:
+            formed: Any = weight
+        elif config.gan.adaptive:
+            nll, g = (average(losses.last_kernel(cotangent)) for cotangent in (to_images, judged.to_images))
+            formed = adaptive_weight(nll, g, config.gan.weight)
+        else:
+            formed = jnp.float32(config.gan.weight)
+        weight = jnp.where(playing(state, config.gan), formed, 0.0)
         to_images = to_images + weight * judged.to_images
         scores = scores | judged.scores | {"d_weight": weight}
 
