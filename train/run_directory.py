@@ -31,14 +31,8 @@ _ORIGIN = ("start_from", "raw_weights", "graft", "transparent_start")
 _HOW = frozenset(
     {
         *("steps", "parallel", "zero", "rows", "remat", "log_every", "eval_every", "save_every", "keep", "max_skipped"),
-        *(
-            "tensorboard",
-            "data.folder",
-            "data.held_out",
-            "data.bad_files",
-            "data.max_bad_fraction",
-            "data.max_bad_count",
-        ),
+        *("tensorboard", "data.folder", "data.held_out"),
+        *("data.bad_files", "data.max_bad_fraction", "data.max_bad_count"),
     }
 )
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # gs://bucket/run, of which a Path keeps one slash

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,9 +165,14 @@ def _serve(folder: Path) -> None:
             os.dup2(descriptor, 2)
             if request["signum"]:
                 _strike(request["workdir"], request["signum"], request["touch"], note)
-            status = train.cli.main(["--workdir", request["workdir"]])
-            sys.stdout.flush()
-            os._exit(status)  # what surrounds the fork belongs to the other process
+            status = 70
+            try:
+                status = train.cli.main(["--workdir", request["workdir"]])
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(status)  # what surrounds the fork belongs to the other process
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         touch = note.read_text() if note.exists() else ""
         print(json.dumps({"status": status, "said": said.read_text(), "touch": touch}), flush=True)

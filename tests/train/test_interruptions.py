@@ -75,8 +75,9 @@ def test_killed_ten_times_or_stopped_or_left_alone_a_run_ends_with_the_same_bits
     assert end.status == 0, end.said
 
     moments, unfinished = random.Random(0), 0
-    for _ in range(KILLS):
-        end = trainers(killed, signal.SIGKILL, moments.randint(*TOUCHES))
+    # The first two before anything is saved.
+    for touch in [2, 6, *(moments.randint(*TOUCHES) for _ in range(KILLS - 2))]:
+        end = trainers(killed, signal.SIGKILL, touch)
         assert end.status == -signal.SIGKILL, end.said
         unfinished += any((killed / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
     assert 1 <= unfinished < KILLS  # some in the middle of a save, some between two
