@@ -102,6 +102,15 @@ def test_another_origin_is_refused_once_there_is_a_checkpoint(run, small, change
         run.check(replace(stored, **change))
 
 
+def test_weights_for_a_run_of_fresh_ones_are_refused_as_another_origin(run):
+    config = resolve(flags(), run.path)
+    assert config.transparent_start
+    run.begin(config)
+    save(run, 5, config)
+    with pytest.raises(RunError, match="another beginning .start_from: None -> 'weights'"):
+        run.check(resolve(flags("--start-from", "weights"), run.path))
+
+
 def test_the_same_origin_under_another_name_is_the_same(run, small, tmp_path, monkeypatch):
     stored = replace(small, start_from=str(tmp_path / "weights"))
     run.begin(stored)
