@@ -24,8 +24,9 @@ STD = 0.02  # of fresh kernels about 0 and scales about 1
 
 def leaky_relu(x: Array) -> Array:
     """Returns `x` where it is positive and `0.2 x` elsewhere."""
-    # `jax.nn.leaky_relu` has slope 1 at zero, PyTorch has 0.2 there.
-    return jnp.where(x > 0, x, SLOPE * x)
+    # `jax.nn.leaky_relu` has slope 1 at zero, PyTorch has 0.2 there.  In bfloat16, 0.2 itself would be 0.1 % too large.
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.where(x > 0, x, (SLOPE * wide).astype(x.dtype))
 
 
 def conv(in_channels: int, features: int, stride: int, dtype: Dtype | None, param_dtype: Dtype, *, bias: bool) -> Conv:

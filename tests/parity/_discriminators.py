@@ -15,8 +15,8 @@ TINY = DiscriminatorParams(in_channels=1, features=2, layers=1)
 HEIGHT, WIDTH = 19, 26
 
 
-def random_state_dict(params, dtype="float64", prefix=""):
-    rng = np.random.default_rng(3)
+def random_state_dict(params, dtype="float64", prefix="", seed=3):
+    rng = np.random.default_rng(seed)
     state_dict = {}
     for key, tensor in torch_ref.discriminator.Discriminator(params).state_dict().items():
         numbers = rng.standard_normal(tensor.shape)
