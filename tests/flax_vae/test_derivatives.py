@@ -226,3 +226,17 @@ def test_perceptual_distance():
     slope, gradient, along_u, along_v = quick_jit(derivatives)(a)
     assert_close(slope, inner(gradient, u))
     assert_close(inner(along_u, v), inner(along_v, u))  # a Hessian is symmetric
+
+
+def test_second_derivatives_of_tiles_need_linear_memory(optimised):
+    def temporaries(n):
+        def gradient(*qkv):
+            return jax.grad(lambda *qkv: attention(*qkv, path="tiles").sum(), (0, 1, 2))(*qkv)
+
+        qkv = [jax.ShapeDtypeStruct((1, n, 16), "float32")] * 3
+        again = jax.jit(jax.grad(lambda *qkv: inner(gradient(*qkv), qkv), (0, 1, 2)))
+        return again.lower(*qkv).compile().memory_analysis().temp_size_in_bytes
+
+    n = 2**14
+    grown = temporaries(n) - temporaries(n // 4)
+    assert grown < 40 * 4 * 16 * n < 4 * n * n / 8  # a few dozen arrays as large as q, and no scores
