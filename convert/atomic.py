@@ -19,6 +19,7 @@ from pathlib import Path
 _LONGEST = 255  # bytes of a name, on nearly all file systems
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
 _HERE = -100  # AT_FDCWD
+_TRIES = 100  # to lock a file that other writers keep renaming
 _unfinished: set[Path] = set()  # of this process
 _PARTIAL = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{8})?\.partial", re.DOTALL)
 
@@ -144,7 +145,7 @@ def _claim(path: Path, folder: bool) -> int | None:
         import fcntl
     except ImportError:  # Windows
         return None
-    while True:
+    for _ in range(_TRIES):
         descriptor = None
         try:
             if folder:
@@ -164,6 +165,7 @@ def _claim(path: Path, folder: bool) -> int | None:
             return None
         if descriptor is not None:
             os.close(descriptor)
+    return None  # nothing can be made there; the next attempt says why
 
 
 def _release(descriptor: int) -> None:

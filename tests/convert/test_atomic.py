@@ -6,11 +6,12 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from convert import atomic
-from convert.atomic import beside, exchange, partial_of, restore, shortened
+from convert.atomic import beside, exchange, partial_of, restore, shortened, unfinished
 from convert.files import new_file
 from convert.new_folder import new_folder
 
@@ -137,3 +138,10 @@ def test_long_names_are_cut_and_stay_apart(tmp_path):
         with new_file(path) as temporary:
             temporary.write_text("whole")
         assert path.read_text() == "whole"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="has no /proc")
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_place_where_nothing_can_be_made_is_an_error_and_no_endless_loop(folder):
+    with pytest.raises(OSError), unfinished(Path("/proc/absent"), folder=folder):
+        pass
