@@ -42,12 +42,16 @@ def tiled_attention(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _attend(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, Array]:
-    """Returns the attention, and of each query the logarithm of the sum of its exponentials."""
+def _attend(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, Array, Array]:
+    """Returns the attention, what its rounding to half precision took away, and each query's logarithm of the sum.
+
+    The backward pass subtracts a sum over the attention from gradients that nearly cancel: of the rounded one it would
+    leave a gradient of the keys' bias, which is zero.  Without rounding the second array has no channels.
+    """
     scores_dtype, scale = jnp.promote_types(q.dtype, jnp.float32), _scale(q)
     keys, values, bias = _cut(k, tile.keys), _cut(v, tile.keys), _padding_bias(k.shape[1], tile.keys, scores_dtype)
 
-    def some_queries(q: Array) -> tuple[Array, Array]:
+    def some_queries(q: Array) -> tuple[Array, Array, Array]:
         def meet(carry: tuple[Array, Array, Array], keys: tuple[Array, Array, Array | None]):
             largest, total, out = carry
             k, v, bias = keys
@@ -64,13 +68,16 @@ def _attend(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, Array]:
         none = jnp.zeros(rows, scores_dtype)
         start = (jnp.full_like(none, -jnp.inf), none, jnp.zeros(q.shape, scores_dtype))
         (largest, total, out), _ = lax.scan(meet, start, (keys, values, bias))
-        return (out / total[..., None]).astype(v.dtype), largest * scale + jnp.log(total)
+        out = out / total[..., None]
+        rounded = out.astype(v.dtype)
+        lost = (out - rounded).astype(v.dtype)
+        return rounded, lost if rounded.dtype != out.dtype else lost[..., :0], largest * scale + jnp.log(total)
 
     queries = _cut(q, tile.queries)
     if len(queries) == 1:  # no loop to compile
         return some_queries(queries[0])
-    out, log_total = lax.map(some_queries, queries)
-    return _join(out, q.shape[1]), _join(log_total, q.shape[1])
+    out, lost, log_total = lax.map(some_queries, queries)
+    return _join(out, q.shape[1]), _join(lost, q.shape[1]), _join(log_total, q.shape[1])
 
 
 @functools.partial(_attend.defjvp, symbolic_zeros=True)
@@ -82,7 +89,7 @@ def _rule(tile: Tile, primals: tuple[Array, Array, Array], tangents: tuple[Any, 
 
 
 def _tangents(tile: Tile, kept: Arrays, tangents: Arrays) -> Arrays:
-    q, k, v, out, log_total = kept
+    q, k, v, out, lost, log_total = kept
     d_q, d_k, d_v = tangents
     scores_dtype, scale = log_total.dtype, _scale(q)
     bias = _padding_bias(k.shape[1], tile.keys, scores_dtype)
@@ -108,16 +115,18 @@ def _tangents(tile: Tile, kept: Arrays, tangents: Arrays) -> Arrays:
 
     queries = tuple(_cut(x, tile.queries) for x in (q, d_q, out, log_total))
     d_out, d_log_total = lax.map(some_queries, queries)
-    return _join(d_out, q.shape[1]), _join(d_log_total, q.shape[1])
+    return _join(d_out, q.shape[1]), jnp.zeros_like(lost), _join(d_log_total, q.shape[1])
 
 
 def _cotangents(tile: Tile, kept: Arrays, cotangents: Arrays) -> Arrays:
-    q, k, v, out, log_total = kept
-    d_out, d_log_total = cotangents
+    q, k, v, out, lost, log_total = kept
+    d_out, _, d_log_total = cotangents
     scores_dtype, scale = log_total.dtype, _scale(q)
     keys, values, bias = _cut(k, tile.keys), _cut(v, tile.keys), _padding_bias(k.shape[1], tile.keys, scores_dtype)
     # How far the softmax pulls all scores of a query back: the sum over its keys of weight times d_weight.
     pull = jnp.einsum("bnc,bnc->bn", d_out, out, preferred_element_type=scores_dtype) - d_log_total
+    if lost.shape[-1]:
+        pull += jnp.einsum("bnc,bnc->bn", d_out, lost, preferred_element_type=scores_dtype)
 
     def some_queries(d_kv: tuple[Array, Array], queries: tuple[Array, ...]):
         q, d_out, log_total, pull = queries
@@ -170,7 +179,7 @@ def _cut(x: Array, longest: int) -> Array:
 def _join(pieces: Array, n: int) -> Array:
     """The inverse of `_cut`."""
     x = jnp.moveaxis(pieces, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :n]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :n]
 
 
 def _padding_bias(m: int, longest: int, dtype: jnp.dtype) -> Array | None:
