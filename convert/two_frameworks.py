@@ -6,6 +6,7 @@ other, and PyTorch says in which order they ran.
 """
 
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ with needed("running both frameworks needs PyTorch and Pillow", "torch", "train"
 
     import flax_vae
     import torch_ref
+    from flax_vae.errors import DataError
+    from flax_vae.images import read_image
     from torch_ref.loading import to_tensor
 
 # In float32 rounding reaches about 1e-5 of a layer's RMS at published dimensions; a wrong weight shows from 1e-2 on.
@@ -54,8 +57,7 @@ def run(flax_weights: Weights, torch_weights: Weights, picture: str | os.PathLik
 
     Raises:
       ConversionError: if the two are of different architectures.
-      FileNotFoundError: if there is no such picture.
-      FileError: if it cannot be read, or is too small.
+      FileError: if the picture cannot be read, or is too small.
     """
     params = flax_weights.params
     if params.differences(torch_weights.params):
@@ -177,12 +179,10 @@ def nhwc(tensor: Any) -> np.ndarray:
 def _read_picture(path: str | os.PathLike[str], factor: int, channels: int) -> np.ndarray:
     """The picture in [-1, 1], without the last rows and columns that make no whole latent."""
     try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), np.float32) / 127.5 - 1
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow's readers raise what they like
-        raise FileError(f"{path} cannot be read as a picture: {error}") from error
+        picture = Image.fromarray(read_image(Path(path)))
+    except DataError as error:
+        raise FileError(str(error)) from error
+    pixels = np.asarray(picture.convert("L") if channels == 1 else picture, np.float32) / 127.5 - 1
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     height, width = (side // factor * factor for side in pixels.shape[:2])
     if not height or not width or pixels.shape[2] != channels:
