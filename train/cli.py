@@ -54,11 +54,11 @@ def _main(args: list[str]) -> int:
         with _together(flags):
             workdir = flags.workdir or default_workdir(flags)
             config = resolve(flags, workdir)
-    except (TrainError, ValueError) as error:
+    except (TrainError, ValueError, OSError) as error:  # of the system: a name that is too long, a folder that is closed
         return _end(_refuse(error), flags)
     try:
         return _show(config, workdir, flags) if flags.dry_run else _run(config, workdir, flags)
-    except TrainError as error:
+    except (TrainError, OSError) as error:
         return _end(_refuse(error), flags)
     except KeyboardInterrupt:  # twice, or before there was anything to save
         print(f"{PROG}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -47,6 +47,14 @@ def test_eval_is_a_command_of_its_own(capsys):
     assert capsys.readouterr().err.startswith("flax-vae-train eval: ")
 
 
+@pytest.mark.parametrize("flag", ["--workdir", "--data"])
+def test_what_the_system_refuses_ends_in_one_line(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--dry-run", flag, "x" * 300]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("flax-vae-train: ") and "File name too long" in said and said.count("\n") == 1
+
+
 def test_what_a_dry_run_prints_is_a_file_of_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--dry-run", "--set", "loss.kl_weight=0.5", "--seed", "3"]) == 0
