@@ -65,12 +65,18 @@ def unfinished(target: Path, *, folder: bool = False) -> Iterator[Path]:
     Args:
       target: The final name.
       folder: Whether it is a folder.
+
+    Raises:
+      OSError: If nothing can be made there; the message names `target`.
     """
     path = beside(target, "partial")
     descriptor = _claim(path, folder)
     if descriptor is None:
         path = beside(target, "partial", secrets.token_hex(4))
-        path.mkdir() if folder else path.touch(exist_ok=False)
+        try:
+            path.mkdir() if folder else path.touch(exist_ok=False)
+        except OSError as error:
+            raise OSError(error.errno, f"{target} could not be written: {error.strerror}") from error
     if target.exists():  # what replaces it is at no moment open to more people
         mode = stat.S_IMODE(path.stat().st_mode) & stat.S_IMODE(target.stat().st_mode)
         path.chmod(mode | (0o700 if folder else 0o600))

@@ -143,5 +143,8 @@ def test_long_names_are_cut_and_stay_apart(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="has no /proc")
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_place_where_nothing_can_be_made_is_an_error_and_no_endless_loop(folder):
-    with pytest.raises(OSError), unfinished(Path("/proc/absent"), folder=folder):
+    with (
+        pytest.raises(OSError, match="/proc/absent could not be written"),
+        unfinished(Path("/proc/absent"), folder=folder),
+    ):
         pass
