@@ -186,13 +186,21 @@ def _evaluation(
 
 
 def _held_out(run: Path) -> "Source":
-    """The one image that a run has never seen."""
+    """Returns the one image that a run has never seen; also for its export and its checkpoints."""
+    from convert.run_folder import CHECKPOINTS, EXPORT
     from train.data import held_out_image
     from train.run_directory import RunDirectory
 
-    config = RunDirectory(run).stored_config() if (run / "checkpoints").is_dir() else None
+    where = run
+    if run.parent.name == CHECKPOINTS:
+        where = run.parents[1]
+    elif run.name == EXPORT:
+        where = run.parent
+    config = RunDirectory(where).stored_config() if (where / CHECKPOINTS).is_dir() else None
     if config is None:
-        raise TrainError(f"{run} is no run directory, which would say what was held out; name the images with --data")
+        raise TrainError(
+            f"{run} is not in a run directory, which would say what was held out; name the images with --data"
+        )
     return held_out_image(config.data)
 
 

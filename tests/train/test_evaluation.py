@@ -406,8 +406,11 @@ def test_several_models_are_compared_on_what_the_first_held_out(params, small, f
     assert about == f"1 image of {folder}/d.png; LPIPS: not asked for"
     assert eval_cli.main(["first", "second", "--json", "x.json"]) == 1
     assert "--json is about one model; name one instead of 2" in capsys.readouterr().err
-    assert eval_cli.main([str(tmp_path / "first" / "export")]) == 1
-    assert "no run directory, which would say what was held out" in capsys.readouterr().err
+    assert eval_cli.main(["first/export", "--lpips", "none"]) == 0
+    assert "d.png      30 x 70" in capsys.readouterr().out
+    (tmp_path / "first" / "export").rename("elsewhere")
+    assert eval_cli.main(["elsewhere"]) == 1
+    assert "not in a run directory, which would say what was held out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
