@@ -31,7 +31,7 @@ from convert.saving import save_weights
 from convert.sources import Source, open_source
 from convert.strict_json import read_object
 from convert.table import LAYOUTS, READABLE, expand
-from convert.terminal import escaped_output, parse_flags, rewrite_line
+from convert.terminal import escaped_output, parse_flags, printable, rewrite_line
 from convert.verifying import compare
 
 PROG = "flax-vae-convert"
@@ -298,7 +298,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"{PROG}: {sentence}", file=sys.stderr)
         return 1
     except (ConversionError, FileError, OSError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        text = str(error)
+        for name in (str(Path(word)) for word in words):  # messages have several lines, names must not
+            text = text.replace(name, printable(name)) if "\n" in name else text
+        print(f"{PROG}: {text}", file=sys.stderr)
         return 1
     return code
 

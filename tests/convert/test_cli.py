@@ -201,6 +201,10 @@ def test_one_of_several_autoencoders_is_chosen(work):
     assert main(["inspect", "two.safetensors", "--prefix", "a"]) == 0
 
 
+def test_a_name_of_two_lines_is_printed_in_one(small, capsys):
+    assert refused(capsys, small, "no\nmodel", "new", "--to", "flux").count("\n") == 1
+
+
 def test_a_variant_is_chosen(small):
     assert main(["model", "vae", "--to", "diffusers"]) == 0
     assert main(["model", "half", "--to", "diffusers", "--dtype", "float16"]) == 0
