@@ -54,7 +54,11 @@ def _main(args: list[str]) -> int:
         with _together(flags):
             workdir = flags.workdir or default_workdir(flags)
             config = resolve(flags, workdir)
-    except (TrainError, ValueError, OSError) as error:  # of the system: a name that is too long, a folder that is closed
+    except (
+        TrainError,
+        ValueError,
+        OSError,
+    ) as error:  # of the system: a name that is too long, a folder that is closed
         return _end(_refuse(error), flags)
     try:
         return _show(config, workdir, flags) if flags.dry_run else _run(config, workdir, flags)
