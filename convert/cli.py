@@ -18,7 +18,7 @@ import tyro
 from convert.architecture import AutoEncoderParams
 from convert.deferred import cast
 from convert.diffusers import is_diffusers_config, read_diffusers_file
-from convert.errors import ConversionError, FileError
+from convert.errors import ConversionError, FileError, first_lines
 from convert.extras import explain_missing
 from convert.folder import read_config
 from convert.hub import locate
@@ -211,10 +211,11 @@ class Verify:
             lines.append(f"the same weights, bit for bit: {count:,} tensors ({a.layout} and {b.layout})")
             return
         lines.append(f"not the same: {len(differences):,} differences in {count:,} tensors")
-        for name, what, largest in differences[:SHOWN]:
-            lines.append(f"  {name}: {what}" + ("" if largest is None else f", at most {largest:.3g} apart"))
-        if len(differences) > SHOWN:
-            lines.append(f"  and {len(differences) - SHOWN:,} more")
+        told = [
+            f"  {name}: {what}" + ("" if largest is None else f", at most {largest:.3g} apart")
+            for name, what, largest in differences
+        ]
+        lines += first_lines(told, SHOWN)
 
     def _run_both(self, picture: Path, report: dict[str, Any], lines: list[str]) -> None:
         _, a = _load(self.a, _architecture(self.preset), self.raw_weights)

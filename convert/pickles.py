@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from convert.content import incomplete
-from convert.errors import FileError, shorten
+from convert.errors import FileError, first_lines, shorten
 from convert.extras import needed
 from convert.header import is_text
 from convert.pickle_bounds import check_bounds
@@ -47,6 +47,7 @@ _INERT = re.compile(
 
 _DEPTH, _MOST = 8, 500_000  # dictionaries within dictionaries, and what is in all of them
 _REMEDY = "save the dictionary that is meant by itself: torch.save(model.state_dict(), ...)"
+_SHOWN = 20  # lines of one message
 # How many times larger a tensor may be than what is stored of it: one with a stride of 0 repeats its numbers.
 _MOST_EXPANDED = 1000
 
@@ -178,11 +179,11 @@ def _tensors_in(path: str | os.PathLike[str], content: Any) -> "dict[str, torch.
         tensors = _flatten(path, content)
     if not tensors:
         lines = [f"  {shorten([repr(name)])}: {_describe(value)}" for name, value in content.items()]
-        raise FileError("\n".join([f"{path} holds no named tensors, only:", *_first(lines), _REMEDY]))
+        raise FileError("\n".join([f"{path} holds no named tensors, only:", *first_lines(lines, _SHOWN), _REMEDY]))
     strangers = {name: tensor for name, tensor in tensors.items() if not _is_plain(tensor)}
     if strangers:
         lines = [f"  {shorten([repr(name)])}: {_describe(tensor)}" for name, tensor in strangers.items()]
-        raise FileError("\n".join([f"{path} holds tensors that are no arrays:", *_first(lines), _REMEDY]))
+        raise FileError("\n".join([f"{path} holds tensors that are no arrays:", *first_lines(lines, _SHOWN), _REMEDY]))
     return tensors
 
 
@@ -237,10 +238,6 @@ def _bytes_stored(value: Any) -> int | None:
         return None
     stored = value.untyped_storage().nbytes()
     return stored if value.numel() * value.element_size() > _MOST_EXPANDED * max(stored, 1 << 10) else None
-
-
-def _first(lines: list[str]) -> list[str]:
-    return lines[:20] + ([f"  and {len(lines) - 20} more"] if len(lines) > 20 else [])
 
 
 def _describe(value: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from convert.architecture import AutoEncoderParams
 from convert.deferred import apply, dtype_name, is_floating
-from convert.errors import ConversionError
+from convert.errors import ConversionError, first_lines
 from convert.files import ArrayLike
 from convert.layouts import LAYOUTS as _LAYOUTS
 from convert.layouts import OURS
@@ -25,6 +25,8 @@ READABLE = tuple(_LAYOUTS)
 # respect to a tree that holds an integer: it passes from file to file, and is zero where weights come from Flax.
 _COUNT = "num_batches_tracked"
 COUNTER = f"bn/{_COUNT}"
+
+_LISTED = 1000  # lines of a kind in one message: more than any published model has tensors
 
 
 class Row(NamedTuple):
@@ -293,9 +295,11 @@ def require_same(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapp
     if not (missing or unexpected or misshapen):
         return
     lines = [f"{what}: {len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen"]
-    lines += _listed([f"  missing     {key} {expected[key]}" for key in missing])
-    lines += _listed([f"  unexpected  {key} {found[key]}" for key in unexpected])
-    lines += _listed([f"  misshapen   {key} is {found[key]}, must be {expected[key]}" for key in misshapen])
+    lines += first_lines([f"  missing     {key} {expected[key]}" for key in missing], _LISTED)
+    lines += first_lines([f"  unexpected  {key} {found[key]}" for key in unexpected], _LISTED)
+    lines += first_lines(
+        [f"  misshapen   {key} is {found[key]}, must be {expected[key]}" for key in misshapen], _LISTED
+    )
     lines += ["check that the architecture (preset or config.json) is the one the weights were trained with"]
     raise ConversionError("\n".join(lines))
 
@@ -313,10 +317,3 @@ def require_floats(weights: Mapping[str, Any]) -> None:
             f"{len(others):,} of {len(weights):,} weights are not floating-point, the first is {name} ({dtype}); "
             "use the weights from before they were quantised"
         )
-
-
-_LISTED = 1000  # lines of a kind in one message: more than any published model has tensors
-
-
-def _listed(lines: list[str]) -> list[str]:
-    return lines if len(lines) <= _LISTED else [*lines[:_LISTED], f"  and {len(lines) - _LISTED:,} more"]

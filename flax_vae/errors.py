@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from convert.errors import shorten
+
 
 def first_of(problems: Sequence[str], most: int = 5) -> str:
     """Joins the first few of many sentences, and says how many more there are."""
-    more = f"; and {len(problems) - most:,} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + more
+    return shorten(problems, most, longest=None, separator="; ")
 
 
 class UserError(Exception):

@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from convert.errors import shorten
 from flax_vae.errors import NotFiniteError
-
-_SHOW = 3  # tensors named in one error
 
 
 def require_finite(params: Any, where: str) -> None:
@@ -31,8 +30,7 @@ def require_finite(params: Any, where: str) -> None:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             wrong.append(f"{name} ({count:,} of {array.size:,})")
     if wrong:
-        more = f" and {len(wrong) - _SHOW} more" if len(wrong) > _SHOW else ""
         raise NotFiniteError(
-            f"{where} holds values that are NaN or infinite, in {', '.join(wrong[:_SHOW])}{more}; expected finite "
+            f"{where} holds values that are NaN or infinite, in {shorten(wrong)}; expected finite "
             "weights: use an earlier checkpoint or another file"
         )

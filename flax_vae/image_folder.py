@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.errors import shorten
 from convert.terminal import printable
 from flax_vae.errors import DataError
 from flax_vae.image_formats import FORMATS, SUFFIXES, UNREAD
-
-_SHOW = 3  # names in one note
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,4 @@ def _is_repeated(path: Path, seen: set[tuple[int, int]]) -> bool:
 
 
 def _counted(names: Sequence[str], one: str, many: str | None = None) -> str:
-    shown = ", ".join(printable(name) for name in names[:_SHOW])
-    more = f" and {len(names) - _SHOW:,} more" if len(names) > _SHOW else ""
-    return f"{len(names):,} {one if len(names) == 1 else many or one + 's'} ({shown}{more})"
+    return f"{len(names):,} {one if len(names) == 1 else many or one + 's'} ({shorten(map(printable, names))})"

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from flax_vae import __version__
+from flax_vae.errors import first_of
 from train.checksums import checksums
 from train.config import TrainConfig, flatten
 from train.errors import RunError, TrainError
@@ -164,9 +165,8 @@ def _compare(mine: Sections, digests: list[dict[str, str]]) -> None:
             # Only now, and of two processes: a listing of data may be long.
             own = mine[heading]
             found = _differences(heading, _broadcast(own, 0), _broadcast(own, process), process)
-            more = f", and {len(found) - _SHOW} more" if len(found) > _SHOW else ""
             raise RunError(
-                f"the processes differ: {'; '.join(found[:_SHOW])}{more}. Give all of them the same settings, data, "
+                f"the processes differ: {first_of(found, _SHOW)}. Give all of them the same settings, data, "
                 "initial weights and versions"
             )
 

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from convert.errors import FileError
 from convert.manifest import read_manifest
+from flax_vae.errors import first_of
 from train.config import TrainConfig
 from train.errors import RunError
 from train.leaves import describe, differences, require_restorable
@@ -133,9 +134,8 @@ class Checkpoints:
                 f"{path} cannot be restored ({type(error).__name__}: {_first_line(error)}); it is as it was written, "
                 "so keep it: check the memory that is free and the versions of jax and orbax, then start again"
             ) from error
-        more = f" and {len(wrong) - _SHOW} more" if len(wrong) > _SHOW else ""
         raise RunError(
-            f"{path} cannot be restored, for it is of another run: {'; '.join(wrong[:_SHOW])}{more}; "
+            f"{path} cannot be restored, for it is of another run: {first_of(wrong, _SHOW)}; "
             "use the settings that it was written with, or another workdir"
         )
 

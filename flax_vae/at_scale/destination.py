@@ -6,11 +6,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.atomic import beside, partial_of, restore
+from convert.errors import shorten
 from convert.files import new_file
 from convert.new_folder import replace_folder
 from convert.strict_json import read_object
@@ -203,7 +204,6 @@ def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"{name} was {earlier!r} and is {now!r}"
 
 
-def some(items: list[str], most: int = 4) -> str:
-    """Returns the first of several items as a list, and how many more there are."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+def some(items: Iterable[str]) -> str:
+    """Returns the first of several paths or differences as a list, and how many more there are."""
+    return shorten(items, 4, longest=300)
