@@ -353,7 +353,9 @@ def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(sma
     assert main(["verify", "a", "b", "--run", "picture.png"]) == 1
     assert "the first layer that diverges is encoder.mid.attn_1.v" in capsys.readouterr().out
     assert "is no image that Pillow can read" in refused(capsys, small, "verify", "a", "--run", "a/config.json")
-    Path("postscript.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")  # starts Ghostscript
+    Path("postscript.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
+    )  # for Ghostscript
     assert "it is PostScript" in refused(capsys, small, "verify", "a", "--run", "postscript.png")
 
 
