@@ -16,7 +16,7 @@ from typing import Any
 from convert.errors import FileError
 from convert.files import new_file
 from convert.manifest import read_verified
-from convert.strict_json import loads_object
+from convert.strict_json import loads_object, read_object
 from train.config import TrainConfig, differences
 from train.errors import RunError
 from train.listing import digest_of_listing, find_changes
@@ -89,8 +89,8 @@ class RunDirectory:
         file = self.path / CONFIG
         if file.is_file():
             try:
-                return TrainConfig.from_dict(_without_history(json.loads(file.read_text(encoding="utf-8"))))
-            except (AttributeError, TypeError, ValueError, RecursionError) as error:
+                return TrainConfig.from_dict(_without_history(read_object(file)))
+            except (AttributeError, TypeError, ValueError) as error:
                 fix = f"remove it, for {self.checkpoints} holds the settings too" if self.steps else "remove it"
                 raise RunError(
                     f"{file} does not describe a training run ({error}); {fix}, or choose another workdir"
