@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.atomic import partial_of
+from convert.files import new_file
 from convert.manifest import FORMAT, MANIFEST, digest_file, digest_of, is_number
 
 _COMMITTED = "commit_success.txt"  # orbax adds it afterwards, and misses it by itself
@@ -35,25 +37,11 @@ def write_manifest(
     finite = {name: float(value) for name, value in (scores or {}).items() if math.isfinite(value)}
     content: dict[str, Any] = {"format": FORMAT, "step": number, "files": _digests(folder), "scores": finite}
     content["sha256"] = digest_of(content)
-    temporary = folder / f"{MANIFEST}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST)
-    _sync_folder(folder)
+    with new_file(folder / MANIFEST, force=True) as file:
+        file.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _digests(folder: Path) -> dict[str, str]:
     paths = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    ours = {MANIFEST, f"{MANIFEST}.tmp", _COMMITTED}
-    return {name: digest_file(folder, name) for name in paths if name not in ours}
-
-
-def _sync_folder(folder: Path) -> None:
-    """Puts the new name itself on the disk, which POSIX does not do with the file."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    ours = {MANIFEST, f"{MANIFEST}.tmp", _COMMITTED}  # the second one was left by earlier versions
+    return {name: digest_file(folder, name) for name in paths if name not in ours and partial_of(name) != MANIFEST}
