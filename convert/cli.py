@@ -179,6 +179,8 @@ class Verify:
       b: another
       run_picture: a picture to send through the models of both frameworks
       preset: the architecture, where nothing beside A or B says it (--run needs it)
+      prefix: what stands before the names of the autoencoder in A, where A holds several
+      variant: which one of a diffusers folder A that holds several, such as fp16
       raw_weights: compare the weights themselves where A or B holds their moving average too
       json: print one JSON object
     """
@@ -187,6 +189,8 @@ class Verify:
     b: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="B")] = None
     run_picture: Annotated[Path | None, tyro.conf.arg(name="run", metavar="PICTURE")] = None
     preset: PresetOption = None
+    prefix: str | None = None
+    variant: str | None = None
     raw_weights: bool = False
     json: bool = False
 
@@ -204,7 +208,8 @@ class Verify:
         return 0 if report["same"] else 1
 
     def _compare(self, other: Path, report: dict[str, Any], lines: list[str]) -> None:
-        a, b = (_understand(path, self.preset, self.raw_weights) for path in (self.a, other))
+        a = _understand(_open(self.a, self.raw_weights, self.variant), self.preset, self.prefix)
+        b = _understand(_open(other, self.raw_weights), self.preset)
         count, differences = compare(a, b)
         report |= {"same": not differences, "tensors": count, "differences": [d._asdict() for d in differences]}
         if not differences:
@@ -218,8 +223,9 @@ class Verify:
         lines += first_lines(told, SHOWN)
 
     def _run_both(self, picture: Path, report: dict[str, Any], lines: list[str]) -> None:
-        _, a = _load(self.a, _architecture(self.preset), self.raw_weights)
-        b = a if self.b is None else _load(self.b, _architecture(self.preset), self.raw_weights)[1]
+        params = _architecture(self.preset)
+        a = settle(_open(self.a, self.raw_weights, self.variant), params, self.prefix)
+        b = a if self.b is None else settle(_open(self.b, self.raw_weights), params)
         # jax and torch: seconds to load, and neither is needed for anything else
         from convert.two_frameworks import TOLERANCE, run
 
@@ -336,18 +342,12 @@ def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoder
     return read_diffusers_file(config) if theirs else read_config(config)
 
 
-def _load(path: Path, params: AutoEncoderParams | None, raw_weights: bool) -> tuple[Source, Weights]:
-    source = _open(path, raw_weights)
-    return source, settle(source, params)
-
-
-def _understand(path: Path, preset: str | None, raw_weights: bool) -> Weights:
+def _understand(source: Source, preset: str | None, prefix: str | None = None) -> Weights:
     """For a comparison: what shapes do not tell need not be known."""
-    source = _open(path, raw_weights)
     try:
-        return understand(source.tensors, source.config or _architecture(preset), layout=source.layout)
+        return understand(source.tensors, source.config or _architecture(preset), prefix=prefix, layout=source.layout)
     except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from None
+        raise ConversionError(f"{source.path}: {error}") from None
 
 
 def _open(path: Path, raw_weights: bool, variant: str | None = None) -> Source:

@@ -199,6 +199,8 @@ def test_one_of_several_autoencoders_is_chosen(work):
     assert_same(read_tensors("new.safetensors"), random_weights())
     assert main(["inspect", "two.safetensors"]) == 1
     assert main(["inspect", "two.safetensors", "--prefix", "a"]) == 0
+    assert main(["verify", "two.safetensors", "new.safetensors", "--prefix", "b"]) == 0
+    assert main(["verify", "two.safetensors", "new.safetensors", "--prefix", "a"]) == 1
 
 
 def test_a_name_of_two_lines_is_printed_in_one(small, capsys):
