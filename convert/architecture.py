@@ -157,6 +157,8 @@ class AutoEncoderParams:
         if self.time_emb_dim is None:
             if self.time_embedding == "sinusoidal":
                 raise ValueError("time_embedding='sinusoidal' needs a width; set time_emb_dim")
+        elif not isinstance(self.time_emb_dim, int) or isinstance(self.time_emb_dim, bool):
+            raise ValueError(f"time_emb_dim={self.time_emb_dim!r} must be a whole number, or None")
         elif self.time_emb_dim > MAX_COUNT:
             raise ValueError(f"time_emb_dim={_digits(self.time_emb_dim)} must be at most {MAX_COUNT:,}")
         elif self.time_emb_dim < 1:

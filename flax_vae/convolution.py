@@ -14,9 +14,9 @@ from flax_vae.small_maps import convolve_small, is_small, small_input_gradient
 from flax_vae.winograd import is_worth_winograd, winograd
 
 # On a CPU XLA adds up to about 450 products one after the other before it starts a new partial sum, PyTorch's kernels
-# far fewer: the same float32 convolution has 1.7 times PyTorch's rounding error there.  Runs of this length have 1.3
-# times (measured at 128 to 512 channels), for up to a fifth more time.
-LONGEST_RUN = 288
+# far fewer: the same float32 convolution has 1.7 times PyTorch's rounding error there.  With runs of this length whole
+# models have 0.94 to 1.03 times PyTorch's (RMS, flux1, sdxl and seed), with runs twice as long 1.15 to 1.33 times.
+LONGEST_RUN = 144
 
 # On a CPU, gradients of kernels with fewer input channels, which are of images and latents, are XLA's own: there they
 # take it less than half the time of `kernel_gradient`.

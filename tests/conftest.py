@@ -6,6 +6,7 @@ where PyTorch is missing. A test elsewhere that needs it is marked `torch` and i
 
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from pathlib import Path
 if importlib.util.find_spec("libtpu") and not any(any(Path("/dev").glob(name)) for name in ("accel*", "vfio/*")):
     found = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
     os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if found else "cpu")
+
+# A shell's background job ignores Ctrl-C, and so would the commands that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import jax
@@ -117,7 +122,7 @@ def pytest_terminal_summary(terminalreporter):
     rows = [row for name, row in properties if name == "accuracy"]
     if not rows:
         return
-    terminalreporter.section("largest float32 error against float64, of the output's RMS (ratio allowed: 1.5)")
+    terminalreporter.section("RMS float32 error against float64, of the output's RMS (ratio allowed: 1.5)")
     table = [ACCURACY, *sorted(rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(ACCURACY))]
     for row in table:

