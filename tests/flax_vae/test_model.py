@@ -165,11 +165,20 @@ def test_nnx_module_gives_equal_outputs_and_gradients(record):
 
 def test_highest_precision_is_the_same_function(tiny):
     model, variables = tiny
-    ordinary = jax.jit(lambda variables: model.apply(variables, IMAGES, sample=False))(variables)
+
+    def run(variables, images):
+        return model.apply(variables, images, sample=False)
+
+    ordinary = jax.jit(run)(variables, IMAGES)
     with jax.default_matmul_precision("highest"):
-        precise = jax.jit(lambda variables: model.apply(variables, IMAGES, sample=False))(variables)
+        precise = jax.jit(run)(variables, IMAGES)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+        truth = np.asarray(jax.jit(run)(wide, IMAGES.astype(np.float64)))
+    assert truth.dtype == np.float64
     assert np.any(ordinary != precise)
-    np.testing.assert_allclose(ordinary, precise, atol=1e-5)
+    np.testing.assert_allclose(ordinary, truth, atol=1e-5)
+    np.testing.assert_allclose(precise, truth, atol=1e-5)
 
 
 def test_half_precision_draws_from_more_than_a_few_numbers():
