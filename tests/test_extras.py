@@ -142,14 +142,23 @@ class TestTheCommandThatInstalls:
 
         return install
 
-    def test_a_clone_in_which_one_stands(self, monkeypatch):
-        monkeypatch.chdir(ROOT)
+    @pytest.fixture
+    def clone(self, monkeypatch, tmp_path):
+        """Makes the package one that lies in a clone: these tests themselves may run on a wheel."""
+        folder = tmp_path / "clone"
+        (folder / "convert").mkdir(parents=True)
+        (folder / "pyproject.toml").touch()
+        monkeypatch.setattr(extras, "__file__", str(folder / "convert" / "extras.py"))
+        return folder
+
+    def test_a_clone_in_which_one_stands(self, monkeypatch, clone):
+        monkeypatch.chdir(clone)
         assert install_command("train") == "pip install -e '.[train]'"
         assert install_command("torch", "train") == "pip install -e '.[torch,train]'"
 
-    def test_a_clone_elsewhere(self, monkeypatch, tmp_path):
+    def test_a_clone_elsewhere(self, monkeypatch, tmp_path, clone):
         monkeypatch.chdir(tmp_path)
-        assert shlex.split(install_command("train")) == ["pip", "install", "-e", f"{ROOT}[train]"]
+        assert shlex.split(install_command("train")) == ["pip", "install", "-e", f"{clone}[train]"]
 
     def test_installed_from_a_clone(self, installed, tmp_path):
         folder = tmp_path / "a clone's"
