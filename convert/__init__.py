@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convert.architecture import AutoEncoderParams
-    from convert.discriminator import DiscriminatorParams, discriminator_to_flax, discriminator_to_torch
+    from convert.discriminator import DiscriminatorParams
+    from convert.discriminator_rows import discriminator_to_flax, discriminator_to_torch
     from convert.errors import ConversionError, FileError
     from convert.folder import load_folder, save_folder
     from convert.loading import load_weights

@@ -4,18 +4,16 @@ Reading maps the file into memory: an array is a view of it, and the disk is rea
 tensor after tensor, so that a file can be converted in little more memory than it has bytes.
 """
 
-import contextlib
 import hashlib
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
-from convert.atomic import keep_permissions, unfinished
+from convert.atomic_file import new_file
 from convert.errors import FileError
 from convert.header import DIGEST, DTYPES, Entry, Header, plan_header, read_header
 
@@ -129,70 +127,6 @@ def write_tensors(
         digest = _write_data(file, [(name, tensors[name]) for name in plan.order])
         file.seek(plan.digest_at)
         file.write(digest.encode())
-
-
-@contextlib.contextmanager
-def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; what was written there takes the final name when the block succeeds.
-
-    When the block fails, the temporary file is removed and `path` is what it was before.  The new file gets the
-    permissions of the one that it replaces.  What a killed process left unfinished of it is removed; see
-    `convert.atomic`.
-
-    Raises:
-      FileExistsError: if `path` exists and `force` is not set.
-      FileNotFoundError: if `path` is a link to nothing.
-      IsADirectoryError: if `path` is a folder.
-      OSError: If it cannot be written, as on a full disk; the message names `path`.
-    """
-    refuse_dead_link(path)
-    target = Path(path).resolve()  # a link keeps pointing to where it points
-    if target.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    if target.exists() and not force:
-        raise FileExistsError(f"{path} exists already; replace it with force=True (--force), or choose another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with unfinished(target) as temporary:
-        try:
-            yield temporary
-            sync_file(temporary)
-            if target.exists():
-                keep_permissions(target, temporary)
-            temporary.replace(target)
-        except BaseException as error:  # an interrupt, too, leaves nothing behind
-            temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno and error.filename in (None, temporary, str(temporary)):
-                raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
-            raise
-    sync_folder(target.parent)
-
-
-def refuse_dead_link(path: str | os.PathLike[str]) -> None:
-    """Refuses a link to what does not exist: what is written through it would appear in a place that nobody named.
-
-    Raises:
-      FileNotFoundError: naming that place.
-    """
-    if os.path.islink(path) and not os.path.exists(path):
-        raise FileNotFoundError(
-            f"{path} is a link to {os.readlink(path)}, which does not exist; remove the link, or choose another name"
-        )
-
-
-def sync_file(path: Path) -> None:
-    """Waits until the content is on the disk: a rename may otherwise survive a power cut that the content does not."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Waits until the names are on the disk, where the system can do that for folders (Windows cannot)."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _write_data(file: IO[bytes], tensors: list[tuple[str, ArrayLike]]) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
+from convert.atomic_file import new_file
 from convert.content import foreign
 from convert.diffusers import is_diffusers_config, read_diffusers_file
 from convert.embedded import check_config, write_architecture
 from convert.errors import ConversionError, FileError
-from convert.files import ArrayLike, new_file, read_metadata, read_tensors, write_tensors
+from convert.files import ArrayLike, read_metadata, read_tensors, write_tensors
 from convert.new_folder import new_folder, write_json
 from convert.strict_json import read_object
 from convert.table import to_flax

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from convert.architecture import AutoEncoderParams
+from convert.atomic_file import new_file
 from convert.errors import FileError
-from convert.files import new_file
 from convert.latent_statistics import LatentStatistics
 from convert.strict_json import read_object
 

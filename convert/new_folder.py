@@ -1,4 +1,4 @@
-"""Folders that are whole or not there at all, as `convert.files.new_file` does it for files."""
+"""Folders that are whole or not there at all, as `convert.atomic_file.new_file` does it for files."""
 
 import contextlib
 import json
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from convert.atomic import exchange, keep_permissions, restore, unfinished
+from convert.atomic_file import refuse_dead_link, sync_file, sync_folder
 from convert.errors import ConversionError
-from convert.files import refuse_dead_link, sync_file, sync_folder
-from convert.pickles import SUFFIXES as PICKLES
+
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")  # what PyTorch pickled
 
 # Names that nobody gives to a folder.
 _FILE_SUFFIXES = {

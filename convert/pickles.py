@@ -22,13 +22,13 @@ from convert.content import incomplete
 from convert.errors import FileError, first_lines, shorten
 from convert.extras import needed
 from convert.header import is_text
+from convert.new_folder import PICKLES
 from convert.pickle_bounds import check_bounds
 from convert.regular import require_regular
 
 if TYPE_CHECKING:
     import torch
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 # What PyTorch Lightning writes beside `state_dict`; none of it is a weight of the model.
 BOOKKEEPING = {
@@ -126,7 +126,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
             torch.serialization.safe_globals([(_Inert, name) for name in inert]),
         ):
             warnings.simplefilter("ignore")  # about the pickle's protocol and old storages: of no use to the reader
-            if Path(path).suffix.lower() not in SUFFIXES:  # PyTorch reads .safetensors in another way
+            if Path(path).suffix.lower() not in PICKLES:  # PyTorch reads .safetensors in another way
                 with open(path, "rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)

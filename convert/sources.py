@@ -22,6 +22,7 @@ from convert.files import ArrayLike, read_metadata, read_tensors
 from convert.flax_msgpack import read_msgpack
 from convert.folder import CONFIG, LAYOUT, WEIGHTS, load_folder
 from convert.manifest import note_on_number
+from convert.new_folder import PICKLES
 from convert.regular import require_regular
 from convert.run_folder import find_export, is_run
 from convert.strict_json import read_object
@@ -42,7 +43,7 @@ _ORDER = ("safetensors.index", "safetensors", "bin.index", "bin", "msgpack")
 _TAKES = "*.safetensors, *.sft, *.pt, *.pth, *.ckpt, *.bin, *.msgpack, *.safetensors.index.json, *.bin.index.json"
 _SUFFIXES: dict[str, Kind] = {
     ".safetensors": "safetensors", ".sft": "safetensors", ".msgpack": "flax msgpack",
-    **dict.fromkeys(pickles.SUFFIXES, "pickle"),
+    **dict.fromkeys(PICKLES, "pickle"),
 }  # fmt: skip
 
 

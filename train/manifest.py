@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.atomic import partial_of
-from convert.files import new_file
+from convert.atomic_file import new_file
 from convert.manifest import FORMAT, MANIFEST, digest_file, digest_of, is_number
 
 _COMMITTED = "commit_success.txt"  # orbax adds it afterwards, and misses it by itself

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from convert.atomic_file import new_file
 from convert.errors import FileError
-from convert.files import new_file
 from convert.manifest import read_verified
 from convert.strict_json import loads_object, read_object
 from train.config import TrainConfig, differences

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.atomic_file import new_file
 from convert.errors import FileError
-from convert.files import new_file
 from convert.latent_index import (
     INDEX,
     PLAN,

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
+from convert.atomic_file import new_file
 from convert.errors import FileError
-from convert.files import new_file
 from convert.latent_index import Encoding
 from convert.latents import LatentDataset
 from flax_vae.at_scale.buckets import Batch, Picture

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.atomic import beside, partial_of, restore
+from convert.atomic_file import new_file
 from convert.errors import shorten
-from convert.files import new_file
 from convert.new_folder import replace_folder
 from convert.strict_json import read_object
 from flax_vae.errors import UserError

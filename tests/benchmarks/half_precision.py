@@ -20,7 +20,8 @@ import flax_vae.discriminator
 import torch_ref.discriminator
 from convert import PRESETS, to_flax
 from convert.architecture import AutoEncoderParams
-from convert.discriminator import DiscriminatorParams, discriminator_to_flax
+from convert.discriminator import DiscriminatorParams
+from convert.discriminator_rows import discriminator_to_flax
 from convert.pickles import to_array
 from convert.table import flatten
 from convert.two_frameworks import nchw

@@ -12,7 +12,7 @@ import pytest
 
 from convert import atomic
 from convert.atomic import beside, exchange, partial_of, restore, shortened, unfinished
-from convert.files import new_file
+from convert.atomic_file import new_file
 from convert.new_folder import new_folder
 
 NAMES = ("a", "b")

@@ -77,7 +77,7 @@ from flax_vae.__main__ import main
 from convert.interrupts import advise
 
 def work(args):
-    from convert.files import new_file
+    from convert.atomic_file import new_file
     advise("flax-vae encode", "the same command goes on")
     with new_file({str(tmp_path / "a.png")!r}):
         print("begun", flush=True)

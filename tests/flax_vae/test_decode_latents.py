@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from convert import PRESETS, FileError
-from convert.files import new_file
+from convert.atomic_file import new_file
 from convert.latent_shards import ShardContent
 from convert.latent_statistics import LatentStatistics
 from convert.latents import LatentDataset

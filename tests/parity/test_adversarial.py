@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from convert.discriminator import discriminator_to_flax
+from convert.discriminator_rows import discriminator_to_flax
 from convert.pickles import to_array
 from convert.table import flatten
 from tests.parity._agree import TOLERANCE, assert_agree, nchw, quick_jit

@@ -7,7 +7,7 @@ import pytest
 
 import flax_vae.discriminator
 import torch_ref.discriminator
-from convert.discriminator import discriminator_to_flax
+from convert.discriminator_rows import discriminator_to_flax
 from convert.pickles import to_array
 from convert.table import flatten
 from tests.flax_vae._random import QUICKLY

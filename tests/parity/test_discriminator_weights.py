@@ -9,7 +9,8 @@ import torch
 import flax_vae.discriminator
 import torch_ref.discriminator
 from convert import ConversionError
-from convert.discriminator import DiscriminatorParams, discriminator_to_flax, discriminator_to_torch
+from convert.discriminator import DiscriminatorParams
+from convert.discriminator_rows import discriminator_to_flax, discriminator_to_torch
 from convert.pickles import to_array
 from convert.table import flatten
 from tests.parity._agree import quick_jit

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from convert import PRESETS, to_flax
-from convert.discriminator import DiscriminatorParams, discriminator_to_flax
+from convert.discriminator import DiscriminatorParams
+from convert.discriminator_rows import discriminator_to_flax
 from convert.pickles import to_array
 from convert.table import flatten
 from tests.flax_vae._random import QUICKLY

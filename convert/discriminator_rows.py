@@ -1,0 +1,112 @@
+"""The discriminator's weights: their names and layouts, and their conversion between the frameworks.
+
+As in `convert.table`, nothing is matched: the architecture is expanded into the list of all tensors, and both
+directions walk that list.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from convert.discriminator import KERNEL, DiscriminatorParams
+from convert.errors import ConversionError
+from convert.files import ArrayLike
+from convert.ops import CONV, SAME
+from convert.table import Row, flatten, require_floats, require_same, unflatten
+
+# How LDM's training checkpoints, which hold the losses as well, call what is `main.0.weight` in the module itself.
+PREFIX = "loss.discriminator."
+
+_COUNT = "/count"  # of batches, the one leaf that is no weight
+_COUNTERS = "iu"  # kinds of dtype
+_LARGEST_COUNT = np.iinfo(np.int32).max
+
+
+def discriminator_to_flax(
+    state_dict: Mapping[str, ArrayLike], params: DiscriminatorParams, prefix: str = PREFIX
+) -> dict[str, Any]:
+    """Returns the Flax variables `{"params": ..., "batch_stats": ...}` of a state dict, as contiguous copies.
+
+    Args:
+      state_dict: key to numpy array; keys that do not begin with `prefix` belong to others and are left out.
+      params: the discriminator that it belongs to.
+      prefix: `""` for the state dict of the module itself.
+
+    Raises:
+      ConversionError: if a tensor is missing, unexpected or misshapen, one error lists them all; if a weight is an
+        integer; or if a count of batches is none, or too large for the int32 that JAX has.
+    """
+    rows = _expand(params, prefix)
+    require_same(
+        f"the tensors under {prefix!r} are not those of this discriminator",
+        found={key: np.shape(array) for key, array in state_dict.items() if key.startswith(prefix)},
+        expected={row.theirs: row.torch_shape for row in rows},
+    )
+    require_floats({row.theirs: state_dict[row.theirs] for row in rows if not row.ours.endswith(_COUNT)})
+    leaves = {row.ours: np.array(row.op.to_flax(np.asarray(state_dict[row.theirs])), order="C") for row in rows}
+    return unflatten({path: _count(path, leaf, "int32") for path, leaf in leaves.items()})
+
+
+def discriminator_to_torch(
+    variables: Mapping[str, Any], params: DiscriminatorParams, prefix: str = PREFIX
+) -> dict[str, np.ndarray]:
+    """Returns the state dict of Flax variables, as contiguous copies; the inverse of `discriminator_to_flax`.
+
+    Args:
+      variables: `{"params": ..., "batch_stats": ...}`, nested dictionaries of arrays.
+      params: the discriminator that they belong to.
+      prefix: put before every key.
+
+    Raises:
+      ConversionError: if a leaf is missing, unexpected or misshapen, one error lists them all; if a weight is an
+        integer; or if a count of batches is none.
+    """
+    rows, leaves = _expand(params, prefix), flatten(variables)
+    require_same(
+        "the variables are not those of this discriminator",
+        found={path: np.shape(leaf) for path, leaf in leaves.items()},
+        expected={row.ours: row.shape for row in rows},
+    )
+    require_floats({path: leaf for path, leaf in leaves.items() if not path.endswith(_COUNT)})
+    leaves = {path: _count(path, np.asarray(leaf), "int64") for path, leaf in leaves.items()}
+    return {row.theirs: np.array(row.op.to_torch(leaves[row.ours]), order="C") for row in rows}
+
+
+def _expand(params: DiscriminatorParams, prefix: str) -> list[Row]:
+    """Every tensor, in the order in which the PyTorch module registers them."""
+    rows: list[Row] = []
+
+    def add(collection: str, place: int, ours: str, theirs: str, *shape: int) -> None:
+        op = CONV if ours == "kernel" else SAME
+        rows.append(Row(f"{collection}/main_{place}/{ours}", f"{prefix}main.{place}.{theirs}", op, shape))
+
+    def add_conv(place: int, i: int, o: int, *, bias: bool) -> None:
+        add("params", place, "kernel", "weight", KERNEL, KERNEL, i, o)
+        if bias:
+            add("params", place, "bias", "bias", o)
+
+    place, width = 0, params.in_channels
+    for first, out in zip((True, *(False,) * params.layers), params.widths, strict=True):
+        add_conv(place, width, out, bias=first)
+        if not first:
+            add("params", place + 1, "scale", "weight", out)
+            add("params", place + 1, "bias", "bias", out)
+            add("batch_stats", place + 1, "mean", "running_mean", out)
+            add("batch_stats", place + 1, "var", "running_var", out)
+            add("batch_stats", place + 1, "count", "num_batches_tracked")
+        place, width = place + (2 if first else 3), out
+    add_conv(place, width, 1, bias=True)
+    return rows
+
+
+def _count(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+    """A count of batches in another dtype; every other leaf as it is."""
+    if not path.endswith(_COUNT):
+        return leaf
+    if leaf.dtype.kind not in _COUNTERS or not 0 <= leaf <= _LARGEST_COUNT:
+        raise ConversionError(
+            f"{path} is {leaf} ({leaf.dtype}), a whole number from 0 to {_LARGEST_COUNT} was expected; set it to 0 to "
+            "go on, since no result depends on it"
+        )
+    return leaf.astype(dtype)
