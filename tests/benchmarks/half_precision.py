@@ -19,12 +19,12 @@ import torch
 import flax_vae.discriminator
 import torch_ref.discriminator
 from convert import PRESETS, to_flax
-from convert.architecture import AutoEncoderParams
-from convert.discriminator import DiscriminatorParams
-from convert.discriminator_rows import discriminator_to_flax
-from convert.pickles import to_array
-from convert.table import flatten
-from convert.two_frameworks import nchw
+from convert.architecture.autoencoder import AutoEncoderParams
+from convert.architecture.discriminator import DiscriminatorParams
+from convert.cli.two_frameworks import nchw
+from convert.formats.pytorch import to_array
+from convert.table.discriminator import discriminator_to_flax
+from convert.table.rows import flatten
 from tests.parity import _agree, _discriminators
 from torch_ref.loading import to_tensor
 
@@ -98,7 +98,11 @@ def autoencoder(params: AutoEncoderParams, size: tuple[int, int] = SIZE, draws: 
 
 
 def discriminator(params: DiscriminatorParams, size: tuple[int, int] = SIZE, draws: int = DRAWS) -> list[Leaf]:
-    """Every parameter of a discriminator, under the hinge loss."""
+    """Every parameter of a discriminator, under the `vanilla` loss.
+
+    The hinge loss has a gradient that jumps where a logit crosses one: a logit that rounding moves across changes the
+    sum by a whole term, whatever the precision of the sums, and the distance would count such logits.
+    """
 
     def our_loss(tree, rest, real, fake):
         model = flax_vae.discriminator.Discriminator(params, dtype=jnp.bfloat16)
@@ -107,11 +111,11 @@ def discriminator(params: DiscriminatorParams, size: tuple[int, int] = SIZE, dra
             variables = {"params": tree, **rest}
             return model.apply(variables, images, train=True, mutable=["batch_stats"])[0].astype(jnp.float32)
 
-        return (jax.nn.relu(1 - logits(real)).mean() + jax.nn.relu(1 + logits(fake)).mean()) / 2
+        return (jax.nn.softplus(-logits(real)).mean() + jax.nn.softplus(logits(fake)).mean()) / 2
 
     def their_loss(twin, real, fake, dtype, wide):
         real, fake = twin(real).to(wide), twin(fake).to(wide)
-        return (torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()) / 2
+        return (torch.nn.functional.softplus(-real).mean() + torch.nn.functional.softplus(fake).mean()) / 2
 
     gradient = jax.jit(jax.grad(our_loss))
 
