@@ -8,34 +8,18 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convert.architecture import AutoEncoderParams
-    from convert.discriminator import DiscriminatorParams
-    from convert.discriminator_rows import discriminator_to_flax, discriminator_to_torch
+    from convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams, preset
     from convert.errors import ConversionError, FileError
-    from convert.folder import load_folder, save_folder
-    from convert.loading import load_weights
-    from convert.presets import PRESETS, preset
-    from convert.saving import save_weights
-    from convert.table import LAYOUTS, Row, expand, to_flax, to_torch
+    from convert.table import LAYOUTS, Row, discriminator_to_flax, discriminator_to_torch, expand, to_flax, to_torch
+    from convert.weights import load_folder, load_weights, save_folder, save_weights
 
 _HOMES = {
-    "AutoEncoderParams": "architecture",
-    "ConversionError": "errors",
-    "DiscriminatorParams": "discriminator",
-    "FileError": "errors",
-    "LAYOUTS": "table",
-    "PRESETS": "presets",
-    "Row": "table",
-    "discriminator_to_flax": "discriminator",
-    "discriminator_to_torch": "discriminator",
-    "expand": "table",
-    "load_folder": "folder",
-    "load_weights": "loading",
-    "preset": "presets",
-    "save_folder": "folder",
-    "save_weights": "saving",
-    "to_flax": "table",
-    "to_torch": "table",
+    **dict.fromkeys(["AutoEncoderParams", "DiscriminatorParams", "PRESETS", "preset"], "architecture"),
+    **dict.fromkeys(["ConversionError", "FileError"], "errors"),
+    **dict.fromkeys(
+        ["LAYOUTS", "Row", "discriminator_to_flax", "discriminator_to_torch", "expand", "to_flax", "to_torch"], "table"
+    ),
+    **dict.fromkeys(["load_folder", "load_weights", "save_folder", "save_weights"], "weights"),
 }
 
 __all__ = [
@@ -62,7 +46,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
-            return importlib.import_module(f"{__name__}.{name}")  # `convert.files`, after `import convert` alone
+            return importlib.import_module(
+                f"{__name__}.{name}"
+            )  # `convert.formats.safetensors`, after `import convert` alone
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value

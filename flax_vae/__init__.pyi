@@ -1,8 +1,6 @@
 """What `flax_vae` offers, for type checkers, and for `__init__.py`, which loads each name when it is asked for."""
 
-from convert.architecture import AutoEncoderParams
-from convert.discriminator import DiscriminatorParams
-from convert.presets import PRESETS
+from convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
 from flax_vae.autoencoder import AutoEncoder, init_params
 from flax_vae.banded import decode_in_bands
 from flax_vae.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel

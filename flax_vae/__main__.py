@@ -2,7 +2,7 @@
 
 import sys
 
-from convert.interrupts import run
+from convert.console import run
 
 
 def main() -> int:

@@ -6,9 +6,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from convert.console import escaped_output, quiet_libraries
 from convert.extras import explain_missing
-from convert.quiet import quiet_libraries
-from convert.terminal import escaped_output
 
 PROG = "flax-vae"
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.console import printable
 from convert.errors import shorten
-from convert.terminal import printable
 from flax_vae.errors import DataError
 from flax_vae.image_formats import FORMATS, SUFFIXES, UNREAD
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
+from convert.console import printable as printable
 from convert.extras import needed
-from convert.terminal import printable as printable
 from flax_vae.errors import DataError, MissingError
 from flax_vae.image_formats import READ, what_is
 

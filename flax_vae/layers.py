@@ -12,8 +12,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from convert.architecture import NORM_GROUPS, Padding, check_padding
-from convert.checks import check_time_emb
+from convert.architecture import NORM_GROUPS, Padding, check_padding, check_time_emb
 from flax_vae.attention import AttentionPath, attention
 from flax_vae.broadcast import add
 from flax_vae.convolution import convolve

@@ -9,13 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from convert.architecture import AutoEncoderParams
-from convert.checks import check_weights
-from convert.deferred import FLOATS, cast
-from convert.files import ArrayLike
-from convert.folder import save_folder
-from convert.loading import load_weights
+from convert.architecture import AutoEncoderParams, check_weights
+from convert.formats import FLOATS, ArrayLike, cast
 from convert.table import to_flax, to_torch
+from convert.weights import load_weights, save_folder
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.remat import Remat
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from convert.console import advise, parse_flags
 from convert.extras import IMAGES, require_extra
-from convert.interrupts import advise
-from convert.terminal import parse_flags
 from flax_vae.errors import DataError, MissingError, UserError
 
 if TYPE_CHECKING:  # they load JAX and Pillow: not for --help

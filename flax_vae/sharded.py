@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from convert.checks import check_image
+from convert.architecture import check_image
 from flax_vae.autoencoder import AutoEncoder
 
 ENCODES = ("encoder", "quant_conv")  # the parameters that only encoding needs

@@ -28,7 +28,7 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Missing())
 sys.argv[0] = {name!r}
-from {package}.cli import main
+from {package}.__main__ import main
 sys.exit(main())
 """
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
@@ -65,7 +65,7 @@ def test_a_command_names_what_is_missing_in_one_line_and_leaves_nothing(
         import numpy as np
 
         from convert import PRESETS, expand
-        from convert.folder import save_folder
+        from convert.weights.folder import save_folder
 
         params = PRESETS["tiny"]
         save_folder(

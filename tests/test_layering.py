@@ -1,6 +1,7 @@
 """Who may import whom.  Everything is asked of a fresh interpreter or of the source, not of this process."""
 
 import ast
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -15,22 +16,41 @@ import pytest
 # `huggingface_hub` in `convert` are for pickled checkpoints, those of training and names on the hub, inside functions:
 # that nothing loads them by itself is asked below.
 MAY_IMPORT = {
-    "convert": {"huggingface_hub", "ml_dtypes", "msgpack", "numpy", "safetensors", "tensorstore", "torch", "tyro"},
+    "convert": {
+        "etils",
+        "huggingface_hub",
+        "ml_dtypes",
+        "msgpack",
+        "numpy",
+        "safetensors",
+        "tensorstore",
+        "torch",
+        "tyro",
+    },
     "torch_ref": {"convert", "einops", "jaxtyping", "ml_dtypes", "numpy", "torch"},
     "flax_vae": {
-        *("convert", "einops", "flax", "jax", "jaxtyping", "ml_dtypes", "numpy"),
+        *("convert", "einops", "etils", "flax", "jax", "jaxtyping", "ml_dtypes", "numpy"),
         *("PIL", "rich", "tyro"),  # the command, and what it reads and draws
     },
     "train": {
         *("convert", "flax_vae"),
-        *("einops", "flax", "jax", "jaxtyping", "numpy", "optax", "orbax", "PIL", "rich", "tyro"),
+        *("einops", "etils", "flax", "jax", "jaxtyping", "numpy", "optax", "orbax", "PIL", "rich", "tyro"),
         # Each for what its name says, inside functions or in a file that only a function imports.
         *("array_record", "datasets", "tensorboardX", "yaml"),
     },
 }
 
 # One file runs both frameworks beside each other.  Only a command imports it, inside a function.
-BESIDES = {"convert.two_frameworks": {"PIL", "flax_vae", "jax", "torch", "torch_ref"}}
+BESIDES = {"convert.cli.two_frameworks": {"PIL", "flax_vae", "jax", "torch", "torch_ref"}}
+
+# The rooms of each package and the files beside them, each before those that import it.
+ORDER = {
+    "convert": [
+        *("errors", "extras", "console", "files", "formats", "architecture", "table", "weights", "latents"),
+        *("cli", "__main__"),
+    ],
+}
+MOST_FILES = 12  # in a room
 
 # What a plain `import` of each package must not load.
 STAYS_OUT = {
@@ -105,12 +125,64 @@ def test_a_file_imports_only_what_its_package_may(module):
 @pytest.mark.parametrize("exception", BESIDES)
 def test_a_file_that_may_import_more_is_imported_late(exception):
     users = [module for module in FILES if exception in imports_of(module)]
-    assert users == ["convert.cli"]
-    tree = ast.parse(FILES["convert.cli"].read_text(encoding="utf-8"))
+    assert users == ["convert.cli.main"]
+    tree = ast.parse(FILES["convert.cli.main"].read_text(encoding="utf-8"))
     at_once = [
         ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom, ast.If, ast.Try))
     ]
     assert not any(exception in line for line in at_once)
+
+
+def entry_of(module: str) -> str:
+    """The room that a file lies in, or the file itself where it lies in none."""
+    return ".".join(module.split(".")[:2])
+
+
+ARRANGED = [module for module in FILES if module.partition(".")[0] in ORDER and module not in ORDER]
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_the_order_names_every_room(package):
+    assert sorted(ORDER[package]) == sorted(
+        {entry_of(name).partition(".")[2] for name in ARRANGED if name.startswith(f"{package}.")}
+    )
+
+
+@pytest.mark.parametrize("module", ARRANGED)
+def test_a_file_imports_from_rooms_before_its_own(module):
+    package, _, here = entry_of(module).partition(".")
+    before = ORDER[package][: ORDER[package].index(here) + 1]
+    used = {entry_of(name).partition(".") for name in imports_of(module) & FILES.keys()}
+    assert sorted(room for other, _, room in used if other == package and room not in before) == []
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_other_rooms_import_the_face(module):
+    behind = [
+        name
+        for name in imports_of(module) & FILES.keys()
+        if name.count(".") > 1 and name.partition(".")[0] in ORDER and entry_of(name) != entry_of(module)
+    ]
+    assert behind == []
+
+
+ROOMS = [module for module in ARRANGED if FILES[module].name == "__init__.py"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_is_small(room):
+    assert len([name for name in FILES if name.startswith(f"{room}.")]) <= MOST_FILES
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_face_gives_what_it_names(room):
+    face = importlib.import_module(room)
+    assert face.__doc__
+    imported = [node for node in ast.walk(ast.parse(FILES[room].read_text())) if isinstance(node, ast.ImportFrom)]
+    names = {alias.name: line.module for line in imported for alias in line.names if line.module != "etils"}
+    assert sorted(names) == sorted(getattr(face, "__all__", []))
+    for name, module in names.items():
+        assert getattr(face, name) is getattr(importlib.import_module(str(module)), name)
 
 
 def test_no_circle_between_files():

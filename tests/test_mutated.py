@@ -25,16 +25,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from convert import expand
+from convert.cli.inspect import inspect
 from convert.errors import ConversionError, FileError
-from convert.folder import save_folder
-from convert.inspecting import inspect
-from convert.latents import LatentDataset
-from convert.loading import settle
-from convert.manifest import find_damage
-from convert.recognition import Weights
-from convert.saving import save_weights
-from convert.sources import open_source
-from convert.table import unflatten
+from convert.files.manifest import find_damage
+from convert.latents.dataset import LatentDataset
+from convert.table.identify import Weights
+from convert.table.rows import unflatten
+from convert.weights.folder import save_folder
+from convert.weights.load import settle
+from convert.weights.open import open_source
+from convert.weights.save import save_weights
 from flax_vae.errors import UserError
 from flax_vae.images import image_size, read_image
 from tests.convert.test_bit_rot import SMALL
@@ -160,7 +160,7 @@ def safetensors(folder: Path) -> Kind:
 
 
 def sharded(folder: Path) -> Kind:
-    from convert.files import write_tensors
+    from convert.formats.safetensors import write_tensors
 
     names = sorted(weights())
     for number in (0, 1):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from convert import quiet
+from convert.console import quiet
 
 PROBE = """
 import logging, os, sys
@@ -35,7 +35,7 @@ def libtpu(tmp_path, monkeypatch):
     return probe
 
 
-NO_TPU = "import convert.quiet as quiet; quiet._TPU_FILES = ('no-such-*',); "
+NO_TPU = "import convert.console.quiet as quiet; quiet._TPU_FILES = ('no-such-*',); "
 
 
 def test_where_there_is_no_tpu_commands_do_not_find_libtpu(libtpu):
@@ -48,7 +48,7 @@ def test_where_there_is_no_tpu_commands_do_not_find_libtpu(libtpu):
         NO_TPU + "quiet.quiet_libraries(tpu_compiler=True)",
         NO_TPU + "os.environ['TPU_NAME'] = 'pod'; quiet.quiet_libraries()",
         NO_TPU + "os.environ['JAX_PLATFORMS'] = 'tpu'; quiet.quiet_libraries()",
-        "import convert.quiet as quiet; quiet._TPU_FILES = ('null',); quiet.quiet_libraries()",
+        "import convert.console.quiet as quiet; quiet._TPU_FILES = ('null',); quiet.quiet_libraries()",
     ],
     ids=["plan", "named", "chosen", "attached"],
 )
@@ -61,16 +61,17 @@ def test_a_program_that_imports_the_packages_keeps_all_it_had(libtpu):
 
 
 def test_every_command_is_quiet(libtpu):
-    for package, words in {"convert": "[]", "flax_vae": "['x']", "train": "['--dry-run', '--preset', 'x']"}.items():
-        before = NO_TPU + f"from {package}.cli import main; sys.stderr = open(os.devnull, 'w')\n"
+    commands = {"convert.cli.main": "[]", "flax_vae.cli": "['x']", "train.cli": "['--dry-run', '--preset', 'x']"}
+    for command, words in commands.items():
+        before = NO_TPU + f"from {command} import main; sys.stderr = open(os.devnull, 'w')\n"
         before += f"try:\n    main({words})\nexcept SystemExit:\n    pass"
-        assert libtpu(before)[-4:-2] == ["not", "found"], package
+        assert libtpu(before)[-4:-2] == ["not", "found"], command
 
 
 def test_an_error_of_a_closed_event_loop_is_not_printed():
     code = """
 import sys
-from convert.quiet import quiet_libraries
+from convert.console.quiet import quiet_libraries
 quiet_libraries()
 quiet_libraries()
 for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):

@@ -9,10 +9,10 @@ import sys
 import pytest
 from PIL import Image
 
-import convert.cli
+import convert.cli.main
 import flax_vae.cli
 import train.cli
-from convert.terminal import escaped_output, printable, rewrite_line
+from convert.console.terminal import escaped_output, printable, rewrite_line
 from train.report import Reporter
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[31m\u202egnp\x9b2J\r[red]\udcff"
@@ -44,9 +44,9 @@ def folder(tmp_path, monkeypatch):
 
 
 CALLS = {
-    "convert": (convert.cli.main, ["{}", "dst", "--to", "flux"]),
-    "convert to": (convert.cli.main, ["nowhere", "{}", "--to", "flux"]),
-    "inspect": (convert.cli.main, ["inspect", "{}"]),
+    "convert": (convert.cli.main.main, ["{}", "dst", "--to", "flux"]),
+    "convert to": (convert.cli.main.main, ["nowhere", "{}", "--to", "flux"]),
+    "inspect": (convert.cli.main.main, ["inspect", "{}"]),
     "encode": (flax_vae.cli.main, ["encode", "{}", "dst", "--model", "{}"]),
     "decode": (flax_vae.cli.main, ["decode", "{}", "dst", "--model", "{}"]),
     "reconstruct": (flax_vae.cli.main, ["reconstruct", "{}/{}.png", "--model", "{}"]),
@@ -107,7 +107,7 @@ def test_progress_and_rich_write_around_it(monkeypatch):
 
 def test_help_is_in_colour_on_a_terminal():
     leader, follower = pty.openpty()
-    code = "import sys; from convert.cli import main; main(['inspect', '--help'])"
+    code = "import sys; from convert.cli.main import main; main(['inspect', '--help'])"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=follower, stderr=follower, env=os.environ | {"TERM": "xterm"}
     ):

@@ -17,10 +17,8 @@ What the seed leaves open, and what is done here:
 11. `Encoder` and `Decoder` took seven and eight loose arguments, some unused: they take the architecture record.
 """
 
-from convert.architecture import AutoEncoderParams
-from convert.discriminator import DiscriminatorParams
+from convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
 from convert.extras import needed
-from convert.presets import PRESETS
 
 with needed("torch_ref is written in PyTorch", "torch", raises=ImportError):
     import torch  # noqa: F401 - here, so that its absence is one sentence

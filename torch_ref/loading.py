@@ -7,13 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.architecture import AutoEncoderParams
-from convert.checks import check_weights
-from convert.deferred import cast
-from convert.files import ArrayLike
-from convert.folder import save_folder
-from convert.loading import load_weights
-from convert.pickles import BIT_PATTERNS, to_array
+from convert.architecture import AutoEncoderParams, check_weights
+from convert.formats import BIT_PATTERNS, ArrayLike, cast, to_array
+from convert.weights import load_weights, save_folder
 from torch_ref.autoencoder import AutoEncoder
 
 

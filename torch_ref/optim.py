@@ -1,9 +1,9 @@
-"""The moments of `torch.optim.Adam` and `AdamW`, out and in: see `convert.moments`."""
+"""The moments of `torch.optim.Adam` and `AdamW`, out and in: see `convert.table.adam`."""
 
 import torch
 
-from convert.moments import Moments, moments_from_torch, moments_to_torch
-from convert.pickles import to_array
+from convert.formats import to_array
+from convert.table import Moments, moments_from_torch, moments_to_torch
 from torch_ref.autoencoder import AutoEncoder
 from torch_ref.loading import to_tensor
 

@@ -7,8 +7,7 @@ from typing import IO
 
 import numpy as np
 
-from convert.archive import check_members
-from convert.regular import require_regular
+from convert.files import check_members, require_regular
 from flax_vae.images import printable
 from train.errors import DataError
 

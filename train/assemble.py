@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from convert.errors import ConversionError, FileError
-from convert.graft import graft
-from convert.loading import load_weights
-from convert.table import to_flax
+from convert.table import graft, to_flax
+from convert.weights import load_weights
 from flax_vae import AutoEncoder, from_pretrained
 from flax_vae.discriminator import Discriminator
 from flax_vae.finite import require_finite

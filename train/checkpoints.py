@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from convert.errors import FileError
-from convert.manifest import read_manifest
+from convert.files import read_manifest
 from flax_vae.errors import first_of
 from train.config import TrainConfig
 from train.errors import RunError

@@ -8,10 +8,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from convert.console import advise, escaped_output, parse_flags, quiet_libraries
 from convert.extras import TRAIN, explain_missing, require_extra
-from convert.interrupts import advise
-from convert.quiet import quiet_libraries
-from convert.terminal import escaped_output, parse_flags
 from train import eval_cli, plan_cli
 from train.config import TrainConfig
 from train.errors import TrainError

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from convert.architecture import AutoEncoderParams
-from convert.discriminator import DiscriminatorParams
+from convert.architecture import AutoEncoderParams, DiscriminatorParams
 from train.validation import at_least, below_one, check_types, finite, from_zero, one_of, positive
 
 
@@ -239,7 +238,7 @@ class TrainConfig:
       start_from: a file or folder, as `flax_vae.from_pretrained` reads it, whose weights the run begins with.
       raw_weights: whether a checkpoint of training gives its weights themselves and not their moving average.
       graft: those weights lack what the architecture adds to them (attention, time): add it as zeros, so that the
-        function is the same; see `convert.graft`.
+        function is the same; see `convert.table.grafting`.
       train: `all`, or `decoder`: the encoder then stays as it was, bit for bit.
       batch_size: crops per update, over all devices together.
       steps: updates of the whole run.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from convert.console import escaped_output, parse_flags, rewrite_line
 from convert.extras import IMAGES, require_extra
-from convert.terminal import escaped_output, parse_flags, rewrite_line
 from train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
@@ -89,7 +89,7 @@ def locate_model(path: Path) -> Path:
       RunError: if the run has not ended.
     """
     from convert.errors import FileError  # numpy, which --help does without
-    from convert.run_folder import find_export, is_run
+    from convert.weights import find_export, is_run
 
     try:
         return find_export(path) if is_run(path) else path
@@ -187,7 +187,7 @@ def _evaluation(
 
 def _held_out(run: Path) -> "Source":
     """Returns the one image that a run has never seen; also for its export and its checkpoints."""
-    from convert.run_folder import CHECKPOINTS, EXPORT
+    from convert.weights import CHECKPOINTS, EXPORT
     from train.data import held_out_image
     from train.run_directory import RunDirectory
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.architecture import AutoEncoderParams
-from convert.atomic_file import new_file
+from convert.files import new_file
 from flax_vae.metrics import ImageScores
 from train.evaluation import Report
 from train.fid import FrechetMeter

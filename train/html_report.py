@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert.atomic_file import new_file
+from convert.files import new_file
 from convert.table import expand
 from train.config import TrainConfig
 from train.curves import Series, chart, drawable

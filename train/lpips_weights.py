@@ -17,10 +17,9 @@ import numpy as np
 
 from convert.errors import ConversionError, FileError
 from convert.extras import install_command, pip_command
-from convert.files import ArrayLike
-from convert.ops import CONV, SAME, Op
-from convert.sources import open_source
-from convert.table import flatten, unflatten
+from convert.formats import ArrayLike
+from convert.table import CONV, SAME, Op, flatten, unflatten
+from convert.weights import open_source
 from train.errors import TrainError
 from train.lpips import SCALE, SHIFT, NetName, Stages, stages_of
 

@@ -1,4 +1,4 @@
-"""Writes the manifest of a checkpoint; `convert.manifest` reads it and says what it is for."""
+"""Writes the manifest of a checkpoint; `convert.files.manifest` reads it and says what it is for."""
 
 import json
 import math
@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.atomic import partial_of
-from convert.atomic_file import new_file
-from convert.manifest import FORMAT, MANIFEST, digest_file, digest_of, is_number
+from convert.files import FORMAT, MANIFEST, digest_file, digest_of, is_number, new_file, partial_of
 
 _COMMITTED = "commit_success.txt"  # orbax adds it afterwards, and misses it by itself
 

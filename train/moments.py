@@ -1,4 +1,4 @@
-"""Adam's moments inside an optax state, out and in: see `convert.moments`."""
+"""Adam's moments inside an optax state, out and in: see `convert.table.adam`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from convert.moments import Moments
+from convert.table import Moments
 
 
 def get_moments(opt_state: Any) -> Moments:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
+from convert.console import escaped_output, parse_flags
 from convert.extras import TRAIN, require_extra
-from convert.terminal import escaped_output, parse_flags
 from train.errors import TrainError
 from train.flags import Flags
 

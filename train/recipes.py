@@ -5,8 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from convert.architecture import AutoEncoderParams
-from convert.presets import PRESETS
+from convert.architecture import PRESETS, AutoEncoderParams
 from train.config import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.atomic_file import new_file
-from convert.terminal import escaped
+from convert.console import escaped
+from convert.files import new_file
 from train.errors import RunError
 from train.metrics_lines import read_lines, step_of, to_line
 

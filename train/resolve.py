@@ -6,7 +6,7 @@ from typing import Any
 
 from convert.architecture import AutoEncoderParams
 from convert.errors import ConversionError, FileError
-from convert.loading import load_weights
+from convert.weights import load_weights
 from train.config import TrainConfig
 from train.errors import RunError, TrainError
 from train.flags import OWNERS, Flags

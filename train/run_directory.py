@@ -13,10 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convert.atomic_file import new_file
 from convert.errors import FileError
-from convert.manifest import read_verified
-from convert.strict_json import loads_object, read_object
+from convert.files import loads_object, new_file, read_object, read_verified
 from train.config import TrainConfig, differences
 from train.errors import RunError
 from train.listing import digest_of_listing, find_changes

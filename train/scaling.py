@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from convert.architecture import AutoEncoderParams
-from convert.folder import CONFIG, WEIGHTS, read_config, write_config
+from convert.weights import CONFIG, WEIGHTS, read_config, write_config
 from train.errors import TrainError
 from train.statistics import LatentStatistics
 

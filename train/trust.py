@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from convert.manifest import MANIFEST, find_damage, is_number, note_on_number
+from convert.files import MANIFEST, find_damage, is_number, note_on_number
 from train.errors import RunError
 
 _FAILED, _NONE = -2, -1

@@ -13,8 +13,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from convert.regular import read_bytes
-from convert.strict_json import loads_object
+from convert.files import loads_object, read_bytes
 from train.config import TrainConfig
 from train.errors import TrainError
 from train.run_directory import HISTORY

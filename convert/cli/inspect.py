@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.deferred import is_floating
 from convert.errors import ConversionError
-from convert.files import ArrayLike
-from convert.header import DIGEST
-from convert.recognition import UNTOLD, Weights, fitting_presets, nearest_preset, understand
-from convert.sources import Source
+from convert.formats import DIGEST, ArrayLike, is_floating
+from convert.table import UNTOLD, Weights, fitting_presets, nearest_preset, understand
+from convert.weights import Source
 
 
 def inspect(source: Source, prefix: str | None = None) -> dict[str, Any]:

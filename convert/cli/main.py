@@ -15,24 +15,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from convert.architecture import AutoEncoderParams
-from convert.deferred import cast
-from convert.diffusers import is_diffusers_config, read_diffusers_file
+from convert.architecture import PRESETS, AutoEncoderParams
+from convert.cli.inspect import inspect, summary
+from convert.cli.verify import compare
+from convert.console import escaped_output, parse_flags, printable, quiet_libraries, rewrite_line
 from convert.errors import ConversionError, FileError, first_lines
 from convert.extras import explain_missing
-from convert.folder import read_config
-from convert.hub import locate
-from convert.inspecting import inspect, summary
-from convert.loading import settle
-from convert.presets import PRESETS
-from convert.quiet import quiet_libraries
-from convert.recognition import Weights, understand
-from convert.saving import save_weights
-from convert.sources import Source, open_source
-from convert.strict_json import read_object
-from convert.table import LAYOUTS, READABLE, expand
-from convert.terminal import escaped_output, parse_flags, printable, rewrite_line
-from convert.verifying import compare
+from convert.files import read_object
+from convert.formats import cast
+from convert.table import LAYOUTS, READABLE, Weights, expand, understand
+from convert.weights import (
+    Source,
+    is_diffusers_config,
+    locate,
+    open_source,
+    read_config,
+    read_diffusers_file,
+    save_weights,
+    settle,
+)
 
 PROG = "flax-vae-convert"
 SHOWN = 10  # differences, names: the first of a long list
@@ -227,7 +228,7 @@ class Verify:
         a = settle(_open(self.a, self.raw_weights, self.variant), params, self.prefix)
         b = a if self.b is None else settle(_open(self.b, self.raw_weights), params)
         # jax and torch: seconds to load, and neither is needed for anything else
-        from convert.two_frameworks import TOLERANCE, run
+        from convert.cli.two_frameworks import TOLERANCE, run
 
         drift = run(a, b, picture)
         report |= {"run": drift._asdict(), "same": report["same"] and drift.first is None}

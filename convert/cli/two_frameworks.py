@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.deferred import cast
 from convert.errors import ConversionError, FileError
 from convert.extras import needed
-from convert.recognition import Weights
-from convert.table import expand, flatten, to_flax
+from convert.formats import cast
+from convert.table import Weights, expand, flatten, to_flax
 
 with needed("running both frameworks needs PyTorch and Pillow", "torch", "train", raises=ConversionError):
     import jax

@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert.recognition import Weights
-from convert.table import flatten, to_flax
+from convert.table import Weights, flatten, to_flax
 
 
 class Difference(NamedTuple):

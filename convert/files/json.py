@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from convert.errors import shorten
-from convert.regular import read_bytes
+from convert.files.regular import read_bytes
 
 
 def loads_object(data: bytes) -> dict[str, Any]:

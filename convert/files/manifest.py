@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from convert.errors import FileError
-from convert.strict_json import read_object
+from convert.files.json import read_object
 
 MANIFEST = "manifest.json"
 FORMAT = 1

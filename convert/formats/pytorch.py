@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from convert.content import incomplete
 from convert.errors import FileError, first_lines, shorten
 from convert.extras import needed
-from convert.header import is_text
-from convert.new_folder import PICKLES
-from convert.pickle_bounds import check_bounds
-from convert.regular import require_regular
+from convert.files import PICKLES, require_regular
+from convert.formats.content import incomplete
+from convert.formats.header import is_text
+from convert.formats.pickle_bounds import check_bounds
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ from typing import Any, Literal, SupportsIndex, get_args
 import numpy as np
 
 from convert.errors import FileError
-from convert.files import read_metadata, read_tensors
-from convert.latent_index import LatentIndex, ShardRecord, read_index
-from convert.latent_shards import checksum, columns_sha256, name_of, require_listed
+from convert.formats import read_metadata, read_tensors
+from convert.latents.index import LatentIndex, ShardRecord, read_index
+from convert.latents.shard import checksum, columns_sha256, name_of, require_listed
 
 Layout = Literal["hwc", "chw"]
 

@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from convert.architecture import AutoEncoderParams
-from convert.atomic_file import new_file
 from convert.errors import FileError
-from convert.latent_statistics import LatentStatistics
-from convert.strict_json import read_object
+from convert.files import new_file, read_object
+from convert.latents.statistics import LatentStatistics
 
 FORMAT = 2
 INDEX, STATISTICS, SKIPPED, PLAN = "index.json", "statistics.json", "skipped.jsonl", "plan.json"

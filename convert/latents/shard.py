@@ -1,4 +1,4 @@
-"""One shard of latents: tensors by size, and columns of what is known of each entry; see `convert.latent_index`."""
+"""One shard of latents: tensors by size, and columns of what is known of each entry; see `convert.latents.index`."""
 
 import hashlib
 import json
@@ -12,10 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from convert.errors import FileError
-from convert.files import ArrayLike, read_metadata, read_tensors, write_tensors
-from convert.header import DIGEST, fingerprint
-from convert.latent_index import Run, ShardRecord, shard_file
-from convert.latent_statistics import LatentMoments
+from convert.formats import DIGEST, ArrayLike, fingerprint, read_metadata, read_tensors, write_tensors
+from convert.latents.index import Run, ShardRecord, shard_file
+from convert.latents.statistics import LatentMoments
 
 COLUMNS = ("number", "height", "width", "flipped", "name", "name_end", "source_sha256", "crc32")
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
-from convert.files import ArrayLike
-from convert.table import expand, to_flax, to_torch
+from convert.formats import ArrayLike
+from convert.table.rows import expand, to_flax, to_torch
 
 
 class Moments(NamedTuple):

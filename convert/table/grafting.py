@@ -13,8 +13,8 @@ import numpy as np
 
 from convert.architecture import AutoEncoderParams
 from convert.errors import ConversionError
-from convert.files import ArrayLike
-from convert.table import Row, expand
+from convert.formats import ArrayLike
+from convert.table.rows import Row, expand
 
 _ZERO = ("/proj_out/", "/time_mlp/")
 

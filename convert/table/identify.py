@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from convert.architecture import AutoEncoderParams
-from convert.deferred import apply
+from convert.architecture import PRESETS, AutoEncoderParams
 from convert.errors import ConversionError
-from convert.files import ArrayLike
-from convert.layouts import LAYOUTS, Layout
-from convert.presets import PRESETS
-from convert.table import expand, translate
+from convert.formats import ArrayLike, apply
+from convert.table.layouts import FAMILIES, Layout
+from convert.table.rows import expand, translate
 
 # What wrappers put into names, before the halves or within them: DataParallel, torch.compile, FSDP, checkpointing.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -181,7 +179,7 @@ def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str,
     """The layout, and the architecture inferred in it, whose whole set of keys is nearest to the one that is there."""
     candidates: list[tuple[int, bool, str, AutoEncoderParams]] = []
     reasons = []
-    for name, layout in LAYOUTS.items():
+    for name, layout in FAMILIES.items():
         try:
             params = _infer(tensors, layout)
         except (KeyError, IndexError):  # lacks what every model has in this layout
@@ -202,7 +200,7 @@ def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str,
         raise ConversionError(f"the tensors are those of an autoencoder that cannot be expressed here: {reasons[0]}")
     if not candidates:
         raise ConversionError(
-            f"the {len(tensors)} tensors are in none of the layouts {', '.join(LAYOUTS)}; the first are "
+            f"the {len(tensors)} tensors are in none of the layouts {', '.join(FAMILIES)}; the first are "
             f"{', '.join(list(tensors)[:4])}"
         )
     *_, name, params = min(candidates, key=lambda candidate: candidate[:2])
@@ -211,7 +209,7 @@ def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str,
 
 def _as_in_layout(tensors: dict[str, ArrayLike], layout: str, params: AutoEncoderParams) -> dict[str, ArrayLike]:
     """Gives convolutions of one pixel the axes that they have in their layout: some files hold matrices."""
-    if LAYOUTS[layout].flax_names:
+    if FAMILIES[layout].flax_names:
         return tensors
     result = dict(tensors)
     for row in expand(params, layout):

@@ -9,7 +9,7 @@ parameters itself as training's checkpoints and msgpack files hold it, can only 
 import re
 from dataclasses import dataclass
 
-from convert.ops import CONV, CONV_AS_DENSE, CONV_AS_LINEAR, LINEAR, SAME, Op
+from convert.table.ops import CONV, CONV_AS_DENSE, CONV_AS_LINEAR, LINEAR, SAME, Op
 
 # place          ours                              flux                               diffusers
 _PLACES = """
@@ -103,7 +103,7 @@ class Layout:
 _BOTH_BY_DIFFUSERS = {"conv": CONV, "projection": CONV_AS_LINEAR, "linear": LINEAR, "vector": SAME}
 _NOT_IN_LDM: dict[str, str | None] = {"time": None, "reg": None, "bn": None}
 
-LAYOUTS: dict[str, Layout] = {
+FAMILIES: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         Layout("flux", _FLUX, _FLUX_PARTS, _TORCH_OPS),

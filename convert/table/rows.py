@@ -2,7 +2,7 @@
 
 Nothing is matched and no name is taken apart.  `expand` walks the architecture and writes down, for every tensor, our
 name, their name in the chosen layout, the operation between the two arrays and the shape; `to_flax` and `to_torch` walk
-that same list, strictly, in the two directions.  The names themselves are in `convert.layouts`.
+that same list, strictly, in the two directions.  The names themselves are in `convert.table.layouts`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
-from convert.deferred import apply, dtype_name, is_floating
 from convert.errors import ConversionError, first_lines
-from convert.files import ArrayLike
-from convert.layouts import LAYOUTS as _LAYOUTS
-from convert.layouts import OURS
-from convert.ops import Op
+from convert.formats import ArrayLike, apply, dtype_name, is_floating
+from convert.table.layouts import FAMILIES, OURS
+from convert.table.ops import Op
 
-LAYOUTS = tuple(name for name, layout in _LAYOUTS.items() if layout.writable)
-READABLE = tuple(_LAYOUTS)
+LAYOUTS = tuple(name for name, layout in FAMILIES.items() if layout.writable)
+READABLE = tuple(FAMILIES)
 
 # Of a batch norm PyTorch also counts the batches.  Nothing is computed from the count, and JAX takes no gradient with
 # respect to a tree that holds an integer: it passes from file to file, and is zero where weights come from Flax.
@@ -145,9 +143,9 @@ def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
       ConversionError: if the layout has no name for a module of the architecture.
       ValueError: if there is no such layout.
     """
-    if layout not in _LAYOUTS:
+    if layout not in FAMILIES:
         raise ValueError(f"unknown layout {layout!r}; there are {', '.join(READABLE)}")
-    names, rows = _LAYOUTS[layout], []
+    names, rows = FAMILIES[layout], []
     for module in _walk(params):
         indices = {"s": module.s, "l": module.level, "r": params.num_levels - 1 - module.level, "b": module.b}
         for leaf in module.leaves:

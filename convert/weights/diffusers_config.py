@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.architecture import NORM_GROUPS, AutoEncoderParams
-from convert.content import foreign
 from convert.errors import ConversionError, FileError
-from convert.strict_json import read_object
+from convert.files import read_object
+from convert.formats import foreign
 
 KL, FLUX2 = "AutoencoderKL", "AutoencoderKLFlux2"
 FLAX = "FlaxAutoencoderKL"  # of releases before 0.40; it knew fewer keys, and meant the same by them

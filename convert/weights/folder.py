@@ -10,15 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
-from convert.atomic_file import new_file
-from convert.content import foreign
-from convert.diffusers import is_diffusers_config, read_diffusers_file
-from convert.embedded import check_config, write_architecture
 from convert.errors import ConversionError, FileError
-from convert.files import ArrayLike, read_metadata, read_tensors, write_tensors
-from convert.new_folder import new_folder, write_json
-from convert.strict_json import read_object
+from convert.files import new_file, new_folder, read_object, write_json
+from convert.formats import ArrayLike, foreign, read_metadata, read_tensors, write_tensors
 from convert.table import to_flax
+from convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
+from convert.weights.embedded import check_config, write_architecture
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -35,7 +32,7 @@ def save_folder(
 ) -> None:
     """Writes a model folder.
 
-    Under its own name the folder is either complete or as it was before; see `convert.new_folder`.
+    Under its own name the folder is either complete or as it was before; see `convert.files.atomic_folder`.
 
     Args:
       folder: the folder; missing folders above it are made.
@@ -67,7 +64,7 @@ def load_folder(
     Args:
       path: either of the two.
       verify: whether the configuration is compared with the one that was written with the weights, and these with their
-        digest; see `convert.files.read_tensors`.
+        digest; see `convert.formats.read_tensors`.
 
     Returns:
       The architecture, and its weights in the `flux` layout.

@@ -8,8 +8,8 @@ import re
 from pathlib import Path, PurePath
 
 from convert.extras import needed
-from convert.shards import is_index
-from convert.sources import is_weights_file
+from convert.formats import is_index
+from convert.weights.open import is_weights_file
 
 PREFIX = "hf:"
 
@@ -55,7 +55,7 @@ def locate(path: str | os.PathLike[str], variant: str | None = None) -> Path:
 
     Args:
       path: a path, or a name on the hub.
-      variant: which files of a diffusers folder are downloaded; see `convert.sources.open_source`.
+      variant: which files of a diffusers folder are downloaded; see `convert.weights.open_source`.
 
     Raises:
       FileNotFoundError: if it is a name on the hub, and `huggingface_hub` is not installed or did not get it; or if it

@@ -4,11 +4,11 @@ import os
 from dataclasses import replace
 
 from convert.architecture import AutoEncoderParams
+from convert.architecture import preset as preset_named
 from convert.errors import ConversionError
-from convert.hub import locate
-from convert.presets import preset as preset_named
-from convert.recognition import Weights, fitting_presets, nearest_preset, understand
-from convert.sources import Source, open_source
+from convert.table import Weights, fitting_presets, nearest_preset, understand
+from convert.weights.hub import locate
+from convert.weights.open import Source, open_source
 
 
 def load_weights(
@@ -23,13 +23,13 @@ def load_weights(
     """Opens weights of any kind and settles what they are.
 
     Args:
-      path: a file or folder, see `convert.sources.open_source`; or a model on the Hugging Face hub,
-        `hf:org/name[/folder or file][@revision]`, see `convert.hub.locate`.
+      path: a file or folder, see `convert.weights.open_source`; or a model on the Hugging Face hub,
+        `hf:org/name[/folder or file][@revision]`, see `convert.weights.locate`.
       params: the architecture, or the name of a preset, where no configuration lies beside the weights.  Where one
         does, both must agree, except in `clamp_logvar`, which `params` decides.
-      verify: see `convert.sources.open_source`.
-      raw_weights: see `convert.sources.open_source`.
-      variant: see `convert.sources.open_source`.
+      verify: see `convert.weights.open_source`.
+      raw_weights: see `convert.weights.open_source`.
+      variant: see `convert.weights.open_source`.
       prefix: what stands before the names of the autoencoder, where a file holds several.
 
     Raises:

@@ -11,21 +11,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from convert import orbax_steps, pickles, shards
 from convert.architecture import AutoEncoderParams
-from convert.averages import choose_in_ldm
-from convert.content import content_of
-from convert.diffusers import is_diffusers_config, kept_keys, read_diffusers_file
-from convert.embedded import check_config, read_architecture
 from convert.errors import FileError
-from convert.files import ArrayLike, read_metadata, read_tensors
-from convert.flax_msgpack import read_msgpack
-from convert.folder import CONFIG, LAYOUT, WEIGHTS, load_folder
-from convert.manifest import note_on_number
-from convert.new_folder import PICKLES
-from convert.regular import require_regular
-from convert.run_folder import find_export, is_run
-from convert.strict_json import read_object
+from convert.files import PICKLES, note_on_number, read_object, require_regular
+from convert.formats import (
+    ArrayLike,
+    content_of,
+    is_index,
+    read_metadata,
+    read_msgpack,
+    read_pickle,
+    read_shards,
+    read_tensors,
+)
+from convert.weights import orbax_steps
+from convert.weights.averages import choose_in_ldm
+from convert.weights.diffusers_config import is_diffusers_config, kept_keys, read_diffusers_file
+from convert.weights.embedded import check_config, read_architecture
+from convert.weights.folder import CONFIG, LAYOUT, WEIGHTS, load_folder
+from convert.weights.run_folder import find_export, is_run
 
 Kind = Literal[
     "safetensors", "sharded safetensors", "pickle", "sharded pickles", "flax msgpack", "diffusers folder",
@@ -57,7 +61,8 @@ class Source:
       tensors: name to array, as named there.  Arrays are made or read from the disk when they are used.
       config: the architecture, where one is written beside the weights.
       metadata: strings in the header, of a safetensors file.
-      kept: what a configuration of diffusers says beyond the architecture; see `convert.diffusers.kept_keys`.
+      kept: what a configuration of diffusers says beyond the architecture; see
+        `convert.weights.diffusers_config.kept_keys`.
       averaged: whether the weights are the moving average that training kept; None where there is none.
       notes: sentences about what could not be checked.
       layout: how they are named, where what it is says so.
@@ -89,7 +94,8 @@ def open_source(
 
     Args:
       path: the file or the folder.
-      verify: whether digests are compared; see `convert.files.read_tensors` and `convert.orbax_steps.read_step`.
+      verify: whether digests are compared; see `convert.formats.read_tensors` and
+        `convert.weights.orbax_steps.read_step`.
       variant: name of the variant to take from a diffusers folder, such as `"fp16"`.
       raw_weights: whether to take the weights themselves from a checkpoint of training, ours or LDM's, that also holds
         their moving average.
@@ -233,13 +239,13 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> So
         # A name that says otherwise is wrong; a pickle must at least have the name of some weights.
         kind = content.kind if content.kind == "safetensors" or kind in ("safetensors", "pickle") else kind
     if kind in ("sharded safetensors", "sharded pickles"):
-        return Source(path, kind, shards.read_shards(path, verify=verify), config)
+        return Source(path, kind, read_shards(path, verify=verify), config)
     if kind == "safetensors":
         metadata = read_metadata(path)
         config = config or read_architecture(path, metadata)
         return Source(path, kind, read_tensors(path, verify=verify), config, metadata)
     if kind == "pickle":
-        return Source(path, kind, pickles.read_pickle(path), config)
+        return Source(path, kind, read_pickle(path), config)
     if kind == "flax msgpack":
         return Source(path, kind, read_msgpack(path), config)
     raise FileError(f"{path} has a name of no known kind; give a folder, or a file of {_TAKES}")
@@ -252,6 +258,6 @@ def is_weights_file(name: str) -> bool:
 
 def _reader(name: str) -> Kind | None:
     """The kind of a file by its name."""
-    if shards.is_index(name):
+    if is_index(name):
         return "sharded safetensors" if ".safetensors." in name else "sharded pickles"
     return _SUFFIXES.get(Path(name).suffix.lower())

@@ -2,7 +2,7 @@
 
 Orbax, which writes them, needs JAX to read them.  Underneath they are zarr arrays in one database, which the library
 tensorstore (it comes with orbax: the `train` extra) reads by itself; it is loaded when such a folder is read.  Neither
-notices a flipped bit in most places: the manifest of the step does (`convert.manifest`).
+notices a flipped bit in most places: the manifest of the step does (`convert.files.manifest`).
 """
 
 import os
@@ -14,13 +14,11 @@ import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
 import numpy as np
 
 from convert.architecture import AutoEncoderParams
-from convert.averages import overlay
-from convert.deferred import Deferred
 from convert.errors import FileError
 from convert.extras import needed
-from convert.files import ArrayLike
-from convert.manifest import UNVERIFIED, find_damage, is_number
-from convert.strict_json import read_object
+from convert.files import UNVERIFIED, find_damage, is_number, read_object
+from convert.formats import ArrayLike, Deferred
+from convert.weights.averages import overlay
 
 MARK = "_CHECKPOINT_METADATA"  # in the folder of a step
 _TREE = "_METADATA"  # in the folder of the state: the names of its arrays

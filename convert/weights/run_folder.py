@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from convert.errors import FileError
-from convert.folder import CONFIG, WEIGHTS
-from convert.manifest import is_number
-from convert.strict_json import read_object
+from convert.files import is_number, read_object
+from convert.weights.folder import CONFIG, WEIGHTS
 
 EXPORT, CHECKPOINTS, METRICS = "export", "checkpoints", "metrics.jsonl"
 

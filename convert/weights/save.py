@@ -1,4 +1,4 @@
-"""Weights to disk, in any layout that can be written: the counterpart of `convert.loading`."""
+"""Weights to disk, in any layout that can be written: the counterpart of `convert.weights.load`."""
 
 import contextlib
 import os
@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from convert.deferred import Deferred, cast
-from convert.diffusers import read_diffusers_config, write_diffusers_config
 from convert.errors import ConversionError, FileError
-from convert.files import write_tensors
-from convert.folder import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, header, save_folder
-from convert.folder import LAYOUT as FOLDER_LAYOUT
-from convert.new_folder import new_folder, refuse_file_name, write_json
-from convert.recognition import Weights
-from convert.shards import is_index, read_index
+from convert.files import new_folder, refuse_file_name, write_json
+from convert.formats import Deferred, cast, is_index, read_index, write_tensors
+from convert.table import Weights
+from convert.weights.diffusers_config import read_diffusers_config, write_diffusers_config
+from convert.weights.folder import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, header, save_folder
+from convert.weights.folder import LAYOUT as FOLDER_LAYOUT
 
 FILE_SUFFIXES = (".safetensors", ".sft")
 

@@ -5,9 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from convert.console import advise, parse_flags
 from convert.extras import IMAGES, require_extra
-from convert.interrupts import advise
-from convert.terminal import parse_flags
 from flax_vae.errors import MissingError
 
 Flags = TypeVar("Flags")

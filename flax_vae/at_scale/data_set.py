@@ -9,22 +9,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.atomic_file import new_file
 from convert.errors import FileError
-from convert.latent_index import (
+from convert.files import new_file
+from convert.latents import (
     INDEX,
     PLAN,
     SKIPPED,
     STATISTICS,
     Encoding,
     LatentIndex,
+    LatentStatistics,
+    ShardContent,
+    ShardNotes,
     dump_index,
     images_file,
     read_index,
+    read_notes,
+    read_sources,
     shard_file,
+    write_shard,
 )
-from convert.latent_shards import ShardContent, ShardNotes, read_notes, read_sources, write_shard
-from convert.latent_statistics import LatentStatistics
 from flax_vae.at_scale.buckets import Grouping, Shard
 from flax_vae.at_scale.destination import compare, plan_sha256, read_plan, require_empty, some, write_plan
 from flax_vae.at_scale.parts import Part, resolve

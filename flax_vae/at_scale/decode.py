@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert.latent_index import Encoding, LatentIndex
-from convert.latents import LatentDataset
+from convert.latents import Encoding, LatentDataset, LatentIndex
 from flax_vae.at_scale.buckets import Grouping, Picture, group
 from flax_vae.at_scale.decoder import Decoder, DecodeRun
 from flax_vae.at_scale.destination import begin, clean, held

@@ -11,10 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
-from convert.atomic_file import new_file
 from convert.errors import FileError
-from convert.latent_index import Encoding
-from convert.latents import LatentDataset
+from convert.files import new_file
+from convert.latents import Encoding, LatentDataset
 from flax_vae.at_scale.buckets import Batch, Picture
 from flax_vae.at_scale.devices import DataParallel
 from flax_vae.at_scale.progress import Progress

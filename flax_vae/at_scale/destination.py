@@ -10,11 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.atomic import beside, partial_of, restore
-from convert.atomic_file import new_file
 from convert.errors import shorten
-from convert.new_folder import replace_folder
-from convert.strict_json import read_object
+from convert.files import beside, new_file, partial_of, read_object, replace_folder, restore
 from flax_vae.errors import UserError
 from flax_vae.images import printable
 

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert.latent_index import Encoding, shard_file
-from convert.new_folder import remove_content
+from convert.files import remove_content
+from convert.latents import Encoding, shard_file
 from flax_vae.at_scale.buckets import Grouping, Shard
 from flax_vae.at_scale.counts import programs
 from flax_vae.at_scale.data_set import OURS, DataSet
@@ -86,7 +86,7 @@ def encode_folder(
 
     Args:
       source: the images; see `flax_vae.images` for what is read.
-      destination: the data set; see `convert.latent_index`.
+      destination: the data set; see `convert.latents.index`.
       model: the autoencoder, with the `dtype` that `encoding` names.
       params: its parameters; those of the decoder may be missing.
       encoding: see `encoding_of`.

@@ -164,7 +164,7 @@ def _tell(destination: Path, report: "EncodeReport") -> None:
 
 def _wait(destination: Path) -> None:
     """Until the data set is complete: processes that JAX has joined must end together."""
-    from convert.latent_index import INDEX
+    from convert.latents import INDEX
 
     while not (destination / INDEX).exists():
         time.sleep(_POLL_SECONDS)

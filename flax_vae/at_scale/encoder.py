@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
-from convert.latent_index import Encoding
+from convert.latents import Encoding
 from flax_vae.at_scale.devices import DataParallel, rows_of
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.sharded import DECODES, moments_over_devices

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert.latent_index import images_file
+from convert.latents import images_file
 from flax_vae.at_scale.buckets import Grouping, Picture, Shard, group
 from flax_vae.at_scale.destination import some
 from flax_vae.at_scale.scan import Scan

@@ -12,9 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from convert.latent_index import Encoding
-from convert.latent_shards import Entry, ShardContent, Skip
-from convert.latent_statistics import LatentMoments
+from convert.latents import Encoding, Entry, LatentMoments, ShardContent, Skip
 from flax_vae.at_scale.buckets import Batch, Picture, Shard
 from flax_vae.at_scale.encoder import LatentEncoder
 from flax_vae.at_scale.progress import Progress

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
-from convert.atomic import shortened
 from convert.errors import FileError
+from convert.files import shortened
 from flax_vae.images import printable
 
 SUFFIX = ".png"

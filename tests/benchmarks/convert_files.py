@@ -21,7 +21,7 @@ import numpy as np
 import safetensors.numpy
 
 from convert import LAYOUTS, PRESETS, expand
-from convert.cli import main as convert
+from convert.cli.main import main as convert
 
 PRESET = "flux1"
 FRAMEWORKS = {"flax", "jax", "torch"}

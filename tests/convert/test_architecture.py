@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from convert import PRESETS, AutoEncoderParams, preset
-from convert.checks import check_image, check_latent, check_noise, check_time
-from convert.discriminator import DiscriminatorParams
+from convert.architecture.checks import check_image, check_latent, check_noise, check_time
+from convert.architecture.discriminator import DiscriminatorParams
 
 SEED_FIELDS = [
     "resolution",

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from convert import PRESETS, expand
-from convert.averages import choose_in_ldm
 from convert.errors import FileError
-from convert.files import write_tensors
-from convert.loading import load_weights
-from convert.sources import open_source
+from convert.formats.safetensors import write_tensors
+from convert.weights.averages import choose_in_ldm
+from convert.weights.load import load_weights
+from convert.weights.open import open_source
 
 TINY = PRESETS["tiny"]
 PREFIXES = ("", "first_stage_model.")

@@ -17,15 +17,15 @@ import pytest
 
 from convert import PRESETS, ConversionError, expand
 from convert.errors import FileError
-from convert.files import write_tensors
-from convert.folder import save_folder
-from convert.latents import LatentDataset
-from convert.loading import load_weights
-from convert.manifest import MANIFEST, find_damage, read_manifest
-from convert.recognition import Weights
-from convert.saving import save_weights
-from convert.sources import open_source
-from convert.table import unflatten
+from convert.files.manifest import MANIFEST, find_damage, read_manifest
+from convert.formats.safetensors import write_tensors
+from convert.latents.dataset import LatentDataset
+from convert.table.identify import Weights
+from convert.table.rows import unflatten
+from convert.weights.folder import save_folder
+from convert.weights.load import load_weights
+from convert.weights.open import open_source
+from convert.weights.save import save_weights
 from flax_vae import from_pretrained
 from tests.convert.test_latents import write as write_latents
 

@@ -13,12 +13,12 @@ import pytest
 
 from convert import PRESETS
 from convert.errors import FileError
-from convert.header import read_header
-from convert.pickle_bounds import check_bounds
-from convert.pickles import read_pickle
-from convert.regular import read_bytes, require_regular
-from convert.strict_json import loads_object, read_object
-from convert.table import expand
+from convert.files.json import loads_object, read_object
+from convert.files.regular import read_bytes, require_regular
+from convert.formats.header import read_header
+from convert.formats.pickle_bounds import check_bounds
+from convert.formats.pytorch import read_pickle
+from convert.table.rows import expand
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,13 @@ import pytest
 import safetensors.numpy
 
 from convert import LAYOUTS, PRESETS, ConversionError, expand
-from convert.cli import main
-from convert.diffusers import write_diffusers_config
+from convert.cli.main import main
 from convert.extras import install_command
-from convert.files import read_tensors, write_tensors
-from convert.folder import load_folder, save_folder
-from convert.recognition import Weights
-from convert.saving import save_weights
+from convert.formats.safetensors import read_tensors, write_tensors
+from convert.table.identify import Weights
+from convert.weights.diffusers_config import write_diffusers_config
+from convert.weights.folder import load_folder, save_folder
+from convert.weights.save import save_weights
 
 TINY = PRESETS["tiny"]
 SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 2), num_res_blocks=1)  # what every layout can express
@@ -363,7 +363,7 @@ def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(sma
 
 @pytest.mark.parametrize("module", ["torch", "PIL"])
 def test_running_without_a_framework_names_the_extra(small, capsys, monkeypatch, module):
-    monkeypatch.delitem(sys.modules, "convert.two_frameworks", raising=False)
+    monkeypatch.delitem(sys.modules, "convert.cli.two_frameworks", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     message = refused(capsys, small, "verify", "model", "--run", "picture.png")
     assert message.rstrip().endswith(f": {install_command('torch', 'train')}")
@@ -414,7 +414,7 @@ def test_help_explains_itself(capsys, words):
 
 
 def test_a_reader_that_stops_reading_is_no_error(tmp_path):
-    code = "import sys; from convert.cli import main; sys.exit(main(['table', '--preset', 'seed-flux']))"
+    code = "import sys; from convert.cli.main import main; sys.exit(main(['table', '--preset', 'seed-flux']))"
     reader, writer = os.pipe()
     os.close(reader)
     try:

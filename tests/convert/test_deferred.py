@@ -2,9 +2,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert.deferred import Deferred, cast
 from convert.errors import ConversionError
-from convert.files import list_tensors, read_tensors, write_tensors
+from convert.formats.lazy import Deferred, cast
+from convert.formats.safetensors import list_tensors, read_tensors, write_tensors
 
 
 def test_nothing_is_made_until_it_is_asked_for(tmp_path):

@@ -8,8 +8,9 @@ from types import ModuleType
 import pytest
 
 from convert import PRESETS, expand
-from convert.architecture import AutoEncoderParams
-from convert.diffusers import (
+from convert.architecture.autoencoder import AutoEncoderParams
+from convert.errors import ConversionError, FileError
+from convert.weights.diffusers_config import (
     DEFAULTS,
     FLAX,
     FLUX2,
@@ -20,7 +21,6 @@ from convert.diffusers import (
     read_diffusers_file,
     write_diffusers_config,
 )
-from convert.errors import ConversionError, FileError
 
 # The published files, with the keys of their time: stabilityai/sd-vae-ft-mse, stabilityai/sdxl-vae, FLUX.1's vae/.
 SD1 = {

@@ -15,9 +15,9 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.atomic_file import new_file
 from convert.errors import ConversionError, FileError
-from convert.files import DTYPES, list_tensors, read_metadata, read_tensors, write_tensors
+from convert.files.atomic_file import new_file
+from convert.formats.safetensors import DTYPES, list_tensors, read_metadata, read_tensors, write_tensors
 
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 
@@ -396,7 +396,12 @@ def test_a_link_keeps_pointing_to_the_file(tmp_path):
 
 @pytest.mark.parametrize("failure", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize(
-    "stage", ["convert.files._write_data", "convert.atomic_file.sync_file", "convert.atomic_file.Path.replace"]
+    "stage",
+    [
+        "convert.formats.safetensors._write_data",
+        "convert.files.atomic_file.sync_file",
+        "convert.files.atomic_file.Path.replace",
+    ],
 )
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_failure_in_the_middle_leaves_everything_as_it_was(tmp_path, monkeypatch, failure, stage, existing):

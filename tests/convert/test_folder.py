@@ -10,11 +10,11 @@ import pytest
 
 from convert import PRESETS, ConversionError, expand
 from convert.errors import FileError
-from convert.files import write_tensors
-from convert.folder import load_folder, read_config, save_folder, write_config
-from convert.loading import load_weights
-from convert.recognition import Weights
-from convert.saving import save_weights
+from convert.formats.safetensors import write_tensors
+from convert.table.identify import Weights
+from convert.weights.folder import load_folder, read_config, save_folder, write_config
+from convert.weights.load import load_weights
+from convert.weights.save import save_weights
 
 TINY = PRESETS["tiny"]
 
@@ -120,7 +120,13 @@ def test_weights_of_another_architecture_are_not_written(tmp_path):
 
 @pytest.mark.parametrize("failure", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize(
-    "stage", ["new_folder.Path.write_text", "new_folder.sync_file", "folder.write_tensors", "new_folder._swap"]
+    "stage",
+    [
+        "files.atomic_folder.Path.write_text",
+        "files.atomic_folder.sync_file",
+        "weights.folder.write_tensors",
+        "files.atomic_folder._swap",
+    ],
 )
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_failure_in_the_middle_leaves_everything_as_it_was(tmp_path, monkeypatch, failure, stage, existing):
@@ -147,7 +153,9 @@ def test_a_failure_between_the_two_renames_puts_the_old_folder_back(folder, tmp_
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_on_the_new_one)
-    monkeypatch.setattr("convert.atomic._exchanged", lambda one, other: False)  # as where folders cannot change places
+    monkeypatch.setattr(
+        "convert.files.atomic._exchanged", lambda one, other: False
+    )  # as where folders cannot change places
     with pytest.raises(OSError, match="no such luck"):
         save_folder(folder, TINY, random_weights(1), force=True)
     assert everything_in(tmp_path) == before

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from convert import PRESETS, expand
-from convert.cli import main
+from convert.cli.main import main
 from convert.extras import install_command
-from convert.hub import FILES, locate
-from convert.loading import load_weights
-from convert.recognition import Weights
-from convert.saving import save_weights
+from convert.table.identify import Weights
+from convert.weights.hub import FILES, locate
+from convert.weights.load import load_weights
+from convert.weights.save import save_weights
 
 SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 1), num_res_blocks=1)
 
@@ -166,7 +166,7 @@ def test_the_cache_of_the_hub_serves_without_a_network(tmp_path):
         shutil.copy(file, root / "blobs" / str(number))
         (root / "snapshots" / ("a" * 40) / file.relative_to(tmp_path)).symlink_to(root / "blobs" / str(number))
     code = (
-        "import sys; from convert.cli import main\n"
+        "import sys; from convert.cli.main import main\n"
         "names = ['hf:org/sd/vae', 'hf:org/sd/vae@main', 'hf:org/sd/ae.safetensors', 'hf:org/sd', 'hf:org/other']\n"
         "print([main(['inspect', name]) for name in names], file=sys.stderr)"
     )

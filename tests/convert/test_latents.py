@@ -9,11 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import convert.latents
+import convert.latents.dataset
 from convert import PRESETS, FileError
-from convert.files import read_metadata, read_tensors, write_tensors
-from convert.header import read_header
-from convert.latent_index import (
+from convert.formats.header import read_header
+from convert.formats.safetensors import read_metadata, read_tensors, write_tensors
+from convert.latents.dataset import LatentDataset
+from convert.latents.index import (
     INDEX,
     PLAN,
     STATISTICS,
@@ -23,9 +24,8 @@ from convert.latent_index import (
     shard_file,
     write_index,
 )
-from convert.latent_shards import Entry, ShardContent, read_notes, write_shard
-from convert.latent_statistics import LatentMoments, LatentStatistics
-from convert.latents import LatentDataset
+from convert.latents.shard import Entry, ShardContent, read_notes, write_shard
+from convert.latents.statistics import LatentMoments, LatentStatistics
 
 MEAN = Encoding("0" * 64, PRESETS["tiny"], "mean", "float32", "float32", multiple=4)
 SIZES = [[(3, 2, 4), (2, 2, 1)], [(2, 2, 3), (1, 5, 2)], [(1, 5, 1)]]  # height, width, count: runs of three shards
@@ -126,7 +126,7 @@ def test_batches_hold_every_entry_once_and_one_size_each(written):
 
 def test_threads_and_other_processes_may_read(written, monkeypatch):
     folder, expected = written
-    monkeypatch.setattr(convert.latents, "_MAPPED", 1)  # every other shard is mapped anew
+    monkeypatch.setattr(convert.latents.dataset, "_MAPPED", 1)  # every other shard is mapped anew
     latents = LatentDataset(folder)
     latents[0]
     copy = pickle.loads(pickle.dumps(latents))

@@ -13,8 +13,8 @@ import pytest
 from convert import PRESETS, expand, to_torch
 from convert.errors import FileError
 from convert.extras import install_command
-from convert.orbax_steps import find_steps, read_step, read_weights
-from convert.table import flatten, unflatten
+from convert.table.rows import flatten, unflatten
+from convert.weights.orbax_steps import find_steps, read_step, read_weights
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
 from train.manifest import write_manifest
@@ -72,7 +72,7 @@ def test_steps_are_found_in_order(checkpoints):
 
 def test_neither_jax_nor_orbax_is_loaded(checkpoints):
     code = (
-        "import sys, numpy; from convert.orbax_steps import read_step; _, found = read_step(sys.argv[1])\n"
+        "import sys, numpy; from convert.weights.orbax_steps import read_step; _, found = read_step(sys.argv[1])\n"
         "assert all(numpy.asarray(array).shape == array.shape for array in found.values())\n"
         "assert not {'jax', 'flax', 'orbax', 'torch'} & set(sys.modules)"
     )

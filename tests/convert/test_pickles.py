@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from convert.errors import FileError
 from convert.extras import install_command
-from convert.pickles import read_pickle
+from convert.formats.pytorch import read_pickle
 
 
 class Code:

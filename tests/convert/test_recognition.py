@@ -7,11 +7,11 @@ import pytest
 
 from convert import LAYOUTS, PRESETS, ConversionError, expand
 from convert.errors import FileError
-from convert.files import write_tensors
-from convert.folder import save_folder
-from convert.loading import load_weights
-from convert.recognition import UNTOLD, fitting_presets, nearest_preset, understand
-from convert.table import READABLE, translate
+from convert.formats.safetensors import write_tensors
+from convert.table.identify import UNTOLD, fitting_presets, nearest_preset, understand
+from convert.table.rows import READABLE, translate
+from convert.weights.folder import save_folder
+from convert.weights.load import load_weights
 
 TINY = PRESETS["tiny"]
 SQUARE = replace(PRESETS["sd1"], ch=32, ch_mult=(1, 2), num_res_blocks=1)

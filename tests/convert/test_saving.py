@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from convert import LAYOUTS, PRESETS, ConversionError, expand
-from convert.deferred import Deferred
 from convert.errors import FileError
-from convert.files import list_tensors, read_metadata, read_tensors, write_tensors
-from convert.folder import save_folder
-from convert.loading import load_weights
-from convert.recognition import Weights
-from convert.saving import save_weights
-from convert.table import translate
+from convert.formats.lazy import Deferred
+from convert.formats.safetensors import list_tensors, read_metadata, read_tensors, write_tensors
+from convert.table.identify import Weights
+from convert.table.rows import translate
+from convert.weights.folder import save_folder
+from convert.weights.load import load_weights
+from convert.weights.save import save_weights
 
 SMALL = {  # every preset with its own levels and switches, and widths that take no time
     name: replace(params, ch=32, num_res_blocks=1, ch_mult=(1, *(2 for _ in params.ch_mult[1:])))

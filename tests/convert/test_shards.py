@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from convert.errors import FileError
-from convert.files import write_tensors
-from convert.shards import read_shards
+from convert.formats.safetensors import write_tensors
+from convert.formats.sharded import read_shards
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

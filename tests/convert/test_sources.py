@@ -11,11 +11,11 @@ import pytest
 from flax import serialization
 
 from convert import PRESETS, ConversionError, expand
-from convert.diffusers import write_diffusers_config
 from convert.errors import FileError
-from convert.files import read_tensors, write_tensors
-from convert.folder import save_folder
-from convert.sources import open_source
+from convert.formats.safetensors import read_tensors, write_tensors
+from convert.weights.diffusers_config import write_diffusers_config
+from convert.weights.folder import save_folder
+from convert.weights.open import open_source
 
 TINY = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 2), num_res_blocks=1)
 DIFFUSERS = "diffusion_pytorch_model"
@@ -336,7 +336,7 @@ def test_verifying_can_be_left_out(tmp_path, diffusers_folder, form):
 def test_no_framework_is_loaded(tmp_path):
     save_folder(tmp_path / "model", TINY, random_weights())
     code = (
-        "import sys; from convert.sources import open_source; open_source(sys.argv[1])\n"
+        "import sys; from convert.weights.open import open_source; open_source(sys.argv[1])\n"
         "assert not {'jax', 'flax', 'orbax', 'torch', 'tensorstore'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "model"], check=True)

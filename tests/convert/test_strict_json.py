@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from convert.strict_json import loads_object
+from convert.files.json import loads_object
 
 
 def test_objects_are_read():

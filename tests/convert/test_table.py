@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert import LAYOUTS, PRESETS, AutoEncoderParams, ConversionError, expand, to_flax, to_torch
-from convert.ops import CONV, LINEAR, SAME
-from convert.table import flatten, unflatten
+from convert.table.ops import CONV, LINEAR, SAME
+from convert.table.rows import flatten, unflatten
 
 TINY = PRESETS["tiny"]
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from convert import PRESETS, FileError
-from convert.atomic_file import new_file
-from convert.latent_shards import ShardContent
-from convert.latent_statistics import LatentStatistics
-from convert.latents import LatentDataset
+from convert.files.atomic_file import new_file
+from convert.latents.dataset import LatentDataset
+from convert.latents.shard import ShardContent
+from convert.latents.statistics import LatentStatistics
 from flax_vae import AutoEncoder, cli, init_params, save_pretrained
 from flax_vae.at_scale.buckets import Grouping
 from flax_vae.at_scale.decode import decode_folder

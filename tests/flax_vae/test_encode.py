@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from convert import PRESETS
-from convert.latent_shards import write_shard
-from convert.latents import LatentDataset
+from convert.latents.dataset import LatentDataset
+from convert.latents.shard import write_shard
 from flax_vae import AutoEncoder, cli, init_params, save_pretrained
 from flax_vae.at_scale.buckets import Grouping, Picture, group
 from flax_vae.at_scale.encode import encode_folder, encoding_of

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.discriminator import DiscriminatorParams
+from convert.architecture.discriminator import DiscriminatorParams
 from flax_vae import AutoEncoder, init_params
 from flax_vae.broadcast import broadcast
 from flax_vae.discriminator import Discriminator

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convert import ConversionError, FileError, expand
-from convert.table import flatten, unflatten
+from convert.table.rows import flatten, unflatten
 from flax_vae import PRESETS, AutoEncoder, from_pretrained, save_pretrained
 
 RECORD = dataclasses.replace(PRESETS["tiny"], time_emb_dim=6, learnable_logvar=True)

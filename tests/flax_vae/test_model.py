@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from convert import expand
-from convert.table import COUNTER, flatten
+from convert.table.rows import COUNTER, flatten
 from flax_vae import PRESETS, AutoEncoder, Downsample, Posterior, ResnetBlock, init_params, to_nnx
 
 TINY = PRESETS["tiny"]

@@ -10,8 +10,8 @@ import torch
 import flax_vae
 import torch_ref
 from convert import AutoEncoderParams, expand, to_flax
-from convert.table import COUNTER
-from convert.two_frameworks import difference, nchw, nhwc
+from convert.cli.two_frameworks import difference, nchw, nhwc
+from convert.table.rows import COUNTER
 from tests.flax_vae._random import quick_jit
 from torch_ref.loading import to_tensor
 

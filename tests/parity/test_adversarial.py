@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from convert.discriminator_rows import discriminator_to_flax
-from convert.pickles import to_array
-from convert.table import flatten
+from convert.formats.pytorch import to_array
+from convert.table.discriminator import discriminator_to_flax
+from convert.table.rows import flatten
 from tests.parity._agree import TOLERANCE, assert_agree, nchw, quick_jit
 from tests.parity._discriminators import SMALL, random_images, twins
 from train import adversarial

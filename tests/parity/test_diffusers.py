@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 import flax_vae
 import torch_ref
 from convert import AutoEncoderParams, expand
-from convert.loading import load_weights
-from convert.saving import save_weights
-from convert.table import unflatten
+from convert.table.rows import unflatten
+from convert.weights.load import load_weights
+from convert.weights.save import save_weights
 from tests.parity._agree import assert_agree, nchw, nhwc
 
 diffusers = pytest.importorskip("diffusers")

@@ -7,9 +7,9 @@ import pytest
 
 import flax_vae.discriminator
 import torch_ref.discriminator
-from convert.discriminator_rows import discriminator_to_flax
-from convert.pickles import to_array
-from convert.table import flatten
+from convert.formats.pytorch import to_array
+from convert.table.discriminator import discriminator_to_flax
+from convert.table.rows import flatten
 from tests.flax_vae._random import QUICKLY
 from tests.parity._agree import TOLERANCE, assert_agree, difference, nchw, nhwc, quick_jit
 from tests.parity._discriminators import DEEP, SMALL, TINY, random_images, twins

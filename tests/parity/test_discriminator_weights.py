@@ -9,10 +9,10 @@ import torch
 import flax_vae.discriminator
 import torch_ref.discriminator
 from convert import ConversionError
-from convert.discriminator import DiscriminatorParams
-from convert.discriminator_rows import discriminator_to_flax, discriminator_to_torch
-from convert.pickles import to_array
-from convert.table import flatten
+from convert.architecture.discriminator import DiscriminatorParams
+from convert.formats.pytorch import to_array
+from convert.table.discriminator import discriminator_to_flax, discriminator_to_torch
+from convert.table.rows import flatten
 from tests.parity._agree import quick_jit
 from tests.parity._discriminators import DEEP, SMALL, random_images, random_state_dict
 from torch_ref.loading import to_tensor

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from convert import PRESETS, ConversionError, expand, to_flax, to_torch
-from convert.graft import graft
-from convert.pickles import to_array
-from convert.table import flatten
+from convert.formats.pytorch import to_array
+from convert.table.grafting import graft
+from convert.table.rows import flatten
 from tests.parity._agree import (
     TOLERANCE,
     assert_agree,

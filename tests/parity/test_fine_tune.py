@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-import convert.cli
+import convert.cli.main
 import train.cli
 from flax_vae import from_pretrained
 from flax_vae.at_scale.sizes import pad_to_factor, to_float
@@ -114,7 +114,7 @@ def test_a_first_fine_tune_from_nothing_to_pictures_in_diffusers(tmp_path, monke
     assert "held-out photograph" in told
 
     # To diffusers, and pictures there.
-    assert convert.cli.main(["run/export", "tuned", "--to", "diffusers"]) == 0
+    assert convert.cli.main.main(["run/export", "tuned", "--to", "diffusers"]) == 0
     tuned = diffusers.AutoencoderKL.from_pretrained("tuned")
     assert tuned.config.scaling_factor == published.config.scaling_factor
     after, before = tuned.state_dict(), published.state_dict()

@@ -11,9 +11,9 @@ import torch
 import flax_vae
 import torch_ref
 from convert import PRESETS, to_flax
-from convert.folder import save_folder
-from convert.pickles import BIT_PATTERNS, to_array
-from convert.table import flatten
+from convert.formats.pytorch import BIT_PATTERNS, to_array
+from convert.table.rows import flatten
+from convert.weights.folder import save_folder
 from tests.parity._agree import TOLERANCE, assert_agree, nchw, nhwc, random_state_dict, torch_model
 from torch_ref.loading import to_tensor
 

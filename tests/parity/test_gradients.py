@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from convert import to_flax
-from convert.pickles import to_array
-from convert.table import flatten
+from convert.formats.pytorch import to_array
+from convert.table.rows import flatten
 from tests.parity._agree import TOLERANCE, flax_model, inputs, nchw, quick_jit, random_state_dict, torch_model
 from tests.parity._cases import MODELS
 

@@ -11,9 +11,9 @@ import torch
 import flax_vae
 import torch_ref
 from convert import PRESETS, load_weights
-from convert.architecture import LOGVAR_MAX, LOGVAR_MIN
-from convert.folder import save_folder
-from convert.latent_index import Encoding
+from convert.architecture.autoencoder import LOGVAR_MAX, LOGVAR_MIN
+from convert.latents.index import Encoding
+from convert.weights.folder import save_folder
 from flax_vae.at_scale.encoder import LatentEncoder
 from tests.parity import seed
 from tests.parity._agree import assert_agree, flax_model, inputs, nchw, nhwc, random_state_dict, torch_model

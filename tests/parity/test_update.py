@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from convert import PRESETS, to_flax
-from convert.discriminator import DiscriminatorParams
-from convert.discriminator_rows import discriminator_to_flax
-from convert.pickles import to_array
-from convert.table import flatten
+from convert.architecture.discriminator import DiscriminatorParams
+from convert.formats.pytorch import to_array
+from convert.table.discriminator import discriminator_to_flax
+from convert.table.rows import flatten
 from tests.flax_vae._random import QUICKLY
 from tests.parity import _agree, _discriminators, test_lpips
 from tests.parity._agree import nchw

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.discriminator import DiscriminatorParams
+from convert.architecture.discriminator import DiscriminatorParams
 from train.adversarial import adaptive_weight, choose, hinge_d, hinge_g, non_saturating_d, non_saturating_g, r1_penalty
 
 

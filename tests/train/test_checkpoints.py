@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convert import PRESETS
-from convert.manifest import MANIFEST, digest_of, find_damage, read_manifest
+from convert.files.manifest import MANIFEST, digest_of, find_damage, read_manifest
 from train.checkpoints import Checkpoints
 from train.config import TrainConfig
 from train.errors import RunError

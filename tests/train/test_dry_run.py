@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from convert import expand, save_weights
-from convert.recognition import Weights
+from convert.table.identify import Weights
 from train.assemble import load_start, make_parts, make_state
 from train.config import GanConfig, TrainConfig
 from train.dry_run import describe

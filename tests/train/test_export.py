@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from convert.cli import main as convert
-from convert.files import read_tensors
-from convert.saving import DIFFUSERS_WEIGHTS
+from convert.cli.main import main as convert
+from convert.formats.safetensors import read_tensors
+from convert.weights.save import DIFFUSERS_WEIGHTS
 from flax_vae import from_pretrained
 from train.assemble import load_start
 from train.loop import train

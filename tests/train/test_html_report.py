@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.table import expand
+from convert.table.rows import expand
 from train.curves import HEIGHT, WIDTH, Series, chart, label, linear_ticks, log_ticks
 from train.errors import RunError
 from train.html_report import write_report

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from convert import ConversionError, FileError
-from convert.files import write_tensors
-from convert.table import flatten
+from convert.formats.safetensors import write_tensors
+from convert.table.rows import flatten
 from train import lpips_weights
 from train.errors import TrainError
 from train.lpips import NETS, Features, Lpips, lpips, smallest_side

@@ -86,7 +86,7 @@ def test_elsewhere_than_in_the_main_thread_nothing_is_installed(before):
 def test_within_a_command_a_run_answers_by_itself(count, sent, status, last):
     code = f"""
 import ctypes, os, signal, time
-from convert.interrupts import end_on_signals
+from convert.console.interrupts import end_on_signals
 end_on_signals("p")
 import jax
 jax.process_count = lambda: {count}

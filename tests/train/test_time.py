@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.table import flatten
+from convert.table.rows import flatten
 from tests.flax_vae._random import random_params
 from train.assemble import make_parts
 from train.config import DataConfig, OptimConfig, TimeConfig, TrainConfig

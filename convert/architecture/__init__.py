@@ -1,0 +1,45 @@
+"""What a model is: the config of the autoencoder and of the discriminator, presets, argument checks.
+
+Imports `convert.formats` for the names of dtypes; used by both models, Flax and PyTorch.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from convert.architecture.autoencoder import (
+        LOGVAR_MAX,
+        LOGVAR_MIN,
+        NORM_GROUPS,
+        AutoEncoderParams,
+        Padding,
+        check_padding,
+    )
+    from convert.architecture.checks import (
+        check_image,
+        check_latent,
+        check_noise,
+        check_time,
+        check_time_emb,
+        check_weights,
+    )
+    from convert.architecture.discriminator import KERNEL, DiscriminatorParams
+    from convert.architecture.presets import PRESETS, preset
+
+__all__ = [
+    "AutoEncoderParams",
+    "DiscriminatorParams",
+    "KERNEL",
+    "LOGVAR_MAX",
+    "LOGVAR_MIN",
+    "NORM_GROUPS",
+    "PRESETS",
+    "Padding",
+    "check_image",
+    "check_latent",
+    "check_noise",
+    "check_padding",
+    "check_time",
+    "check_time_emb",
+    "check_weights",
+    "preset",
+]

@@ -1,0 +1,13 @@
+"""What the commands of all packages share: interrupts, quiet libraries, text for a terminal.
+
+Imports `convert.extras`; used by every command line.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from convert.console.interrupts import advise, run
+    from convert.console.quiet import quiet_libraries
+    from convert.console.terminal import escaped, escaped_output, parse_flags, printable, rewrite_line
+
+__all__ = ["advise", "escaped", "escaped_output", "parse_flags", "printable", "quiet_libraries", "rewrite_line", "run"]

@@ -1,0 +1,62 @@
+"""Files and folders on disk: written whole or not at all, read only where they are regular, JSON that means one thing.
+
+Imports `convert.errors`; used by everything that reads or writes.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from convert.files.archive import check_members
+    from convert.files.atomic import beside, partial_of, restore, shortened
+    from convert.files.atomic_file import new_file
+    from convert.files.atomic_folder import (
+        PICKLES,
+        new_folder,
+        refuse_file_name,
+        remove_content,
+        replace_folder,
+        write_json,
+    )
+    from convert.files.json import loads_object, read_object
+    from convert.files.manifest import (
+        FORMAT,
+        MANIFEST,
+        UNVERIFIED,
+        digest_file,
+        digest_of,
+        find_damage,
+        is_number,
+        note_on_number,
+        read_manifest,
+        read_verified,
+    )
+    from convert.files.regular import read_bytes, require_regular
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "PICKLES",
+    "UNVERIFIED",
+    "beside",
+    "check_members",
+    "digest_file",
+    "digest_of",
+    "find_damage",
+    "is_number",
+    "loads_object",
+    "new_file",
+    "new_folder",
+    "note_on_number",
+    "partial_of",
+    "read_bytes",
+    "read_manifest",
+    "read_object",
+    "read_verified",
+    "refuse_file_name",
+    "remove_content",
+    "replace_folder",
+    "require_regular",
+    "restore",
+    "shortened",
+    "write_json",
+]

@@ -1,0 +1,40 @@
+"""File formats of named tensors: safetensors, PyTorch's pickles, Flax's msgpack, weights split over several files.
+
+NumPy only; imports `convert.files`.  Used by `convert.weights`, which chooses the format.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from convert.formats.content import content_of, foreign
+    from convert.formats.header import DIGEST, fingerprint
+    from convert.formats.lazy import FLOATS, Deferred, apply, cast, dtype_name, is_floating
+    from convert.formats.msgpack import read_msgpack
+    from convert.formats.pytorch import BIT_PATTERNS, read_pickle, to_array
+    from convert.formats.safetensors import ArrayLike, list_tensors, read_metadata, read_tensors, write_tensors
+    from convert.formats.sharded import is_index, read_index, read_shards
+
+__all__ = [
+    "ArrayLike",
+    "BIT_PATTERNS",
+    "DIGEST",
+    "Deferred",
+    "FLOATS",
+    "apply",
+    "cast",
+    "content_of",
+    "dtype_name",
+    "fingerprint",
+    "foreign",
+    "is_floating",
+    "is_index",
+    "list_tensors",
+    "read_index",
+    "read_metadata",
+    "read_msgpack",
+    "read_pickle",
+    "read_shards",
+    "read_tensors",
+    "to_array",
+    "write_tensors",
+]

@@ -1,0 +1,46 @@
+"""The latent data set: its index, its shards, the statistics of its channels.
+
+NumPy only; imports `convert.formats`.  Written by `flax_vae.folders`, read by whoever trains on latents.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from convert.latents.dataset import LatentDataset
+    from convert.latents.index import (
+        INDEX,
+        PLAN,
+        SKIPPED,
+        STATISTICS,
+        Encoding,
+        LatentIndex,
+        dump_index,
+        images_file,
+        read_index,
+        shard_file,
+    )
+    from convert.latents.shard import Entry, ShardContent, ShardNotes, Skip, read_notes, read_sources, write_shard
+    from convert.latents.statistics import LatentMoments, LatentStatistics
+
+__all__ = [
+    "Encoding",
+    "Entry",
+    "INDEX",
+    "LatentDataset",
+    "LatentIndex",
+    "LatentMoments",
+    "LatentStatistics",
+    "PLAN",
+    "SKIPPED",
+    "STATISTICS",
+    "ShardContent",
+    "ShardNotes",
+    "Skip",
+    "dump_index",
+    "images_file",
+    "read_index",
+    "read_notes",
+    "read_sources",
+    "shard_file",
+    "write_shard",
+]

@@ -1,0 +1,36 @@
+"""A path in, weights out, and back: files, model folders, training checkpoints, names on the Hugging Face hub.
+
+Imports `convert.formats` and `convert.table`; used by `from_pretrained` and `save_pretrained` of both frameworks.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
+    from convert.weights.folder import CONFIG, WEIGHTS, load_folder, read_config, save_folder, write_config
+    from convert.weights.hub import locate
+    from convert.weights.load import load_weights, settle
+    from convert.weights.open import Source, open_source
+    from convert.weights.run_folder import CHECKPOINTS, EXPORT, find_export, is_run
+    from convert.weights.save import save_weights
+
+__all__ = [
+    "CHECKPOINTS",
+    "CONFIG",
+    "EXPORT",
+    "Source",
+    "WEIGHTS",
+    "find_export",
+    "is_diffusers_config",
+    "is_run",
+    "load_folder",
+    "load_weights",
+    "locate",
+    "open_source",
+    "read_config",
+    "read_diffusers_file",
+    "save_folder",
+    "save_weights",
+    "settle",
+    "write_config",
+]
