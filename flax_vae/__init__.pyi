@@ -2,15 +2,14 @@
 
 from convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
 from flax_vae.autoencoder import AutoEncoder, init_params
-from flax_vae.banded import decode_in_bands
 from flax_vae.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
-from flax_vae.compilation import cache_compilations, compiler_options
 from flax_vae.discriminator import Discriminator
 from flax_vae.gaussian import DiagonalGaussian, Posterior
+from flax_vae.inference import decode_in_bands, decode_over_devices, moments_over_devices
 from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Swish, Upsample, swish
 from flax_vae.loading import from_pretrained, save_pretrained
-from flax_vae.nnx_bridge import to_nnx
-from flax_vae.sharded import decode_over_devices, moments_over_devices
+from flax_vae.nnx import to_nnx
+from flax_vae.ops import cache_compilations, compiler_options
 
 __version__: str
 

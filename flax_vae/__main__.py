@@ -7,7 +7,7 @@ from convert.console import run
 
 def main() -> int:
     """Runs the command on the arguments of the process and returns the exit status."""
-    return run("flax-vae", "flax_vae.cli")
+    return run("flax-vae", "flax_vae.cli.main")
 
 
 if __name__ == "__main__":

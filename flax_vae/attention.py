@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_vae.tiled_attention import Tile, tiled_attention
+from flax_vae.ops import Tile, tiled_attention
 
 AttentionPath = Literal["auto", "full", "tiles", "cudnn"]
 

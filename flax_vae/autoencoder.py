@@ -13,8 +13,7 @@ from flax_vae.embedding import sinusoidal_embedding
 from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.latents import LatentNorm
 from flax_vae.layers import conv
-from flax_vae.linear import Dense
-from flax_vae.remat import Remat
+from flax_vae.ops import Dense, Remat
 
 
 class AutoEncoder(nn.Module):

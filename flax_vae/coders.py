@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from convert.architecture import AutoEncoderParams, Padding, check_image, check_latent
 from flax_vae.attention import AttentionPath
 from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Upsample, conv, group_norm
-from flax_vae.remat import Remat, rematerialised
+from flax_vae.ops import Remat, rematerialised
 
 
 class MidBlock(nn.Module):

@@ -13,8 +13,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from convert.architecture import KERNEL, DiscriminatorParams
-from flax_vae.convolution import convolve
-from flax_vae.linear import Conv
+from flax_vae.ops import Conv, convolve
 
 NORM_EPS = 1e-5
 MOMENTUM = 0.1  # the share of the new batch in the running statistics

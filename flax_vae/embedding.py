@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flax_vae.broadcast import broadcast
+from flax_vae.ops import broadcast
 
 
 def sinusoidal_embedding(time: Float[Array, " b"], dim: int) -> Float[Array, "b t"]:

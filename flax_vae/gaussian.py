@@ -8,7 +8,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from convert.architecture import LOGVAR_MAX, LOGVAR_MIN, check_noise
-from flax_vae.broadcast import add
+from flax_vae.ops import add
 
 
 @struct.dataclass

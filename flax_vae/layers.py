@@ -14,11 +14,7 @@ from jaxtyping import Array, Float
 
 from convert.architecture import NORM_GROUPS, Padding, check_padding, check_time_emb
 from flax_vae.attention import AttentionPath, attention
-from flax_vae.broadcast import add
-from flax_vae.convolution import convolve
-from flax_vae.linear import Conv, Dense
-from flax_vae.normalisation import GroupNorm
-from flax_vae.upsampling import upsample_and_convolve
+from flax_vae.ops import Conv, Dense, GroupNorm, add, convolve, upsample_and_convolve
 
 NORM_EPS = 1e-6
 

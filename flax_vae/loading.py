@@ -14,7 +14,7 @@ from convert.formats import FLOATS, ArrayLike, cast
 from convert.table import to_flax, to_torch
 from convert.weights import load_weights, save_folder
 from flax_vae.autoencoder import AutoEncoder
-from flax_vae.remat import Remat
+from flax_vae.ops import Remat
 
 
 def from_pretrained(

@@ -36,7 +36,7 @@ from convert.weights.load import settle
 from convert.weights.open import open_source
 from convert.weights.save import save_weights
 from flax_vae.errors import UserError
-from flax_vae.images import image_size, read_image
+from flax_vae.images.read import image_size, read_image
 from tests.convert.test_bit_rot import SMALL
 from tests.convert.test_latents import write as write_latents
 

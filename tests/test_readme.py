@@ -19,7 +19,7 @@ def after_training(tmp_path, monkeypatch):
     from PIL import Image
 
     from flax_vae import PRESETS, AutoEncoder, init_params, save_pretrained
-    from flax_vae.at_scale.encode import encode_folder, encoding_of
+    from flax_vae.folders.encode import encode_folder, encoding_of
 
     model = AutoEncoder(PRESETS["tiny"], dtype=jnp.float32)
     params = init_params(model, jax.random.key(0))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import convert.cli.main
-import flax_vae.cli
+import flax_vae.cli.main
 import train.cli
 from convert.console.terminal import escaped_output, printable, rewrite_line
 from train.report import Reporter
@@ -47,15 +47,15 @@ CALLS = {
     "convert": (convert.cli.main.main, ["{}", "dst", "--to", "flux"]),
     "convert to": (convert.cli.main.main, ["nowhere", "{}", "--to", "flux"]),
     "inspect": (convert.cli.main.main, ["inspect", "{}"]),
-    "encode": (flax_vae.cli.main, ["encode", "{}", "dst", "--model", "{}"]),
-    "decode": (flax_vae.cli.main, ["decode", "{}", "dst", "--model", "{}"]),
-    "reconstruct": (flax_vae.cli.main, ["reconstruct", "{}/{}.png", "--model", "{}"]),
+    "encode": (flax_vae.cli.main.main, ["encode", "{}", "dst", "--model", "{}"]),
+    "decode": (flax_vae.cli.main.main, ["decode", "{}", "dst", "--model", "{}"]),
+    "reconstruct": (flax_vae.cli.main.main, ["reconstruct", "{}/{}.png", "--model", "{}"]),
     "train": (train.cli.main, ["--data", "{}", "--workdir", "run", "--steps", "1"]),
     "train from": (train.cli.main, ["--start-from", "{}", "--workdir", "run"]),
     "train in": (train.cli.main, ["--workdir", "{}", "--steps", "1"]),
     "eval": (train.cli.main, ["eval", "{}", "--data", "{}"]),
     "plan": (train.cli.main, ["plan", "--preset", "{}"]),
-    "no command": (flax_vae.cli.main, ["{}"]),
+    "no command": (flax_vae.cli.main.main, ["{}"]),
 }
 
 
@@ -73,7 +73,7 @@ def test_no_message_of_any_command_holds_what_a_terminal_obeys(what, folder, cap
 
 
 def test_notes_on_a_folder_are_escaped(folder):
-    from flax_vae.image_folder import list_folder
+    from flax_vae.images.folder import list_folder
 
     notes = " ".join(list_folder(folder_path(folder)).notes)
     assert SAFE in notes and not FORBIDDEN & set(notes)

@@ -7,8 +7,8 @@ from typing import IO
 
 import numpy as np
 
+from convert.console import printable
 from convert.files import check_members, require_regular
-from flax_vae.images import printable
 from train.errors import DataError
 
 

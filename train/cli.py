@@ -107,7 +107,7 @@ def _end(status: int, flags: Flags) -> int:
 
 
 def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:
-    from flax_vae.compilation import require_devices
+    from flax_vae.ops import require_devices
     from train.dry_run import describe  # loads JAX
 
     require_devices()
@@ -118,7 +118,7 @@ def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:
 def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     begun = time.monotonic()
     # They load JAX: only now, when there is something to compute.
-    from flax_vae.compilation import cache_compilations, require_devices
+    from flax_vae.ops import cache_compilations, require_devices
     from train.loop import describe, train
 
     if flags.compilation_cache is not None:

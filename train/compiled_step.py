@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from flax_vae.compilation import release_compiler_memory
+from flax_vae.ops import release_compiler_memory
 
 
 class CompiledStep:

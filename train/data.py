@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from flax_vae.at_scale.sizes import to_float
+from convert.console import printable
 from flax_vae.errors import first_of
-from flax_vae.images import StorageError, printable
+from flax_vae.images import StorageError, to_float
 from train.config import DataConfig
 from train.crops import WORDS, below, cut, fit, fitted_size
 from train.errors import DataError

@@ -14,7 +14,7 @@ from train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
     from flax_vae import AutoEncoder
-    from flax_vae.metrics import Comparison
+    from flax_vae.images import Comparison
     from train.evaluation import Evaluation, Perceptual
     from train.fid import FrechetMeter
     from train.sources import Source
@@ -165,8 +165,7 @@ def _one(flags: EvalFlags, where: Path, source: "Source", perceptual: "Perceptua
 
 
 def _load(flags: EvalFlags, where: Path) -> "tuple[AutoEncoder, Any]":
-    from flax_vae.at_scale.model import load_model
-    from flax_vae.reconstruct import check_rgb
+    from flax_vae.inference import check_rgb, load_model
 
     model, params = load_model(str(where), flags.preset, "float32", raw_weights=flags.raw_weights)
     check_rgb(model.params, str(where))

@@ -9,7 +9,7 @@ from typing import Any
 
 from convert.architecture import AutoEncoderParams
 from convert.files import new_file
-from flax_vae.metrics import ImageScores
+from flax_vae.images import ImageScores
 from train.evaluation import Report
 from train.fid import FrechetMeter
 from train.statistics import LatentStatistics

@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from flax_vae import AutoEncoder
-from flax_vae.at_scale.sizes import pad_to_factor, to_float, to_uint8
-from flax_vae.metrics import psnr, ssim
+from flax_vae.images import pad_to_factor, psnr, ssim, to_float, to_uint8
 from train.config import TrainConfig
 from train.errors import NotFiniteError
 from train.lpips import lpips

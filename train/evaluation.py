@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from flax_vae import AutoEncoder
-from flax_vae.at_scale.sizes import to_float, to_uint8
-from flax_vae.metrics import Comparison, ImageScores, compare
-from flax_vae.reconstruct import reconstruct
+from flax_vae.images import Comparison, ImageScores, compare, to_float, to_uint8
+from flax_vae.inference import reconstruct
 from train.errors import DataError, NotFiniteError
 from train.fid import FrechetMeter
 from train.sources import Source

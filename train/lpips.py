@@ -17,7 +17,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from flax_vae.linear import Conv
+from flax_vae.ops import Conv
 
 NetName = Literal["vgg", "alex"]
 

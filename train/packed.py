@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from convert.console import printable
 from convert.extras import needed
-from flax_vae.images import StorageError, file_digest, image_size, printable, read_image
+from flax_vae.images import StorageError, file_digest, image_size, read_image
 from train.array_file import load_array
 from train.errors import DataError
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from flax_vae.compilation import compiler_options
+from flax_vae.ops import compiler_options
 from train.compiled_step import CompiledStep
 from train.errors import TrainError
 from train.state import TrainState

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from flax_vae.metrics import Comparison
-from flax_vae.pictures import Layout, draw_comparison, save_png, stack
+from flax_vae.images import Comparison, Layout, draw_comparison, save_png, stack
 from train.evaluate import TILE, Evaluation, to_tiles
 
 _PAIRS_PER_ROW = 4

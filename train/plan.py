@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_vae.compilation import compiler_options
+from flax_vae.ops import compiler_options
 from train.assemble import make_parts, make_state
 from train.config import TrainConfig
 from train.hardware import Chip, find_chip

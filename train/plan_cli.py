@@ -93,7 +93,7 @@ def _run(flags: PlanFlags) -> int:
     config = _config(flags)
     import jax  # not for --help, nor for settings that are wrong
 
-    from flax_vae.compilation import require_devices
+    from flax_vae.ops import require_devices
     from train import plan_report
     from train.plan import fit, plan
     from train.targets import local, topology

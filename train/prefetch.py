@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from flax_vae.at_scale.sizes import to_float
+from flax_vae.images import to_float
 from train.data import Photographs
 
 T = TypeVar("T")

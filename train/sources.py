@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from flax_vae.image_folder import list_folder
-from flax_vae.images import file_digest, image_size, printable, read_image
+from convert.console import printable
+from flax_vae.images import file_digest, image_size, list_folder, read_image
 
 
 class Source(Protocol):
@@ -76,7 +76,7 @@ class FolderSource:
         """Lists the files.
 
         Raises:
-          DataError: as `flax_vae.image_folder.list_folder`.
+          DataError: as `flax_vae.images.list_folder`.
         """
         listed = list_folder(folder)
         self.where, self.notes = printable(folder), listed.notes

@@ -7,7 +7,18 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from convert.console.interrupts import advise, run
+    from convert.console.progress import Progress
     from convert.console.quiet import quiet_libraries
     from convert.console.terminal import escaped, escaped_output, parse_flags, printable, rewrite_line
 
-__all__ = ["advise", "escaped", "escaped_output", "parse_flags", "printable", "quiet_libraries", "rewrite_line", "run"]
+__all__ = [
+    "Progress",
+    "advise",
+    "escaped",
+    "escaped_output",
+    "parse_flags",
+    "printable",
+    "quiet_libraries",
+    "rewrite_line",
+    "run",
+]

@@ -62,10 +62,10 @@ def alone(source: Path, weights: Path) -> list[float]:
     """
     import jax
 
-    from flax_vae.at_scale.buckets import Grouping, group
-    from flax_vae.at_scale.model import load_model
-    from flax_vae.at_scale.scan import read, scan
-    from flax_vae.at_scale.sizes import pad_to_factor, to_float
+    from flax_vae.folders.batches import Grouping, group
+    from flax_vae.folders.scan import read, scan
+    from flax_vae.images.sizes import pad_to_factor, to_float
+    from flax_vae.inference.model import load_model
 
     model, params = load_model(str(weights), None, "float32")
     factor, batches = model.params.factor, []
@@ -83,7 +83,7 @@ def alone(source: Path, weights: Path) -> list[float]:
 def command(source: Path, folder: Path, weights: Path) -> list[str]:
     """The command as a person gives it."""
     words = ["encode", source, folder, "--model", weights, "--batch-size", BATCH, "--shard-size", SHARD]
-    return [sys.executable, "-m", "flax_vae.cli", *map(str, words)]
+    return [sys.executable, "-m", "flax_vae.cli.main", *map(str, words)]
 
 
 def whole(words: list[str]) -> tuple[list[float], str]:

@@ -11,7 +11,7 @@ import optax
 
 from flax_vae import AutoEncoder
 from flax_vae.autoencoder import example_inputs
-from flax_vae.compilation import compiler_options, release_compiler_memory
+from flax_vae.ops.compilation import compiler_options, release_compiler_memory
 from tests.benchmarks.process import ADAMW, free_bytes
 from tests.benchmarks.rows import Row
 
@@ -37,7 +37,7 @@ def build(row: Row, plain: bool) -> tuple[Call, float | None]:
     if row.work == "training":
         return _training(model, params, images)
     if row.work == "bands" and not plain:
-        from flax_vae.banded import decode_in_bands
+        from flax_vae.inference.banded_decode import decode_in_bands
 
         # It compiles its pieces by itself, so its first call has the compilation in it.
         return lambda: jax.block_until_ready(decode_in_bands(model, params, latents)), None

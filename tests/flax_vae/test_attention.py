@@ -7,7 +7,7 @@ import pytest
 
 from flax_vae import attention as module
 from flax_vae.attention import attention, full_attention
-from flax_vae.tiled_attention import Tile, tiled_attention
+from flax_vae.ops.attention_tiles import Tile, tiled_attention
 
 
 def draw(n, m, c, dtype, batch=2):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_vae import AutoEncoder, bands
-from flax_vae.banded import Map, decode_in_bands
+from flax_vae import AutoEncoder
+from flax_vae.inference import band_ops as bands
+from flax_vae.inference.banded_decode import Map, decode_in_bands
 from tests.flax_vae._random import PLAIN, apart, random_inputs, random_params
 
 TOLERANCE = 1e-5  # of the RMS

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from convert.errors import ConversionError, FileError
-from flax_vae import cli
+from flax_vae.cli import main as cli
 from flax_vae.errors import DataError, UserError
 
-ENCODE = "flax_vae.at_scale.encode_cli"
+ENCODE = "flax_vae.cli.encode"
 
 
 def command(monkeypatch, main):
@@ -123,7 +123,7 @@ def test_a_signal_during_the_imports_is_no_traceback(package, words, seconds, tm
 def test_a_reader_that_has_seen_enough_is_no_error():
     code = (
         "import sys, types\n"
-        "from flax_vae import cli\n"
+        "from flax_vae.cli import main as cli\n"
         f"sys.modules[{ENCODE!r}] = types.SimpleNamespace(main=lambda args: print('x' * 1_000_000) or 0)\n"
         "sys.exit(cli.main(['encode']))"
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flax_vae import compilation
+from flax_vae.ops import compilation
 
 
 def test_a_training_step_is_ordered_for_memory_on_a_cpu(optimised):

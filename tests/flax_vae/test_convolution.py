@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_vae import convolution, kernel_gradient, small_maps, winograd
-from flax_vae.convolution import convolve
-from flax_vae.upsampling import upsample_and_convolve
+from flax_vae.ops import convolution
+from flax_vae.ops.convolution import convolve
+from flax_vae.ops.cpu import kernel_gradient, small_maps, winograd
+from flax_vae.ops.upsampling import upsample_and_convolve
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 SAME = ((1, 1), (1, 1))

@@ -17,13 +17,14 @@ from convert.files.atomic_file import new_file
 from convert.latents.dataset import LatentDataset
 from convert.latents.shard import ShardContent
 from convert.latents.statistics import LatentStatistics
-from flax_vae import AutoEncoder, cli, init_params, save_pretrained
-from flax_vae.at_scale.buckets import Grouping
-from flax_vae.at_scale.decode import decode_folder
-from flax_vae.at_scale.encode import encode_folder, encoding_of
-from flax_vae.at_scale.sizes import to_uint8
-from flax_vae.at_scale.targets import target_names
+from flax_vae import AutoEncoder, init_params, save_pretrained
+from flax_vae.cli import main as cli
 from flax_vae.errors import UserError
+from flax_vae.folders.batches import Grouping
+from flax_vae.folders.decode import decode_folder
+from flax_vae.folders.encode import encode_folder, encoding_of
+from flax_vae.folders.file_names import target_names
+from flax_vae.images.sizes import to_uint8
 
 SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
 NAMES = {"a.png": (8, 8), "sub/b.jpg": (7, 8), "sub/b.png": (8, 7), "c.jpg": (5, 12)}
@@ -130,7 +131,7 @@ def test_a_decoder_that_was_trained_further_decodes_too(latents, tmp_path, model
 )
 def test_what_is_not_finite_becomes_no_picture(value, message, max_pixels, source, tmp_path, model):
     with pytest.MonkeyPatch.context() as patch:  # no encoder of ours writes such latents
-        patch.setattr("flax_vae.at_scale.pipeline.Pipeline._check", lambda *_: None)
+        patch.setattr("flax_vae.folders.pipeline.Pipeline._check", lambda *_: None)
         keep = ShardContent.add
 
         def add(content, entries, latents):

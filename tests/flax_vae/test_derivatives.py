@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_vae import AutoEncoder, convolution, kernel_gradient, small_maps, winograd
+from flax_vae import AutoEncoder
 from flax_vae import attention as attention_module
 from flax_vae.attention import attention, full_attention
-from flax_vae.broadcast import broadcast
-from flax_vae.convolution import convolve
-from flax_vae.normalisation import GroupNorm
-from flax_vae.tiled_attention import Tile, tiled_attention
-from flax_vae.upsampling import upsample_and_convolve
+from flax_vae.ops import convolution
+from flax_vae.ops.attention_tiles import Tile, tiled_attention
+from flax_vae.ops.broadcasting import broadcast
+from flax_vae.ops.convolution import convolve
+from flax_vae.ops.cpu import kernel_gradient, small_maps, winograd
+from flax_vae.ops.group_norm import GroupNorm
+from flax_vae.ops.upsampling import upsample_and_convolve
 from tests.flax_vae._random import PLAIN, quick_jit, random_inputs, random_params
 from train.lpips import Lpips, Stage
 

@@ -20,13 +20,14 @@ from PIL import Image
 from convert import PRESETS
 from convert.latents.dataset import LatentDataset
 from convert.latents.shard import write_shard
-from flax_vae import AutoEncoder, cli, init_params, save_pretrained
-from flax_vae.at_scale.buckets import Grouping, Picture, group
-from flax_vae.at_scale.encode import encode_folder, encoding_of
-from flax_vae.at_scale.encoder import latent_noise
-from flax_vae.at_scale.scan import read, scan
-from flax_vae.at_scale.sizes import pad_to_factor, to_float
+from flax_vae import AutoEncoder, init_params, save_pretrained
+from flax_vae.cli import main as cli
 from flax_vae.errors import UserError
+from flax_vae.folders.batch_encoder import latent_noise
+from flax_vae.folders.batches import Grouping, Picture, group
+from flax_vae.folders.encode import encode_folder, encoding_of
+from flax_vae.folders.scan import read, scan
+from flax_vae.images.sizes import pad_to_factor, to_float
 
 SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
 SIZES = [(12, 16), (11, 15), (8, 8), (7, 8), (1, 1)]  # padded: three
@@ -212,7 +213,7 @@ def watch(event, args):
             os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(watch)
-from flax_vae.cli import main
+from flax_vae.cli.main import main
 sys.exit(main(words))
 """
 
@@ -376,7 +377,7 @@ def test_images_are_appended_without_touching_what_is_there(tmp_path, model, wei
                 raise OSError(28, "No space left on device")
             written.append(write_shard(folder, number, *rest))
 
-        patch.setattr("flax_vae.at_scale.data_set.write_shard", write)
+        patch.setattr("flax_vae.folders.data_set.write_shard", write)
         with pytest.raises(OSError, match="No space"):
             encode(source, other, model, **call, call={"append": True})
     assert len(list(other.glob("latents-*"))) == 3 and len(LatentDataset(other)) == 6
@@ -412,7 +413,7 @@ def test_force_keeps_the_old_data_set_until_the_new_one_is_complete(tmp_path, mo
             write_shard(*args)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("flax_vae.at_scale.data_set.write_shard", write)
+            patch.setattr("flax_vae.folders.data_set.write_shard", write)
             with pytest.raises(OSError, match="No space"):
                 encode(source, folder, model, flip=True, **call, call={"force": True})
         assert contents(folder) == old and list(LatentDataset(folder, verify=True))

@@ -10,9 +10,9 @@ import pytest
 
 from convert.architecture.discriminator import DiscriminatorParams
 from flax_vae import AutoEncoder, init_params
-from flax_vae.broadcast import broadcast
 from flax_vae.discriminator import Discriminator
-from flax_vae.linear import Conv, Dense
+from flax_vae.ops.broadcasting import broadcast
+from flax_vae.ops.linear import Conv, Dense
 from tests.flax_vae._random import PLAIN
 from train.lpips import Lpips, Stage
 

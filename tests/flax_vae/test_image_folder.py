@@ -5,9 +5,9 @@ import os
 import pytest
 from PIL import Image
 
-from flax_vae.at_scale.scan import scan
 from flax_vae.errors import DataError
-from flax_vae.image_folder import list_folder
+from flax_vae.folders.scan import scan
+from flax_vae.images.folder import list_folder
 from train.sources import open_source
 
 

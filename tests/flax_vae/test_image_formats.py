@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, features
 
 from flax_vae.errors import DataError
-from flax_vae.image_formats import READ
-from flax_vae.images import image_size, read_image, upright_size
+from flax_vae.images.formats import READ
+from flax_vae.images.read import image_size, read_image, upright_size
 
 rows, columns = np.mgrid[:24, :40]
 SMOOTH = np.stack([rows * 9, columns * 6, rows + columns], axis=-1).astype(np.uint8)
@@ -45,7 +45,7 @@ def test_a_postscript_file_called_png_starts_no_program(tmp_path):
     code = f"""
 import sys
 from flax_vae.errors import DataError
-from flax_vae.images import image_size, read_image
+from flax_vae.images.read import image_size, read_image
 from pathlib import Path
 for read, what in [(f, w) for f in (image_size, read_image) for w in (Path(sys.argv[1]), {eps!r})]:
     try:
@@ -194,7 +194,7 @@ def test_what_asks_for_much_takes_little_memory(tmp_path):
     code = """
 import pathlib, resource, sys
 from flax_vae.errors import DataError
-from flax_vae.images import read_image
+from flax_vae.images.read import read_image
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for file in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     try:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convert.console.terminal import printable
 from flax_vae.errors import DataError
-from flax_vae.image_folder import list_folder
-from flax_vae.images import StorageError, image_size, printable, read_image
+from flax_vae.images.folder import list_folder
+from flax_vae.images.read import StorageError, image_size, read_image
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 

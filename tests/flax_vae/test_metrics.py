@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from flax_vae.metrics import psnr, ssim
+from flax_vae.images.scores import psnr, ssim
 
 rng = np.random.default_rng(0)
 IMAGE = rng.integers(0, 256, (40, 33, 3), np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from flax_vae.normalisation import GroupNorm
+from flax_vae.ops.group_norm import GroupNorm
 
 
 def draw(dtype, mean=0.0, shape=(2, 5, 3, 12)):

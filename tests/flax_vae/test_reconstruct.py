@@ -16,13 +16,14 @@ from PIL import Image
 
 from convert import PRESETS
 from convert.extras import install_command
-from flax_vae import AutoEncoder, cli, save_pretrained
-from flax_vae.at_scale.sizes import to_float, to_uint8
+from flax_vae import AutoEncoder, save_pretrained
+from flax_vae.cli import main as cli
+from flax_vae.conditioning import same_time
 from flax_vae.errors import UserError
-from flax_vae.metrics import compare, psnr
-from flax_vae.pictures import WIDE, draw_comparison, visible_factor
-from flax_vae.reconstruct import needs_bands
-from flax_vae.times import same_time
+from flax_vae.images.comparison import WIDE, draw_comparison, visible_factor
+from flax_vae.images.scores import compare, psnr
+from flax_vae.images.sizes import to_float, to_uint8
+from flax_vae.inference.reconstruction import needs_bands
 from tests.flax_vae._random import PLAIN, random_params
 
 HEIGHT, WIDTH = 13, 11  # neither is a multiple of the factor, 2
@@ -232,8 +233,8 @@ def test_a_picture_is_replaced_only_with_force_and_large_maps_are_decoded_in_ban
     Path("photo.reconstruction.png").touch()
     assert run(capsys, "photo.png", "--model", model)[0] == 1
     assert Path("photo.reconstruction.png").read_bytes() == b""
-    monkeypatch.setattr("flax_vae.reconstruct._LARGE_MAP", 0)
-    monkeypatch.setattr("flax_vae.reconstruct._decode", None)
+    monkeypatch.setattr("flax_vae.inference.reconstruction._LARGE_MAP", 0)
+    monkeypatch.setattr("flax_vae.inference.reconstruction._decode", None)
     code, out, _ = run(capsys, "photo.png", "--model", model, "--force")
     assert code == 0
     assert told_psnr(out) == pytest.approx(psnr(by_hand(PIXELS), PIXELS), abs=0.05)
@@ -252,7 +253,7 @@ def test_what_the_device_cannot_hold_is_one_line_and_other_failures_are_not_hidd
 
     reasons = iter(["RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore", "INTERNAL: a bug"])
     Image.fromarray(PIXELS).save("photo.png")
-    monkeypatch.setattr("flax_vae.reconstruct.reconstruct", fail)
+    monkeypatch.setattr("flax_vae.inference.reconstruction.reconstruct", fail)
     code, _, err = run(capsys, "photo.png", "--model", model)
     assert (code, err.count("\n")) == (1, 1)
     assert "photo.png is too large for the memory of this machine; make it smaller" in err
@@ -262,7 +263,7 @@ def test_what_the_device_cannot_hold_is_one_line_and_other_failures_are_not_hidd
 
 def test_numbers_that_are_not_finite_are_no_picture(model, here, capsys, monkeypatch):
     decode = lambda model, params, z, time: np.full((1, 14, 12, 3), np.nan)  # noqa: E731
-    monkeypatch.setattr("flax_vae.reconstruct._decode", decode)
+    monkeypatch.setattr("flax_vae.inference.reconstruction._decode", decode)
     Image.fromarray(PIXELS).save("photo.png")
     code, _, err = run(capsys, "photo.png", "--model", model)
     assert (code, err.count("\n")) == (1, 1)

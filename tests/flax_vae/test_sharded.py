@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flax_vae import AutoEncoder
-from flax_vae.sharded import decode_over_devices, moments_over_devices
+from flax_vae.inference.over_devices import decode_over_devices, moments_over_devices
 from tests.flax_vae._random import PLAIN, apart, random_inputs, random_params
 
 TOLERANCE = 1e-5  # of the RMS

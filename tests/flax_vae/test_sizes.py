@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from flax_vae.at_scale.sizes import pad_to_factor, padded_size, to_float, to_uint8
+from flax_vae.images.sizes import pad_to_factor, padded_size, to_float, to_uint8
 
 
 @pytest.mark.parametrize(("size", "padded"), [((1, 1), (8, 8)), ((8, 16), (8, 16)), ((9, 23), (16, 24))])

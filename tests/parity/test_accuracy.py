@@ -3,7 +3,7 @@
 The largest of a few hundred errors is near or far by chance: on one machine, with equal RMS, it is 0.9 to 1.8 times
 PyTorch's.
 
-At `"highest"`, which on a CPU means short sums as PyTorch's kernels have them (`flax_vae/convolution.py`).
+At `"highest"`, which on a CPU means short sums as PyTorch's kernels have them (`flax_vae/ops/convolution.py`).
 The figures are collected into a table at the end of the run; see `tests/conftest.py`.
 """
 

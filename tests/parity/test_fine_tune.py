@@ -10,9 +10,9 @@ from PIL import Image
 import convert.cli.main
 import train.cli
 from flax_vae import from_pretrained
-from flax_vae.at_scale.sizes import pad_to_factor, to_float
-from flax_vae.images import read_image
-from flax_vae.reconstruct import reconstruct
+from flax_vae.images.read import read_image
+from flax_vae.images.sizes import pad_to_factor, to_float
+from flax_vae.inference.reconstruction import reconstruct
 from tests.flax_vae.test_colour import linear_grey
 from tests.flax_vae.test_image_formats import png16
 from train import lpips_weights

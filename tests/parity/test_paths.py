@@ -2,8 +2,9 @@
 
 import pytest
 
-from flax_vae import attention, kernel_gradient
-from flax_vae.tiled_attention import Tile
+from flax_vae import attention
+from flax_vae.ops.attention_tiles import Tile
+from flax_vae.ops.cpu import kernel_gradient
 from tests.parity._cases import MODELS
 from tests.parity.test_gradients import assert_gradients_agree
 

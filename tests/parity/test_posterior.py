@@ -14,7 +14,7 @@ from convert import PRESETS, load_weights
 from convert.architecture.autoencoder import LOGVAR_MAX, LOGVAR_MIN
 from convert.latents.index import Encoding
 from convert.weights.folder import save_folder
-from flax_vae.at_scale.encoder import LatentEncoder
+from flax_vae.folders.batch_encoder import LatentEncoder
 from tests.parity import seed
 from tests.parity._agree import assert_agree, flax_model, inputs, nchw, nhwc, random_state_dict, torch_model
 

@@ -10,7 +10,7 @@ import torch
 
 import flax_vae
 import torch_ref
-from flax_vae.at_scale.sizes import to_float
+from flax_vae.images.sizes import to_float
 from tests.parity._agree import nchw, nhwc
 from train.config import DataConfig
 from train.data import Photographs

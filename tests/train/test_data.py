@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import train.data
-from flax_vae.at_scale.sizes import to_uint8
-from flax_vae.images import StorageError, read_image
+from flax_vae.images.read import StorageError, read_image
+from flax_vae.images.sizes import to_uint8
 from train.config import DataConfig
 from train.data import Photographs
 from train.errors import DataError

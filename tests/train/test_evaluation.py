@@ -15,8 +15,8 @@ from PIL import Image
 
 from convert import PRESETS, load_folder
 from flax_vae import AutoEncoder, from_pretrained, init_params, save_pretrained
-from flax_vae.at_scale.sizes import to_float, to_uint8
-from flax_vae.metrics import Comparison, ImageScores, psnr, ssim
+from flax_vae.images.scores import Comparison, ImageScores, psnr, ssim
+from flax_vae.images.sizes import to_float, to_uint8
 from tests.train.conftest import SMALL
 from train import eval_cli
 from train.errors import DataError, TrainError
@@ -271,9 +271,9 @@ def test_a_model_with_time_is_told_which(monkeypatch):
         told.append(np.asarray(time))
         return images, images[..., :1], np.zeros_like(images[..., :1])
 
-    monkeypatch.setattr("flax_vae.reconstruct._encode", encode)
+    monkeypatch.setattr("flax_vae.inference.reconstruction._encode", encode)
     monkeypatch.setattr(
-        "flax_vae.reconstruct._decode", lambda model, params, z, time: told.append(np.asarray(time)) or z
+        "flax_vae.inference.reconstruction._decode", lambda model, params, z, time: told.append(np.asarray(time)) or z
     )
     image = rng.integers(0, 256, (16, 16, 3), np.uint8)
     Evaluation(AutoEncoder(replace(record, z_channels=1)), {}, 2, time=300.0)(Listed([image, image]), 2)
@@ -289,7 +289,7 @@ def test_bands_are_what_decodes_where_they_are_asked_for(params, three, monkeypa
         latents.append(z.shape)
         return np.zeros((len(z), 2 * z.shape[1], 2 * z.shape[2], 3), np.float32)
 
-    monkeypatch.setattr("flax_vae.reconstruct.decode_in_bands", decode)
+    monkeypatch.setattr("flax_vae.inference.reconstruction.decode_in_bands", decode)
     assert signature(decode_in_bands).parameters.keys() >= signature(decode).parameters.keys()
     seen = []
     Evaluation(AutoEncoder(SMALL), params, 2, in_bands=True)(open_source(str(three)), 3, seen.append)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flax_vae.images import StorageError
+from flax_vae.images.read import StorageError
 from tests.train.test_sources import WRITERS
 from train import listing
 from train.config import DataConfig
@@ -155,9 +155,9 @@ def test_the_middle_of_large_images_is_read_in_small_data_sets_alone(tmp_path):
 
 def test_a_file_that_is_gone_ends_it_and_one_that_may_not_be_read_is_listed(tmp_path, monkeypatch):
     photographs = Photographs(DataConfig(folder=str(write_folder(tmp_path / "data")), crop_size=8))
-    monkeypatch.setattr("flax_vae.images.hashlib.file_digest", fail(PermissionError(errno.EACCES, "")))
+    monkeypatch.setattr("flax_vae.images.read.hashlib.file_digest", fail(PermissionError(errno.EACCES, "")))
     assert set(data_listing(photographs).values()) == {"unreadable"}
-    monkeypatch.setattr("flax_vae.images.hashlib.file_digest", fail(OSError(errno.EIO, "")))
+    monkeypatch.setattr("flax_vae.images.read.hashlib.file_digest", fail(OSError(errno.EIO, "")))
     with pytest.raises(StorageError, match="0.png cannot be opened .Input/output error.; start again when it can"):
         data_listing(photographs)
     (tmp_path / "data" / "3.png").unlink()

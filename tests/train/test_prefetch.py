@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from flax_vae.images import StorageError
+from flax_vae.images.read import StorageError
 from train.config import DataConfig
 from train.data import Photographs
 from train.errors import DataError

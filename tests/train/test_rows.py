@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from flax_vae.compilation import compiler_options
+from flax_vae.ops.compilation import compiler_options
 from train.assemble import make_parts, make_state
 from train.config import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
 from train.dry_run import describe

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from convert.extras import install_command
-from flax_vae.images import StorageError
+from flax_vae.images.read import StorageError
 from train.config import DataConfig
 from train.data import Photographs
 from train.errors import DataError

@@ -1,1 +1,0 @@
-"""Many images, of any size: folders of them to latents, and latents back to images."""

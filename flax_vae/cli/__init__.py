@@ -1,0 +1,4 @@
+"""The command `flax-vae`.
+
+Imports all other rooms; nothing imports it.
+"""

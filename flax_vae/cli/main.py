@@ -1,0 +1,83 @@
+"""`flax-vae`: images and latents in the shell; what a person can put right ends in one line on standard error."""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from convert.console import escaped_output, quiet_libraries
+from convert.extras import explain_missing
+
+PROG = "flax-vae"
+
+# What each does, and the module whose `main` does it; loaded when it is asked for.
+COMMANDS = {
+    "encode": ("a folder of images to latents, for training on them", "flax_vae.cli.encode"),
+    "decode": ("those latents back to images", "flax_vae.cli.decode"),
+    "reconstruct": ("an image beside what a model makes of it, with PSNR and SSIM", "flax_vae.cli.reconstruct"),
+}
+
+USAGE = f"""usage: {PROG} COMMAND ...
+
+Images to latents and back, with any autoencoder of the FLUX and Stable Diffusion family.
+
+commands:
+{chr(10).join(f"  {name:12} {what}" for name, (what, _) in COMMANDS.items())}
+
+{PROG} COMMAND --help says what each takes.  Weights are converted by flax-vae-convert, and trained by flax-vae-train.
+"""
+
+
+@escaped_output()
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+      args: the words after the program's name; None takes those of the process.
+
+    Returns:
+      The exit status: 0; 1 for what the caller can put right; 2 for a misused command line; 130 when interrupted, 143
+      when terminated.
+
+    Raises:
+      SystemExit: 2 for wrong flags of a command, 0 after its `--help`.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    quiet_libraries()
+    # They load numpy.
+    from convert.errors import ConversionError, FileError
+    from flax_vae.errors import UserError
+
+    if words[:1] in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
+    if not words:
+        print(USAGE, end="", file=sys.stderr)
+        return 2
+    if words[0] not in COMMANDS:
+        print(f"{PROG}: {words[0]!r} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        code = importlib.import_module(COMMANDS[words[0]][1]).main(words[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROG} {words[0]}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except ImportError as error:
+        sentence = str(error) if isinstance(error, UserError) else explain_missing(error)
+        if sentence is None:
+            raise
+        print(f"{PROG} {words[0]}: {sentence}", file=sys.stderr)
+        return 1
+    except (UserError, ConversionError, FileError, OSError) as error:
+        print(f"{PROG} {words[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

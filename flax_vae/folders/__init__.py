@@ -1,0 +1,13 @@
+"""Folders of images to latent data sets, and back: planned, resumed, written shard by shard.
+
+Imports `flax_vae.inference` and `convert.latents`; used by `flax-vae encode` and `flax-vae decode`.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from flax_vae.folders.batches import Grouping, Shard
+    from flax_vae.folders.decode import decode_folder
+    from flax_vae.folders.encode import EncodeReport, encode_folder, encoding_of
+
+__all__ = ["EncodeReport", "Grouping", "Shard", "decode_folder", "encode_folder", "encoding_of"]

@@ -1,0 +1,146 @@
+"""Batches of latents to image files: read, decoded and written at the same time."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+from convert.console import Progress, printable
+from convert.errors import FileError
+from convert.files import new_file
+from convert.latents import Encoding, LatentDataset
+from flax_vae.autoencoder import AutoEncoder
+from flax_vae.conditioning import same_time
+from flax_vae.errors import UserError
+from flax_vae.folders.batches import Batch, Picture
+from flax_vae.folders.stream import stream
+from flax_vae.images import to_uint8
+from flax_vae.inference import ENCODES, DataParallel, decode_in_bands
+
+
+class Decoder:
+    """A model as the decoder of a data set."""
+
+    def __init__(self, model: AutoEncoder, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
+        """Places the weights that decode.
+
+        Args:
+          model: the autoencoder.
+          params: its parameters; those of the encoder may be missing.
+          encoding: how the latents were made.
+          devices: `jax.Device`s of this process.
+
+        Raises:
+          UserError: if the model takes a time and none was encoded with, or the other way round.
+        """
+        same_time(1, encoding.time, model.params)  # for its refusal
+        self._model, self._encoding = model, encoding
+        self._params = {name: value for name, value in params.items() if name not in ENCODES}
+        self._decode = DataParallel(self._images, self._params, devices)
+        self._scale = jax.jit(lambda params, z: self._scaled(params, z))
+
+    @property
+    def dtype(self) -> str:
+        """Name of the computation dtype."""
+        return "the dtype of the weights" if self._model.dtype is None else np.dtype(self._model.dtype).name
+
+    def __call__(self, full: int, z: Float[np.ndarray, "b h w c"]) -> Array:
+        """Starts to decode a batch of stored latents."""
+        return self._decode(full, z)
+
+    def in_bands(self, z: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b h*f w*f 3"]:
+        """The same, one after the other and each band by band."""
+        time = same_time(len(z), self._encoding.time, self._model.params)
+        return decode_in_bands(self._model, self._params, self._scale(self._params, z), time)
+
+    def _images(self, params: Any, z: Array) -> Array:
+        time = same_time(z.shape[0], self._encoding.time, self._model.params)
+        z = self._scaled(params, z)
+        return self._model.apply({"params": params}, z, time, method="decode")  # pyright: ignore[reportReturnType]
+
+    def _scaled(self, params: Any, z: Array) -> Array:
+        if self._encoding.scaled:
+            return z
+        return self._model.apply({"params": params}, z, method="scale")  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class DecodeRun:
+    """Batches that are read, decoded and written at the same time.
+
+    Attributes:
+      latents: the data set, in the dtype that it holds.
+      decoder: the model.
+      max_pixels: larger images are decoded band by band.
+      destination: folder for the images.
+      targets: path in it of each, by position in the data set.
+      missing: positions of those that are to be written.
+    """
+
+    latents: LatentDataset
+    decoder: Decoder
+    max_pixels: int
+    destination: Path
+    targets: dict[int, PurePosixPath]
+    missing: set[int]
+
+    def __call__(self, batches: Sequence[Batch], progress: Progress) -> None:
+        """Decodes batches, one after the other.
+
+        Raises:
+          FileError: if a shard is damaged, or an entry of it impossible or not finite.
+          UserError: if what the model makes of a latent is not finite; nothing of its batch is written.
+        """
+
+        def begin(threads: ThreadPoolExecutor, batch: Batch) -> Future[Float[np.ndarray, "b h w c"]]:
+            return threads.submit(self._read, batch)
+
+        def compute(batch: Batch, coming: Future[Float[np.ndarray, "b h w c"]]) -> Array | np.ndarray:
+            large = batch.height * batch.width > self.max_pixels
+            return self.decoder.in_bands(coming.result()) if large else self.decoder(batch.full, coming.result())
+
+        def collect(threads: ThreadPoolExecutor, batch: Batch, images: Array | np.ndarray) -> None:
+            values = np.asarray(images, np.float32)
+            wanted = [(row, p) for row, p in enumerate(batch.pictures) if p.number in self.missing]
+            self._check([picture for row, picture in wanted if not np.isfinite(values[row]).all()])
+            pixels = to_uint8(values)
+            writing = [threads.submit(self._write, p, pixels[row, : p.height, : p.width]) for row, p in wanted]
+            for future in writing:
+                future.result()
+            progress.add(len(wanted))
+
+        stream(batches, begin, compute, collect)
+
+    def _read(self, batch: Batch) -> Float[np.ndarray, "b h w c"]:
+        encoding = self.latents.index.encoding
+        stored = [self.latents[picture.number][encoding.parts[0]] for picture in batch.pictures]
+        expected = (batch.height // encoding.factor, batch.width // encoding.factor, encoding.channels)
+        if any(latent.shape != expected for latent in stored):
+            raise FileError(
+                f"the latents of {printable(batch.pictures[0].name)} and others have not the size of their images"
+            )
+        latents = np.stack(stored).astype(np.float32)
+        for picture, latent in zip(batch.pictures, latents, strict=True):
+            if not np.isfinite(latent).all():
+                raise FileError(
+                    f"the latent of {printable(picture.name)} in {printable(self.latents.folder)} holds NaN or "
+                    "infinite values; expected finite ones: encode the image again"
+                )
+        return latents
+
+    def _check(self, wrong: list[Picture]) -> None:
+        if wrong:
+            raise UserError(
+                f"what the model makes of the latent of {printable(wrong[0].name)} is not finite in "
+                f"{self.decoder.dtype}; expected finite numbers: use --dtype float32, or encode the image again"
+            )
+
+    def _write(self, picture: Picture, pixels: np.ndarray) -> None:
+        with new_file(self.destination / self.targets[picture.number], force=True) as file:
+            Image.fromarray(pixels).save(file, format="PNG")

@@ -1,0 +1,127 @@
+"""A model as the encoder of a data set: images in, what is to be stored out."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt32
+
+from convert.latents import Encoding
+from flax_vae.autoencoder import AutoEncoder
+from flax_vae.conditioning import same_time
+from flax_vae.inference import DECODES, DataParallel, moments_over_devices, rows_of
+
+
+def weights_sha256(params: dict[str, Any], without: Collection[str]) -> str:
+    """SHA-256 of weights: the name, dtype, shape and numbers of each, in the order of their names.
+
+    Args:
+      params: of a model.
+      without: the parts that do not count, `flax_vae.inference.DECODES` for what latents depend on.
+    """
+    digest = hashlib.sha256()
+    counted = {name: value for name, value in params.items() if name not in without}
+    leaves = ((jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(counted))
+    for path, leaf in sorted(leaves, key=lambda pair: pair[0]):
+        array = np.asarray(leaf)
+        digest.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def latent_noise(
+    seed: int, entries: UInt32[Array | np.ndarray, " b"], shape: tuple[int, int, int]
+) -> Float[Array, "b H W z"]:
+    """The standard normal numbers, float32, that samples are drawn with: a pure function of seed, entry and shape.
+
+    Args:
+      seed: of the data set.
+      entries: `2 * number + flipped` of each, with the number of its image in the sorted list of all.
+      shape: of a raw latent: height, width, channels.
+    """
+    key = jax.random.key(seed)
+    return jax.vmap(lambda entry: jax.random.normal(jax.random.fold_in(key, entry), shape, jnp.float32))(entries)
+
+
+class LatentEncoder:
+    """Computes what a data set stores, on all devices of this process.
+
+    A batch is spread over the devices image by image.  What comes back is, bit for bit, what
+    `jax.jit(lambda params, x: model.apply({"params": params}, x, method="posterior"))` (or `"encode"`) gives for the
+    images that a device got together: a batch of `full / devices`.  In batches of another size the compiler may sum in
+    another order, and agree to rounding.
+
+    Attributes:
+      devices: that compute.
+    """
+
+    def __init__(self, model: AutoEncoder, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
+        """Places the weights that encode.
+
+        Args:
+          model: the autoencoder, with `dtype` as `encoding` says.
+          params: its parameters; those of the decoder may be missing.
+          encoding: what to compute.
+          devices: `jax.Device`s of this process.
+
+        Raises:
+          UserError: if the model takes a time and `encoding` has none, or the other way round.
+        """
+        same_time(1, encoding.time, model.params)  # for its refusal
+        self.devices = tuple(devices)
+        self._model, self._encoding = model, encoding
+        params = {name: value for name, value in params.items() if name not in DECODES}
+        self._encode = DataParallel(self._whole, params, devices)
+        self._finish = jax.jit(self._from_moments)
+
+    def __call__(
+        self, full: int, images: Float[np.ndarray, "b h w 3"], entries: UInt32[np.ndarray, " b"]
+    ) -> dict[str, Array]:
+        """Starts the computation of a batch.
+
+        Args:
+          full: see `DataParallel`.
+          images: in [-1, 1], at most `full` of them.
+          entries: see `latent_noise`.
+
+        Returns:
+          The parts that `Encoding.parts` names, `b h w c`, of at least as many images.
+        """
+        return self._encode(full, images, entries)
+
+    def alone(self, image: Float[np.ndarray, "1 h w 3"], entries: UInt32[np.ndarray, " 1"]) -> dict[str, Array]:
+        """The same for one image too large for a device, its rows spread over as many devices as divide them."""
+        record = self._model.params
+        devices = rows_of(self.devices, image.shape[1], record.factor // record.patch)
+        time = same_time(1, self._encoding.time, record)
+        params = self._encode.params
+        moments = moments_over_devices(self._model, params, image, time, devices=devices)
+        first = self.devices[0]
+        return self._finish(*jax.device_put((params, moments, entries), first))
+
+    def _whole(self, params: Any, images: Array, entries: Array) -> dict[str, Array]:
+        time = same_time(images.shape[0], self._encoding.time, self._model.params)
+
+        def run(model: AutoEncoder) -> dict[str, Array]:
+            return self._stored(model, model.moments(images, time), entries)
+
+        return self._model.apply({"params": params}, method=run)  # pyright: ignore[reportReturnType]
+
+    def _from_moments(self, params: Any, moments: Array, entries: Array) -> dict[str, Array]:
+        def run(model: AutoEncoder) -> dict[str, Array]:
+            return self._stored(model, moments, entries)
+
+        return self._model.apply({"params": params}, method=run)  # pyright: ignore[reportReturnType]
+
+    def _stored(self, model: AutoEncoder, moments: Array, entries: Array) -> dict[str, Array]:
+        posterior = model.reg.posterior(moments)
+        if self._encoding.store == "moments":
+            return {"mean": posterior.mean, "logvar": posterior.logvar}
+        if self._encoding.seed is None:
+            return {"latent": model.scale(posterior.mode())}
+        _, height, width, channels = posterior.mean.shape
+        noise = latent_noise(self._encoding.seed, entries, (height, width, channels)).astype(posterior.mean.dtype)
+        return {"latent": model.scale(posterior.sample(noise=noise))}

@@ -1,0 +1,198 @@
+"""The files of a latent data set that is being encoded: its plan, its shards, and what is told of all of them."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.console import printable
+from convert.errors import FileError
+from convert.files import new_file
+from convert.latents import (
+    INDEX,
+    PLAN,
+    SKIPPED,
+    STATISTICS,
+    Encoding,
+    LatentIndex,
+    LatentStatistics,
+    ShardContent,
+    ShardNotes,
+    dump_index,
+    images_file,
+    read_index,
+    read_notes,
+    read_sources,
+    shard_file,
+    write_shard,
+)
+from flax_vae.errors import UserError
+from flax_vae.folders.batches import Grouping, Shard
+from flax_vae.folders.output_folder import compare, plan_sha256, read_plan, require_empty, some, write_plan
+from flax_vae.folders.parts import Part, resolve
+from flax_vae.folders.scan import Scan
+from flax_vae.images import file_digest
+
+OURS = re.compile(
+    r"plan\.json|index\.json|statistics\.json|skipped\.jsonl|images-\d{5,}\.jsonl|latents-\d{5,}\.safetensors"
+)
+_FORMAT = 2  # of the plan; 1 had no digests of the images
+_REMEDY = "give the same again, choose another folder, or begin anew with --force"
+_THREADS = 16  # hash source images, which is mostly waiting
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The shards of a plan, in a folder.
+
+    Attributes:
+      folder: Folder of the data set.
+      parts: Images of the plan.
+      shards: Shards of all parts.
+      plans: SHA-256 of what each shard is a function of, by its number.
+    """
+
+    folder: Path
+    parts: Sequence[Part]
+    shards: Sequence[Shard]
+    plans: Mapping[int, str]
+
+    @classmethod
+    def begin(cls, folder: Path, found: Scan, encoding: Encoding, grouping: Grouping, append: bool) -> "DataSet":
+        """Writes the plan, or compares it with that of an earlier start and extends it.
+
+        Raises:
+          UserError: if the folder holds something else or was begun otherwise, or if the images are not those of the
+            plan; see `flax_vae.folders.parts.resolve`.
+        """
+        settings = {"format": _FORMAT, "encoding": encoding.to_dict(), "grouping": asdict(grouping)}
+        earlier = read_plan(folder, PLAN, _REMEDY)
+        records: list[dict[str, Any]] = []
+        if earlier is None:
+            require_empty(folder, PLAN, images_file(0))
+        else:
+            if earlier.get("format") == 1:
+                raise UserError(
+                    f"{printable(folder)} was begun by an earlier version, which kept no digests of the images: it can "
+                    "be read and decoded, but not continued; choose another folder, or begin anew with --force"
+                )
+            records = earlier.pop("parts", records)
+            compare(folder, earlier, settings, _REMEDY)
+            if not isinstance(records, list):
+                raise UserError(f"{printable(folder / PLAN)} is damaged (it lists no images); {_REMEDY}")
+        parts = resolve(folder, found, records, append)
+        for index, part in enumerate(parts):
+            if index >= len(records) or not (folder / images_file(index)).exists():
+                _write(folder / images_file(index), part.text)
+        if earlier is None or len(parts) > len(records):
+            write_plan(folder, PLAN, settings | {"parts": [part.record for part in parts]})
+        shards: list[Shard] = []
+        plans: dict[int, str] = {}
+        for part in parts:
+            added = part.shards(len(shards), encoding.multiple, grouping)
+            # Not the parts after it: shards stay what they are when images are appended.
+            plan = plan_sha256(settings | {"first": part.first, "images": part.record})
+            plans |= {shard.number: plan for shard in added}
+            shards += added
+        return cls(folder, parts, shards, plans)
+
+    def whole(self, shards: Sequence[Shard]) -> dict[int, ShardNotes]:
+        """Returns the shards that are there, judged by their headers; one that is damaged is as good as missing."""
+        found = {}
+        for shard in shards:
+            with contextlib.suppress(FileNotFoundError, FileError):
+                notes = read_notes(self.folder / shard_file(shard.number))
+                if (notes.plan, notes.number) == (self.plans[shard.number], shard.number):
+                    found[shard.number] = notes
+        return found
+
+    def intact(self, shards: Sequence[Shard], source: Path) -> tuple[dict[int, ShardNotes], tuple[str, ...]]:
+        """Reads all of the shards that are there, and the images that they were encoded from.
+
+        Args:
+          shards: Shards of the plan.
+          source: Folder of the images.
+
+        Returns:
+          The shards whose every bit is as it was written, and the names of those that are there and are not.
+
+        Raises:
+          UserError: If the content of an image is not what was encoded, naming the images.
+          StorageError: If an image cannot be read.
+        """
+        done = self.whole(shards)
+        changed: list[str] = []
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for number, notes in list(done.items()):
+                try:
+                    encoded = read_sources(self.folder / shard_file(number))
+                except FileError:
+                    del done[number]
+                    continue
+                encoded |= {skip.name: skip.source_sha256 for skip in notes.skipped if skip.source_sha256}
+                digests = pool.map(lambda name: file_digest(source / name)[1], encoded)
+                pairs = zip(encoded.items(), digests, strict=True)
+                changed += [printable(name) for (name, before), now in pairs if before != now]
+        if changed:
+            raise UserError(
+                f"{len(changed):,} images in {printable(source)} changed since they were encoded "
+                f"({some(sorted(changed))}); restore them, choose another folder, or begin anew with --force"
+            )
+        files = (shard_file(shard.number) for shard in shards if shard.number not in done)
+        return done, tuple(file for file in files if (self.folder / file).exists())
+
+    def withdraw_index(self, todo: Sequence[Shard]) -> None:
+        """Removes the index if it lists a shard that was lost; without the images of `--append` it is still right."""
+        try:
+            listed = {record.file for record in read_index(self.folder).shards}
+        except FileNotFoundError:
+            return
+        except FileError:
+            listed = {shard_file(shard.number) for shard in todo}
+        if any(shard_file(shard.number) in listed for shard in todo):
+            (self.folder / INDEX).unlink(missing_ok=True)
+
+    def write(self, number: int, content: ShardContent) -> None:
+        """Writes one."""
+        write_shard(self.folder, number, content, self.plans[number])
+
+    def complete(self, found: Scan, encoding: Encoding, notes: list[ShardNotes]) -> None:
+        """Writes what is told of all shards together, where it is not there already; the index last."""
+        plan = read_plan(self.folder, PLAN, _REMEDY) or {}
+        if plan.get("parts") != [part.record for part in self.parts]:
+            return  # another process has appended images meanwhile, and completes the data set
+        for name, text in self._summaries(found, encoding, notes):
+            path = self.folder / name
+            if not path.is_file() or path.read_bytes() != text.encode():
+                _write(path, text)
+
+    def _summaries(self, found: Scan, encoding: Encoding, notes: list[ShardNotes]) -> Iterator[tuple[str, str]]:
+        skipped = [*found.bad, *((skip.name, skip.reason) for note in notes for skip in note.skipped)]
+        if skipped:
+            lines = [json.dumps({"name": name, "reason": reason}) for name, reason in sorted(skipped)]
+            yield SKIPPED, "\n".join(lines) + "\n"
+        record = encoding.architecture
+        factors = (record.scale_factor, record.shift_factor) if encoding.scaled else (1.0, 0.0)
+        try:
+            statistics = LatentStatistics.of(
+                (note.moments for note in notes),
+                encoding.channels,
+                scaled=encoding.scaled,
+                factors=factors if record.latent_norm == "scale" else None,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        yield STATISTICS, json.dumps(statistics.to_dict(), indent=2) + "\n"
+        records = tuple(note.record for note in notes)
+        entries, images = sum(record.entries for record in records), sum(len(part.rows) for part in self.parts)
+        index = LatentIndex(encoding, entries, images - len(skipped), len(skipped), records, statistics)
+        yield INDEX, dump_index(index)
+
+
+def _write(path: Path, text: str) -> None:
+    with new_file(path, force=True) as file:
+        file.write_text(text, encoding="utf-8")

@@ -1,0 +1,140 @@
+"""Latent data sets back to folders of images, under their old names."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from convert.console import Progress
+from convert.latents import Encoding, LatentDataset, LatentIndex
+from flax_vae.autoencoder import AutoEncoder
+from flax_vae.errors import UserError
+from flax_vae.folders.batch_decoder import Decoder, DecodeRun
+from flax_vae.folders.batch_encoder import weights_sha256
+from flax_vae.folders.batches import Grouping, Picture, group
+from flax_vae.folders.file_names import target_names
+from flax_vae.folders.output_folder import begin, clean, held
+from flax_vae.inference import DECODES, ENCODES
+
+PLAN = ".decode.json"  # hidden: the folder is one of images
+_OURS = re.compile(r".*\.png|\.decode\.json", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class DecodeReport:
+    """What a call has done.
+
+    Attributes:
+      images: that are in the folder now.
+      decoded: those of them that this call wrote.
+      seconds: that it took, without loading the model.
+    """
+
+    images: int
+    decoded: int
+    seconds: float
+
+
+def decode_folder(
+    source: Path,
+    destination: Path,
+    model: AutoEncoder,
+    params: dict[str, Any],
+    grouping: Grouping | None = None,
+    *,
+    other_model: bool = False,
+    devices: Sequence[Any] | None = None,
+) -> DecodeReport:
+    """Decodes a latent data set to PNGs, or goes on with what was begun.
+
+    Images have the names that they had, with the ending `.png` (see `flax_vae.folders.file_names` for names that cannot
+    stay), in the sub-folders that they lay in and of the size that they had.  Mirror images are passed over.  A picture
+    appears under its name only when it is whole, and whole ones are not decoded again.
+
+    Args:
+      source: the data set.
+      destination: folder for the images.
+      model: the autoencoder.
+      params: its parameters.
+      grouping: how many latents are decoded at once; an image of more than `max_pixels` is decoded band by band.
+      other_model: whether another model than the one that encoded may decode.
+      devices: `jax.Device`s of this process; None takes all.
+
+    Raises:
+      FileNotFoundError: if `source` is no complete latent data set.
+      FileError: if it is damaged, or names files outside the folder.
+      UserError: if another model encoded the latents, or if `destination` holds something else, was begun otherwise or
+        is being written by somebody else.
+      OSError: if an image cannot be written, as on a full disk.
+    """
+    grouping = grouping or Grouping()
+    latents = LatentDataset(source, dtype=None, verify=True)
+    encoding = latents.index.encoding
+    _check_model(model, params, encoding, source, other_model)
+    pictures = _pictures(latents)
+    names = target_names([picture.name for picture in pictures])
+    targets = dict(zip((picture.number for picture in pictures), names, strict=True))
+    plan = {
+        "latents": _index_sha256(latents.index),
+        "decoder_sha256": weights_sha256(params, ENCODES),
+        "compute_dtype": "as the weights" if model.dtype is None else np.dtype(model.dtype).name,
+        "grouping": {name: value for name, value in asdict(grouping).items() if name != "shard_size"},
+    }
+    with held(destination):
+        begin(destination, PLAN, plan, "give the same again, or choose another folder")
+        clean(destination, _OURS)
+        missing = {number for number, target in targets.items() if not (destination / target).exists()}
+        batches = [batch for shard in group(pictures, encoding.multiple, grouping) for batch in shard.batches]
+        # Whole batches, as they would have been: in others the last bits might come out differently.
+        todo = [batch for batch in batches if any(picture.number in missing for picture in batch.pictures)]
+        begun = time.monotonic()
+        if todo:
+            decoder = Decoder(model, params, encoding, jax.local_devices() if devices is None else devices)
+            run = DecodeRun(latents, decoder, grouping.max_pixels, destination, targets, missing)
+            with Progress(len(pictures), len(pictures) - len(missing)) as progress:
+                run(todo, progress)
+    return DecodeReport(len(pictures), len(missing), time.monotonic() - begun)
+
+
+def _pictures(latents: LatentDataset) -> list[Picture]:
+    """All entries but mirror images; the number is the position in the data set."""
+    entries = ((position, latents[position]) for position in range(len(latents)))
+    return [
+        Picture(position, entry["name"], entry["height"], entry["width"])
+        for position, entry in entries
+        if not entry["flipped"]
+    ]
+
+
+def _index_sha256(index: LatentIndex) -> str:
+    parts = [index.encoding.to_dict(), [shard.data_sha256 for shard in index.shards]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_model(
+    model: AutoEncoder, params: dict[str, Any], encoding: Encoding, source: Path, other_model: bool
+) -> None:
+    if model.params.out_ch != 3:
+        raise UserError(f"the model gives images of {model.params.out_ch} channels; image files are written as RGB")
+    theirs, ours = encoding.architecture, model.params
+    if (theirs.factor, theirs.latent_channels) != (ours.factor, ours.latent_channels):
+        raise UserError(
+            f"the latents in {source} have {theirs.latent_channels} channels and factor {theirs.factor}, those of the "
+            f"model {ours.latent_channels} and {ours.factor}; give the model that encoded them"
+        )
+    if other_model:
+        return
+    # Decoding does not depend on the limits of a logvar.
+    if replace(theirs, clamp_logvar=ours.clamp_logvar) != ours or encoding.encoder_sha256 != weights_sha256(
+        params, DECODES
+    ):
+        raise UserError(
+            f"another model encoded the latents in {source}; give that one, or --other-model to decode them with this"
+        )

@@ -1,0 +1,196 @@
+"""Folders of images to latent data sets: planned, computed shard by shard, resumed, put together.
+
+A shard appears under its name only when it is whole, so whatever ends a process leaves whole shards; the next start
+computes those that are missing.  Of those that are there it reads the source images again, all of their bytes, and
+compares their SHA-256 with what was encoded: an image that was edited under its name ends the start.  Several
+processes share the shards out by their numbers and never speak to each other: whoever finds that all are there writes
+the statistics and the index, and if two do at once, they write the same bytes.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from convert.console import Progress, printable
+from convert.files import remove_content
+from convert.latents import Encoding, shard_file
+from flax_vae.autoencoder import AutoEncoder
+from flax_vae.errors import UserError
+from flax_vae.folders.batch_encoder import LatentEncoder, weights_sha256
+from flax_vae.folders.batches import Grouping, Shard, programs
+from flax_vae.folders.data_set import OURS, DataSet
+from flax_vae.folders.output_folder import clean, continued, held, replaced
+from flax_vae.folders.pipeline import Pipeline, Skips
+from flax_vae.folders.scan import scan
+from flax_vae.images import StorageError
+from flax_vae.inference import DECODES
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What a call has done.
+
+    Attributes:
+      found: images in the folder.
+      images: that it encoded; 0 where nothing was left to do.
+      encoded: images whose latents are there, from this call or another.
+      entries: latents in the shards that are there.
+      shards: that are there.
+      missing: shards that other processes have not written yet; without any the data set is complete.
+      skipped: images that were passed over, as far as they are known.
+      seconds: that encoding took, without loading the model.
+      computing: share of them in which the devices had a batch to compute, compiling included.
+      damaged: names of shards that were damaged, or made by another run, and were encoded again.
+    """
+
+    found: int
+    images: int
+    encoded: int
+    entries: int
+    shards: int
+    missing: int
+    skipped: int
+    seconds: float
+    computing: float
+    damaged: tuple[str, ...] = ()
+
+
+def encode_folder(
+    source: Path,
+    destination: Path,
+    model: AutoEncoder,
+    params: dict[str, Any],
+    encoding: Encoding,
+    grouping: Grouping | None = None,
+    *,
+    skip_bad: int = 0,
+    append: bool = False,
+    force: bool = False,
+    process: int = 0,
+    processes: int = 1,
+    devices: Sequence[Any] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> EncodeReport:
+    """Encodes all images below a folder into a latent data set, or goes on with one that was begun.
+
+    The result depends on the images, the weights, `encoding` and `grouping` alone: on one kind of machine it is the
+    same to the last bit however often it was interrupted, and by however many processes it was made, as long as each
+    has as many devices.
+
+    Args:
+      source: the images; see `flax_vae.images.read` for what is read.
+      destination: the data set; see `convert.latents.index`.
+      model: the autoencoder, with the `dtype` that `encoding` names.
+      params: its parameters; those of the decoder may be missing.
+      encoding: see `encoding_of`.
+      grouping: how images are put together; None takes the defaults.
+      skip_bad: images that may be passed over because they cannot be read; one more ends the call.
+      append: Whether images that the source has gained since the first start are encoded too, into new shards; the
+        earlier shards are not touched.  Until it is complete, readers see the data set without the new images.
+      force: Whether to replace what an earlier start has written to `destination`, for one process alone.  It stays
+        there until the new data set is complete.
+      process: which of several processes this is, from 0: it computes every `processes`-th shard.
+      processes: how many there are.
+      devices: `jax.Device`s of this process; None takes all.
+      tell: Called with each line on what was found and what is compiled, before anything is computed.
+
+    Raises:
+      UserError: if `source` holds no images or too many bad ones, if images that were encoded are gone or changed, if
+        `destination` holds something else, was begun otherwise or is being written by somebody else, or if a latent is
+        not finite.
+      OSError: if a shard cannot be written, as on a full disk.
+    """
+    if not 0 <= process < processes:
+        raise UserError(f"process={process} of processes={processes} must be from 0 to {processes - 1}")
+    if force and processes > 1:
+        raise UserError("one of several processes would remove what the others have written; remove the folder first")
+    if force and append:
+        raise UserError("append= (--append) keeps the latents that are there and force= (--force) does not; give one")
+    grouping = grouping or Grouping()
+    found = scan(source)
+    skips = Skips(skip_bad)
+    skips.add(*(reason for _, reason in found.bad))
+    if not found.pictures:
+        raise UserError(f"none of the {len(found.bad)} images in {printable(source)} can be read")
+    place = replaced(destination, OURS) if force else continued(destination)
+    with held(destination, shared=processes > 1), place as folder:
+        try:
+            data_set = DataSet.begin(folder, found, encoding, grouping, append)
+            mine = data_set.shards[process::processes]
+            done, damaged = data_set.intact(mine, found.folder)
+        except StorageError:
+            raise
+        except UserError:
+            if folder == destination:
+                raise
+            remove_content(folder)  # an earlier --force, of something else, that was not finished
+            data_set = DataSet.begin(folder, found, encoding, grouping, append)
+            mine, done, damaged = data_set.shards, {}, ()
+        clean(folder, OURS if processes == 1 else _named(mine))
+        for reason in (skip.reason for notes in done.values() for skip in notes.skipped):
+            skips.add(reason)
+        todo = [shard for shard in mine if shard.number not in done]
+        begun, computing = time.monotonic(), 0.0
+        for line in (*found.notes, *programs(todo, encoding.multiple)):
+            tell(line)
+        if todo:
+            data_set.withdraw_index(todo)
+            encoder = LatentEncoder(model, params, encoding, jax.local_devices() if devices is None else devices)
+            run = Pipeline(found.folder, encoding, grouping.max_pixels, encoder, data_set.write, skips)
+            with Progress(_images(mine), _images(mine) - _images(todo)) as progress:
+                computing = run(todo, progress).busy
+        seconds = time.monotonic() - begun
+        there = data_set.whole(data_set.shards)
+        passed_over = {shard: len(notes.skipped) for shard, notes in there.items()}
+        if len(there) == len(data_set.shards):
+            data_set.complete(found, encoding, list(there.values()))
+    return EncodeReport(
+        found=len(found.pictures) + len(found.bad),
+        images=_images(todo) - sum(passed_over.get(shard.number, 0) for shard in todo),
+        encoded=sum(shard.images - passed_over[shard.number] for shard in data_set.shards if shard.number in there),
+        entries=sum(notes.record.entries for notes in there.values()),
+        shards=len(there),
+        missing=len(data_set.shards) - len(there),
+        skipped=len(found.bad) + sum(passed_over.values()),
+        seconds=seconds,
+        computing=computing / max(seconds, 1e-9),
+        damaged=damaged,
+    )
+
+
+def encoding_of(model: AutoEncoder, params: dict[str, Any], **settings: Any) -> Encoding:
+    """The record of how this model encodes.
+
+    Args:
+      model: the autoencoder; its `dtype` must be said.
+      params: its parameters.
+      settings: further fields of `Encoding`; without `multiple`, images are padded to multiples of the model's factor.
+
+    Raises:
+      UserError: if the model does not take RGB, or `multiple` is no multiple of its factor.
+      ValueError: if the model's dtype is not said.
+    """
+    record = model.params
+    if record.in_channels != 3:
+        raise UserError(f"the model takes images of {record.in_channels} channels; image files are read as RGB")
+    multiple = settings.pop("multiple", None) or record.factor
+    if multiple < 1 or multiple % record.factor:
+        raise UserError(f"multiple={multiple} must be a multiple of {record.factor}, the model's factor")
+    if model.dtype is None:
+        raise ValueError("the model follows the dtype of its inputs; load it with dtype=jnp.float32 or jnp.bfloat16")
+    compute = np.dtype(model.dtype).name
+    return Encoding(weights_sha256(params, DECODES), record, compute_dtype=compute, multiple=multiple, **settings)
+
+
+def _named(shards: Sequence[Shard]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(shard_file(shard.number)) for shard in shards) or "(?!)")
+
+
+def _images(shards: Sequence[Shard]) -> int:
+    return sum(shard.images for shard in shards)

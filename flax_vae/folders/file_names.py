@@ -1,0 +1,75 @@
+"""Names of decoded images: a pure function of the names of all images, which any image that was encoded has."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+
+from convert.console import printable
+from convert.errors import FileError
+from convert.files import shortened
+
+SUFFIX = ".png"
+_ESCAPED = {character: f"%{ord(character):02X}" for character in "\\:"}  # mean something in a path on Windows
+
+
+def target_names(names: Sequence[str]) -> list[PurePosixPath]:
+    """Returns where each image goes, relative to the folder.
+
+    The ending becomes `.png`.  Where two images would be called the same, `.png` comes after the old ending; where they
+    still would be, a digest of the name comes before it.  In the name of a file or folder, a backslash and a colon are
+    written `%5C` and `%3A`, and what is longer than 255 bytes is cut, with a digest at the end.
+
+    Args:
+      names: Paths of all images within the source.
+
+    Raises:
+      FileError: If a name leads outside the folder, or appears twice.
+    """
+    paths = [_checked(name) for name in names]
+    chosen: list[PurePosixPath] = []
+    for form in (_replaced, _added, _digested):
+        # Whoever collides takes the next form, and keeps it: the loop ends.
+        wrong = _colliding(chosen) if chosen else set(range(len(paths)))
+        chosen = [form(path) if index in wrong else chosen[index] for index, path in enumerate(paths)]
+    wrong = _colliding(chosen)
+    if wrong:
+        first = printable(names[min(wrong)])
+        raise FileError(f"the image {first!r} would be called as another one; rename one of them and encode again")
+    return chosen
+
+
+def _checked(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.name or ".." in path.parts or "\0" in name:
+        raise FileError(f"the latents name the image {printable(name)!r}, which no folder can hold")
+    return path
+
+
+def _colliding(paths: Sequence[PurePosixPath]) -> set[int]:
+    """Positions of files that are called like another one, or like a folder that another one lies in."""
+    often, folders = Counter(paths), {parent for path in paths for parent in path.parents}
+    return {index for index, path in enumerate(paths) if often[path] > 1 or path in folders}
+
+
+def _replaced(path: PurePosixPath) -> PurePosixPath:
+    return _written(path, lambda name: PurePosixPath(name).stem)
+
+
+def _added(path: PurePosixPath) -> PurePosixPath:
+    return _written(path, lambda name: name)
+
+
+def _digested(path: PurePosixPath) -> PurePosixPath:
+    digest = hashlib.sha256(os.fsencode(str(path))).hexdigest()[:16]
+    return _written(path, lambda name: f"{PurePosixPath(name).stem}~{digest}")
+
+
+def _written(path: PurePosixPath, stem: Callable[[str], str]) -> PurePosixPath:
+    folders = [shortened(_escaped(part)) for part in path.parts[:-1]]
+    return PurePosixPath(*folders, shortened(_escaped(stem(path.name)) + SUFFIX))
+
+
+def _escaped(name: str) -> str:
+    return "".join(_ESCAPED.get(character, character) for character in name)

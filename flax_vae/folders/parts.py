@@ -1,0 +1,138 @@
+"""The images of a data set in parts: those of the first start, then those of each `--append`.
+
+A part is a list of names and sizes, in a file beside the plan that holds its digest.  What a shard contains is a pure
+function of its part, so a new part leaves the shards of the earlier ones as they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from convert.console import printable
+from convert.latents import images_file
+from flax_vae.errors import UserError
+from flax_vae.folders.batches import Grouping, Picture, Shard, group
+from flax_vae.folders.output_folder import some
+from flax_vae.folders.scan import Scan
+
+
+class Row(NamedTuple):
+    """One image of a part.
+
+    Attributes:
+      name: Path within the source.
+      height: Height in pixels, upright; None where the image's header cannot be read.
+      width: Width in pixels, upright; None where the image's header cannot be read.
+    """
+
+    name: str
+    height: int | None
+    width: int | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that are encoded together.
+
+    Attributes:
+      rows: The images, sorted by name.
+      first: Number of the first of them.
+    """
+
+    rows: tuple[Row, ...]
+    first: int
+
+    @cached_property
+    def text(self) -> str:
+        """What the file of the part holds."""
+        return "".join(f"{json.dumps(row)}\n" for row in self.rows)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The part as the plan lists it."""
+        return {"images": len(self.rows), "sha256": hashlib.sha256(self.text.encode()).hexdigest()}
+
+    def shards(self, first: int, multiple: int, grouping: Grouping) -> list[Shard]:
+        """Returns the shards of the part, numbered from `first`; see `flax_vae.folders.batches.group`."""
+        pictures = [
+            Picture(number, row.name, row.height, row.width)
+            for number, row in enumerate(self.rows, self.first)
+            if row.height is not None and row.width is not None
+        ]
+        return [Shard(first + shard.number, shard.batches) for shard in group(pictures, multiple, grouping)]
+
+
+def rows_of(found: Scan) -> list[Row]:
+    """Returns all images of a scan, sorted by name."""
+    rows = [Row(picture.name, picture.height, picture.width) for picture in found.pictures]
+    return sorted(rows + [Row(name, None, None) for name, _ in found.bad])
+
+
+def resolve(folder: Path, found: Scan, records: Sequence[dict[str, Any]], append: bool) -> list[Part]:
+    """Divides the images that a source holds now among the parts of a plan.
+
+    Args:
+      folder: Folder of the data set, which holds the lists of the parts.
+      found: What the source holds.
+      records: Parts of the plan; none before the first start.
+      append: Whether new images become a part of their own.
+
+    Raises:
+      UserError: If images of the plan are gone or have another size, or if there are new ones without `append`.
+    """
+    if len(records) <= 1:  # almost always: no list need be read
+        whole = Part(tuple(rows_of(found)), 0)
+        if not records or records[0] == whole.record:
+            return [whole]
+    now = {row.name: row for row in rows_of(found)}
+    parts: list[Part] = []
+    gone: list[str] = []
+    changed: list[str] = []
+    for index, record in enumerate(records):
+        part = Part(_read(folder / images_file(index), record), sum(len(part.rows) for part in parts))
+        parts.append(part)
+        for row in part.rows:
+            present = now.pop(row.name, None)
+            if present is None:
+                gone.append(printable(row.name))
+            elif present != row:
+                changed.append(f"{printable(row.name)} {_size(row)}, now {_size(present)}")
+    _refuse(folder, found, gone, changed, [] if append else [printable(name) for name in now])
+    return [*parts, Part(tuple(now.values()), sum(len(part.rows) for part in parts))] if now else parts
+
+
+def _refuse(folder: Path, found: Scan, gone: list[str], changed: list[str], new: list[str]) -> None:
+    told = [
+        f"{len(names):,} {what} ({some(names)})"
+        for names, what in ((gone, "removed"), (changed, "changed"), (new, "added"))
+        if names
+    ]
+    if told:
+        remedy = "encode the new ones too with --append"
+        if gone or changed:
+            remedy = "restore the images, choose another folder, or begin anew with --force"
+        raise UserError(
+            f"the images in {printable(found.folder)} are not those that {printable(folder)} was begun with: "
+            f"{', '.join(told)}; {remedy}"
+        )
+
+
+def _read(path: Path, record: dict[str, Any]) -> tuple[Row, ...]:
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != record["sha256"]:
+            raise ValueError("its SHA-256 is not that of the plan")
+        return tuple(Row(*json.loads(line)) for line in content.splitlines())
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is missing or damaged ({error}), so that the images cannot be compared; get it again, choose "
+            "another folder, or begin anew with --force"
+        ) from error
+
+
+def _size(row: Row) -> str:
+    return "unreadable" if row.height is None else f"{row.height} x {row.width}"

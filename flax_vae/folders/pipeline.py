@@ -1,0 +1,216 @@
+"""Images to shards of latents: files are read, batches computed and shards written at the same time."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from convert.console import Progress, printable
+from convert.latents import Encoding, Entry, LatentMoments, ShardContent, Skip
+from flax_vae.errors import DataError, UserError, first_of
+from flax_vae.folders.batch_encoder import LatentEncoder
+from flax_vae.folders.batches import Batch, Picture, Shard
+from flax_vae.folders.scan import read
+from flax_vae.folders.stream import stream
+from flax_vae.images import StorageError, file_content, pad_to_factor, to_float
+
+
+class Skips:
+    """Images that were passed over so far, in this and in earlier starts.
+
+    Attributes:
+      most: that may be.
+      count: so far.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.count = most, 0
+
+    def add(self, *reasons: str) -> None:
+        """Counts images that cannot be read.
+
+        Args:
+          reasons: one sentence for each.
+
+        Raises:
+          DataError: if they are too many.
+        """
+        self.count += len(reasons)
+        if reasons and self.count > self.most:
+            them = "it" if self.count == 1 else f"these {self.count:,}"
+            raise DataError(f"{first_of(reasons)}; with --skip-bad {self.count} the others are encoded without {them}")
+
+
+class Clock:
+    """When the devices had a batch to compute.
+
+    Attributes:
+      busy: seconds so far.
+    """
+
+    def __init__(self):
+        self.busy, self._until = 0.0, 0.0
+
+    def ran(self, begun: float, ended: float) -> None:
+        """A batch was there in this time; batches end in the order in which they began."""
+        self.busy += max(ended - max(begun, self._until), 0.0)
+        self._until = ended
+
+
+class _Job(NamedTuple):
+    """A batch, the shard that it belongs to, and whether it is the last of it."""
+
+    shard: int
+    content: ShardContent
+    batch: Batch
+    last: bool
+
+
+class _Source(NamedTuple):
+    """An image file that was read.
+
+    Attributes:
+      sha256: SHA-256 of its content; None where it could not be opened.
+      views: The image as the model takes it, and its mirror image where that is wanted; None where it is damaged.
+      reason: What is wrong with it then.
+    """
+
+    sha256: bytes | None
+    views: Float[np.ndarray, "f h w 3"] | None
+    reason: str = ""
+
+
+class _Good(NamedTuple):
+    """An image that can be encoded; see `_Source`."""
+
+    picture: Picture
+    sha256: bytes
+    views: Float[np.ndarray, "f h w 3"]
+
+
+class _Computed(NamedTuple):
+    """What the devices are computing: since when, and for which entries, images and mirror images apart."""
+
+    begun: float
+    latents: list[tuple[list[Entry], dict[str, Array]]]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Computes shards.
+
+    Attributes:
+      source: folder of the images.
+      encoding: what is stored.
+      max_pixels: larger images are computed alone, on several devices.
+      encoder: the model.
+      write: called with number and content of each shard, in order, in a thread of its own.
+      skips: counts the images that cannot be read.
+    """
+
+    source: Path
+    encoding: Encoding
+    max_pixels: int
+    encoder: LatentEncoder
+    write: Callable[[int, ShardContent], None]
+    skips: Skips
+
+    def __call__(self, shards: Sequence[Shard], progress: Progress) -> Clock:
+        """Computes and writes shards, one after the other.
+
+        Returns:
+          How long the devices had something to do.
+
+        Raises:
+          DataError: if more images than may be passed over cannot be read.
+          UserError: if a latent is not finite.
+        """
+        clock = Clock()
+
+        def begin(threads: ThreadPoolExecutor, job: _Job) -> list[Future[_Source]]:
+            return [threads.submit(self._read, job.batch, picture) for picture in job.batch.pictures]
+
+        def compute(job: _Job, coming: list[Future[_Source]]) -> _Computed:
+            good = self._gather(job, coming)
+            return _Computed(time.monotonic(), self._compute(job.batch, good) if good else [])
+
+        def collect(threads: ThreadPoolExecutor, job: _Job, computed: _Computed) -> None:
+            jax.block_until_ready([latents for _, latents in computed.latents])
+            clock.ran(computed.begun, time.monotonic())
+            self._keep(job, computed)
+            progress.add(len(job.batch.pictures))
+
+        stream(self._jobs(shards), begin, compute, collect)
+        return clock
+
+    def _jobs(self, shards: Sequence[Shard]) -> Iterator[_Job]:
+        for shard in shards:
+            content = ShardContent(LatentMoments.nothing(self.encoding.channels))
+            for batch in shard.batches:
+                yield _Job(shard.number, content, batch, batch is shard.batches[-1])
+
+    def _read(self, batch: Batch, picture: Picture) -> _Source:
+        """Reads an image file once: what is decoded is what the digest is of."""
+        sha256 = None
+        try:
+            content = file_content(self.source / picture.name, printable(picture.name))
+            sha256 = hashlib.sha256(content).digest()
+            pixels = read(content, picture)
+        except StorageError:  # nothing is known of it: passing over it would leave a hole
+            raise
+        except DataError as error:
+            return _Source(sha256, None, str(error))
+        # Mirrored before it is padded: what is added is below and on the right of both.
+        views = [pixels, pixels[:, ::-1]] if self.encoding.flip else [pixels]
+        return _Source(sha256, to_float(np.stack([pad_to_factor(view, self.encoding.multiple) for view in views])))
+
+    def _gather(self, job: _Job, coming: list[Future[_Source]]) -> list[_Good]:
+        """The images of a batch that can be read."""
+        good = []
+        for picture, future in zip(job.batch.pictures, coming, strict=True):
+            sha256, views, reason = future.result()
+            if views is None or sha256 is None:
+                self.skips.add(reason)
+                job.content.skipped.append(Skip(picture.name, reason, None if sha256 is None else sha256.hex()))
+            else:
+                good.append(_Good(picture, sha256, views))
+        return good
+
+    def _compute(self, batch: Batch, good: list[_Good]) -> list[tuple[list[Entry], dict[str, Array]]]:
+        """Starts the computation of the images, and of their mirror images."""
+        alone = batch.height * batch.width > self.max_pixels and len(self.encoder.devices) > 1
+        computed = []
+        for flipped in (False, True)[: 1 + self.encoding.flip]:
+            entries = [Entry(p.number, p.name, p.height, p.width, flipped, sha256) for p, sha256, _ in good]
+            images = np.stack([one.views[int(flipped)] for one in good])
+            numbers = np.array([2 * entry.number + flipped for entry in entries], np.uint32)
+            latents = self.encoder.alone(images, numbers) if alone else self.encoder(batch.full, images, numbers)
+            computed.append((entries, latents))
+        return computed
+
+    def _keep(self, job: _Job, computed: _Computed) -> None:
+        """Keeps what the devices gave, and writes the shard when it is whole."""
+        for entries, latents in computed.latents:
+            stored = {part: np.asarray(latents[part])[: len(entries)] for part in self.encoding.parts}
+            with np.errstate(over="ignore"):  # seen below
+                stored = {part: values.astype(self.encoding.dtype) for part, values in stored.items()}
+            self._check(entries, stored)
+            job.content.add(entries, stored)
+        if job.last:
+            self.write(job.shard, job.content)
+
+    def _check(self, entries: list[Entry], stored: dict[str, np.ndarray]) -> None:
+        for values in stored.values():
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))
+            if len(bad):
+                raise UserError(
+                    f"the latent of {printable(entries[bad[0]].name)} is not finite in {self.encoding.dtype}; look at "
+                    "the weights, or compute and store in float32"
+                )

@@ -1,0 +1,38 @@
+"""8-bit images in NumPy and Pillow: read, listed, padded, compared, drawn.
+
+Loads no JAX; imports `convert.files`.  Used by everything that reads image files.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from flax_vae.images.comparison import WIDE, Layout, draw_comparison, save_png, stack, visible_factor
+    from flax_vae.images.folder import list_folder
+    from flax_vae.images.read import StorageError, file_content, file_digest, image_size, read_image, upright_size
+    from flax_vae.images.scores import Comparison, ImageScores, compare, psnr, ssim
+    from flax_vae.images.sizes import pad_to_factor, padded_size, to_float, to_uint8
+
+__all__ = [
+    "Comparison",
+    "ImageScores",
+    "Layout",
+    "StorageError",
+    "WIDE",
+    "compare",
+    "draw_comparison",
+    "file_content",
+    "file_digest",
+    "image_size",
+    "list_folder",
+    "pad_to_factor",
+    "padded_size",
+    "psnr",
+    "read_image",
+    "save_png",
+    "ssim",
+    "stack",
+    "to_float",
+    "to_uint8",
+    "upright_size",
+    "visible_factor",
+]

@@ -1,0 +1,123 @@
+"""Original, reconstruction and difference beside each other, with the scores above them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int16
+from PIL import Image, ImageDraw, ImageFont
+
+from convert.files import new_file
+from flax_vae.images.scores import Comparison
+
+_MOST_AMPLIFIED = 32  # there a difference of one step is a dark grey
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How large things are, in pixels.
+
+    Attributes:
+      largest: side of an image; what is larger is drawn smaller.
+      smallest: longer side of an image; what is smaller is drawn larger, each pixel as a square.
+      gap: around and between images.
+      line: height of a row of text.
+      text: height of the letters.
+      title: the same, in the first caption.
+    """
+
+    largest: int = 512
+    smallest: int = 1
+    gap: int = 4
+    line: int = 24
+    text: int = 14
+    title: int = 14
+
+
+WIDE = Layout(largest=1024, smallest=256, gap=16, line=30, text=18, title=24)  # a picture to be looked at by itself
+
+
+def draw_comparison(
+    comparison: Comparison,
+    captions: Sequence[str],
+    labels: Sequence[str] = (),
+    *,
+    amplified: int,
+    layout: Layout,
+) -> Image.Image:
+    """Draws one row: original, reconstruction and their difference, under the captions.
+
+    Args:
+      comparison: the images.
+      captions: lines above the row, of which the first is its title.
+      labels: one for each of the three images, above it; or none.
+      amplified: the difference is the absolute one of each channel, so many times as bright.
+      layout: how large all of it is.
+    """
+    original, reconstruction, _ = comparison
+    difference = np.minimum(_difference(comparison) * amplified, 255).astype(np.uint8)
+    images = [_fitted(Image.fromarray(pixels), layout) for pixels in (original, reconstruction, difference)]
+    title, font = (ImageFont.load_default(size) for size in (layout.title, layout.text))
+    width, height = images[0].size
+    # Narrow images stand as far apart as their labels need.
+    column = max([width, *(_length(label, font) for label in labels)]) + layout.gap
+    top = layout.line * (len(captions) + bool(labels))
+    # The name of a file may hold the end of a line, which Pillow would not measure.
+    lines = [(caption.replace("\n", " "), font if index else title) for index, caption in enumerate(captions)]
+    needed = max([2 * column + width, 3 * column - layout.gap if labels else 0, *(_length(*line) for line in lines)])
+    row = Image.new("RGB", (needed, top + height), "white")
+    draw = ImageDraw.Draw(row)
+    for index, (caption, its_font) in enumerate(lines):
+        draw.text((0, index * layout.line + 2), caption, fill="black", font=its_font)
+    for index, image in enumerate(images):
+        row.paste(image, (index * column, top))
+        if labels:
+            draw.text((index * column, top - layout.line + 2), labels[index], fill="dimgray", font=font)
+    return row
+
+
+def stack(rows: Sequence[Image.Image], layout: Layout) -> Image.Image:
+    """Puts rows below one another, on white."""
+    gap = layout.gap
+    size = (max(row.width for row in rows) + 2 * gap, sum(row.height + gap for row in rows) + gap)
+    picture = Image.new("RGB", size, "white")
+    top = gap
+    for row in rows:
+        picture.paste(row, (gap, top))
+        top += row.height + gap
+    return picture
+
+
+def save_png(path: str | os.PathLike[str], picture: Image.Image, *, force: bool = False) -> None:
+    """Writes a PNG file, whole or not at all.
+
+    Raises:
+      OSError: as `convert.files.new_file`.
+    """
+    with new_file(path, force=force) as file:
+        picture.save(file, format="PNG")
+
+
+def visible_factor(comparison: Comparison) -> int:
+    """A power of two by which the difference can be seen: the strongest hundredth of it becomes half bright or more."""
+    strong = float(np.percentile(_difference(comparison), 99))
+    factor = 1
+    while factor < _MOST_AMPLIFIED and strong * factor < 128:
+        factor *= 2
+    return factor
+
+
+def _difference(comparison: Comparison) -> Int16[np.ndarray, "h w 3"]:
+    """Absolute, of each channel; wide enough to be multiplied."""
+    return np.abs(comparison.original.astype(np.int16) - comparison.reconstruction)
+
+
+def _fitted(image: Image.Image, layout: Layout) -> Image.Image:
+    image.thumbnail((layout.largest, layout.largest), Image.Resampling.LANCZOS)
+    zoom = max(1, layout.smallest // max(image.size))
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+
+
+def _length(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    return int(font.getlength(text)) + 1

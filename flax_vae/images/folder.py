@@ -1,0 +1,136 @@
+"""What lies in a folder of images: those that are read, and all the rest, so that nothing is passed over in silence."""
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.console import printable
+from convert.errors import shorten
+from flax_vae.errors import DataError
+from flax_vae.images.formats import FORMATS, SUFFIXES, UNREAD
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The files below a folder.  All names are paths relative to it, sorted.
+
+    Attributes:
+      folder: that was looked through.
+      images: files whose ending is one of `flax_vae.images.formats.SUFFIXES`.
+      unread: pictures and films of other formats.
+      other: files of any other kind, hidden files and hidden folders.
+      lost: links that lead nowhere, and what is no file at all, such as pipes.
+      repeated: linked folders that are listed already, under another name or because they lead back.
+    """
+
+    folder: Path
+    images: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for each kind of thing that is not read; none where there are images alone."""
+        notes = []
+        if self.unread:
+            hints = dict.fromkeys(UNREAD[Path(name).suffix.lower()] for name in self.unread)
+            advice = "; ".join(f"{kind}: {remedy}" for kind, remedy in hints)
+            notes.append(f"not read: {_counted(self.unread, 'file')} of other formats; {advice}")
+        if self.lost:
+            notes.append(f"not read: {_counted(self.lost, 'link to nowhere or pipe', 'links to nowhere or pipes')}")
+        if self.repeated:
+            notes.append(f"not read twice: {_counted(self.repeated, 'linked folder')}, listed under another name")
+        if self.other:
+            notes.append(f"besides: {_counted(self.other, 'other file')}")
+        return notes
+
+    def require_images(self) -> None:
+        """Refuses a folder without images.
+
+        Raises:
+          DataError: if there is none, with what there is instead.
+        """
+        if not self.images:
+            instead = "".join(f"; {note}" for note in self.notes)
+            raise DataError(
+                f"{printable(self.folder)} holds no image file; give a folder with images in it or below it "
+                f"({FORMATS} are read){instead}"
+            )
+
+
+def list_folder(folder: Path) -> ImageFolder:
+    """Lists all files below a folder, by their names alone.
+
+    Links to files and to folders are followed.  A folder that can be reached in several ways is listed once: under its
+    own name, or else under that of the first link, in order of the names.  Hidden files and folders are not read.
+
+    Raises:
+      DataError: if it is no folder, or a folder below it cannot be listed.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{printable(folder)} is no folder; give one with images in it or below it")
+    found: dict[str, list[str]] = {"images": [], "unread": [], "other": [], "lost": [], "repeated": []}
+    seen: set[tuple[int, int]] = set()
+    # Linked folders wait until all folders that lie here themselves are listed.
+    here, linked = [""], []
+    while here or linked:
+        name = here.pop() if here else linked.pop(0)
+        path = folder / name
+        if _is_repeated(path, seen):
+            found["repeated"].append(name)
+            continue
+        for entry in _entries(path):
+            below = f"{name}/{entry.name}" if name else entry.name
+            kind = _kind(entry)
+            if kind == "folder":
+                (linked if entry.is_symlink() else here).append(below)
+                linked.sort()
+            else:
+                found[kind].append(below)
+    return ImageFolder(folder, **{kind: tuple(sorted(names)) for kind, names in found.items()})
+
+
+def _kind(entry: "os.DirEntry[str]") -> str:
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError as error:  # a link that leads to itself, or to a place that cannot be looked at
+        if error.errno not in (errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG):
+            raise DataError(f"{printable(entry.path)} cannot be looked at ({os.strerror(error.errno or 0)})") from error
+        is_folder = is_file = False
+    if entry.name.startswith("."):
+        return "other"
+    if is_folder:
+        return "folder"
+    if not is_file:
+        return "lost"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    return "images" if suffix in SUFFIXES else "unread" if suffix in UNREAD else "other"
+
+
+def _entries(path: Path) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"{printable(path)} cannot be listed ({os.strerror(error.errno or 0)}); make it readable, or leave it out"
+        ) from error
+
+
+def _is_repeated(path: Path, seen: set[tuple[int, int]]) -> bool:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{printable(path)} cannot be listed ({os.strerror(error.errno or 0)})") from error
+    place = status.st_dev, status.st_ino
+    repeated = place in seen
+    seen.add(place)
+    return repeated
+
+
+def _counted(names: Sequence[str], one: str, many: str | None = None) -> str:
+    return f"{len(names):,} {one if len(names) == 1 else many or one + 's'} ({shorten(map(printable, names))})"

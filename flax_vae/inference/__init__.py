@@ -1,0 +1,27 @@
+"""A finished model on images of any size: reconstruction, decoding in bands, work spread over devices.
+
+Imports the model and `flax_vae.images`; used by the commands and by evaluation.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from flax_vae.inference.banded_decode import decode_in_bands
+    from flax_vae.inference.data_parallel import DataParallel, rows_of
+    from flax_vae.inference.model import load_model
+    from flax_vae.inference.over_devices import DECODES, ENCODES, decode_over_devices, moments_over_devices
+    from flax_vae.inference.reconstruction import check_rgb, needs_bands, reconstruct
+
+__all__ = [
+    "DECODES",
+    "DataParallel",
+    "ENCODES",
+    "check_rgb",
+    "decode_in_bands",
+    "decode_over_devices",
+    "load_model",
+    "moments_over_devices",
+    "needs_bands",
+    "reconstruct",
+    "rows_of",
+]

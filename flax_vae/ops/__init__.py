@@ -1,0 +1,35 @@
+"""How it is computed: convolution, normalisation, attention in tiles, derivatives, compilation.
+
+Knows no model; imports JAX and Flax.  Used by the models and by inference.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from flax_vae.ops.attention_tiles import Tile, tiled_attention
+    from flax_vae.ops.broadcasting import add, broadcast
+    from flax_vae.ops.compilation import cache_compilations, compiler_options, release_compiler_memory, require_devices
+    from flax_vae.ops.convolution import convolve
+    from flax_vae.ops.group_norm import GroupNorm
+    from flax_vae.ops.linear import Conv, Dense
+    from flax_vae.ops.remat import Remat, rematerialised
+    from flax_vae.ops.upsampling import corner_kernels, upsample_and_convolve
+
+__all__ = [
+    "Conv",
+    "Dense",
+    "GroupNorm",
+    "Remat",
+    "Tile",
+    "add",
+    "broadcast",
+    "cache_compilations",
+    "compiler_options",
+    "convolve",
+    "corner_kernels",
+    "release_compiler_memory",
+    "rematerialised",
+    "require_devices",
+    "tiled_attention",
+    "upsample_and_convolve",
+]

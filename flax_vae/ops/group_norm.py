@@ -1,0 +1,133 @@
+"""Group normalisation, alone or followed by swish, that keeps nothing but its input for the backward pass."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from flax.typing import Dtype
+from jax import lax
+from jaxtyping import Array, Float
+
+from flax_vae.ops.linear_maps import Arrays, linear
+
+
+class GroupNorm(nn.Module):
+    """Normalises every group of channels of every image to mean 0 and variance 1, then scales and shifts each channel.
+
+    The statistics are float32 at least and the variance is taken around the mean.  (The mean of the squares minus the
+    square of the mean, which linen's own module takes by default, loses digits wherever the mean is large.)
+
+    Attributes:
+      num_groups: of neighbouring channels.
+      epsilon: added to the variance.
+      dtype: of the result; None follows input and parameters.
+      param_dtype: of `scale` and `bias`.
+
+    Source: Wu and He 2018 (arXiv:1803.08494); `torch.nn.GroupNorm` is the twin.
+    """
+
+    num_groups: int
+    epsilon: float
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns the normalised map."""
+        return self._normalise(x, activate=False)
+
+    def then_swish(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns `swish` of the normalised map, in one pass over it."""
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "__call__", self(x))  # whoever looks inside sees the norm as well
+        return self._normalise(x, activate=True)
+
+    @nn.compact
+    def _normalise(self, x: Array, activate: bool) -> Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],), self.param_dtype)
+        (dtype,) = {array.dtype for array in promote_dtype(x, scale, bias, dtype=self.dtype)}
+        return jnp.asarray(_group_norm(x, scale, bias, self.num_groups, self.epsilon, activate), dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # a model has many of the same shape, which are traced once
+def _group_norm(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool) -> Array:
+    return _with_derivatives(x, scale, bias, groups, epsilon, activate)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
+def _with_derivatives(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool) -> Array:
+    return _forward(x, scale, bias, groups, epsilon, activate)[0]
+
+
+def _forward(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool):
+    mean, rstd = statistics(x, groups, epsilon)
+    y = (x - _wide(mean)) * _wide(rstd * scale[None]) + _wide(bias)
+    return y * jax.nn.sigmoid(y) if activate else y, (x, scale, bias, mean, rstd)
+
+
+@functools.partial(_with_derivatives.defjvp, symbolic_zeros=True)
+def _rule(groups: int, epsilon: float, activate: bool, primals: tuple[Array, Array, Array], tangents: tuple[Any, ...]):
+    x, scale, bias = primals
+    out, kept = _forward(x, scale, bias, groups, epsilon, activate)
+    tangent, cotangent = (functools.partial(way, groups, activate) for way in (_tangent, _cotangent))
+    (d_out,) = linear(tangent, cotangent, kept, tangents, like=(out,))
+    return out, d_out
+
+
+def _tangent(groups: int, activate: bool, kept: Arrays, tangents: Arrays) -> Arrays:
+    x, scale, bias, mean, rstd = kept
+    d_x, d_scale, d_bias = tangents
+    normalised = (x - _wide(mean)) * _wide(rstd)
+    d_x = d_x.astype(normalised.dtype)
+    along_mean = _group_mean(d_x.mean((1, 2)), groups)
+    along_std = _group_mean((d_x * normalised).mean((1, 2)), groups)
+    d_normalised = _wide(rstd) * (d_x - _wide(along_mean) - normalised * _wide(along_std))
+    d_out = d_normalised * _wide(scale) + normalised * _wide(d_scale) + _wide(d_bias)
+    if activate:
+        y = normalised * _wide(scale) + _wide(bias)
+        gate = jax.nn.sigmoid(y)
+        d_out = d_out * gate * (1 + y * (1 - gate))
+    return (d_out,)
+
+
+def _cotangent(groups: int, activate: bool, kept: Arrays, cotangents: Arrays) -> Arrays:
+    x, scale, bias, mean, rstd = kept
+    (d_out,) = cotangents
+    normalised = (x - _wide(mean)) * _wide(rstd)
+    if activate:
+        y = normalised * _wide(scale) + _wide(bias)
+        gate = jax.nn.sigmoid(y)
+        d_out = d_out * gate * (1 + y * (1 - gate))
+    d_bias = d_out.sum((1, 2))
+    d_scale = (d_out * normalised).sum((1, 2))
+    # The mean and the variance take out of the gradient what lies along them.
+    count = x.shape[1] * x.shape[2]
+    along_mean = _group_mean(d_bias * scale[None] / count, groups)
+    along_std = _group_mean(d_scale * scale[None] / count, groups)
+    d_x = _wide(rstd) * (d_out * _wide(scale) - _wide(along_mean) - normalised * _wide(along_std))
+    return d_x.astype(x.dtype), d_scale.sum(0).astype(scale.dtype), d_bias.sum(0).astype(bias.dtype)
+
+
+def statistics(x: Float[Array, "b h w c"], groups: int, epsilon: float) -> tuple[Array, Array]:
+    """Returns mean and reciprocal deviation of the group that each channel belongs to, both `b c`.
+
+    Summed over the positions channel by channel first: along a group's few channels no processor has wide sums.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = _group_mean(x.mean((1, 2)), groups)
+    variance = _group_mean(jnp.square(x - _wide(mean)).mean((1, 2)), groups)
+    return mean, lax.rsqrt(variance + epsilon)
+
+
+def _group_mean(per_channel: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:
+    b, c = per_channel.shape
+    mean = per_channel.reshape(b, groups, c // groups).mean(-1)
+    return jnp.repeat(mean, c // groups, axis=-1)
+
+
+def _wide(per_channel: Array) -> Array:
+    """`c` or `b c` to a shape that meets `b h w c`."""
+    return per_channel.reshape(-1, 1, 1, per_channel.shape[-1])
