@@ -9,7 +9,7 @@ import numpy as np
 
 from convert.console import printable
 from convert.files import check_members, require_regular
-from train.errors import DataError
+from flax_vae.errors import DataError
 
 
 def load_array(file: Path) -> np.ndarray:

@@ -21,7 +21,8 @@ from train.config import DataConfig
 from train.crops import WORDS, below, cut, fit, fitted_size
 from train.errors import DataError
 from train.refusals import TooSmallError, refusal, too_many
-from train.sources import Source, open_source
+from train.shipped import open_photographs
+from train.sources import Source
 
 SHIPPED_HELD_OUT = "chelsea.jpg"
 _KEEP_BYTES = 1 << 30  # decoded photographs up to this much stay in memory, the rest are decoded when drawn
@@ -49,7 +50,7 @@ class Photographs:
             image or, unless `config` says to skip them, another is damaged or smaller than the crop.
         """
         self._config = config
-        self.source = open_source(config.folder)
+        self.source = open_photographs(config.folder)
         if len(self.source) < 2:
             raise DataError(
                 f"{self.source.where} holds {len(self.source)} images; training needs at least two, one of them to "
@@ -228,7 +229,7 @@ def held_out_image(config: DataConfig) -> Source:
     Raises:
       DataError: if there is no such source or image.
     """
-    source = open_source(config.folder)
+    source = open_photographs(config.folder)
     return OneImage(source, _choose_held_out(config, source))
 
 

@@ -15,7 +15,7 @@ from train.data import Photographs
 from train.parallel import Parallel, make_parallel
 from train.run_data import open_data
 from train.run_directory import RunDirectory
-from train.sources import shipped_photographs
+from train.shipped import shipped_photographs
 from train.state import TrainState, trained_part
 from train.tensorboard import load_writer
 

@@ -14,9 +14,9 @@ from jaxtyping import UInt8
 
 from convert.console import printable
 from convert.extras import needed
+from flax_vae.errors import DataError
 from flax_vae.images import StorageError, file_digest, image_size, read_image
 from train.array_file import load_array
-from train.errors import DataError
 
 
 class ArraySource:

@@ -1,7 +1,6 @@
 """Where images come from: a numbered list of them, whatever they lie in."""
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
@@ -46,18 +45,16 @@ class Source(Protocol):
         ...
 
 
-def open_source(address: str | None) -> Source:
+def open_source(address: str) -> Source:
     """The images at an address.
 
     Args:
       address: as `DataConfig.folder`: a folder, an `.npy` or `.npz` file, `hf:...`, one `.array_record` file or a
-        pattern of them; None means the photographs that the package ships.
+        pattern of them.
 
     Raises:
       DataError: if there is nothing of that kind, or the package that reads it is not installed.
     """
-    if address is None:
-        return FolderSource(shipped_photographs())
     from train.packed import ArrayRecordSource, ArraySource, HuggingFaceSource
 
     if address.startswith("hf:"):
@@ -100,8 +97,3 @@ class FolderSource:
     def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
         """Bytes in the file, and their SHA-256."""
         return file_digest(self._folder / self._files[index], whole=whole)
-
-
-def shipped_photographs() -> Path:
-    """The folder of photographs inside the installed package."""
-    return Path(str(resources.files("train") / "photographs"))

@@ -16,7 +16,7 @@ from flax_vae.inference.reconstruction import reconstruct
 from tests.flax_vae.test_colour import linear_grey
 from tests.flax_vae.test_image_formats import png16
 from train import lpips_weights
-from train.sources import shipped_photographs
+from train.shipped import shipped_photographs
 
 diffusers = pytest.importorskip("diffusers")
 ENDINGS = ("jpg", "png", "webp", "jpeg", "tif", "bmp", "jfif", "gif", "tga", "ppm")

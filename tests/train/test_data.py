@@ -15,7 +15,8 @@ from train.config import DataConfig
 from train.data import Photographs
 from train.errors import DataError
 from train.prefetch import Batches
-from train.sources import FolderSource, shipped_photographs
+from train.shipped import shipped_photographs
+from train.sources import FolderSource
 
 
 @pytest.fixture
