@@ -219,8 +219,8 @@ def checkpoint(folder: Path) -> Kind:
     import jax
     import jax.numpy as jnp
 
-    from train.checkpoints import Checkpoints
-    from train.config import TrainConfig
+    from train.config.schema import TrainConfig
+    from train.run.checkpoints import Checkpoints
 
     params = jax.tree.map(jnp.asarray, unflatten(weights("flax")))
     with Checkpoints(folder / "checkpoints") as manager:
@@ -229,7 +229,7 @@ def checkpoint(folder: Path) -> Kind:
 
 
 def manifest(folder: Path) -> Kind:
-    from train.manifest import write_manifest
+    from train.run.manifest import write_manifest
 
     step = folder / "5"
     step.mkdir()
@@ -256,16 +256,16 @@ def latents(folder: Path) -> Kind:
 
 
 def read_run_settings(path: Path) -> None:
-    from train.config import TrainConfig
-    from train.recipes import recipe
-    from train.yaml_config import merge, read_settings
+    from train.cli.settings_file import merge, read_settings
+    from train.config.recipes import recipe
+    from train.config.schema import TrainConfig
 
     found = {name: value for name, value in read_settings(path).items() if name != "preset"}
     TrainConfig.from_dict(merge(recipe("tiny").to_dict(), found))
 
 
 def settings_json(folder: Path) -> Kind:
-    from train.recipes import recipe
+    from train.config.recipes import recipe
 
     (folder / "a.json").write_text(json.dumps({"preset": "tiny", **recipe("tiny").to_dict()}))
     return one_file(folder / "a.json", read_run_settings, raises=(ValueError, TypeError))  # as the command treats them
@@ -274,15 +274,15 @@ def settings_json(folder: Path) -> Kind:
 def settings_yaml(folder: Path) -> Kind:
     import yaml
 
-    from train.recipes import recipe
+    from train.config.recipes import recipe
 
     (folder / "a.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe("tiny").to_dict()))))
     return one_file(folder / "a.yaml", read_run_settings, raises=(ValueError, TypeError))
 
 
 def run_config(folder: Path) -> Kind:
-    from train.recipes import recipe
-    from train.run_directory import RunDirectory
+    from train.config.recipes import recipe
+    from train.run.directory import RunDirectory
 
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text(json.dumps(recipe("tiny").to_dict()))
@@ -290,7 +290,7 @@ def run_config(folder: Path) -> Kind:
 
 
 def metrics(folder: Path) -> Kind:
-    from train.report import Metrics, read_metrics
+    from train.report.metrics_log import Metrics, read_metrics
 
     path = folder / "metrics.jsonl"
     writer = Metrics(path, 0)
@@ -329,7 +329,7 @@ def images(folder: Path) -> Kind:
 
 
 def arrays(folder: Path) -> Kind:
-    from train.packed import ArraySource
+    from flax_vae.images.packed import ArraySource
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
     folder = folder / "arrays"

@@ -61,7 +61,11 @@ def test_a_program_that_imports_the_packages_keeps_all_it_had(libtpu):
 
 
 def test_every_command_is_quiet(libtpu):
-    commands = {"convert.cli.main": "[]", "flax_vae.cli.main": "['x']", "train.cli": "['--dry-run', '--preset', 'x']"}
+    commands = {
+        "convert.cli.main": "[]",
+        "flax_vae.cli.main": "['x']",
+        "train.cli.main": "['--dry-run', '--preset', 'x']",
+    }
     for command, words in commands.items():
         before = NO_TPU + f"from {command} import main; sys.stderr = open(os.devnull, 'w')\n"
         before += f"try:\n    main({words})\nexcept SystemExit:\n    pass"

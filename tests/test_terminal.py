@@ -11,9 +11,9 @@ from PIL import Image
 
 import convert.cli.main
 import flax_vae.cli.main
-import train.cli
+import train.cli.main
 from convert.console.terminal import escaped_output, printable, rewrite_line
-from train.report import Reporter
+from train.report.metrics_log import Reporter
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[31m\u202egnp\x9b2J\r[red]\udcff"
 SAFE = "a\\x1b]0;owned\\x07\\x1b[31m\\u202egnp\\x9b2J\\x0d[red]\\xff"
@@ -50,11 +50,11 @@ CALLS = {
     "encode": (flax_vae.cli.main.main, ["encode", "{}", "dst", "--model", "{}"]),
     "decode": (flax_vae.cli.main.main, ["decode", "{}", "dst", "--model", "{}"]),
     "reconstruct": (flax_vae.cli.main.main, ["reconstruct", "{}/{}.png", "--model", "{}"]),
-    "train": (train.cli.main, ["--data", "{}", "--workdir", "run", "--steps", "1"]),
-    "train from": (train.cli.main, ["--start-from", "{}", "--workdir", "run"]),
-    "train in": (train.cli.main, ["--workdir", "{}", "--steps", "1"]),
-    "eval": (train.cli.main, ["eval", "{}", "--data", "{}"]),
-    "plan": (train.cli.main, ["plan", "--preset", "{}"]),
+    "train": (train.cli.main.main, ["--data", "{}", "--workdir", "run", "--steps", "1"]),
+    "train from": (train.cli.main.main, ["--start-from", "{}", "--workdir", "run"]),
+    "train in": (train.cli.main.main, ["--workdir", "{}", "--steps", "1"]),
+    "eval": (train.cli.main.main, ["eval", "{}", "--data", "{}"]),
+    "plan": (train.cli.main.main, ["plan", "--preset", "{}"]),
     "no command": (flax_vae.cli.main.main, ["{}"]),
 }
 

@@ -7,7 +7,7 @@ from convert.console import run
 
 def main() -> int:
     """Runs the command on the arguments of the process and returns the exit status."""
-    return run("flax-vae-train", "train.cli")
+    return run("flax-vae-train", "train.cli.main")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from flax_vae import AutoEncoder
 from flax_vae.discriminator import Discriminator
-from train.adversarial import adaptive_weight, choose, r1_penalty, wide
+from train.conditioning import sample_times
 from train.config import GanConfig, TrainConfig
-from train.losses import kl, reconstruction_loss
-from train.lpips import lpips
+from train.losses import adaptive_weight, choose, kl, lpips, r1_penalty, reconstruction_loss, wide
 from train.state import TrainState, learned, trained_part
-from train.times import sample_times
 
 Scores = dict[str, Float[Array, ""]]
 Average = Callable[[Any], Any]

@@ -13,26 +13,24 @@ import jax
 
 from flax_vae import AutoEncoder, save_pretrained
 from flax_vae.finite import require_finite
-from train.agreement import agreement, facts_of_run, facts_of_start, require_same_state
-from train.assemble import load_start, make_constants, make_parts, make_state
-from train.checkpoints import Checkpoints
+from train.build import load_start, make_constants, make_parts, make_state
 from train.config import TrainConfig
-from train.data import Photographs
+from train.data import Batches, Photographs
+from train.devices import (
+    Parallel,
+    agreement,
+    facts_of_run,
+    facts_of_start,
+    make_parallel,
+    peak_flops,
+    require_same_state,
+)
 from train.errors import NotFiniteError, RunError
-from train.evaluate import Evaluator
-from train.hardware import peak_flops
-from train.html_report import write_report
-from train.lock import lock
-from train.parallel import Parallel, make_parallel
-from train.pictures import save_grid
-from train.prefetch import Batches
-from train.report import Metrics, Reporter, read_metrics
-from train.run_data import open_data
-from train.run_directory import RunDirectory
-from train.signals import StopRequest, stop_requests
+from train.evaluation import Evaluator
+from train.report import Metrics, Reporter, TensorBoard, load_writer, read_metrics, save_grid, write_report
+from train.run import Checkpoints, RunDirectory, StopRequest, lock, open_data, stop_requests
 from train.state import TrainState
 from train.step import FINITE, Parts, Scores, train_step
-from train.tensorboard import TensorBoard, load_writer
 
 
 class Outcome(NamedTuple):
@@ -57,7 +55,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = Fal
 
     A run that was interrupted, however that happened, ends with the same weights as one that was not.  SIGTERM,
     SIGUSR1 and Ctrl-C save a checkpoint after the current step and end the run early.  In a run of several processes
-    (see `train.processes`) each calls this with the same arguments; the first one writes what people read.
+    (see `train.devices.processes`) each calls this with the same arguments; the first one writes what people read.
 
     Args:
       config: the run.

@@ -1,4 +1,4 @@
-"""One update, as a pure function; `train.parallel` compiles it."""
+"""One update, as a pure function; `train.devices.parallel` compiles it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from flax_vae import AutoEncoder
 from flax_vae.discriminator import Discriminator
-from train.adversarial import adaptive_weight
 from train.config import TrainConfig
 from train.gradients import Average, Gradients, Scores, gradients, last_kernels, playing
+from train.losses import adaptive_weight
 from train.state import DiscriminatorState, TrainState, learned, trained_part, unlearned
 
 
@@ -59,7 +59,7 @@ def train_step(
       axis_name: of the devices, under pmap only.
 
     Returns:
-      The state after the update, and the scores, all equal on every device: those of `train.losses` and
+      The state after the update, and the scores, all equal on every device: those of `train.losses.reconstruction` and
       `train.gradients`, `grad_norm` and `d_grad_norm` (before the clip), `learning_rate`, and the counts of updates
       left out.
     """

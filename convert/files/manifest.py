@@ -1,7 +1,7 @@
 """The `manifest.json` of a checkpoint: the SHA-256 of each of its files and the number of its step.
 
-Orbax finds few flipped bits by itself and restores the others silently.  `train.manifest` writes the manifest into the
-folder of a step before orbax gives that folder its final name, so a step without one is older than manifests or of
+Orbax finds few flipped bits by itself and restores the others silently.  `train.run.manifest` writes the manifest into
+the folder of a step before orbax gives that folder its final name, so a step without one is older than manifests or of
 another origin.
 """
 

@@ -134,7 +134,7 @@ def _verify(step: Path) -> None:
     if damage == UNVERIFIED:
         raise FileError(
             f"{step} cannot be verified: {damage}; take another step, or accept this one as it is with "
-            "train.manifest.write_manifest(FOLDER)"
+            "train.run.manifest.write_manifest(FOLDER)"
         )
     if damage is not None:
         raise FileError(f"{step} is damaged: {damage}; take another step")

@@ -11,11 +11,14 @@ with epy.lazy_api_imports(globals()):
     from flax_vae.images.read import StorageError, file_content, file_digest, image_size, read_image, upright_size
     from flax_vae.images.scores import Comparison, ImageScores, compare, psnr, ssim
     from flax_vae.images.sizes import pad_to_factor, padded_size, to_float, to_uint8
+    from flax_vae.images.sources import FolderSource, Source, open_source
 
 __all__ = [
     "Comparison",
+    "FolderSource",
     "ImageScores",
     "Layout",
+    "Source",
     "StorageError",
     "WIDE",
     "compare",
@@ -24,6 +27,7 @@ __all__ = [
     "file_digest",
     "image_size",
     "list_folder",
+    "open_source",
     "pad_to_factor",
     "padded_size",
     "psnr",

@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from tests.benchmarks.machine import describe
-from train.assemble import make_parts, make_state
-from train.config import DataConfig, TrainConfig
-from train.data import Photographs
-from train.parallel import make_parallel
-from train.prefetch import Batches
-from train.recipes import recipe
+from train.build import make_parts, make_state
+from train.config.recipes import recipe
+from train.config.schema import DataConfig, TrainConfig
+from train.data.photographs import Photographs
+from train.data.prefetch import Batches
+from train.devices.parallel import make_parallel
 from train.step import train_step
 
 COUNT, SIDE, CROP, BATCH = 48, 256, 64, 8

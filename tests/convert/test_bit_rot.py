@@ -92,8 +92,8 @@ def step(tmp_path_factory) -> Path:
     """A checkpoint of a run with a moving average and a discriminator."""
     import jax.numpy as jnp
 
-    from train.checkpoints import Checkpoints
-    from train.config import TrainConfig
+    from train.config.schema import TrainConfig
+    from train.run.checkpoints import Checkpoints
 
     params = jax.tree.map(jnp.asarray, unflatten(numbers("flax")))
     state = {"params": params, "ema": jax.tree.map(lambda leaf: 2 * leaf, params), "discriminator": {"params": params}}

@@ -181,8 +181,8 @@ def test_the_cache_of_the_hub_serves_without_a_network(tmp_path):
 
 def test_the_models_of_commands_and_of_runs_are_paths(hub):
     from flax_vae.inference.model import load_model
-    from train.assemble import load_start
-    from train.config import TrainConfig
+    from train.build import load_start
+    from train.config.schema import TrainConfig
     from train.errors import RunError
 
     with pytest.raises(FileNotFoundError, match="write hf:org/name$"):

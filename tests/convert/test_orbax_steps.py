@@ -15,9 +15,9 @@ from convert.errors import FileError
 from convert.extras import install_command
 from convert.table.rows import flatten, unflatten
 from convert.weights.orbax_steps import find_steps, read_step, read_weights
-from train.checkpoints import Checkpoints
-from train.config import TrainConfig
-from train.manifest import write_manifest
+from train.config.schema import TrainConfig
+from train.run.checkpoints import Checkpoints
+from train.run.manifest import write_manifest
 
 TINY = PRESETS["tiny"]
 

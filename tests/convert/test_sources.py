@@ -236,8 +236,8 @@ def test_both_forms_in_one_folder_are_two_models(tmp_path):
 def test_a_checkpoint(tmp_path):
     import jax.numpy as jnp
 
-    from train.checkpoints import Checkpoints
-    from train.config import TrainConfig
+    from train.config.schema import TrainConfig
+    from train.run.checkpoints import Checkpoints
 
     with Checkpoints(tmp_path / "checkpoints") as manager:
         manager.save(5, {"params": {"encoder": {"a": jnp.ones(3)}}}, TrainConfig(TINY), wait=True)

@@ -18,7 +18,7 @@ from flax_vae.ops.cpu import kernel_gradient, small_maps, winograd
 from flax_vae.ops.group_norm import GroupNorm
 from flax_vae.ops.upsampling import upsample_and_convolve
 from tests.flax_vae._random import PLAIN, quick_jit, random_inputs, random_params
-from train.lpips import Lpips, Stage
+from train.losses.perceptual import Lpips, Stage
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -8,7 +8,7 @@ from PIL import Image
 from flax_vae.errors import DataError
 from flax_vae.folders.scan import scan
 from flax_vae.images.folder import list_folder
-from train.sources import open_source
+from flax_vae.images.sources import open_source
 
 
 def touch(folder, *names):

@@ -14,7 +14,7 @@ from convert.table.discriminator import discriminator_to_flax
 from convert.table.rows import flatten
 from tests.parity._agree import TOLERANCE, assert_agree, nchw, quick_jit
 from tests.parity._discriminators import SMALL, random_images, twins
-from train import adversarial
+from train.losses import adversarial
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -13,7 +13,7 @@ from convert.table.rows import flatten
 from tests.flax_vae._random import QUICKLY
 from tests.parity._agree import TOLERANCE, assert_agree, difference, nchw, nhwc, quick_jit
 from tests.parity._discriminators import DEEP, SMALL, TINY, random_images, twins
-from train import adversarial
+from train.losses import adversarial
 
 pytestmark = pytest.mark.usefixtures("x64")
 

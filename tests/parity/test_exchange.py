@@ -28,7 +28,7 @@ from tests.parity._agree import (
 from tests.parity._cases import MODELS
 from tests.parity.test_gradients import assert_trees_agree, loss, small_inputs, torch_loss
 from torch_ref.optim import read_moments, write_moments
-from train.moments import get_moments, set_moments
+from train.adam_state import get_moments, set_moments
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 
 import convert.cli.main
-import train.cli
+import train.cli.main
 from flax_vae import from_pretrained
 from flax_vae.images.read import read_image
 from flax_vae.images.sizes import pad_to_factor, to_float
 from flax_vae.inference.reconstruction import reconstruct
 from tests.flax_vae.test_colour import linear_grey
 from tests.flax_vae.test_image_formats import png16
-from train import lpips_weights
-from train.shipped import shipped_photographs
+from train.data.shipped import shipped_photographs
+from train.losses import lpips_weights
 
 diffusers = pytest.importorskip("diffusers")
 ENDINGS = ("jpg", "png", "webp", "jpeg", "tif", "bmp", "jfif", "gif", "tga", "ppm")
@@ -81,7 +81,7 @@ def test_a_first_fine_tune_from_nothing_to_pictures_in_diffusers(tmp_path, monke
     words += ["--steps", "12", "--crop-size", "64", "--batch-size", "2", "--set", "model.ch=32"]
 
     def train_(*more):
-        status = train.cli.main([*words, *more])
+        status = train.cli.main.main([*words, *more])
         return status, *capsys.readouterr()
 
     # One message names all that cannot be used, and a flag for each kind of trouble.

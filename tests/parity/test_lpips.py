@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tests.parity._agree import assert_agree, nchw, nhwc
 from torch_ref.loading import to_tensor
-from train.lpips import NETS, Lpips
-from train.lpips_weights import expand, from_torch_names, load_lpips_weights, to_torch_names
+from train.losses.lpips_weights import expand, from_torch_names, load_lpips_weights, to_torch_names
+from train.losses.perceptual import NETS, Lpips
 
 # Of the distance, relative; of a gradient, of its RMS.
 TOLERANCE = {"float64": (1e-10, 1e-10), "float32": (1e-5, 5e-5)}

@@ -12,11 +12,11 @@ import flax_vae
 import torch_ref
 from flax_vae.images.sizes import to_float
 from tests.parity._agree import nchw, nhwc
-from train.config import DataConfig
-from train.data import Photographs
-from train.evaluate import TILE, to_tiles
+from train.config.recipes import recipe
+from train.config.schema import DataConfig
+from train.data.photographs import Photographs
+from train.evaluation.tiles import TILE, to_tiles
 from train.loop import train
-from train.recipes import recipe
 
 
 def reconstruct_in_both(folder):

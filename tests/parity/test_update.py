@@ -21,11 +21,11 @@ from tests.parity._agree import nchw
 from tests.parity._torch_update import TorchTrainer
 from tests.parity.test_gradients import assert_trees_agree
 from torch_ref.loading import to_tensor
-from train.assemble import make_parts
-from train.config import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from train.build import make_parts
+from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
 from train.gradients import example_noise
-from train.lpips import NETS, Stage
-from train.lpips_weights import from_torch_names
+from train.losses.lpips_weights import from_torch_names
+from train.losses.perceptual import NETS, Stage
 from train.state import DiscriminatorState, create_state
 from train.step import Parts, train_step
 

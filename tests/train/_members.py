@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import agreement as module
-from train.agreement import agreement, exchange, facts_of_run, facts_of_start, require_same_state
-from train.config import DataConfig, OptimConfig, TrainConfig
-from train.data import Photographs
+from train.config.schema import DataConfig, OptimConfig, TrainConfig
+from train.data.listing import data_listing
+from train.data.photographs import Photographs
+from train.devices import agreeing as module
+from train.devices.agreeing import agreement, exchange, facts_of_run, facts_of_start, require_same_state
+from train.devices.processes import join_processes
 from train.errors import DataError, TrainError
-from train.listing import data_listing
-from train.processes import join_processes
 
 from .conftest import SMALL
 

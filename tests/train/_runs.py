@@ -79,7 +79,7 @@ def start(
     return [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "train.cli", "--workdir", str(workdir)),
+                *(sys.executable, "-m", "train.cli.main", "--workdir", str(workdir)),
                 *(joined[index] if count > 1 else []),
                 *(words[index] if words else []),
             ],
@@ -127,7 +127,7 @@ def _share_step(program: Path) -> None:
     import jax
     from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
-    from train.parallel import CompiledStep
+    from train.devices.parallel import CompiledStep
 
     call = CompiledStep.__call__
 
@@ -149,7 +149,7 @@ def _share_step(program: Path) -> None:
 
 
 def _serve(folder: Path) -> None:
-    import train.cli
+    import train.cli.main
     import train.loop  # noqa: F401 - loaded once, for all
 
     _share_step(folder / "step")
@@ -167,7 +167,7 @@ def _serve(folder: Path) -> None:
                 _strike(request["workdir"], request["signum"], request["touch"], note)
             status = 70
             try:
-                status = train.cli.main(["--workdir", request["workdir"]])
+                status = train.cli.main.main(["--workdir", request["workdir"]])
             except BaseException:
                 traceback.print_exc()
             finally:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from convert import PRESETS
-from train.config import DataConfig, OptimConfig, TrainConfig
+from train.config.schema import DataConfig, OptimConfig, TrainConfig
 
 SMALL = replace(PRESETS["tiny"], resolution=16, ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4)
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from convert.architecture.discriminator import DiscriminatorParams
-from train.adversarial import adaptive_weight, choose, hinge_d, hinge_g, non_saturating_d, non_saturating_g, r1_penalty
+from train.losses.adversarial import (
+    adaptive_weight,
+    choose,
+    hinge_d,
+    hinge_g,
+    non_saturating_d,
+    non_saturating_g,
+    r1_penalty,
+)
 
 
 def logits(*values):

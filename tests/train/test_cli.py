@@ -14,21 +14,21 @@ from PIL import Image
 
 from convert import PRESETS, expand, save_folder
 from tests.train.conftest import SMALL
-from train import cli
-from train.config import TrainConfig
+from train.cli import main as cli
+from train.cli.flags import Flags
+from train.cli.resolve import resolve
+from train.config.recipes import recipe
+from train.config.schema import TrainConfig
 from train.errors import TrainError
-from train.flags import Flags
 from train.loop import Outcome
-from train.recipes import recipe
-from train.resolve import resolve
-from train.run_directory import RunDirectory
+from train.run.directory import RunDirectory
 
-COMMAND = [sys.executable, "-m", "train.cli"]
+COMMAND = [sys.executable, "-m", "train.cli.main"]
 
 
 def test_help_answers_without_loading_a_framework():
     code = (
-        "import sys; from train import cli\n"
+        "import sys; from train.cli import main as cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'jax', 'flax', 'orbax', 'PIL', 'torch'} & set(sys.modules)"
@@ -80,7 +80,7 @@ def test_processes_join_before_they_train(tmp_path, monkeypatch, capsys, args, m
         calls.append((config, workdir, accept_changed_data))
         return Outcome(None, 400, {})  # as every process but the first gets it
 
-    monkeypatch.setattr("train.processes.join_processes", lambda *given: calls.append(given))
+    monkeypatch.setattr("train.devices.processes.join_processes", lambda *given: calls.append(given))
     monkeypatch.setattr("train.loop.train", train)
     assert cli.main(["--workdir", str(tmp_path), *args, *(["--accept-changed-data"] if args else [])]) == 0
     joined = [] if members is None else [members]
@@ -107,8 +107,8 @@ def test_one_of_several_processes_that_fails_does_not_wait_for_the_others(tmp_pa
         raise error
 
     left = []
-    monkeypatch.setattr("train.processes.join_processes", lambda *given: None)
-    monkeypatch.setattr("train.processes.leave", left.append)
+    monkeypatch.setattr("train.devices.processes.join_processes", lambda *given: None)
+    monkeypatch.setattr("train.devices.processes.leave", left.append)
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("train.loop.train", train)
     status = cli.main(["--workdir", str(tmp_path), "--distributed"])

@@ -4,8 +4,8 @@ import json
 import pytest
 
 from convert import PRESETS
-from train.config import DataConfig, GanConfig, LossConfig, OptimConfig, TimeConfig, TrainConfig, differences
-from train.recipes import recipe
+from train.config.recipes import recipe
+from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TimeConfig, TrainConfig, differences
 
 TINY = PRESETS["tiny"]
 

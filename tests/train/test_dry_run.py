@@ -10,11 +10,11 @@ import yaml
 
 from convert import expand, save_weights
 from convert.table.identify import Weights
-from train.assemble import load_start, make_parts, make_state
-from train.config import GanConfig, TrainConfig
-from train.dry_run import describe
+from train.build import load_start, make_parts, make_state
+from train.config.schema import GanConfig, TrainConfig
 from train.errors import RunError
-from train.run_directory import RunDirectory
+from train.plan.dry_run import describe
+from train.run.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")

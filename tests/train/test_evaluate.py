@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.evaluate import Evaluation, from_tiles, to_tiles
-from train.pictures import pair_grid, save_grid
+from train.evaluation.tiles import TileScores, from_tiles, to_tiles
+from train.report.pictures import pair_grid, save_grid
 
 rng = np.random.default_rng(0)
 
@@ -26,7 +26,7 @@ def test_tiles_run_row_by_row_and_repeat_the_border():
 
 def test_the_grid_shows_originals_left_and_reconstructions_right(tmp_path):
     original = np.full((64, 128, 3), 10, np.uint8)
-    save_grid(tmp_path / "x.png", Evaluation(original, np.full_like(original, 200), {}))
+    save_grid(tmp_path / "x.png", TileScores(original, np.full_like(original, 200), {}))
     grid = np.asarray(Image.open(tmp_path / "x.png"))[::2, ::2, 0]
     assert grid.shape == (4 + 64 + 4, 4 * (128 + 4) + 4)
     assert grid[4:68, 4:68].tolist() == [[10] * 64] * 64

@@ -17,17 +17,17 @@ from convert import PRESETS, load_folder
 from flax_vae import AutoEncoder, from_pretrained, init_params, save_pretrained
 from flax_vae.images.scores import Comparison, ImageScores, psnr, ssim
 from flax_vae.images.sizes import to_float, to_uint8
+from flax_vae.images.sources import open_source
 from tests.train.conftest import SMALL
-from train import eval_cli
+from train.cli import evaluate as eval_cli
 from train.errors import DataError, TrainError
-from train.eval_report import latent_lines, table
-from train.evaluation import Evaluation, Perceptual, Report
-from train.fid import FrechetMeter, frechet_distance, load_extractor
-from train.pictures import save_comparisons
-from train.run_directory import RunDirectory
-from train.scaling import write_scale
-from train.sources import open_source
-from train.statistics import LatentMoments, RunningMoments
+from train.evaluation.fid import FrechetMeter, frechet_distance, load_extractor
+from train.evaluation.measured_scale import write_scale
+from train.evaluation.statistics import LatentMoments, RunningMoments
+from train.evaluation.tables import latent_lines, table
+from train.evaluation.whole_images import Evaluation, Perceptual, Report
+from train.report.pictures import save_comparisons
+from train.run.directory import RunDirectory
 
 rng = np.random.default_rng(0)
 
@@ -137,7 +137,7 @@ def test_extractors_that_misbehave_are_refused(extractor, message):
     [
         ("numpy", "module:function"),
         ("no_such_module:f", "no_such_module.py lies"),
-        ("train.fid:nothing", "has no function 'nothing'"),
+        ("train.evaluation.fid:nothing", "has no function 'nothing'"),
     ],
 )
 def test_extractors_that_are_not_there_are_refused(name, message):
@@ -359,7 +359,7 @@ def test_a_scale_is_not_written_where_it_does_not_belong(tmp_path):
 
 def test_help_answers_without_loading_a_framework():
     code = (
-        "import sys; from train import eval_cli\n"
+        "import sys; from train.cli import evaluate as eval_cli\n"
         "try: eval_cli.main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'jax', 'flax', 'numpy', 'PIL', 'torch'} & set(sys.modules)"
@@ -441,7 +441,7 @@ def test_what_the_caller_can_put_right_is_one_line(flags, message, params, three
 
 
 def test_of_many_images_the_worst_are_shown_and_equal_ones_have_no_json_number(tmp_path):
-    from train.eval_report import write_json
+    from train.evaluation.tables import write_json
 
     gathered = LatentMoments(1)
     gathered.add(rng.normal(size=(2, 2, 2, 1)), np.zeros((2, 2, 2, 1)))

@@ -11,7 +11,7 @@ from convert.cli.main import main as convert
 from convert.formats.safetensors import read_tensors
 from convert.weights.save import DIFFUSERS_WEIGHTS
 from flax_vae import from_pretrained
-from train.assemble import load_start
+from train.build import load_start
 from train.loop import train
 
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from convert.table.rows import expand
-from train.curves import HEIGHT, WIDTH, Series, chart, label, linear_ticks, log_ticks
 from train.errors import RunError
-from train.html_report import write_report
-from train.run_directory import RunDirectory
+from train.report.curves import HEIGHT, WIDTH, Series, chart, label, linear_ticks, log_ticks
+from train.report.html import write_report
+from train.run.directory import RunDirectory
 
 VOID = {"meta", "input", "img", "line", "circle", "polyline"}
 

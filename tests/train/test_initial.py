@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 
 from flax_vae import AutoEncoder, init_params
-from train.initial import group_offsets, make_transparent
+from train.identity_init import group_offsets, make_transparent
 
 from .conftest import SMALL
 

@@ -10,12 +10,12 @@ from functools import partial
 import jax
 import pytest
 
-from train.assemble import make_parts, make_state
-from train.checkpoints import Checkpoints
-from train.config import GanConfig, OptimConfig
-from train.lock import lock
-from train.report import read_metrics
-from train.run_directory import RunDirectory
+from train.build import make_parts, make_state
+from train.config.schema import GanConfig, OptimConfig
+from train.report.metrics_log import read_metrics
+from train.run.checkpoints import Checkpoints
+from train.run.directory import RunDirectory
+from train.run.lock_file import lock
 
 from ._runs import Trainers
 

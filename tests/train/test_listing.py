@@ -11,10 +11,10 @@ from PIL import Image
 
 from flax_vae.images.read import StorageError
 from tests.train.test_sources import WRITERS
-from train import listing
-from train.config import DataConfig
-from train.data import Photographs
-from train.listing import data_listing, data_listing_digest, find_changes, how_listed
+from train.config.schema import DataConfig
+from train.data import listing
+from train.data.listing import data_listing, data_listing_digest, find_changes, how_listed
+from train.data.photographs import Photographs
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import sys
 import pytest
 
 from train.errors import RunError
-from train.lock import LOCK, lock
+from train.run.lock_file import LOCK, lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from train.lock import lock
+from train.run.lock_file import lock
 with lock(Path(sys.argv[1])) as problem:
     print(problem, flush=True)
     time.sleep(60)

@@ -14,10 +14,10 @@ import pytest
 from convert import ConversionError, FileError
 from convert.formats.safetensors import write_tensors
 from convert.table.rows import flatten
-from train import lpips_weights
 from train.errors import TrainError
-from train.lpips import NETS, Features, Lpips, lpips, smallest_side
-from train.lpips_weights import expand, from_torch_names, load_lpips_weights, to_torch_names
+from train.losses import lpips_weights
+from train.losses.lpips_weights import expand, from_torch_names, load_lpips_weights, to_torch_names
+from train.losses.perceptual import NETS, Features, Lpips, lpips, smallest_side
 
 # Five stages, as narrow as they go.
 SMALL = tuple(replace(stage, widths=(4,)) for stage in NETS["alex"])

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from train.assemble import make_parts, make_state
-from train.checkpoints import Checkpoints
-from train.config import DataConfig, GanConfig, OptimConfig, TrainConfig
-from train.parallel import make_parallel
+from train.build import make_parts, make_state
+from train.config.schema import DataConfig, GanConfig, OptimConfig, TrainConfig
+from train.devices.parallel import make_parallel
+from train.run.checkpoints import Checkpoints
 from train.step import train_step
 
 from .conftest import SMALL

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.config import OptimConfig
+from train.config.schema import OptimConfig
 from train.optim import make_optimizer, make_schedule
 
 CONFIG = OptimConfig(learning_rate=0.5, warmup_steps=10, final_fraction=0.1)

@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from train.assemble import make_parts, make_state
-from train.config import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from train.build import make_parts, make_state
+from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from train.devices.parallel import make_parallel
 from train.errors import TrainError
 from train.gradients import example_noise
-from train.parallel import make_parallel
 from train.step import train_step
 
 from .conftest import SMALL

@@ -14,12 +14,12 @@ import pytest
 from convert import PRESETS
 from flax_vae import AutoEncoder, init_params
 from tests.benchmarks.flops import work_flops
-from train.hardware import CHIPS
-from train.operations import count_operations
-from train.plan import Memory, Plan, largest, needed, plan
-from train.plan_cli import main
-from train.plan_report import HEAD, rows
-from train.targets import Target, local
+from train.cli.plan import main
+from train.devices.chips import CHIPS
+from train.plan.compile import Memory, Plan, largest, needed, plan
+from train.plan.count_flops import count_operations
+from train.plan.table import HEAD, rows
+from train.plan.topologies import Target, local
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -174,7 +174,7 @@ PLANNED = {
 @pytest.mark.parametrize(("slice_", "hosts"), [("v5e:2x2", 1), ("v5e:4x4", 4)])
 @pytest.mark.parametrize("preset", PLANNED)
 def test_the_training_step_compiles_for_one_host_and_for_four_and_its_memory_fits(preset, slice_, hosts):
-    command = [sys.executable, "-m", "train.cli", "plan", *PLANNED[preset], "--topology", slice_, "--markdown"]
+    command = [sys.executable, "-m", "train.cli.main", "plan", *PLANNED[preset], "--topology", slice_, "--markdown"]
     # A quarter of the time, for programs that need no less memory.
     environment = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)

@@ -12,9 +12,9 @@ import tyro
 import yaml
 
 import train
-from train.flags import Flags
-from train.plan_cli import PlanFlags
-from train.recipes import recipe
+from train.cli.flags import Flags
+from train.cli.plan import PlanFlags
+from train.config.recipes import recipe
 
 HERE = Path(str(resources.files(train)))
 PAGE, JOBSET, SLURM = HERE / "PODS.md", HERE / "launch" / "jobset.yaml", HERE / "launch" / "slurm.sh"
@@ -70,7 +70,7 @@ def test_the_slurm_script_asks_to_run_again_when_it_was_stopped_and_only_then(tm
 
 
 def test_an_address_is_no_run_directory(capsys):
-    from train.cli import main
+    from train.cli.main import main
 
     assert main(["--workdir", "gs://bucket/run"]) == 1
     assert "mount the bucket" in capsys.readouterr().err

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from flax_vae.images.read import StorageError
-from train.config import DataConfig
-from train.data import Photographs
+from train.config.schema import DataConfig
+from train.data.photographs import Photographs
+from train.data.prefetch import Batches
 from train.errors import DataError
-from train.prefetch import Batches
 
 SEED, BATCH = 3, 4
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from flax_vae import from_pretrained
-from train.assemble import make_parts, make_state
+from train.build import make_parts, make_state
+from train.devices.parallel import make_parallel
 from train.loop import train
-from train.parallel import make_parallel
-from train.report import read_metrics
-from train.run_directory import RunDirectory
+from train.report.metrics_log import read_metrics
+from train.run.directory import RunDirectory
 
 from ._runs import start
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from convert import PRESETS
-from train.config import GanConfig, LossConfig, TrainConfig, differences
-from train.recipes import RECIPES, architecture, recipe
+from train.config.recipes import RECIPES, architecture, recipe
+from train.config.schema import GanConfig, LossConfig, TrainConfig, differences
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *PRESETS])

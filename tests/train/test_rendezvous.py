@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from train import rendezvous
+from train.devices import rendezvous
+from train.devices.processes import join_processes
+from train.devices.rendezvous import meet
 from train.errors import TrainError
-from train.processes import join_processes
-from train.rendezvous import meet
 
 from ._runs import free_port
 

@@ -11,11 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from convert import PRESETS, expand, save_folder
 from tests.train.conftest import SMALL
+from train.cli.flags import Flags
+from train.cli.resolve import default_workdir, resolve
+from train.config.recipes import default, recipe
 from train.errors import RunError, TrainError
-from train.flags import Flags
-from train.recipes import default, recipe
-from train.resolve import default_workdir, resolve
-from train.run_directory import RunDirectory
+from train.run.directory import RunDirectory
 
 
 def flags(*args):

@@ -17,12 +17,12 @@ import optax
 import pytest
 
 from flax_vae.ops.compilation import compiler_options
-from train.assemble import make_parts, make_state
-from train.config import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
-from train.dry_run import describe
+from train.build import make_parts, make_state
+from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from train.devices.parallel import make_parallel
 from train.errors import TrainError
-from train.lpips import NETS, Lpips
-from train.parallel import make_parallel
+from train.losses.perceptual import NETS, Lpips
+from train.plan.dry_run import describe
 from train.step import train_step
 
 from ._runs import ENVIRONMENT, ROOT

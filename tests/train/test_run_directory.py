@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from tests.train.test_resolve import flags
+from train.cli.resolve import resolve
 from train.errors import RunError
-from train.manifest import write_manifest
-from train.resolve import resolve
-from train.run_directory import RunDirectory
+from train.run.directory import RunDirectory
+from train.run.manifest import write_manifest
 
 LISTING = {"a.png": "5 bytes, sha256 0", "b.png": "6 bytes, sha256 1", "d.png": "7 bytes, sha256 2"}
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from train.signals import stop_requests
+from train.run.signals import stop_requests
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -90,7 +90,7 @@ from convert.console.interrupts import end_on_signals
 end_on_signals("p")
 import jax
 jax.process_count = lambda: {count}
-from train.signals import stop_requests
+from train.run.signals import stop_requests
 if {count} > 1:  # JAX's handler is one of C, of which Python knows nothing
     ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # SIG_IGN
 with stop_requests() as stop:

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from convert.extras import install_command
+from flax_vae.images.packed import ArraySource
 from flax_vae.images.read import StorageError
-from train.config import DataConfig
-from train.data import Photographs
+from flax_vae.images.sources import open_source
+from train.config.schema import DataConfig
+from train.data.photographs import Photographs
 from train.errors import DataError
-from train.packed import ArraySource
-from train.sources import open_source
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 17, 3), np.uint8)
 

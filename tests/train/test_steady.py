@@ -5,9 +5,9 @@ from dataclasses import replace
 import jax
 import pytest
 
+from train.devices.parallel import PmapParallel
 from train.loop import train
-from train.parallel import PmapParallel
-from train.report import Reporter
+from train.report.metrics_log import Reporter
 
 STEPS, SAVE = 300, 50
 

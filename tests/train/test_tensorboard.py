@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from train.errors import RunError
-from train.tensorboard import TensorBoard
+from train.report.tensorboard import TensorBoard
 
 
 def read_events(path):

@@ -10,11 +10,11 @@ import pytest
 
 from convert.table.rows import flatten
 from tests.flax_vae._random import random_params
-from train.assemble import make_parts
-from train.config import DataConfig, OptimConfig, TimeConfig, TrainConfig
+from train.build import make_parts
+from train.conditioning import fixed_time, sample_times
+from train.config.schema import DataConfig, OptimConfig, TimeConfig, TrainConfig
 from train.state import create_state
 from train.step import train_step
-from train.times import fixed_time, sample_times
 
 from .conftest import SMALL
 

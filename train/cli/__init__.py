@@ -1,0 +1,4 @@
+"""The command `flax-vae-train`.
+
+Imports all other rooms; nothing imports it.
+"""

@@ -1,0 +1,243 @@
+"""`flax-vae-train eval`: a finished model on a data set; scores, latents, worst cases."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from convert.console import escaped_output, parse_flags, rewrite_line
+from convert.extras import IMAGES, require_extra
+from train.errors import RunError, TrainError
+
+if TYPE_CHECKING:  # they load JAX: not for --help
+    from flax_vae import AutoEncoder
+    from flax_vae.images import Comparison, Source
+    from train.evaluation import Evaluation, FrechetMeter, Perceptual
+
+PROG = "flax-vae-train eval"
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """Measures reconstructions: PSNR, SSIM and LPIPS of every image, the latents' statistics, and rFID.
+
+    Every image is reconstructed whole, from the mode of its posterior, and compared in 8 bits.
+    """
+
+    models: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_OR_MODEL...")]
+    """Run directories (their export/), or weights of any kind: a model folder, a file, a checkpoint, hf:org/name.
+    Several are compared, a line each."""
+    data: Annotated[
+        str | None, arg(metavar="DATA", help_behavior_hint="(default: the image that the run held out)")
+    ] = None
+    """The images: a folder, or whatever else can be trained on."""
+    preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
+    """The architecture, where nothing beside the weights says it."""
+    raw_weights: bool = False
+    """Of a checkpoint of training that holds both, take the weights themselves instead of their moving average."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """How many images, the first ones."""
+    batch: Annotated[int, arg(metavar="N")] = 1
+    """Images at a time, where there are so many of one size."""
+    time: Annotated[float, arg(metavar="T")] = 0.0
+    """The condition of a model that takes a time."""
+    bands: bool = False
+    """Decode band by band: slower, for images that would not fit into the device's memory."""
+    lpips: Literal["alex", "vgg", "none"] = "alex"
+    """The network that LPIPS is measured by; papers report alex."""
+    lpips_weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the extra lpips)")] = None
+    """Its weights, the state dict of PyTorch's lpips.LPIPS."""
+    features: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: no rFID)")] = None
+    """Measure rFID with this function from 8-bit images (b, h, w, 3) to features (b, d), such as Inception's."""
+    grid: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """A PNG for the worst cases: original, reconstruction, difference."""
+    worst: Annotated[int, arg(metavar="N")] = 8
+    """How many of them."""
+    worst_by: Literal["psnr", "ssim", "lpips"] = "psnr"
+    """The score that says what is worst."""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """A file for all numbers."""
+    write_scale: bool = False
+    """Write the scale and shift that bring latents to mean 0 and deviation 1 into the model folder's config.json."""
+
+
+@escaped_output()
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Returns:
+      The exit status: 0, or 1 for what the caller can put right; wrong flags end in status 2.
+    """
+    flags = parse_flags(EvalFlags, prog=PROG, args=args)
+    try:
+        require_extra(IMAGES, "train", TrainError)
+        return _run(flags)
+    except (TrainError, OSError) as error:
+        print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def locate_model(path: Path) -> Path:
+    """Returns the export of a run directory, and any other path as it is.
+
+    Raises:
+      RunError: if the run has not ended.
+    """
+    from convert.errors import FileError  # numpy, which --help does without
+    from convert.weights import find_export, is_run
+
+    try:
+        return find_export(path) if is_run(path) else path
+    except FileError as error:
+        raise RunError(str(error)) from error
+
+
+def _run(flags: EvalFlags) -> int:
+    for name in ("limit", "batch", "worst"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise TrainError(f"{name}={value} must be at least 1")
+    if not flags.models:
+        raise TrainError("no model is named; give a run directory or a model")
+    alone = [name for name in ("features", "grid", "json", "write_scale") if getattr(flags, name)]
+    if len(flags.models) > 1 and alone:
+        raise TrainError(f"--{alone[0].replace('_', '-')} is about one model; name one instead of {len(flags.models)}")
+    models = tuple(flags.models)
+    folders = [locate_model(path) for path in models]
+    if flags.write_scale:
+        from train.evaluation import check_scalable
+
+        check_scalable(folders[0])
+    # JAX and Pillow: only now, when there is something to compute.
+    from flax_vae.images import open_source
+    from train.evaluation import comparison
+
+    source = open_source(flags.data) if flags.data is not None else _held_out(models[0])
+    for note in source.notes:
+        print(note, file=sys.stderr)
+    if not len(source):
+        raise TrainError(f"{source.where} holds no image that can be read; name others with --data")
+    perceptual, lpips_missing = _load_lpips(flags)
+    if perceptual is None and flags.worst_by == "lpips":
+        raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")
+    if len(folders) == 1:
+        return _one(flags, folders[0], source, perceptual, lpips_missing)
+    loaded = [_load(flags, folder) for folder in folders]  # all of them, before the first takes its time
+    count = len(source) if flags.limit is None else min(flags.limit, len(source))
+    reports = [_evaluation(flags, *model, perceptual)(source, count) for model in loaded]
+    print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
+    print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or flags.lpips}")
+    return 0
+
+
+def _one(flags: EvalFlags, where: Path, source: "Source", perceptual: "Perceptual | None", lpips_missing: str) -> int:
+    """Everything about one model."""
+    from train.evaluation import FrechetMeter, latent_lines, load_extractor, rfid_line, table, write_json, write_scale
+    from train.report import save_comparisons
+
+    meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
+    model, params = _load(flags, where)
+    evaluate = _evaluation(flags, model, params, perceptual, meter)
+    count = len(source) if flags.limit is None else min(flags.limit, len(source))
+    worst = _Worst(flags.worst if flags.grid else 0, flags.worst_by, count)
+    report = evaluate(source, count, worst)
+
+    print("\n".join([*table(report, flags.worst_by), "", *latent_lines(report.latents, model.params)]))
+    print(f"LPIPS: {lpips_missing or flags.lpips}")
+    print(f"rFID: {rfid_line(report, meter)}")
+    if flags.grid:
+        save_comparisons(flags.grid, worst.pictures)
+        print(f"the {len(worst.pictures)} worst by {flags.worst_by.upper()}: {flags.grid}")
+    if flags.write_scale:
+        record = write_scale(where, report.latents)
+        print(f"{where / 'config.json'}: scale_factor {record.scale_factor}, shift_factor {record.shift_factor}")
+    if flags.json:
+        net = None if perceptual is None else flags.lpips
+        write_json(flags.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)
+    return 0
+
+
+def _load(flags: EvalFlags, where: Path) -> "tuple[AutoEncoder, Any]":
+    from flax_vae.inference import check_rgb, load_model
+
+    model, params = load_model(str(where), flags.preset, "float32", raw_weights=flags.raw_weights)
+    check_rgb(model.params, str(where))
+    return model, params
+
+
+def _evaluation(
+    flags: EvalFlags,
+    model: "AutoEncoder",
+    params: Any,
+    perceptual: "Perceptual | None",
+    meter: "FrechetMeter | None" = None,
+) -> "Evaluation":
+    from train.evaluation import Evaluation
+
+    return Evaluation(model, params, flags.batch, flags.time, flags.bands, perceptual=perceptual, frechet=meter)
+
+
+def _held_out(run: Path) -> "Source":
+    """Returns the one image that a run has never seen; also for its export and its checkpoints."""
+    from convert.weights import CHECKPOINTS, EXPORT
+    from train.data import held_out_image
+    from train.run import RunDirectory
+
+    where = run
+    if run.parent.name == CHECKPOINTS:
+        where = run.parents[1]
+    elif run.name == EXPORT:
+        where = run.parent
+    config = RunDirectory(where).stored_config() if (where / CHECKPOINTS).is_dir() else None
+    if config is None:
+        raise TrainError(
+            f"{run} is not in a run directory, which would say what was held out; name the images with --data"
+        )
+    return held_out_image(config.data)
+
+
+def _load_lpips(flags: EvalFlags) -> "tuple[Perceptual | None, str]":
+    """The distance, or None and the reason in a few words."""
+    if flags.lpips == "none":
+        return None, "not asked for"
+    from functools import partial
+
+    import jax
+
+    from train.evaluation import Perceptual
+    from train.losses import load_lpips_weights, lpips, smallest_side, stages_of
+
+    try:
+        weights = jax.device_put(load_lpips_weights(flags.lpips, flags.lpips_weights))
+    except ValueError as error:
+        raise TrainError(str(error)) from error
+    except TrainError as error:
+        if flags.lpips_weights is not None:
+            raise
+        return None, str(error)
+    distance = jax.jit(partial(lpips, net=flags.lpips))
+    return Perceptual(partial(distance, weights), smallest_side(stages_of(flags.lpips))), ""
+
+
+class _Worst:
+    """Keeps the worst images while the others pass, and says on a terminal how many have."""
+
+    def __init__(self, most: int, score: str, count: int):
+        self.pictures: list[Comparison] = []
+        self._most, self._score, self._count, self._seen = most, score, count, 0
+
+    def __call__(self, comparison: "Comparison") -> None:
+        from train.evaluation import badness
+
+        self.pictures = sorted([*self.pictures, comparison], key=lambda seen: badness(seen.scores, self._score))
+        self.pictures = self.pictures[: self._most]
+        self._seen += 1
+        if sys.stderr.isatty():
+            rewrite_line(f"{self._seen}/{self._count} images", "\n" if self._seen == self._count else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""`flax-vae-train`: flags in, one run; what a person can put right ends in one line on standard error."""
+
+import contextlib
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from convert.console import advise, escaped_output, parse_flags, quiet_libraries
+from convert.extras import TRAIN, explain_missing, require_extra
+from train.cli import evaluate, plan
+from train.cli.flags import Flags
+from train.config import TrainConfig
+from train.errors import TrainError
+
+PROG = "flax-vae-train"
+_LONGEST = 200  # characters of an error of JAX
+
+
+@escaped_output()
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command; a package that is missing is named in one line.
+
+    Returns:
+      The exit status: 0 when the run is complete, 1 for what the caller can put right, 128 + n when stopped by signal
+      n; wrong flags end in status 2.
+    """
+    try:
+        return _main(list(sys.argv[1:] if args is None else args))
+    except ImportError as error:
+        sentence = explain_missing(error)
+        if sentence is None:
+            raise
+        return _refuse(TrainError(sentence))
+
+
+def _main(args: list[str]) -> int:
+    quiet_libraries(tpu_compiler=args[:1] == ["plan"] and any(word.startswith("--topology") for word in args))
+    advise(PROG, "the same command goes on from the last checkpoint" if args[:1] not in (["eval"], ["plan"]) else "")
+    if args[:1] in (["eval"], ["plan"]):
+        return {"eval": evaluate, "plan": plan}[args[0]].main(args[1:])
+    flags = parse_flags(Flags, prog=PROG, args=args)
+    try:
+        require_extra(TRAIN, "train", TrainError)
+    except TrainError as error:
+        return _refuse(error)
+    from train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
+
+    try:
+        with _together(flags):
+            workdir = flags.workdir or default_workdir(flags)
+            config = resolve(flags, workdir)
+    except (
+        TrainError,
+        ValueError,
+        OSError,
+    ) as error:  # of the system: a name that is too long, a folder that is closed
+        return _end(_refuse(error), flags)
+    try:
+        return _show(config, workdir, flags) if flags.dry_run else _run(config, workdir, flags)
+    except (TrainError, OSError) as error:
+        return _end(_refuse(error), flags)
+    except KeyboardInterrupt:  # twice, or before there was anything to save
+        print(f"{PROG}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return _end(128 + signal.SIGINT, flags)
+    except Exception as error:
+        if _members(flags) is None:
+            raise
+        return _end(_give_up(error), flags)  # the others wait for this process
+
+
+def _members(flags: Flags) -> tuple[str | None, int | None, int | None] | None:
+    """Which process this is of several, or None where it is the only one."""
+    members = (flags.coordinator, flags.processes, flags.process)
+    return members if (flags.distributed or members != (None, None, None)) and not flags.dry_run else None
+
+
+def _together(flags: Flags) -> contextlib.AbstractContextManager[object]:
+    """Joins the other processes, if there are any, before anything asks for a device.
+
+    Returns:
+      A context in which a failure of one process ends all.
+    """
+    members = _members(flags)
+    if members is None:
+        return contextlib.nullcontext()
+    from train.devices import agreement, join_processes
+
+    join_processes(*members, **({} if flags.join_timeout is None else {"timeout": flags.join_timeout}))
+    return agreement()
+
+
+def _end(status: int, flags: Flags) -> int:
+    """Returns the status; one of several processes ends here, since others may be waiting for it."""
+    if _members(flags) is None:
+        return status
+    import jax
+
+    from train.devices import leave
+
+    if jax.distributed.is_initialized():
+        leave(status)
+    return status
+
+
+def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:
+    from flax_vae.ops import require_devices
+    from train.plan import describe  # loads JAX
+
+    require_devices()
+    print(describe(config, workdir, accept_changed_data=flags.accept_changed_data), end="")
+    return 0
+
+
+def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
+    begun = time.monotonic()
+    # They load JAX: only now, when there is something to compute.
+    from flax_vae.ops import cache_compilations, require_devices
+    from train.loop import describe, train
+
+    if flags.compilation_cache is not None:
+        cache_compilations(flags.compilation_cache)
+    require_devices()
+    outcome = train(config, workdir, accept_changed_data=flags.accept_changed_data)
+    if outcome.stopped_by is not None:
+        print(f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there")
+        return 128 + outcome.stopped_by
+    if outcome.scores:  # the first process has them
+        print(
+            f"held-out photograph, 64 x 64 tiles: {describe(outcome.scores)}; "
+            f"model in {workdir / 'export'} ({time.monotonic() - begun:.0f} s)"
+        )
+    return 0
+
+
+def _give_up(error: Exception) -> int:
+    """Prints why one of several processes cannot go on; in one line where another one may have ended."""
+    import jax
+
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        traceback.print_exception(error)
+        return 1
+    reason = next(iter(str(error).splitlines()), "")
+    reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
+    return _refuse(TrainError(
+        f"process {jax.process_index()} cannot go on: another process ended, whose message says why, or a device "
+        f"failed ({reason}); the same command goes on from the last checkpoint"
+    ))  # fmt: skip
+
+
+def _refuse(error: Exception) -> int:
+    print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

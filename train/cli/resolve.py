@@ -1,0 +1,102 @@
+"""From flags, files and what was begun before to the configuration of one run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from convert.architecture import AutoEncoderParams
+from convert.errors import ConversionError, FileError
+from convert.weights import load_weights
+from train.cli.flags import OWNERS, Flags
+from train.cli.settings_file import PRESET, merge, parse_assignment, read_settings
+from train.config import TrainConfig, architecture, default, recipe
+from train.errors import RunError, TrainError
+from train.run import RunDirectory
+
+
+def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:
+    """The run that is asked for.
+
+    The preset's recipe is below the run begun in `workdir`, where one is named, that below `--config`, that below the
+    other flags, those below `--set`.
+
+    Raises:
+      TrainError: if the directory holds something else, or a file cannot be used.
+      ValueError: if a value is out of range, or a name unknown.
+    """
+    file = {} if flags.config is None else read_settings(flags.config)
+    named = file.pop(PRESET, None)
+    asked = _asked(flags)
+    for text in flags.settings:
+        asked = merge(asked, parse_assignment(text))
+
+    base = _base(flags.preset or named, merge(file, asked).get("start_from"), file.get("model", {}), workdir)
+    below = _over(base.to_dict(), file)
+    try:
+        return TrainConfig.from_dict(_over(below, asked))
+    except (TypeError, ValueError) as error:
+        if flags.config is not None and str(error) == _fault(below):
+            raise TrainError(f"{flags.config}: {error}") from error
+        raise ValueError(str(error)) from error
+
+
+def default_workdir(flags: Flags) -> Path:
+    """Where a run lies for which no directory is named: below `runs`, called as what it trains.
+
+    Raises:
+      TrainError: if the file of settings cannot be used.
+    """
+    file = {} if flags.config is None else read_settings(flags.config)
+    start = None if flags.start_from is None else Path(flags.start_from).stem
+    return Path("runs") / (flags.preset or file.get(PRESET) or (flags.config and flags.config.stem) or start or "tiny")
+
+
+def _base(preset: str | None, start_from: str | None, model: dict[str, Any], workdir: Path | None) -> TrainConfig:
+    """What the settings that were given go over."""
+    stored = None if workdir is None else RunDirectory(workdir).stored_config()
+    if stored is not None:
+        # What differs in its architecture or its beginning is refused with a list, once all is known.
+        if start_from is not None and stored.transparent_start:
+            stored = dataclasses.replace(stored, transparent_start=False)
+        return stored if preset is None else dataclasses.replace(stored, model=architecture(preset))
+    if preset is not None:
+        return recipe(preset, start_from)
+    if model.keys() >= {field.name for field in dataclasses.fields(AutoEncoderParams)}:
+        return default(AutoEncoderParams.from_dict(model))
+    if start_from is not None:
+        return default(_architecture_of(start_from))
+    return recipe("tiny")
+
+
+def _asked(flags: Flags) -> dict[str, Any]:
+    """The settings that flags name."""
+    asked: dict[str, Any] = {} if flags.data is None else {"data": {"folder": flags.data}}
+    for owner, names in OWNERS.items():
+        values = {name: getattr(flags, name) for name in names}
+        # A switch can only be thrown: --set graft=false takes it back.
+        given = {name: value for name, value in values.items() if value is not None and value is not False}
+        asked = merge(asked, {owner: given} if owner else given)
+    return asked
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Merges; the name of a held-out image is not carried over to other images."""
+    data = above.get("data", {})
+    if "folder" in data and "held_out" not in data and data["folder"] != below["data"]["folder"]:
+        below = merge(below, {"data": {"held_out": None}})
+    return merge(below, above)
+
+
+def _fault(settings: dict[str, Any]) -> str | None:
+    try:
+        TrainConfig.from_dict(settings)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _architecture_of(path: str) -> AutoEncoderParams:
+    try:
+        return load_weights(Path(path), verify=False).params
+    except (ConversionError, FileError, OSError, ValueError) as error:
+        raise RunError(f"start_from={path!r} cannot be begun with: {error}") from error

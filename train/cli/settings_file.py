@@ -1,0 +1,189 @@
+"""Settings from files and from `name=value`: what they hold, each name known, before anything is made of it.
+
+YAML is read as its version 1.2 says, without the surprises of 1.1: `1e-6` is a number, `no` and `12:30` are text.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from convert.files import loads_object, read_bytes
+from train.config import TrainConfig
+from train.errors import TrainError
+from train.run import HISTORY
+
+_MAX_BYTES = 1 << 20  # of a file of settings
+
+PRESET = "preset"  # what a file may name beside the fields of `TrainConfig`
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data alone, and no name twice."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in names.items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        # Settings need none, and a few lines of aliases of aliases stand for billions of values.
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not read", mark)
+        return super().compose_node(parent, index)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?[0-9][0-9_]*", [*"-+0123456789"]),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", [*"-+.0123456789"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+# PyYAML's own would read 010 as eight.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
+def parse_yaml(text: str) -> Any:
+    """Returns the value of one YAML document.
+
+    Raises:
+      ValueError: if it is none; one line, with the place in the text.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = "" if mark is None else f"line {mark.line + 1}: "
+        hint = "; indent with spaces" if "'\\t'" in str(problem) else ""
+        raise ValueError(f"{place}{' '.join(str(problem or error).split())}{hint}") from None
+    except (RecursionError, OverflowError):
+        raise ValueError("it is nested too deeply, or holds too large a number") from None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads a file of settings: any of the fields of a run's `config.json`, and `preset`.
+
+    Args:
+      path: ends in `.yaml`, `.yml` or `.json`.
+
+    Raises:
+      TrainError: one line that names the file, if it cannot be read, or a name in it is unknown.
+    """
+    try:
+        if path.suffix not in (".yaml", ".yml", ".json"):
+            raise ValueError("its name must end in .yaml, .yml or .json")
+        content = read_bytes(path, _MAX_BYTES)
+        settings = loads_object(content) if path.suffix == ".json" else parse_yaml(content.decode("utf-8"))
+        if settings is None:
+            raise ValueError("it is empty; it should hold settings, such as steps: 1000")
+        if not isinstance(settings, dict):
+            raise ValueError(f"it holds a {type(settings).__name__}, names and values were expected")
+        settings.pop(HISTORY, None)  # of that run, not of the one that is begun with its settings
+        check_names({name: value for name, value in settings.items() if name != PRESET})
+        if not isinstance(settings.get(PRESET, ""), str):
+            raise ValueError(f"preset={settings[PRESET]!r} must be a name")
+    except FileNotFoundError:
+        raise TrainError(f"{path} does not exist; name a file of settings") from None
+    except OSError as error:
+        raise TrainError(f"{path}: {error.strerror or error}; name a file of settings") from error
+    except UnicodeDecodeError:
+        raise TrainError(f"{path}: it is no text in UTF-8; name a file of settings") from None
+    except ValueError as error:
+        raise TrainError(f"{path}: {error}") from None
+    return settings
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """Reads `loss.lpips_weight=1`, a dotted name and a YAML value, as a mapping of mappings.
+
+    Raises:
+      ValueError: if it is none, or the name is unknown.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"{text!r} must be NAME=VALUE, such as loss.lpips_weight=1")
+    if name == PRESET:
+        raise ValueError("preset is no setting of a run; use --preset NAME")
+    if name not in _known():
+        raise ValueError(_unknown(name))
+    try:
+        settings = parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from None
+    for part in reversed(name.split(".")):
+        settings = {part: settings}
+    check_names(settings)
+    return settings
+
+
+def check_names(settings: Mapping[Any, Any]) -> None:
+    """Refuses names that no run has, and values of the wrong kind.
+
+    Raises:
+      ValueError: with the nearest known name.
+    """
+    _check(settings, "", _known())
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both; where both name one, that of `above`."""
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        merged[name] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _check(settings: Mapping[Any, Any], prefix: str, known: dict[str, Any]) -> None:
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str) or name not in known:
+            raise ValueError(_unknown(name))
+        kind = known[name]
+        if kind is dict:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{name}={value!r} must be names and values, such as {_example(name)}")
+            _check(value, f"{name}.", known)
+        elif kind is bool and not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be true or false")
+        elif kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ValueError(f"{name}={value!r} must be a number")
+        elif kind in (str, str | None) and not isinstance(value, str) and (value is not None or kind is str):
+            raise ValueError(f"{name}={value!r} must be text; put it in quotes")
+
+
+def _known() -> dict[str, Any]:
+    """Every dotted name, with its type; a part that has names of its own is a `dict`."""
+    known: dict[str, Any] = {}
+    for name, kind in get_type_hints(TrainConfig).items():
+        known[name] = kind
+        if dataclasses.is_dataclass(kind):
+            known[name] = dict
+            known |= {f"{name}.{inner}": hint for inner, hint in get_type_hints(kind).items()}
+    return known
+
+
+def _example(part: str) -> str:
+    inner = next(name for name in _known() if name.startswith(f"{part}."))
+    return f"{part}: {{{inner.partition('.')[2]}: ...}}"
+
+
+def _unknown(name: str) -> str:
+    names = list(_known())
+    last = name.rpartition(".")[2]
+    # First those that have only lost their part, or got a wrong one.
+    near = [known for known in names if known.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(name, [*names, PRESET], n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    return f"unknown setting {name!r}; {hint}"

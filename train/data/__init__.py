@@ -1,0 +1,23 @@
+"""Photographs, random crops of them, and batches that are made ahead of the step.
+
+Imports `train.config` and `flax_vae.images`; used by the loop and by evaluation.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from train.data.listing import data_listing, digest_of_listing, find_changes, how_listed
+    from train.data.photographs import Photographs, held_out_image
+    from train.data.prefetch import Batches
+    from train.data.shipped import shipped_photographs
+
+__all__ = [
+    "Batches",
+    "Photographs",
+    "data_listing",
+    "digest_of_listing",
+    "find_changes",
+    "held_out_image",
+    "how_listed",
+    "shipped_photographs",
+]

@@ -1,0 +1,97 @@
+"""Digests of training data, by which other images under the same names are noticed."""
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from flax_vae.images import StorageError
+from train.data.photographs import Photographs
+from train.errors import DataError
+
+How = Literal["content", "ends"]
+
+MOST_BYTES = 2_000_000_000  # data sets up to this much are read whole at every start
+_ENDS = "ends sha256 "
+_HEX = 16  # characters kept of the SHA-256 of ends, since large data sets have many
+_THREADS = 16  # mostly waiting
+_CHUNK = 4096  # images at a time, so that millions need little memory
+_SHOW = 3  # names in one phrase
+
+
+def data_listing(photographs: Photographs, how: How | None = None) -> dict[str, str]:
+    """Returns what is known of the stored content of each image, by its name, in order.
+
+    The place where the data lie is no part of it: a folder that was moved has the listing that it had.
+
+    Args:
+      photographs: Open training data, the held-out image among them.
+      how: What is read.  `content`: every byte, `SIZE bytes, sha256 HEX`.  `ends`: the size and the first and last
+        4 KiB of each image, `SIZE bytes, ends sha256 HEX`, which takes about as long as reading all headers; an edit
+        that keeps these is not noticed.  None: `content` for up to 2 GB in all, else `ends`.
+
+    Raises:
+      StorageError: If a file is missing, or the disk fails.
+    """
+    source = photographs.source
+
+    def describe(index: int, whole: bool) -> tuple[int, str]:
+        try:
+            size, digest = source.digest(index, whole=whole)
+        except StorageError:
+            raise
+        except DataError:  # may be skipped in training, but is different from an image that can be read
+            return 0, "unreadable"
+        return size, f"{size} bytes, " + (f"sha256 {digest}" if whole else f"{_ENDS}{digest[:_HEX]}")
+
+    def read(whole: bool) -> tuple[int, dict[str, str]]:
+        total, listing = 0, {}
+        for first in range(0, len(source), _CHUNK):
+            chunk = range(first, min(first + _CHUNK, len(source)))
+            for index, (size, text) in zip(chunk, pool.map(lambda index: describe(index, whole), chunk), strict=True):
+                listing[source.name(index)] = text
+                total += size
+        return total, listing
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        if how == "content":
+            return read(whole=True)[1]
+        total, listing = read(whole=False)
+        return listing if how == "ends" or total > MOST_BYTES else read(whole=True)[1]
+
+
+def how_listed(listing: Mapping[str, str]) -> How:
+    """Returns how a listing was made."""
+    return "ends" if any(_ENDS in text for text in listing.values()) else "content"
+
+
+def find_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Compares two listings that were made in the same way.
+
+    Returns:
+      One phrase for each kind of change, such as `2 added (x.png, y.png)`; empty if the data are the same.
+    """
+    found = {
+        "removed": [name for name in before if name not in after],
+        "added": [name for name in after if name not in before],
+        "edited": [name for name in before if name in after and before[name] != after[name]],
+    }
+    phrases = [f"{len(names):,} {what} ({_some(names)})" for what, names in found.items() if names]
+    return phrases or ([] if list(before) == list(after) else ["the images come in another order"])
+
+
+def data_listing_digest(photographs: Photographs) -> str:
+    """Returns one SHA-256 of `data_listing`, in hexadecimal."""
+    return digest_of_listing(data_listing(photographs))
+
+
+def digest_of_listing(listing: Mapping[str, str]) -> str:
+    """Returns one SHA-256 of names and contents, in hexadecimal."""
+    total = hashlib.sha256()
+    for name, text in listing.items():
+        total.update(f"{name}\0{text}\0".encode())
+    return total.hexdigest()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOW]) + (", ..." if len(names) > _SHOW else "")

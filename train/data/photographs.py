@@ -1,0 +1,259 @@
+"""Photographs, and the random crops that a step sees of them.
+
+What a crop shows is a pure function of (seed, step, index): no iterator has a state that a checkpoint would have to
+hold, and any machine can make any example.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from convert.console import printable
+from flax_vae.errors import first_of
+from flax_vae.images import Source, StorageError, to_float
+from train.config import DataConfig
+from train.data.crops import WORDS, below, cut, fit, fitted_size
+from train.data.refusals import TooSmallError, refusal, too_many
+from train.data.shipped import open_photographs
+from train.errors import DataError
+
+SHIPPED_HELD_OUT = "chelsea.jpg"
+_KEEP_BYTES = 1 << 30  # decoded photographs up to this much stay in memory, the rest are decoded when drawn
+_THREADS = 16  # for reading headers: mostly waiting
+_CHUNK = 4096  # images whose headers are asked for at a time, so that millions need little memory
+
+T = TypeVar("T")
+
+
+class Photographs:
+    """A source of images, one of them held out.  Threads may draw at the same time.
+
+    All headers are read at once, so that a file that cannot be used is known before the run begins.
+
+    Attributes:
+      held_out_name: of the one photograph that is not trained on.
+      source: all of them, the held-out one included.
+    """
+
+    def __init__(self, config: DataConfig):
+        """Opens the source and checks the images.
+
+        Raises:
+          DataError: if there is no such source, fewer than two images, no such held-out image, or if the held-out
+            image or, unless `config` says to skip them, another is damaged or smaller than the crop.
+        """
+        self._config = config
+        self.source = open_photographs(config.folder)
+        if len(self.source) < 2:
+            raise DataError(
+                f"{self.source.where} holds {len(self.source)} images; training needs at least two, one of them to "
+                f"be held out{''.join(f'; {note}' for note in self.source.notes)}"
+            )
+        self._held_out = _choose_held_out(config, self.source)
+        self.held_out_name = self.source.name(self._held_out)
+        self._kept: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+        self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._open()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the photographs that are trained on, in order."""
+        return [self.source.name(index) for index in range(len(self.source)) if index != self._held_out]
+
+    @property
+    def crop_shape(self) -> tuple[int, int, int]:
+        """Of one crop: height, width, channels."""
+        return self._config.crop_size, self._config.crop_size, 3
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for each image that has been skipped so far."""
+        with self._lock:
+            return [self._bad[index] for index in sorted(self._bad)]
+
+    def held_out(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The photograph that no step sees, whole."""
+        return fit(self.source.read(self._held_out), self._config.resize)
+
+    def crop(self, seed: int, step: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
+        """Example `index` of update `step`.
+
+        Every photograph is equally likely, whatever its size, and so is every order of the channels if they are
+        shuffled.  In place of a photograph that is skipped another is drawn; which one depends on the same three
+        numbers and on the images, never on when the fault was found.
+
+        Raises:
+          DataError: if an image has become unreadable, or too many are skipped.
+        """
+        attempt = 0
+        while True:
+            entropy = (seed, step, index, attempt) if attempt else (seed, step, index)
+            # Raw words of SeedSequence, not a Generator: NumPy promises that these never change between versions.
+            words = np.random.SeedSequence(entropy).generate_state(WORDS)
+            drawn = below(len(self.source) - 1, words[0])
+            photograph = self._read(drawn + (drawn >= self._held_out))
+            if photograph is not None:
+                return cut(photograph, words, self._config)
+            attempt += 1
+
+    def batch(self, seed: int, step: int, batch_size: int) -> Float[np.ndarray, "b s s 3"]:
+        """All examples of update `step`, in [-1, 1]."""
+        return to_float(np.stack([self.crop(seed, step, index) for index in range(batch_size)]))
+
+    def _open(self) -> None:
+        errors: dict[int, DataError] = {}
+        keep, total = [], 0
+        trained = (index for index in range(len(self.source)) if index != self._held_out)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for index, size in _each(pool, self._check, trained):
+                if isinstance(size, DataError):
+                    errors[index] = size
+                    continue
+                total += 3 * size[0] * size[1]
+                if total <= _KEEP_BYTES:
+                    keep.append(index)
+            for index, image in _each(pool, self._load, keep):
+                if isinstance(image, DataError):
+                    errors[index] = image
+                else:
+                    self._kept[index] = image
+        storage = [str(errors[index]) for index in sorted(errors) if isinstance(errors[index], StorageError)]
+        if storage:  # nothing is known of these
+            raise StorageError(first_of(storage))
+        held_out = self._refused_held_out(errors)
+        if self._config.bad_files == "skip":
+            for index, error in errors.items():
+                self._bad[index] = str(error)
+            self._check_count()
+            errors = {}
+        if errors or held_out is not None:
+            raise self._refusal(errors, held_out)
+
+    def _refused_held_out(self, errors: Mapping[int, DataError]) -> str | None:
+        """What is wrong with the held-out image, and another that could be held out."""
+        try:
+            self.held_out()
+        except StorageError:
+            raise
+        except DataError as error:
+            good = [i for i in range(len(self.source)) if i != self._held_out and i not in errors]
+            such = f", such as {self.source.name(good[-1])!r}" if good else ""
+            return f"{error} (it is the image that is held out); --held-out PATH names another{such}"
+        return None
+
+    def _refusal(self, errors: Mapping[int, DataError], held_out: str | None = None) -> DataError:
+        ordered = [errors[index] for index in sorted(errors)]
+        return refusal(ordered, len(self.source) - 1, self._config.crop_size, held_out)
+
+    def _read(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
+        """A photograph as it is cropped, or None if it has to be skipped."""
+        if index in self._bad:
+            return None
+        try:
+            kept = self._kept.get(index)
+            return self._load(index) if kept is None else kept
+        except StorageError:
+            raise
+        except DataError as error:
+            if self._config.bad_files == "refuse":
+                raise self._refusal({index: error}) from error
+            with self._lock:
+                self._bad[index] = str(error)
+                self._check_count()
+            return None
+
+    def _check(self, index: int) -> tuple[int, int]:
+        """Height and width as it will be cropped, from the header alone."""
+        return self._check_size(index, *self.source.size(index))
+
+    def _load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        image = self.source.read(index)
+        self._check_size(index, *image.shape[:2])
+        return fit(image, self._config.resize)
+
+    def _check_size(self, index: int, height: int, width: int) -> tuple[int, int]:
+        name = f"{self.source.where}/{self.source.name(index)}"
+        height, width = fitted_size(height, width, self._config.resize)
+        if min(height, width) < self._config.crop_size:
+            raise TooSmallError(f"{name} is {height} x {width}, smaller than crop_size={self._config.crop_size}")
+        if Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS:
+            raise DataError(
+                f"{name} would be {height} x {width} after resize={self._config.resize}, more than "
+                f"{Image.MAX_IMAGE_PIXELS:,} pixels; cut it up or remove it"
+            )
+        return height, width
+
+    def _check_count(self) -> None:
+        total = len(self.source) - 1
+        # A hundredth of sixty photographs is none: a few may always be skipped, but never most of them.
+        most = max(self._config.max_bad_fraction * total, min(self._config.max_bad_count, total // 2))
+        if len(self._bad) > most:
+            reasons = [self._bad[index] for index in sorted(self._bad)]
+            raise too_many(reasons, total, self._config.max_bad_fraction)
+
+
+class OneImage:
+    """A source of one image of another."""
+
+    def __init__(self, source: Source, index: int):
+        self._source, self._index = source, index
+        self.where, self.notes = f"{source.where}/{source.name(index)}", ()
+
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, index: int) -> str:  # noqa: D102 - as in Source
+        return self._source.name(self._index)
+
+    def size(self, index: int) -> tuple[int, int]:  # noqa: D102 - as in Source
+        return self._source.size(self._index)
+
+    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:  # noqa: D102 - as in Source
+        return self._source.read(self._index)
+
+    def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:  # noqa: D102 - as in Source
+        return self._source.digest(self._index, whole=whole)
+
+
+def held_out_image(config: DataConfig) -> Source:
+    """The image that a run with these settings never trains on, alone.
+
+    Raises:
+      DataError: if there is no such source or image.
+    """
+    source = open_photographs(config.folder)
+    return OneImage(source, _choose_held_out(config, source))
+
+
+def _each(
+    pool: ThreadPoolExecutor, what: Callable[[int], T], indices: Iterable[int]
+) -> Iterator[tuple[int, T | DataError]]:
+    """What the function makes of each index, in order; its DataErrors are returned."""
+
+    def attempt(index: int) -> T | DataError:
+        try:
+            return what(index)
+        except DataError as error:
+            return error
+
+    indices = iter(indices)
+    while chunk := list(itertools.islice(indices, _CHUNK)):
+        yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+
+
+def _choose_held_out(config: DataConfig, source: Source) -> int:
+    count = len(source)
+    wanted = SHIPPED_HELD_OUT if config.folder is None and config.held_out is None else config.held_out
+    if wanted is None:
+        return count - 1
+    for index in range(count):
+        if source.name(index) == printable(wanted):
+            return index
+    raise DataError(f"held_out={printable(wanted)!r} is none of the {count} images, such as {source.name(0)!r}")

@@ -1,0 +1,121 @@
+"""Batches made ahead: while a step runs, the next batches are decoded, converted and on their way to the devices."""
+
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from flax_vae.images import to_float
+from train.data.photographs import Photographs
+
+T = TypeVar("T")
+
+
+class Batches(Generic[T]):
+    """The batches of consecutive updates, in order; each is what `Photographs.batch` makes, bit for bit.
+
+    Crops are decoded by a pool of threads (Pillow and NumPy let others run meanwhile) and handed to `place` by one
+    more.  Iteration has no state beyond the number of the next update, so a run that resumes starts a new one there.
+    Use it as a context manager, or call `close`: threads end with the last batch, with the first error, or then.
+
+      with Batches(photographs, seed=0, first_step=start, steps=1_000, batch_size=8, place=parallel.place_batch) as it:
+          for batch in it: ...
+    """
+
+    def __init__(
+        self,
+        photographs: Photographs,
+        seed: int,
+        first_step: int,
+        steps: int,
+        batch_size: int,
+        place: Callable[[Float[np.ndarray, "b s s 3"]], T],
+        share: slice = slice(None),  # noqa: B008 - slices cannot change
+        workers: int | None = None,
+        ahead: int = 2,
+    ):
+        """Nothing is read before the first batch is asked for.
+
+        Args:
+          photographs: where the crops come from.
+          seed: of the crops.
+          first_step: update whose batch comes first.
+          steps: number of the update that the last batch comes before: `steps - first_step` batches in all.
+          batch_size: examples of an update, over all processes together.
+          place: called once for each batch, in order and in a thread of its own, such as `Parallel.place_batch`.
+          share: which of the examples this process makes, of `range(batch_size)`.
+          workers: threads that decode; None means one for each CPU that this process may use.
+          ahead: batches that are in the making or wait while the caller works on one; each takes memory wherever
+            `place` puts it.
+
+        Raises:
+          ValueError: if `workers` or `ahead` is less than 1.
+        """
+        workers = available_cpus() if workers is None else workers
+        for name, value in {"workers": workers, "ahead": ahead}.items():
+            if value < 1:
+                raise ValueError(f"{name}={value!r} must be at least 1")
+        self._photographs, self._seed = photographs, seed
+        self._next, self._end = first_step, steps
+        self._indices = range(batch_size)[share]
+        self._place, self._ahead = place, ahead
+        self._coming: deque[Future[T]] = deque()
+        self._decoders = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._placer = ThreadPoolExecutor(1, thread_name_prefix="place")
+
+    def __iter__(self) -> "Batches[T]":
+        return self
+
+    def __next__(self) -> T:
+        try:
+            self._top_up(1)
+            if not self._coming:
+                raise StopIteration
+            coming = self._coming.popleft()
+            self._top_up(self._ahead)
+            return coming.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Batches[T]":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all threads, once the crops that they are at are done; iteration is over then."""
+        self._next = self._end
+        self._coming.clear()
+        # In this order: the placer may be waiting for crops, and stops when they are cancelled.
+        self._decoders.shutdown(cancel_futures=True)
+        self._placer.shutdown(cancel_futures=True)
+
+    def _top_up(self, count: int) -> None:
+        while len(self._coming) < count and self._next < self._end:
+            # A new array each time: on a CPU, JAX may go on using this very memory.
+            batch = np.empty((len(self._indices), *self._photographs.crop_shape), np.float32)
+            crops = [
+                self._decoders.submit(self._crop, batch, row, self._next, index)
+                for row, index in enumerate(self._indices)
+            ]
+            self._coming.append(self._placer.submit(self._finish, batch, crops))
+            self._next += 1
+
+    def _crop(self, batch: Float[np.ndarray, "b s s 3"], row: int, step: int, index: int) -> None:
+        batch[row] = to_float(self._photographs.crop(self._seed, step, index))
+
+    def _finish(self, batch: Float[np.ndarray, "b s s 3"], crops: list[Future[None]]) -> T:
+        for crop in crops:
+            crop.result()
+        return self._place(batch)
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may use, which in a container may be few of many."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

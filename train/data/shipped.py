@@ -1,0 +1,20 @@
+"""The photographs that the package ships, and where they stand in for a folder that nobody named."""
+
+from importlib import resources
+from pathlib import Path
+
+from flax_vae.images import FolderSource, Source, open_source
+
+
+def shipped_photographs() -> Path:
+    """The folder of photographs inside the installed package."""
+    return Path(str(resources.files("train") / "photographs"))
+
+
+def open_photographs(folder: str | None) -> Source:
+    """The images of `DataConfig.folder`; None means the photographs that the package ships.
+
+    Raises:
+      DataError: if there is nothing of that kind, or the package that reads it is not installed.
+    """
+    return FolderSource(shipped_photographs()) if folder is None else open_source(folder)

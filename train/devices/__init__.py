@@ -1,0 +1,26 @@
+"""One pure step on all devices of all processes, and what devices can do at best.
+
+Imports `train.state`; used by the loop and by the plan.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from train.devices.agreeing import agreement, facts_of_run, facts_of_start, require_same_state
+    from train.devices.chips import Chip, find_chip, peak_flops
+    from train.devices.parallel import Parallel, make_parallel
+    from train.devices.processes import join_processes, leave
+
+__all__ = [
+    "Chip",
+    "Parallel",
+    "agreement",
+    "facts_of_run",
+    "facts_of_start",
+    "find_chip",
+    "join_processes",
+    "leave",
+    "make_parallel",
+    "peak_flops",
+    "require_same_state",
+]

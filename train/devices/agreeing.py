@@ -1,0 +1,192 @@
+"""Comparison of what the processes of one run start from and compute: where they differ, all of them end.
+
+Nothing here depends on the settings of a run: the same collective operations take place whatever they are.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from flax_vae import __version__
+from flax_vae.errors import first_of
+from train.config import TrainConfig, flatten
+from train.devices.state_checksums import checksums
+from train.errors import RunError, TrainError
+
+WAIT_SECONDS = 600  # for a process that is alive, and still reads headers or verifies a checkpoint
+_CHUNK = 4096
+_SHOW = 3  # differences in one error
+_PACKAGES = ("flax", "jax", "jaxlib", "optax", "orbax-checkpoint")
+# Addresses may differ between machines; what lies there is compared instead.
+_ADDRESSES = ("data.folder", "start_from", "loss.lpips_weights")
+SETTINGS = "settings"
+_LONGEST = 40  # characters of a value in an error
+_ABSENT = object()
+_numbers = itertools.count()
+
+Sections = dict[str, Mapping[str, Any]]
+
+
+@contextlib.contextmanager
+def agreement() -> Iterator[Sections]:
+    """Ends all processes of a run with one sentence if this block fails in one of them, or gives different facts.
+
+    All processes must enter it, and nothing in it may wait for another process.
+
+    Yields:
+      A dictionary to be filled: a heading, such as `settings`, to names and JSON values.
+
+    Raises:
+      RunError: if another process failed in this block, with its message; or if the facts differ, naming the process,
+        the fact and both values.
+    """
+    facts: Sections = {}
+    if jax.process_count() == 1:
+        yield facts
+        return
+    failure: Exception | None = None
+    try:
+        yield facts
+    except Exception as error:  # whatever it is, the others must hear of it
+        failure = error
+    text = failure and (str(failure) if isinstance(failure, TrainError | ValueError) else repr(failure))
+    reports = exchange({"failure": text, "digests": {heading: _digest(facts[heading]) for heading in facts}})
+    if failure is not None:
+        raise failure
+    for process, report in enumerate(reports):
+        if report["failure"] is not None:
+            raise RunError(f"process {process} failed: {report['failure']}")
+    _compare(facts, [report["digests"] for report in reports])
+
+
+def require_same_state(state: Any, step: int) -> None:
+    """Compares the replicated part of the state in all processes.
+
+    Raises:
+      RunError: in all processes, naming the first leaves that differ.
+    """
+    if jax.process_count() == 1:
+        return
+    try:
+        with agreement() as facts:
+            facts["state"] = checksums(state)
+    except RunError as error:
+        raise RunError(
+            f"the state differs between processes after step {step}, so no checkpoint of it is written: {error}"
+        ) from error
+
+
+def facts_of_run(config: TrainConfig, listing: Mapping[str, str], constants: Any) -> Sections:
+    """Returns what must be equal in all processes before the first step: settings, versions, data, constants.
+
+    Nothing is computed for a run of one process.
+
+    Args:
+      config: Settings.
+      listing: Content of the images, as `train.data.data_listing` makes it.
+      constants: Constants of the losses.
+    """
+    if jax.process_count() == 1:
+        return {}
+    fields = flatten(config.to_dict())
+    return {
+        SETTINGS: {name: value for name, value in fields.items() if name not in _ADDRESSES},
+        "version of": {name: importlib.metadata.version(name) for name in _PACKAGES} | {"flax-vae": __version__},
+        "image": listing,
+        "constant": checksums(constants),
+    }
+
+
+def facts_of_start(state: Any) -> Sections:
+    """Returns the checksums of the state before the first step; nothing for a run of one process."""
+    return {} if jax.process_count() == 1 else {"initial": checksums(state)}
+
+
+def exchange(value: Any) -> list[Any]:
+    """Returns the JSON values of all processes, in order.
+
+    Raises:
+      RunError: if a process does not take part in time, or the processes have different numbers of devices.
+    """
+    data, sizes = _encode(value)
+    rows = _gather(data)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def _broadcast(value: Any, process: int) -> Any:
+    """Returns the JSON value of one process in all of them."""
+    data, sizes = _encode(value)
+    with jax.transfer_guard("allow"):
+        row = multihost_utils.broadcast_one_to_all(data, is_source=jax.process_index() == process)
+    return json.loads(np.asarray(row)[: sizes[process]].tobytes())
+
+
+def _encode(value: Any) -> tuple[np.ndarray, list[int]]:
+    """Returns the value as bytes, padded to a length common to all processes, and how many of them count in each."""
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = _gather(np.array(data.size, np.int32)).tolist()
+    length = _CHUNK * -(-max(sizes) // _CHUNK)  # few different ones, so that few programs are compiled
+    return np.pad(data, (0, length - data.size)), sizes
+
+
+def _gather(array: np.ndarray) -> np.ndarray:
+    """Returns equally shaped arrays of all processes, stacked, after a wait that has an end."""
+    try:
+        key = f"flax-vae-agreement-{next(_numbers)}"
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * WAIT_SECONDS)
+    except RuntimeError as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        raise RunError(
+            f"not all processes came within {WAIT_SECONDS} s to compare what they do ({first_line}); start all again"
+        ) from error
+    local, total, count = jax.local_device_count(), jax.device_count(), jax.process_count()
+    if local * count != total:
+        raise RunError(
+            f"this process has {local} of the {total} devices of {count} processes; give every process as many"
+        )
+    with jax.transfer_guard("allow"):
+        return np.asarray(multihost_utils.process_allgather(array))
+
+
+def _compare(mine: Sections, digests: list[dict[str, str]]) -> None:
+    for process, theirs in enumerate(digests):
+        for heading in mine:
+            if theirs.get(heading) == digests[0].get(heading):
+                continue
+            # Only now, and of two processes: a listing of data may be long.
+            own = mine[heading]
+            found = _differences(heading, _broadcast(own, 0), _broadcast(own, process), process)
+            raise RunError(
+                f"the processes differ: {first_of(found, _SHOW)}. Give all of them the same settings, data, "
+                "initial weights and versions"
+            )
+
+
+def _differences(heading: str, first: Mapping[str, Any], other: Mapping[str, Any], process: int) -> list[str]:
+    prefix = "" if heading == SETTINGS else f"{heading} "
+    found = [
+        f"process {process}: {prefix}{name} is {_short(other, name)}, process 0 has {_short(first, name)}"
+        for name in [*first, *(name for name in other if name not in first)]
+        if first.get(name, _ABSENT) != other.get(name, _ABSENT)
+    ]
+    return found or [f"process {process}: {heading} come in another order than in process 0"]
+
+
+def _short(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+        return "none"
+    text = str(values[name]) if isinstance(values[name], str) else json.dumps(values[name])
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(list(values.items())).encode()).hexdigest()

@@ -1,0 +1,32 @@
+"""How good a model is: scores of images, statistics of latents, rFID.
+
+Imports `train.losses` and `flax_vae.inference`; used by the loop and by `flax-vae-train eval`.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from train.evaluation.fid import FrechetMeter, load_extractor
+    from train.evaluation.measured_scale import check_scalable, write_scale
+    from train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_json
+    from train.evaluation.tiles import TILE, Evaluator, TileScores, to_tiles
+    from train.evaluation.whole_images import Evaluation, Perceptual
+
+__all__ = [
+    "Evaluation",
+    "Evaluator",
+    "FrechetMeter",
+    "Perceptual",
+    "TILE",
+    "TileScores",
+    "badness",
+    "check_scalable",
+    "comparison",
+    "latent_lines",
+    "load_extractor",
+    "rfid_line",
+    "table",
+    "to_tiles",
+    "write_json",
+    "write_scale",
+]

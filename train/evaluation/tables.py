@@ -1,0 +1,116 @@
+"""What an evaluation says: tables for people, JSON for programs."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.architecture import AutoEncoderParams
+from convert.files import new_file
+from flax_vae.images import ImageScores
+from train.evaluation.fid import FrechetMeter
+from train.evaluation.statistics import LatentStatistics
+from train.evaluation.whole_images import Report
+
+_COLUMNS = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
+_ROWS = 50  # of a longer table only the worst are printed
+
+
+def badness(image: ImageScores, score: str) -> float:
+    """A number by which the worst images come first, and those without the score last."""
+    value = getattr(image, score)
+    if value is None:
+        return math.inf
+    return -value if score == "lpips" else value
+
+
+def table(report: Report, worst_by: str) -> list[str]:
+    """One line per image and one of means; of many images only the worst."""
+    images, head = report.images, []
+    if len(images) > _ROWS:
+        images = sorted(images, key=lambda image: badness(image, worst_by))[:_ROWS]
+        head = [f"the {_ROWS} worst of {len(report.images)} images by {worst_by.upper()}; --json has all"]
+    mean = report.mean()
+    columns = {name: column for name, column in _COLUMNS.items() if mean[name] is not None}
+    rows = [["image", "pixels", *(title for title, _ in columns.values())]]
+    for image in images:
+        rows.append([image.name, f"{image.height} x {image.width}"])
+        rows[-1] += [_number(getattr(image, name), form) for name, (_, form) in columns.items()]
+    rows.append(
+        [f"mean of {len(report.images)}", "", *(_number(mean[name], form) for name, (_, form) in columns.items())]
+    )
+    return head + _aligned(rows)
+
+
+def comparison(reports: Mapping[str, Report]) -> list[str]:
+    """One line per model: its mean scores."""
+    means = {name: report.mean() for name, report in reports.items()}
+    columns = [column for column in _COLUMNS if any(mean[column] is not None for mean in means.values())]
+    rows = [["model", *(_COLUMNS[column][0] for column in columns)]]
+    rows += [
+        [name, *(_number(mean[column], _COLUMNS[column][1]) for column in columns)] for name, mean in means.items()
+    ]
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def latent_lines(latents: LatentStatistics, record: AutoEncoderParams) -> list[str]:
+    """What the latents are like, channel by channel, and the scale that would suit them."""
+    lines = ["channel      mean       std  variance of the posterior's mean"]
+    channels = zip(latents.channel_mean, latents.channel_std, latents.channel_activity, strict=True)
+    lines += [f"{i:>7}  {mean:>8.4f}  {std:>8.4f}  {active:>8.4f}" for i, (mean, std, active) in enumerate(channels)]
+    lines += [
+        f"    all  {latents.mean:>8.4f}  {latents.std:>8.4f}  {latents.active_channels} of "
+        f"{len(latents.channel_mean)} channels active (more than 0.01)",
+        f"KL: {latents.kl_per_image:.1f} nats per image, {latents.kl_per_number:.4f} per latent number",
+    ]
+    if record.latent_norm == "batch_norm":
+        return [*lines, "scale: this model normalises each channel by its own statistics; there is none to suggest"]
+    return [
+        *lines,
+        f"scale: these latents suggest scale_factor {latents.scale_factor:.6g} and shift_factor "
+        f"{latents.shift_factor:.6g}; the model has {record.scale_factor:g} and {record.shift_factor:g}",
+    ]
+
+
+def rfid_line(report: Report, meter: FrechetMeter | None) -> str:
+    """The distance and what it rests on, or why there is none."""
+    count = len(report.images)
+    if meter is None:
+        return "not measured; name a feature network with --features module:function"
+    if report.rfid is None:
+        return "not measured; one image has no spread, give two or more"
+    few = "; fewer images than features, so compare it with the same images only" if count <= meter.dimension else ""
+    return f"{report.rfid:.4f} ({count} images, {meter.dimension} features{few})"
+
+
+def write_json(path: Path, about: Mapping[str, Any], report: Report) -> None:
+    """Writes everything that was measured; what is not finite, such as the PSNR of equal images, becomes null.
+
+    Args:
+      path: the file, which may exist.
+      about: what else it should say.
+      report: all scores.
+    """
+    fields = {**about, "rfid": report.rfid, "mean": report.mean()}
+    fields |= {"latents": dataclasses.asdict(report.latents), "images": [image._asdict() for image in report.images]}
+    with new_file(path, force=True) as file:
+        file.write_text(json.dumps(_finite(fields), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

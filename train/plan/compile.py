@@ -1,0 +1,237 @@
+"""What a run would take on devices that need not be here: its very step, compiled for them ahead of time."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flax_vae.ops import compiler_options
+from train.build import make_parts, make_state
+from train.config import TrainConfig
+from train.devices import Chip, find_chip, make_parallel
+from train.losses import lpips_shapes
+from train.plan.count_flops import count_operations
+from train.plan.topologies import Target
+from train.step import train_step
+
+REMAT = ("none", "attention", "blocks")  # each keeps less than the one before
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while a step runs.
+
+    Attributes:
+      arguments: state, batch and constants; a donated state is also where the new one goes.
+      temporaries: activations, gradients, workspace.
+      code: the program.
+      total: all at once, at most; where the compiler gave up it is what it asked for, and the others are None.
+    """
+
+    total: int
+    arguments: int | None = None
+    temporaries: int | None = None
+    code: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one step would take.
+
+    Attributes:
+      name: of the recipe.
+      target: the devices.
+      config: of the run.
+      memory: on each device.
+      fits: whether that fits the device; None where nobody knows what it has.
+      operations: of one step on one device, those of `train.plan.count_flops`.
+      traffic: bytes between a device and its memory as the compiler counts them, which counts what a loop repeats
+        once; None if it does not say.
+      dollars: an hour of one device, where it is known.
+    """
+
+    name: str
+    target: Target
+    config: TrainConfig
+    memory: Memory
+    fits: bool | None
+    operations: float
+    traffic: float | None
+    dollars: float | None
+
+    @property
+    def chip(self) -> Chip | None:
+        """What is published of the device."""
+        return find_chip(self.target.kind)
+
+    @property
+    def seconds(self) -> float | None:
+        """No step is shorter: the longer of computing at the published peak and of moving the data (a roofline).
+
+        Source: Williams, Waterman and Patterson 2009, "Roofline".
+        """
+        if self.chip is None or self.fits is False:
+            return None
+        moving = self.traffic / self.chip.bandwidth if self.traffic and self.chip.bandwidth else 0.0
+        return max(self.operations / self.chip.flops, moving)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """No run is faster."""
+        return self.config.batch_size / self.seconds if self.seconds else None
+
+    @property
+    def dollars_per_million(self) -> float | None:
+        """Of images learned from, at that speed: no run is cheaper."""
+        if self.images_per_second is None or self.dollars is None:
+            return None
+        return self.dollars * self.target.count / 3600 * 1e6 / self.images_per_second
+
+
+def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float | None = None) -> Plan:
+    """Compiles the step of a run for the devices, as the run itself would.
+
+    Args:
+      config: of the run; no images and no weights are read.
+      target: the devices.
+      name: what to call it.
+      dollars: an hour of one device; None takes what is published.
+
+    Raises:
+      TrainError: if the devices cannot share the batch, or the rows.
+    """
+    parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows, devices=target.devices)
+    parallel.check_batch_size(config.batch_size, config.optim.accumulate)
+    parts = make_parts(config)
+    state = jax.eval_shape(partial(make_state, config, parts))
+    constants = _constants(config)
+    batch = parallel.batch_shape(config.batch_size, config.data.crop_size)
+    step = partial(train_step, parts=parts, config=config)
+    lowered = parallel.compile(step).lower(state, batch, constants)
+    memory, traffic = _compile(lowered, compiler_options(target.devices[0].platform))
+
+    side = config.data.crop_size
+    whole = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.float32)
+    operations = count_operations(step, state, whole, constants) / target.count
+    chip = find_chip(target.kind)
+    return Plan(
+        name=name,
+        target=target,
+        config=config,
+        memory=memory,
+        fits=None if target.memory is None else memory.arguments is not None and memory.total <= target.memory,
+        operations=operations,
+        traffic=traffic,
+        dollars=dollars if dollars is not None else chip and chip.dollars,
+    )
+
+
+def fit(
+    config: TrainConfig, target: Target, *, name: str = "", dollars: float | None = None, batch: bool = True
+) -> Iterator[Plan]:
+    """Yields what fits, beginning with the rematerialisation that was asked for and going on to more.
+
+    Args:
+      config: of the run.
+      target: the devices, of which the memory is known.
+      name: as for `plan`.
+      dollars: as for `plan`.
+      batch: whether the batch may change.  If so, each rematerialisation comes with the largest batch that fits; if
+        not, the first rematerialisation with which the batch fits is the last that is yielded.
+    """
+    least = target.count // config.rows * config.optim.accumulate
+    for remat in REMAT[REMAT.index(config.remat) :]:
+        one = replace(config, remat=remat)
+        if batch:
+            found = largest(
+                lambda n, one=one: plan(replace(one, batch_size=n * least), target, name=name, dollars=dollars)
+            )
+            if found is not None:
+                yield found
+        else:
+            yield (found := plan(one, target, name=name, dollars=dollars))
+            if found.fits:
+                return
+
+
+def _plan_of(config: TrainConfig, target: Target, least: int, name: str, dollars: float | None, number: int) -> Plan:
+    return plan(replace(config, batch_size=number * least), target, name=name, dollars=dollars)
+
+
+def largest(plan_of: Callable[[int], Plan]) -> Plan | None:
+    """Returns the plan of the largest number that fits, or None if not even 1 does.
+
+    Memory grows nearly in proportion, so two numbers say where a third is worth a compilation.
+    """
+    best, low, high = plan_of(1), 1, None
+    if not best.fits:
+        return None
+    totals = {1: best.memory.total}
+    guess = 2
+    while high is None or high - low > 1:
+        found = plan_of(guess)
+        totals[guess] = found.memory.total
+        if found.fits:
+            best, low = found, guess
+        else:
+            high = guess
+        guess = _next(totals, found.target.memory or 0, low, high)
+    return best
+
+
+def _next(totals: dict[int, int], memory: int, low: int, high: int | None) -> int:
+    """Where the line through the last two numbers meets the memory, but nowhere that is known already."""
+    one, other = sorted(totals)[-2:] if high is None else (low, high)
+    each = max((totals[other] - totals[one]) / (other - one), 1.0)
+    guess = one + int((memory - totals[one]) / each)
+    # A line that promises much after two points is checked on the way.
+    return min(max(guess, low + 1), 8 * low if high is None else high - 1)
+
+
+def _constants(config: TrainConfig) -> dict[str, Any]:
+    if not config.loss.lpips_weight:
+        return {}
+    shapes = lpips_shapes(config.loss.lpips_net)
+    return {"lpips": jax.tree.map(_float32, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple))}
+
+
+def _float32(shape: Sequence[int]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+
+
+# What the TPU compiler says of a program that it gave up, and how much that would have needed at least.
+_NEEDED = (
+    re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM"),
+    re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"),
+)
+
+
+def needed(message: str) -> int | None:
+    """Bytes that a program would have needed, from the error of compiling it; None if it is about something else."""
+    for pattern in _NEEDED:
+        if found := pattern.search(message):
+            return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2]))))
+    return None
+
+
+def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Memory, float | None]:
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        total = needed(str(error))
+        if total is None:
+            raise
+        return Memory(total), None
+    found = compiled.memory_analysis()
+    new = found.output_size_in_bytes - found.alias_size_in_bytes
+    memory = Memory(
+        arguments=found.argument_size_in_bytes + new,
+        temporaries=found.temp_size_in_bytes,
+        code=found.generated_code_size_in_bytes,
+        total=found.argument_size_in_bytes + new + found.temp_size_in_bytes + found.generated_code_size_in_bytes,
+    )
+    return memory, (compiled.cost_analysis() or {}).get("bytes accessed")

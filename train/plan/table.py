@@ -1,0 +1,79 @@
+"""The table of `flax-vae-train plan`."""
+
+from collections.abc import Iterator, Sequence
+
+from train.config import TrainConfig
+from train.plan.compile import Plan
+
+HEAD = (
+    "devices", "model", "how", "hosts", "px", "batch",
+    "state", "work", "GiB of", "TFLOP", "GB", "s >=", "img/s <=", "$/M >=",
+)  # fmt: skip
+_WORDS = 3  # of these columns are of words
+
+LEGEND = """\
+state, work: GiB on each device of the state, batch and constants, and of all that lives inside a step.  GiB of: all of
+it with the program, of what the device has.  TFLOP: convolutions and products of one step on one device.  GB: between
+it and its memory, as the compiler counts it (what a loop repeats, once).  s: no step is shorter, by the published peak
+in bfloat16 and the published bandwidth, whichever takes longer; what devices say to each other is not in it.
+img/s and $/M (a million images learned from) follow from that, and from published prices on demand."""
+
+
+def rows(plans: Sequence[Plan], *, markdown: bool = False) -> Iterator[str]:
+    """The lines of the table.
+
+    Args:
+      plans: one a line.
+      markdown: as GitHub's, instead of for a terminal.
+    """
+    table = [HEAD, *(_cells(plan) for plan in plans)]
+    if markdown:
+        yield "| " + " | ".join(table[0]) + " |"
+        yield "|" + "|".join("---" if column < _WORDS else "--:" for column in range(len(HEAD))) + "|"
+        yield from ("| " + " | ".join(cells) + " |" for cells in table[1:])
+        return
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(HEAD))]
+    for cells in table:
+        padded = (
+            cell.ljust(width) if column < _WORDS else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        yield "  ".join(padded).rstrip()
+
+
+def _cells(plan: Plan) -> tuple[str, ...]:
+    config, memory = plan.config, plan.memory
+    has = "?" if plan.target.memory is None else f"{plan.target.memory / 2**30:.0f}"
+    fits = "" if plan.fits is not False else " NO"
+    return (
+        plan.target.name,
+        plan.name,
+        _how(config),
+        str(plan.target.hosts),
+        str(config.data.crop_size),
+        str(config.batch_size),
+        _gib(memory.arguments),
+        _gib(memory.temporaries),
+        f"{_gib(memory.total)} / {has}{fits}",
+        f"{plan.operations / 1e12:.2f}",
+        "" if plan.traffic is None else f"{plan.traffic / 1e9:.0f}",
+        "" if plan.seconds is None else f"{plan.seconds:.3f}",
+        "" if plan.images_per_second is None else f"{plan.images_per_second:.0f}",
+        "" if plan.dollars_per_million is None else f"{plan.dollars_per_million:.2f}",
+    )
+
+
+def _how(config: TrainConfig) -> str:
+    """What decides the memory and the work, beside the model and the batch."""
+    words = [config.parallel, config.dtype]
+    words += [f"{config.rows} rows"] if config.rows > 1 else []
+    words += ["zero"] if config.zero else []
+    words += [f"in {config.optim.accumulate} parts"] if config.optim.accumulate > 1 else []
+    words += [] if config.remat == "none" else [f"remat {config.remat}"]
+    words += ["GAN"] if config.gan.weight else []
+    words += ["LPIPS"] if config.loss.lpips_weight else []
+    return " ".join(words)
+
+
+def _gib(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**30:.1f}"

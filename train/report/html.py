@@ -1,0 +1,199 @@
+"""`report.html`: a run on one page that opens anywhere, without a network, a server or a script."""
+
+import base64
+import html
+import json
+import math
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from convert.files import new_file
+from convert.table import expand
+from train.config import TrainConfig
+from train.errors import RunError
+from train.report.curves import Series, chart, drawable
+from train.report.metrics_log import read_metrics
+from train.run import RunDirectory
+
+REPORT = "report.html"
+_MOST_SAMPLES = 8
+
+
+class _Panel(NamedTuple):
+    title: str
+    unit: str
+    columns: re.Pattern[str]
+    may_log: bool = False
+
+
+# The first that matches has the column; what none of them knows gets a chart of its own.
+_PANELS = (
+    _Panel("PSNR", "dB, held out", re.compile(r"psnr")),
+    _Panel("SSIM", "held out", re.compile(r"ssim")),
+    _Panel("Gradient", "global norm before the clip", re.compile(r"grad.*norm|norm.*grad"), may_log=True),
+    _Panel("Discriminator", "", re.compile(r"^(disc|d_|g_|gan|adv|generator|hinge|adaptive)|logits")),
+    _Panel("LPIPS", "", re.compile(r"lpips|perceptual"), may_log=True),
+    _Panel("KL", "nats per image", re.compile(r"(^|[_/])kl($|_)"), may_log=True),
+    _Panel("Loss", "", re.compile(r"(^|[_/])(loss|l1|mse|charbonnier|nll|rec)($|[_/])"), may_log=True),
+    _Panel("Learning rate", "", re.compile(r"learning_rate|(^|_)lr($|_)")),
+    _Panel("Speed", "images per second", re.compile(r"images_per_second")),
+)
+_COLOURS = 6  # curves that can be told apart in one chart
+# In the order in which a reader asks.
+_ORDER = ("Loss", "PSNR", "SSIM", "LPIPS", "KL", "Discriminator", "Gradient", "Learning rate", "Speed")
+_TILES = (("psnr", "PSNR", "dB", ".2f"), ("ssim", "SSIM", "", ".3f"), ("held_out_lpips", "LPIPS", "", ".4f"))
+
+
+def write_report(path: Path) -> Path:
+    """Writes `report.html` into a run directory: curves, samples, scores and the whole configuration.
+
+    Args:
+      path: the run directory; the run may still be going on.
+
+    Returns:
+      The file, which replaces an older one when it is complete.
+
+    Raises:
+      RunError: if there is no run in that directory, or the file cannot be written.
+    """
+    run = RunDirectory(path)
+    config = run.stored_config() if path.is_dir() else None
+    if config is None:
+        raise RunError(f"{path} holds no run to report on; name a run directory")
+    rows = read_metrics(run.metrics)
+    samples = sorted(run.samples.glob("*.png"), key=_step_of) if run.samples.is_dir() else []
+    page = _page(path.resolve().name, config, rows, samples)
+    try:
+        with new_file(path / REPORT, force=True) as file:
+            file.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path / REPORT} could not be written ({error})") from error
+    return path / REPORT
+
+
+def _page(name: str, config: TrainConfig, rows: list[dict[str, Any]], samples: list[Path]) -> str:
+    step = max((row["step"] for row in rows), default=0)
+    sections = [_head(name, config, step), _tiles(config, rows)]
+    charts = _charts(rows)
+    if charts:
+        sections.append(f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>')
+    if samples:
+        sections.append(f"<h2>Samples</h2>{_samples(samples, rows)}")
+    sections.append(f'<h2>Configuration</h2><div class="config">{"".join(_configuration(config.to_dict()))}</div>')
+    style = resources.files("train.report").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(name)}</title><style>{style}</style></head><body><main>{''.join(sections)}"
+        "<footer>Written by flax-vae-train.</footer></main></body></html>\n"
+    )
+
+
+def _head(name: str, config: TrainConfig, step: int) -> str:
+    model, done = config.model, min(step / config.steps, 1.0)
+    about = (
+        f"step {step:,} of {config.steps:,} · batches of {config.batch_size} · factor {model.factor}, "
+        f"{model.latent_channels} latent channels · {config.data.folder or 'the shipped photographs'}"
+    )
+    return (
+        f'<h1>{html.escape(name)}</h1><p class="about">{html.escape(about)}</p>'
+        f'<div class="bar"><div style="width:{100 * done:.1f}%"></div></div>'
+    )
+
+
+def _tiles(config: TrainConfig, rows: list[dict[str, Any]]) -> str:
+    tiles = []
+    for column, title, unit, form in _TILES:
+        known = [row[column] for row in rows if _is_number(row.get(column))]
+        if known:
+            tiles.append((title, format(known[-1], form), unit))
+    losses = [row["loss"] for row in rows if _is_number(row.get("loss"))]
+    tiles += [("Loss", f"{losses[-1]:.4g}", "")] if losses else []
+    weights = sum(math.prod(row.shape) for row in expand(config.model))
+    tiles.append(
+        ("Parameters", f"{weights / 1e6:.1f}" if weights >= 1e5 else f"{weights:,}", "M" if weights >= 1e5 else "")
+    )
+    speeds = sorted(row["images_per_second"] for row in rows if _is_number(row.get("images_per_second")))
+    tiles += [("Speed, median", f"{speeds[len(speeds) // 2]:.4g}", "images/s")] if speeds else []
+    return (
+        '<div class="tiles">'
+        + "".join(
+            f'<div class="tile"><span>{title}</span><b>{value}</b><small>{unit}</small></div>'
+            for title, value, unit in tiles
+        )
+        + "</div>"
+    )
+
+
+def _charts(rows: list[dict[str, Any]]) -> list[str]:
+    """One card per group of columns that belong together."""
+    columns = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value) and name != "step")
+    groups: dict[str, list[str]] = {title: [] for title in _ORDER}
+    panels = {panel.title: panel for panel in _PANELS}
+    for name in columns:
+        title = next((panel.title for panel in _PANELS if panel.columns.search(name)), name)
+        groups.setdefault(title, []).append(name)
+    cards = []
+    for title, names in groups.items():
+        panel = panels.get(title)
+        for first in range(0, len(names), _COLOURS):
+            series = [_series(name, rows) for name in names[first : first + _COLOURS]]
+            note = f" <small>{panel.unit}</small>" if panel and panel.unit else ""
+            drawn = chart(series, may_log=panel is not None and panel.may_log)
+            cards.append(f'<section class="card"><h3>{html.escape(title)}{note}</h3>{drawn}</section>')
+    return cards
+
+
+def _series(name: str, rows: list[dict[str, Any]]) -> Series:
+    return Series(name, [(row["step"], float(row[name])) for row in rows if isinstance(row.get(name), int | float)])
+
+
+def _samples(samples: list[Path], rows: list[dict[str, Any]]) -> str:
+    """Pictures of which one is shown at a time, the last at first; radio buttons need no script."""
+    if len(samples) > _MOST_SAMPLES:
+        last = len(samples) - 1
+        samples = [samples[round(index * last / (_MOST_SAMPLES - 1))] for index in range(_MOST_SAMPLES)]
+    psnr = {row["step"]: row["psnr"] for row in rows if _is_number(row.get("psnr"))}
+    parts = []
+    for index, sample in enumerate(samples):
+        step = _step_of(sample)
+        score = f" · PSNR {psnr[step]:.2f} dB" if step in psnr else ""
+        name = f"step {step:,}" if step >= 0 else html.escape(sample.stem)
+        checked = " checked" if index == len(samples) - 1 else ""
+        data = base64.b64encode(sample.read_bytes()).decode()
+        parts.append(
+            f'<input type="radio" name="sample" id="sample{index}"{checked}><label for="sample{index}">{name}</label>'
+            f'<figure><img alt="samples, {name}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{name}{score} · pairs: the original left, its reconstruction right</figcaption></figure>"
+        )
+    return f'<div class="card samples">{"".join(parts)}</div>'
+
+
+def _step_of(sample: Path) -> int:
+    found = re.search(r"(\d+)$", sample.stem)
+    return int(found[1]) if found else -1
+
+
+def _configuration(config: Mapping[str, Any]) -> list[str]:
+    """One card for the run itself, and one for each of its parts."""
+    parts = {name: value for name, value in config.items() if isinstance(value, Mapping)}
+    run = {name: value for name, value in config.items() if name not in parts}
+    cards = []
+    for title, fields in {"run": run, **parts}.items():
+        entries = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"
+            for name, value in fields.items()
+        )
+        cards.append(f'<section class="card"><h3>{html.escape(title)}</h3><table>{entries}</table></section>')
+    return cards
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(drawable(value))

@@ -1,0 +1,144 @@
+"""What a run says: a progress bar on a terminal, plain lines elsewhere, and `metrics.jsonl` for programs."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.console import escaped
+from convert.files import new_file
+from train.errors import RunError
+from train.report.metrics_lines import read_lines, step_of, to_line
+
+_SHOWN = ("loss", "l1", "mse", "charbonnier", "kl", "lpips", "d_loss", "d_weight", "grad_norm", "learning_rate")
+
+
+class Metrics:
+    """`metrics.jsonl`: one object per line, `step` first, never two lines for the same step.
+
+    What a run wrote after the checkpoint that it resumes from is cut off, for it will be written again.  Lines that are
+    damaged are moved to `metrics.jsonl.damaged`.
+
+    Attributes:
+      problems: a sentence about the damaged lines, if there were any.
+    """
+
+    def __init__(self, path: Path, resumed_step: int, *, write: bool = True):
+        """Opens the file, without what lies beyond `resumed_step`.
+
+        Args:
+          path: of the file.
+          resumed_step: updates done.
+          write: False in all processes but the first.
+
+        Raises:
+          RunError: if the file cannot be read or written.
+        """
+        self._path, self._write = path, write
+        self.problems: list[str] = []
+        if not write:
+            return
+        lines = read_lines(path)
+        damaged = list(lines.damaged)
+        begun = step_of(lines.unfinished)
+        if lines.unfinished and (begun is None or begun <= resumed_step):  # otherwise it will be written again
+            damaged.append(lines.unfinished)
+        try:
+            if damaged:
+                self._set_aside(damaged, len(lines.rows))
+            with new_file(path, force=True) as file:
+                rows = [row for row in lines.rows if row["step"] <= resumed_step]
+                file.write_text("".join(map(to_line, rows)), encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot be written ({error.strerror or error}); start the run again when it can"
+            ) from error
+
+    def write(self, step: int, scores: Mapping[str, float]) -> None:
+        """Adds a line; numbers that are not finite, for which JSON has no word, are left out."""
+        if self._write:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(to_line({"step": step, **scores}))
+
+    def _set_aside(self, damaged: list[bytes], good: int) -> None:
+        aside = self._path.with_name(f"{self._path.name}.damaged")
+        with aside.open("ab") as file:
+            file.writelines(line + b"\n" for line in damaged)
+        self.problems.append(
+            f"{self._path}: {len(damaged)} of {len(damaged) + good} lines were damaged, or were several for one step; "
+            f"they are now in {aside.name}"
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows that are as they were written, by step.
+
+    Raises:
+      RunError: if the file cannot be read.
+    """
+    return read_lines(path).rows
+
+
+class Reporter:
+    """Talks to a person on standard output."""
+
+    def __init__(self, start: int, steps: int, *, quiet: bool = False):
+        """Prepares for the updates `start + 1` to `steps`; all but the first of several processes are quiet."""
+        self._quiet = quiet
+        self._steps, self._start = steps, start
+        self._bar: Any = None
+        self._task: Any = None
+        self._last: tuple[int, float] | None = None
+
+    def __enter__(self) -> "Reporter":
+        if sys.stdout.isatty() and not self._quiet:
+            from rich import progress  # only where there is a terminal to draw on
+
+            self._bar = progress.Progress(
+                progress.TextColumn("[bold]step"),
+                progress.MofNCompleteColumn(),
+                progress.BarColumn(),
+                progress.TextColumn("{task.fields[scores]}"),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("left"),
+                progress.TimeRemainingColumn(),
+            )
+            self._task = self._bar.add_task("", total=self._steps, completed=self._start, scores="compiling")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def line(self, text: str) -> None:
+        """One line, above the bar if there is one."""
+        if self._quiet:
+            return
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.console.print(escaped(text), markup=False, highlight=False)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar to `step` updates done.  Time is taken from the first of them on, which was compiled for."""
+        if self._last is None:
+            self._last = (step, time.monotonic())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def scores(self, step: int, scores: Mapping[str, float]) -> None:
+        """Shows the scores of update `step`."""
+        now, left = time.monotonic(), ""
+        if self._last is not None and step > self._last[0]:  # at the pace of late
+            seconds = (now - self._last[1]) / (step - self._last[0]) * (self._steps - step)
+            left = f"  about {seconds:.0f} s left"
+            self._last = (step, now)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, scores=f"loss {scores['loss']:.4f}")
+            return
+        numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _SHOWN if name in scores)
+        if scores.get("skipped"):
+            numbers += f"  skipped {scores['skipped']:.0f}"
+        self.line(f"step {step:>{len(str(self._steps))}}/{self._steps}  {numbers}{left}")
