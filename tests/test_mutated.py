@@ -37,8 +37,8 @@ from convert.weights.open import open_source
 from convert.weights.save import save_weights
 from flax_vae.errors import UserError
 from flax_vae.images.read import image_size, read_image
+from tests.convert.latents.test_dataset import write as write_latents
 from tests.convert.test_bit_rot import SMALL
-from tests.convert.test_latents import write as write_latents
 
 EXAMPLES = 1250  # of each kind; 16 kinds: 20,000
 SECONDS, MEGABYTES = 1.0, 300

@@ -25,7 +25,7 @@ from convert.cli.two_frameworks import nchw
 from convert.formats.pytorch import to_array
 from convert.table.discriminator import discriminator_to_flax
 from convert.table.rows import flatten
-from tests.parity import _agree, _discriminators
+from tests.parity import agree, discriminators
 from torch_ref.loading import to_tensor
 
 ALLOWED = 1.5
@@ -85,11 +85,11 @@ def autoencoder(params: AutoEncoderParams, size: tuple[int, int] = SIZE, draws: 
     gradient = jax.jit(jax.grad(our_loss))
 
     def one(seed: int) -> Gradients:
-        weights = _rounded(_agree.random_state_dict(params, seed=seed))
-        data = [None if array is None else _round(array) for array in _agree.inputs(params, *size, seed=seed)]
+        weights = _rounded(agree.random_state_dict(params, seed=seed))
+        data = [None if array is None else _round(array) for array in agree.inputs(params, *size, seed=seed)]
         ours = gradient(_float32(to_flax(weights, params, "flux")), *_float32(data))
         theirs = (
-            to_flax(_torch_gradients(_agree.torch_model(params, weights), their_loss, data, dtype), params, "flux")
+            to_flax(_torch_gradients(agree.torch_model(params, weights), their_loss, data, dtype), params, "flux")
             for dtype in (torch.bfloat16, torch.float64)
         )
         return Gradients(*(flatten(tree) for tree in (ours, *theirs)))
@@ -121,7 +121,7 @@ def discriminator(params: DiscriminatorParams, size: tuple[int, int] = SIZE, dra
 
     def one(seed: int) -> Gradients:
         rng = np.random.default_rng(seed)
-        weights = _rounded(_discriminators.random_state_dict(params, seed=seed))
+        weights = _rounded(discriminators.random_state_dict(params, seed=seed))
         data = [_round(rng.uniform(-1, 1, (2, *size, params.in_channels))) for _ in range(2)]
         rest = discriminator_to_flax(weights, params, prefix="")
         ours = gradient(_float32(rest.pop("params")), _float32(rest), *_float32(data))

@@ -27,7 +27,7 @@ from convert.weights.load import load_weights
 from convert.weights.open import open_source
 from convert.weights.save import save_weights
 from flax_vae import from_pretrained
-from tests.convert.test_latents import write as write_latents
+from tests.convert.latents.test_dataset import write as write_latents
 
 SMALL = replace(
     PRESETS["tiny"], resolution=8, ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=4, scale_factor=0.3611,

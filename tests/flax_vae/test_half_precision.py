@@ -13,7 +13,7 @@ from flax_vae import AutoEncoder, init_params
 from flax_vae.discriminator import Discriminator
 from flax_vae.ops.broadcasting import broadcast
 from flax_vae.ops.linear import Conv, Dense
-from tests.flax_vae._random import PLAIN
+from tests.flax_vae.random_models import PLAIN
 from train.losses.perceptual import Lpips, Stage
 
 HALF = ("bfloat16", "float16")

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from convert.formats.pytorch import to_array
 from convert.table.discriminator import discriminator_to_flax
 from convert.table.rows import flatten
-from tests.parity._agree import TOLERANCE, assert_agree, nchw, quick_jit
-from tests.parity._discriminators import SMALL, random_images, twins
+from tests.parity.agree import TOLERANCE, assert_agree, nchw, quick_jit
+from tests.parity.discriminators import SMALL, random_images, twins
 from train.losses import adversarial
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -9,7 +9,7 @@ import torch
 
 import flax_vae
 import torch_ref
-from tests.parity._agree import (
+from tests.parity.agree import (
     TOLERANCE,
     assert_agree,
     assert_as_accurate,
@@ -20,7 +20,7 @@ from tests.parity._agree import (
     random_state_dict,
     torch_model,
 )
-from tests.parity._cases import BLOCKS, MODELS
+from tests.parity.cases import BLOCKS, MODELS
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -22,7 +22,7 @@ from convert import AutoEncoderParams, expand
 from convert.table.rows import unflatten
 from convert.weights.load import load_weights
 from convert.weights.save import save_weights
-from tests.parity._agree import assert_agree, nchw, nhwc
+from tests.parity.agree import assert_agree, nchw, nhwc
 
 diffusers = pytest.importorskip("diffusers")
 

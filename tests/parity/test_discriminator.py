@@ -10,9 +10,9 @@ import torch_ref.discriminator
 from convert.formats.pytorch import to_array
 from convert.table.discriminator import discriminator_to_flax
 from convert.table.rows import flatten
-from tests.flax_vae._random import QUICKLY
-from tests.parity._agree import TOLERANCE, assert_agree, difference, nchw, nhwc, quick_jit
-from tests.parity._discriminators import DEEP, SMALL, TINY, random_images, twins
+from tests.flax_vae.random_models import QUICKLY
+from tests.parity.agree import TOLERANCE, assert_agree, difference, nchw, nhwc, quick_jit
+from tests.parity.discriminators import DEEP, SMALL, TINY, random_images, twins
 from train.losses import adversarial
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -13,8 +13,8 @@ from convert.architecture.discriminator import DiscriminatorParams
 from convert.formats.pytorch import to_array
 from convert.table.discriminator import discriminator_to_flax, discriminator_to_torch
 from convert.table.rows import flatten
-from tests.parity._agree import quick_jit
-from tests.parity._discriminators import DEEP, SMALL, random_images, random_state_dict
+from tests.parity.agree import quick_jit
+from tests.parity.discriminators import DEEP, SMALL, random_images, random_state_dict
 from torch_ref.loading import to_tensor
 
 NORMALISED = "{c}.weight {n}.weight {n}.bias {n}.running_mean {n}.running_var {n}.num_batches_tracked"

@@ -13,7 +13,7 @@ from convert import PRESETS, ConversionError, expand, to_flax, to_torch
 from convert.formats.pytorch import to_array
 from convert.table.grafting import graft
 from convert.table.rows import flatten
-from tests.parity._agree import (
+from tests.parity.agree import (
     TOLERANCE,
     assert_agree,
     flax_model,
@@ -25,7 +25,7 @@ from tests.parity._agree import (
     random_state_dict,
     torch_model,
 )
-from tests.parity._cases import MODELS
+from tests.parity.cases import MODELS
 from tests.parity.test_gradients import assert_trees_agree, loss, small_inputs, torch_loss
 from torch_ref.optim import read_moments, write_moments
 from train.adam_state import get_moments, set_moments

@@ -13,8 +13,8 @@ from flax_vae import from_pretrained
 from flax_vae.images.read import read_image
 from flax_vae.images.sizes import pad_to_factor, to_float
 from flax_vae.inference.reconstruction import reconstruct
-from tests.flax_vae.test_colour import linear_grey
-from tests.flax_vae.test_image_formats import png16
+from tests.flax_vae.images.test_colour import linear_grey
+from tests.flax_vae.images.test_formats import png16
 from train.data.shipped import shipped_photographs
 from train.losses import lpips_weights
 

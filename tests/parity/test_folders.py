@@ -14,7 +14,7 @@ from convert import PRESETS, to_flax
 from convert.formats.pytorch import BIT_PATTERNS, to_array
 from convert.table.rows import flatten
 from convert.weights.folder import save_folder
-from tests.parity._agree import TOLERANCE, assert_agree, nchw, nhwc, random_state_dict, torch_model
+from tests.parity.agree import TOLERANCE, assert_agree, nchw, nhwc, random_state_dict, torch_model
 from torch_ref.loading import to_tensor
 
 SMALL = dataclasses.replace(PRESETS["tiny"], ch=32, ch_mult=(1,))

@@ -10,8 +10,8 @@ import torch
 from convert import to_flax
 from convert.formats.pytorch import to_array
 from convert.table.rows import flatten
-from tests.parity._agree import TOLERANCE, flax_model, inputs, nchw, quick_jit, random_state_dict, torch_model
-from tests.parity._cases import MODELS
+from tests.parity.agree import TOLERANCE, flax_model, inputs, nchw, quick_jit, random_state_dict, torch_model
+from tests.parity.cases import MODELS
 
 pytestmark = pytest.mark.usefixtures("x64")
 

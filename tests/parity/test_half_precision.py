@@ -9,7 +9,7 @@ import pytest
 
 from convert.architecture.discriminator import DiscriminatorParams
 from tests.benchmarks.half_precision import ALLOWED, autoencoder, discriminator, kinds
-from tests.parity._cases import MODELS
+from tests.parity.cases import MODELS
 
 SMALL = replace(MODELS["quant convolutions"], time_emb_dim=10, learnable_logvar=True)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.parity._agree import assert_agree, nchw, nhwc
+from tests.parity.agree import assert_agree, nchw, nhwc
 from torch_ref.loading import to_tensor
 from train.losses.lpips_weights import expand, from_torch_names, load_lpips_weights, to_torch_names
 from train.losses.perceptual import NETS, Lpips

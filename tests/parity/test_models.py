@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convert.cli.two_frameworks import first_difference, layer_differences
-from tests.parity._agree import (
+from tests.parity.agree import (
     TOLERANCE,
     assert_agree,
     assert_as_accurate,
@@ -21,7 +21,7 @@ from tests.parity._agree import (
     rms_error,
     torch_model,
 )
-from tests.parity._cases import MODELS
+from tests.parity.cases import MODELS
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -12,7 +12,7 @@ import pytest
 
 import flax_vae.attention
 import flax_vae.layers
-from tests.parity._agree import (
+from tests.parity.agree import (
     TOLERANCE,
     difference,
     flax_model,
@@ -22,7 +22,7 @@ from tests.parity._agree import (
     random_state_dict,
     torch_model,
 )
-from tests.parity._cases import MODELS
+from tests.parity.cases import MODELS
 
 PARAMS = MODELS["middle attention"]
 

@@ -16,7 +16,7 @@ from convert.latents.index import Encoding
 from convert.weights.folder import save_folder
 from flax_vae.folders.batch_encoder import LatentEncoder
 from tests.parity import seed
-from tests.parity._agree import assert_agree, flax_model, inputs, nchw, nhwc, random_state_dict, torch_model
+from tests.parity.agree import assert_agree, flax_model, inputs, nchw, nhwc, random_state_dict, torch_model
 
 diffusers = pytest.importorskip("diffusers")
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # noqa: E402

@@ -10,8 +10,8 @@ import flax_vae
 import torch_ref
 from convert import PRESETS, AutoEncoderParams, expand
 from tests.parity import seed
-from tests.parity._agree import assert_agree, flax_model, inputs, nchw, nhwc, quick_jit, random_state_dict, torch_model
-from tests.parity._cases import MODELS
+from tests.parity.agree import assert_agree, flax_model, inputs, nchw, nhwc, quick_jit, random_state_dict, torch_model
+from tests.parity.cases import MODELS
 from tests.parity.test_blocks import flax_path
 
 pytestmark = pytest.mark.usefixtures("x64")

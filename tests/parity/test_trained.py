@@ -11,7 +11,7 @@ import torch
 import flax_vae
 import torch_ref
 from flax_vae.images.sizes import to_float
-from tests.parity._agree import nchw, nhwc
+from tests.parity.agree import nchw, nhwc
 from train.config.recipes import recipe
 from train.config.schema import DataConfig
 from train.data.photographs import Photographs

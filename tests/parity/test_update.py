@@ -15,11 +15,11 @@ from convert.architecture.discriminator import DiscriminatorParams
 from convert.formats.pytorch import to_array
 from convert.table.discriminator import discriminator_to_flax
 from convert.table.rows import flatten
-from tests.flax_vae._random import QUICKLY
-from tests.parity import _agree, _discriminators, test_lpips
-from tests.parity._agree import nchw
-from tests.parity._torch_update import TorchTrainer
+from tests.flax_vae.random_models import QUICKLY
+from tests.parity import agree, discriminators, test_lpips
+from tests.parity.agree import nchw
 from tests.parity.test_gradients import assert_trees_agree
+from tests.parity.torch_update import TorchTrainer
 from torch_ref.loading import to_tensor
 from train.build import make_parts
 from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
@@ -87,10 +87,10 @@ class Twins:
 
 
 def twins(config: TrainConfig, dtype: str) -> Twins:
-    state_dict = _agree.random_state_dict(config.model, dtype)
+    state_dict = agree.random_state_dict(config.model, dtype)
     params = jax.tree.map(jnp.asarray, to_flax(state_dict, config.model, "flux"))
     record = DiscriminatorParams(3, config.gan.features, config.gan.layers)
-    discriminator, variables, d_twin = _discriminators.twins(record, dtype)
+    discriminator, variables, d_twin = discriminators.twins(record, dtype)
 
     parts = make_parts(config)
     d_optimizer = parts.d_optimizer
@@ -112,7 +112,7 @@ def twins(config: TrainConfig, dtype: str) -> Twins:
     tensors = {name: to_tensor(tensor) for name, tensor in weights.items()}
     perceptual = partial(test_lpips.reference, tensors, "vgg") if config.loss.lpips_weight else None
     logvar = to_tensor(np.asarray(state.logvar))
-    theirs = TorchTrainer(config, _agree.torch_model(config.model, state_dict), d_twin, perceptual, logvar)
+    theirs = TorchTrainer(config, agree.torch_model(config.model, state_dict), d_twin, perceptual, logvar)
 
     shape = (UPDATES, BATCH, HEIGHT, WIDTH, 3)
     images = np.random.default_rng(6).uniform(-1, 1, shape).astype(np.float32).astype(dtype)

@@ -1,0 +1,107 @@
+"""Several processes that train one model: the same run as one process, stopped together, ended together."""
+
+import signal
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from flax_vae import from_pretrained
+from tests.train.runs import start
+from train.build import make_parts, make_state
+from train.devices.parallel import make_parallel
+from train.loop import train
+from train.report.metrics_log import read_metrics
+from train.run.directory import RunDirectory
+
+LIMIT = 60  # seconds that survivors may take to notice that another process died
+
+
+def finish(processes, limit=240):
+    """Exit statuses and outputs."""
+    outputs = []
+    try:
+        outputs = [process.communicate(timeout=limit)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], outputs
+
+
+def wait_for(path: Path, processes, limit=240):
+    end = time.monotonic() + limit
+    while not path.exists():
+        assert all(process.poll() is None for process in processes), finish(processes)[1]
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def recipe(small):
+    """Four photographs an update, one for each of four devices."""
+    return replace(small, model=replace(small.model, ch_mult=(1,)), steps=3, log_every=1, save_every=100)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_process_and_one_device_train(recipe, tmp_path, monkeypatch):
+    runs = {}
+    for name, (count, devices) in {"one process": (1, 4), "two processes": (2, 2)}.items():
+        RunDirectory(tmp_path / name).begin(recipe)
+        runs[name] = start(tmp_path / name, devices=devices, count=count)
+    monkeypatch.setattr("train.loop.make_parallel", partial(make_parallel, devices=jax.devices()[:1]))
+    wanted = flat(train(recipe, tmp_path / "one device").state.params)
+    moved = np.linalg.norm(wanted - flat(make_state(recipe, make_parts(recipe)).params))
+    expected = read_metrics(tmp_path / "one device" / "metrics.jsonl")
+
+    for name, processes in runs.items():
+        statuses, outputs = finish(processes)
+        assert set(statuses) == {0}, (name, outputs)
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [1, 2, 3]
+        for ours, theirs in zip(rows, expected, strict=True):
+            for score in ("loss", "l1", "kl", "grad_norm", "learning_rate"):
+                assert ours[score] == pytest.approx(theirs[score], rel=1e-4), (name, score)
+        # Where a gradient is nothing but rounding, as of a bias that a norm takes away, Adam makes a whole step of it.
+        _, params = from_pretrained(tmp_path / name / "export")
+        assert np.linalg.norm(flat(params) - wanted) < 1e-2 * moved, name
+    assert "4 cpu devices of 2 processes" in outputs[0]
+    assert "step" not in outputs[1]  # only the first one speaks
+
+
+@pytest.mark.slow
+def test_sigusr1_to_one_process_stops_both_and_the_death_of_one_ends_the_other(recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.begin(replace(recipe, steps=100_000, parallel="mesh", zero=True, save_every=100_000))
+    both = start(run.path, devices=2, count=2)
+    wait_for(run.metrics, both)
+    both[1].send_signal(signal.SIGUSR1)  # which that process passes on to itself as SIGTERM
+    statuses, outputs = finish(both)
+    assert statuses == [128 + signal.SIGTERM] * 2, outputs
+    (saved,) = [int(entry.name) for entry in run.checkpoints.iterdir()]
+    for output in outputs:
+        assert f"stopped after step {saved} of 100000" in output
+
+    run.metrics.unlink()
+    both = start(run.path, devices=2, count=2)
+    wait_for(run.metrics, both)
+    both[1].kill()
+    killed = time.monotonic()
+    statuses, outputs = finish(both, LIMIT)
+    print(f"the survivor ended {time.monotonic() - killed:.1f} s later with {statuses[0]}:\n{outputs[0]}")
+    assert statuses[0] not in (0, 128 + signal.SIGTERM)
+    assert f"going on after step {saved}" in outputs[0]
+
+    # One process with one device goes on with what two with four saved in shares.
+    run.begin(replace(recipe, steps=saved + 2, parallel="mesh", zero=True))
+    statuses, outputs = finish(start(run.path, devices=1))
+    assert statuses == [0], outputs
+    assert f"going on after step {saved} of {saved + 2}" in outputs[0]
+    assert [row["step"] for row in read_metrics(run.metrics)][-2:] == [saved + 1, saved + 2]

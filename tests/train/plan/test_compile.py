@@ -1,0 +1,187 @@
+"""What a run would take elsewhere: counts, the search for what fits, the step compiled for TPUs that are not here."""
+
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from convert import PRESETS
+from flax_vae import AutoEncoder, init_params
+from tests.benchmarks.flops import work_flops
+from train.cli.plan import main
+from train.devices.chips import CHIPS
+from train.plan.compile import Memory, Plan, largest, needed, plan
+from train.plan.count_flops import count_operations
+from train.plan.table import HEAD, rows
+from train.plan.topologies import Target, local
+
+ROOT = Path(__file__).parents[3]
+GIB = 2**30
+needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is missing")
+
+
+# Counting
+
+
+def test_products_convolutions_and_what_repeats_them_are_counted():
+    a, b = jnp.zeros((3, 5)), jnp.zeros((5, 7))
+    assert count_operations(jnp.matmul, a, b) == 2 * 3 * 5 * 7
+    repeated = lambda a, b: jax.lax.scan(lambda total, _: (total + a @ b, None), jnp.zeros((3, 7)), length=11)  # noqa: E731
+    assert count_operations(repeated, a, b) == 11 * 2 * 3 * 5 * 7
+    either = lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: jnp.zeros((3, 7)))  # noqa: E731
+    assert count_operations(jax.jit(either), a, b) == 2 * 3 * 5 * 7
+    x, kernel = jnp.zeros((2, 8, 9, 4)), jnp.zeros((3, 3, 4, 6))
+    strided = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
+        x, k, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    forward = 2 * (2 * 4 * 5 * 6) * 9 * 4
+    assert count_operations(strided, x, kernel) == forward
+    # Its gradient by x spreads the outputs out, and the holes are not computed.
+    by_x, by_kernel = 2 * (2 * 8 * 9 * 4) * 9 * 6 // 4, forward
+    gradients = jax.grad(lambda x, k: (strided(x, k) ** 2).sum(), argnums=(0, 1))
+    assert count_operations(gradients, x, kernel) == forward + by_x + by_kernel
+    # What nobody uses is not computed: the sum's gradient needs no sum.
+    assert count_operations(jax.grad(lambda k: strided(x, k).sum()), kernel) == by_kernel
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    def until(a):
+        return jax.lax.while_loop(lambda a: a[0, 0] < 1, lambda a: a @ a, a)
+
+    with pytest.raises(ValueError, match="while loop"):
+        count_operations(until, jnp.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("preset", ["flux1", "seed"])
+def test_the_count_of_a_forward_pass_is_the_one_from_the_architecture(preset):
+    record = dataclasses.replace(PRESETS[preset], time_emb_dim=None)
+    model = AutoEncoder(record)
+    params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    found = count_operations(lambda p, x: model.apply({"params": p}, x, sample=False), params, images)
+    assert found == pytest.approx(work_flops("forward", record, 64), rel=0.01)
+
+
+# Fitting
+
+
+def fake(need):
+    """Plans of a device of 10 GiB, that note the numbers they were asked for."""
+    asked, target = [], Target("fake", (), "TPU v5e", 10 * GIB)
+
+    def plan_of(number):
+        asked.append(number)
+        total = int(need(number) * GIB)
+        return Plan("", target, None, Memory(total), total <= target.memory, 1.0, None, None)
+
+    return plan_of, asked
+
+
+@pytest.mark.parametrize(
+    ("need", "number"),
+    [
+        (lambda n: 1 + 0.1 * n, 90),
+        (lambda n: 1 + 0.1 * n**1.3, 31),  # grows faster than the first two numbers say
+        (lambda n: 1 + n**0.5, 81),  # more slowly
+        (lambda n: 5 + 4 * n, 1),
+    ],
+    ids=["a line", "faster", "more slowly", "one"],
+)
+def test_the_largest_number_that_fits_is_found_in_few_steps(need, number):
+    plan_of, asked = fake(need)
+    found = largest(plan_of)
+    assert found is not None and found.memory.total == int(need(number) * GIB) <= 10 * GIB < need(number + 1) * GIB
+    assert len(asked) == len(set(asked)) <= 12
+
+
+def test_nothing_fits():
+    assert largest(fake(lambda n: 11 * n)[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "total"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.72G) exceeds "
+         "available HBM (15.75G).", int(20.72 * GIB)),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.50G of 15.75G hbm. Exceeded hbm capacity "
+         "by 2.75G.", int(18.5 * GIB)),
+        ("INVALID_ARGUMENT: 20.72G of something else", None),
+    ],
+)  # fmt: skip
+def test_what_a_program_that_does_not_fit_would_need_is_read_from_the_error(message, total):
+    assert needed(message) == total
+
+
+# On this machine
+
+
+@pytest.fixture(scope="module")
+def here(small):
+    return plan(dataclasses.replace(small, batch_size=4), local(), name="small")
+
+
+def test_the_devices_here_are_planned_for_and_what_nobody_knows_is_left_open(here):
+    assert here.memory.arguments > 0 and here.memory.temporaries > 0
+    assert here.target.memory is here.fits is None
+    assert here.operations > 0
+    if jax.default_backend() == "cpu":
+        assert here.seconds is here.images_per_second is here.dollars_per_million is None
+
+
+def test_the_roofline_is_the_longer_of_computing_and_moving(here):
+    chip = CHIPS["TPU v5e"]
+    there = dataclasses.replace(here, target=Target("v5e:1x1", here.target.devices[:1], "TPU v5e", 16 * GIB))
+    computing = dataclasses.replace(there, operations=chip.flops, traffic=chip.bandwidth / 2, dollars=3.6)
+    moving = dataclasses.replace(computing, traffic=4 * chip.bandwidth)
+    assert (computing.seconds, moving.seconds) == (1.0, 4.0)
+    assert moving.images_per_second == 1.0  # four images
+    assert moving.dollars_per_million == pytest.approx(1e6 / 1.0 * 3.6 / 3600)
+
+
+def test_the_table_has_a_line_for_each_plan(here):
+    head, line = rows([here])
+    assert head.split()[:3] == ["devices", "model", "how"] and " small " in line and line.count("/ ?") == 1
+    assert len(list(rows([here, here], markdown=True))) == 4
+
+
+def test_fitting_needs_to_know_the_memory_and_wrong_slices_are_refused(capsys):
+    assert main(["--fit", "--preset", "tiny"]) == 1
+    assert "leave out --fit" in capsys.readouterr().err
+    assert main(["--topology", "v5e"]) == 1
+    assert "topology='v5e' must be" in capsys.readouterr().err
+    assert main(["--set", "optim.nonsense=1"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# For TPUs that are elsewhere
+
+
+PLANNED = {
+    "flux1": ["--preset", "flux1-finetune"],  # 256 px, bfloat16, a discriminator and LPIPS
+    "seed-flux": ["--preset", "seed-flux", "--crop-size", "128", "--dtype", "bfloat16", "--batch-size", "16",
+                  "--parallel", "mesh", "--remat", "blocks"],
+}  # fmt: skip
+
+
+@pytest.mark.tpu
+@needs_compiler
+@pytest.mark.parametrize(("slice_", "hosts"), [("v5e:2x2", 1), ("v5e:4x4", 4)])
+@pytest.mark.parametrize("preset", PLANNED)
+def test_the_training_step_compiles_for_one_host_and_for_four_and_its_memory_fits(preset, slice_, hosts):
+    command = [sys.executable, "-m", "train.cli.main", "plan", *PLANNED[preset], "--topology", slice_, "--markdown"]
+    # A quarter of the time, for programs that need no less memory.
+    environment = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr  # 1 if it did not fit
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"| {slice_} "))
+    row = dict(zip(HEAD, (cell.strip() for cell in line.strip("|").split("|")), strict=True))
+    assert row["hosts"] == str(hosts)
+    used, has = (float(number) for number in row["GiB of"].split("/"))
+    assert 1 < used < 15.75 and has == 16  # the compiler keeps a quarter of a GiB
+    assert float(row["work"]) > 0.2 and float(row["TFLOP"]) > 0.1 and float(row["img/s <="]) > 1

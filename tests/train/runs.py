@@ -1,0 +1,183 @@
+"""Runs in processes of their own, which a test may end at a moment of its choice.
+
+`python -m tests.train.runs` reads one request a line, {"workdir", "signum", "touch"}, forks a trainer for it, and
+answers with how that ended.  Forking spares every trainer but the first one Python's imports, and the compiled step of
+the first serves all: a test that starts ten of them is about their files, not about compilation.
+"""
+
+import json
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+# The programs run a few times, on a few pixels: see tests/conftest.py.
+ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+
+
+@dataclass(frozen=True)
+class End:
+    """How a trainer ended.
+
+    Attributes:
+      status: its exit status; -9 where SIGKILL ended it.
+      said: what it wrote to both outputs.
+      touch: what it was about to do to its files when the signal came.
+    """
+
+    status: int
+    said: str
+    touch: str
+
+
+class Trainers:
+    """Runs `flax-vae-train` in directories that hold a configuration, one after the other.  Use it in a `with`."""
+
+    def __init__(self, devices: int = 1):
+        self._environment = os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)}
+
+    def __enter__(self) -> "Trainers":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.train.runs"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=self._environment,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # it ends with its input
+
+    def __call__(self, workdir: Path, signum: int = 0, touch: int = 0) -> End:
+        """Trains until the end, or until the signal that the process gets before it touches its files that often."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        request = {"workdir": str(workdir), "signum": signum, "touch": touch}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return End(**json.loads(self._process.stdout.readline()))
+
+
+def start(
+    workdir: Path, *, devices: int, count: int = 1, words: Sequence[Sequence[str]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """`flax-vae-train` in as many processes, which train together; each has both outputs in one pipe.
+
+    `words` are further arguments of each.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    joined = [["--coordinator", address, "--processes", str(count), "--process", str(index)] for index in range(count)]
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "train.cli.main", "--workdir", str(workdir)),
+                *(joined[index] if count > 1 else []),
+                *(words[index] if words else []),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)},
+        )
+        for index in range(count)
+    ]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+# Whatever changes a folder.  TensorStore writes its files without Python, between these.
+_TOUCHES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "open")
+
+
+def _strike(workdir: str, signum: int, touch: int, note: Path) -> None:
+    """Sends this process a signal before it touches the files of a run for the `touch`-th time."""
+    count = 0
+
+    def watch(event: str, args: tuple) -> None:
+        nonlocal count
+        if event not in _TOUCHES or not str(args[0]).startswith(workdir):
+            return
+        if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        count += 1
+        if count == touch:
+            count += 1  # the note is a touch of something else
+            note.write_text(f"{event} {re.sub(re.escape(workdir), '', str(args[0]))}")
+            os.kill(os.getpid(), signum)
+
+    sys.addaudithook(watch)
+
+
+def _share_step(program: Path) -> None:
+    """Keeps the first compiled step in a file; later ones, of the same run, are read from it."""
+    import jax
+    from jax.experimental.serialize_executable import deserialize_and_load, serialize
+
+    from train.devices.parallel import CompiledStep
+
+    call = CompiledStep.__call__
+
+    def shared(self: CompiledStep, state: Any, batch: Any, constants: Any) -> Any:
+        if self._compiled is None and program.exists():
+            binary, names = pickle.loads(program.read_bytes())
+            structure = jax.tree.structure
+            self._compiled = deserialize_and_load(
+                binary, structure(((state, batch, constants), {})), structure((state, dict.fromkeys(names, 0)))
+            )
+        after, scores = call(self, state, batch, constants)
+        if not program.exists():
+            unfinished = program.with_name(f"{program.name}-{os.getpid()}")
+            unfinished.write_bytes(pickle.dumps((serialize(self._compiled)[0], list(scores))))
+            unfinished.rename(program)
+        return after, scores
+
+    CompiledStep.__call__ = shared
+
+
+def _serve(folder: Path) -> None:
+    import train.cli.main
+    import train.loop  # noqa: F401 - loaded once, for all
+
+    _share_step(folder / "step")
+    said, note = folder / "said", folder / "touch"
+    for line in sys.stdin:
+        request = json.loads(line)
+        said.write_text("")
+        note.unlink(missing_ok=True)
+        pid = os.fork()  # nothing has touched a device yet, and no thread of JAX runs
+        if not pid:
+            descriptor = os.open(said, os.O_WRONLY)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            if request["signum"]:
+                _strike(request["workdir"], request["signum"], request["touch"], note)
+            status = 70
+            try:
+                status = train.cli.main.main(["--workdir", request["workdir"]])
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(status)  # what surrounds the fork belongs to the other process
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        touch = note.read_text() if note.exists() else ""
+        print(json.dumps({"status": status, "said": said.read_text(), "touch": touch}), flush=True)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        _serve(Path(folder))

@@ -1,0 +1,87 @@
+"""A model that is conditioned on time learns from a time of its own for every example."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert.table.rows import flatten
+from tests.flax_vae.random_models import random_params
+from tests.train.conftest import SMALL
+from train.build import make_parts
+from train.conditioning import fixed_time, sample_times
+from train.config.schema import DataConfig, OptimConfig, TimeConfig, TrainConfig
+from train.state import create_state
+from train.step import train_step
+
+BATCH = 4
+TIMED = {
+    kind: replace(SMALL, ch_mult=(1,), attn_levels=(), time_emb_dim=6, time_embedding=kind)
+    for kind in ("linear", "sinusoidal")
+}
+
+
+def times(model, config=TimeConfig(), seed=0, count=BATCH):  # noqa: B008 - frozen
+    return sample_times(jax.random.key(seed), jnp.arange(count), model, config)
+
+
+@pytest.mark.parametrize("kind", TIMED)
+def test_every_example_has_its_own_time_in_the_form_that_the_model_takes(kind):
+    found = np.asarray(times(TIMED[kind]))
+    assert found.shape == ((BATCH, 6) if kind == "linear" else (BATCH,))
+    assert len(np.unique(found, axis=0)) == BATCH
+    # An example's time depends on its number in the whole batch, on nothing else; another update has other times.
+    np.testing.assert_array_equal(np.asarray(times(TIMED[kind], count=2)), found[:2])
+    assert not np.any(np.asarray(times(TIMED[kind], seed=1)) == found)
+
+
+@pytest.mark.parametrize(("sampler", "middle_half"), [("uniform", 0.5), ("logit_normal", 0.728)])
+def test_times_have_the_samplers_distribution(sampler, middle_half):
+    """Of a logit-normal number, between 1/4 and 3/4 are those of a normal one within log 3 = 1.0986 of zero."""
+    config = TimeConfig(sampler=sampler, low=-10.0, high=30.0)
+    found = np.asarray(times(TIMED["sinusoidal"], config, count=4000))
+    assert found.min() >= -10 and found.max() <= 30
+    assert found.mean() == pytest.approx(10, abs=1)
+    assert np.mean(np.abs(found - 10) < 10) == pytest.approx(middle_half, abs=0.03)
+
+
+def test_a_vector_is_the_cosines_and_sines_of_the_time_of_evaluation():
+    vectors = fixed_time(2, TIMED["linear"], TimeConfig(evaluate_at=2.0))
+    angles = 2.0 * 10_000.0 ** (-2 * np.arange(3) / 6)
+    np.testing.assert_allclose(np.asarray(vectors), [[*np.cos(angles), *np.sin(angles)]] * 2, rtol=1e-5, atol=1e-6)
+    scalars = fixed_time(2, TIMED["sinusoidal"], TimeConfig(evaluate_at=2.0))
+    np.testing.assert_array_equal(np.asarray(scalars), [2.0, 2.0])
+
+
+def test_a_model_without_time_gets_none():
+    assert times(SMALL) is None
+    assert fixed_time(2, SMALL, TimeConfig()) is None
+
+
+@pytest.mark.parametrize("kind", TIMED)
+def test_an_update_reaches_everything_that_sees_the_time(kind):
+    config = TrainConfig(
+        model=TIMED[kind],
+        data=DataConfig(crop_size=16),
+        optim=OptimConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=0.0),
+        batch_size=BATCH,
+    )
+    parts = make_parts(config)
+    before = create_state(parts.model, parts.optimizer, 0, params=random_params(parts.model))
+    images = np.random.default_rng(0).uniform(-1, 1, (BATCH, 8, 8, 3)).astype(np.float32)
+    # It runs once: most of the time would go into the compiler.
+    quickly: dict = {"xla_backend_optimization_level": 0}
+    step = jax.jit(partial(train_step, parts=parts, config=config), compiler_options=quickly)
+    after, scores = step(before, images, {})
+    assert scores["skipped"] == 0 and np.isfinite(scores["loss"])
+
+    old, new = flatten(before.params), flatten(after.params)
+    of_time = [path for path in old if "time" in path]
+    assert {path.split("/")[0] for path in of_time} == {"encoder", "decoder", "time_embed"}
+    assert len(of_time) == 2 * (1 + 7)  # one layer for the model, one in each of its blocks
+    gradients = flatten(after.opt_state[1][0].mu)
+    for path in of_time:
+        assert np.any(gradients[path]) and not np.array_equal(old[path], new[path]), path
