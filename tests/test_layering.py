@@ -210,6 +210,18 @@ def test_a_room_that_needs_no_jax_loads_none(room, tmp_path):
     assert sorted(loaded_by(f"from {room} import *", tmp_path) & {"flax", "jax", "optax", "orbax", "torch"}) == []
 
 
+def test_no_two_public_names_are_alike():
+    """Classes and functions; every command has a `main`, and the models are twins of their PyTorch counterparts."""
+    homes: dict[str, list[str]] = {}
+    for module in ARRANGED:
+        for node in ast.parse(FILES[module].read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    twins = {f"flax_vae.{name.partition('.')[2]}" for name in FILES if name.startswith("torch_ref.")}
+    del homes["main"]
+    assert {name: files for name, files in homes.items() if len(files) > 1 and not set(files) <= twins} == {}
+
+
 def test_no_circle_between_files():
     graph = {module: imports_of(module) & FILES.keys() for module in FILES}
     try:

@@ -32,8 +32,8 @@ from convert.latents.dataset import LatentDataset
 from convert.table.identify import Weights
 from convert.table.rows import unflatten
 from convert.weights.folder import save_folder
-from convert.weights.load import settle
-from convert.weights.open import open_source
+from convert.weights.load import resolve_architecture
+from convert.weights.open import open_weights
 from convert.weights.save import save_weights
 from flax_vae.errors import UserError
 from flax_vae.images.read import image_size, read_image
@@ -138,9 +138,9 @@ def weights(layout: str = "flux") -> dict[str, np.ndarray]:
 
 
 def read_weights(path: Path) -> None:
-    source = open_source(path)
+    source = open_weights(path)
     inspect(source)
-    found = settle(source, source.config or SMALL)
+    found = resolve_architecture(source, source.config or SMALL)
     for array in found.to("flux").values():
         np.asarray(array)
 

@@ -3,12 +3,12 @@
 import torch
 
 from convert.formats import to_array
-from convert.table import Moments, moments_from_torch, moments_to_torch
+from convert.table import AdamState, adam_state_from_torch, adam_state_to_torch
 from torch_ref.autoencoder import AutoEncoder
 from torch_ref.loading import to_tensor
 
 
-def read_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder) -> Moments:
+def read_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder) -> AdamState:
     """Returns what the optimiser remembers of the model's parameters.
 
     Raises:
@@ -25,16 +25,16 @@ def read_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder) -> Moment
     exp_avg, exp_avg_sq = (
         {name: to_array(state[moment]) for name, state in states.items()} for moment in ("exp_avg", "exp_avg_sq")
     )
-    return moments_from_torch(counts.pop(), exp_avg, exp_avg_sq, model.params)
+    return adam_state_from_torch(counts.pop(), exp_avg, exp_avg_sq, model.params)
 
 
-def write_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder, moments: Moments) -> None:
+def write_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder, moments: AdamState) -> None:
     """Gives the optimiser the moments, so that its next update is number `moments.count + 1`; the inverse.
 
     Raises:
       ConversionError: if they are not those of the model.
     """
-    exp_avg, exp_avg_sq = moments_to_torch(moments, model.params)
+    exp_avg, exp_avg_sq = adam_state_to_torch(moments, model.params)
     for name, weight in model.named_parameters():
         optimizer.state[weight] = {
             "step": torch.tensor(float(moments.count)),

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from convert.table import Moments
+from convert.table import AdamState
 
 
-def get_moments(opt_state: Any) -> Moments:
+def read_adam_state(opt_state: Any) -> AdamState:
     """Returns what Adam remembers, wherever in a chain it stands.
 
     Raises:
       ValueError: if there is no Adam in the state, or more than one.
     """
     state = _adam(opt_state)
-    return Moments(int(np.asarray(state.count)), *jax.device_get((state.mu, state.nu)))
+    return AdamState(int(np.asarray(state.count)), *jax.device_get((state.mu, state.nu)))
 
 
-def set_moments(opt_state: Any, moments: Moments) -> Any:
+def write_adam_state(opt_state: Any, moments: AdamState) -> Any:
     """Returns the state with these moments, and every count in it (of a schedule, say) set to theirs; the inverse.
 
     Raises:

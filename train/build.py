@@ -19,15 +19,15 @@ from train.errors import RunError, TrainError
 from train.losses import load_lpips_weights
 from train.optim import make_discriminator_optimizer, make_optimizer, make_schedule
 from train.state import DiscriminatorState, TrainState, create_state
-from train.step import Parts
+from train.step import Components
 
 
-def make_parts(config: TrainConfig) -> Parts:
+def make_parts(config: TrainConfig) -> Components:
     """The autoencoder, its optimiser and, where the recipe has one, its discriminator."""
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     # cuDNN's kernel wants an image's positions on one device, which cut images are too large for anyway.
     attention = "tiles" if config.rows > 1 else "auto"
-    parts = Parts(
+    parts = Components(
         model=AutoEncoder(config.model, dtype=dtype, remat=config.remat, attention=attention),
         optimizer=make_optimizer(config.optim, config.steps),
         schedule=make_schedule(config.optim, config.steps),
@@ -57,7 +57,7 @@ def make_constants(config: TrainConfig) -> dict[str, Any]:
         ) from error
 
 
-def make_state(config: TrainConfig, parts: Parts, params: dict[str, Any] | None = None) -> TrainState:
+def make_state(config: TrainConfig, parts: Components, params: dict[str, Any] | None = None) -> TrainState:
     """The state before the first update: a pure function of the record and of the weights begun with.
 
     Args:
@@ -69,7 +69,7 @@ def make_state(config: TrainConfig, parts: Parts, params: dict[str, Any] | None 
     return jax.jit(partial(_create, config, parts))(params)
 
 
-def _create(config: TrainConfig, parts: Parts, params: dict[str, Any] | None) -> TrainState:
+def _create(config: TrainConfig, parts: Components, params: dict[str, Any] | None) -> TrainState:
     return create_state(
         parts.model,
         parts.optimizer,
@@ -84,7 +84,7 @@ def _create(config: TrainConfig, parts: Parts, params: dict[str, Any] | None) ->
     )
 
 
-def _create_discriminator(config: TrainConfig, parts: Parts) -> DiscriminatorState | None:
+def _create_discriminator(config: TrainConfig, parts: Components) -> DiscriminatorState | None:
     discriminator, optimizer = parts.discriminator, parts.d_optimizer
     if discriminator is None or optimizer is None:
         return None

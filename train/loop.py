@@ -30,7 +30,7 @@ from train.evaluation import Evaluator
 from train.report import Metrics, Reporter, TensorBoard, load_writer, read_metrics, save_grid, write_report
 from train.run import Checkpoints, RunDirectory, StopRequest, lock, open_data, stop_requests
 from train.state import TrainState
-from train.step import FINITE, Parts, Scores, train_step
+from train.step import FINITE, Components, Scores, train_step
 
 
 class Outcome(NamedTuple):
@@ -101,7 +101,7 @@ class _Cast(NamedTuple):
     photographs: Photographs
     listing: dict[str, str]
     changes: list[str]
-    parts: Parts
+    parts: Components
     constants: dict[str, Any]
     evaluate: Evaluator
 
@@ -199,7 +199,7 @@ def _train(run: RunDirectory, cast: _Cast, stop: StopRequest, notes: list[str]) 
 
 
 def _restore_or_create(
-    checkpoints: Checkpoints, start: int, config: TrainConfig, parts: Parts, parallel: Parallel
+    checkpoints: Checkpoints, start: int, config: TrainConfig, parts: Components, parallel: Parallel
 ) -> TrainState:
     if not start:
         with agreement() as facts:
@@ -323,7 +323,7 @@ def _look(
         reporter.line(f"step {step}: {error}")
         return {}
     save_grid(run.sample(step), evaluation)
-    reporter.line(f"step {step}: held-out {describe(evaluation.scores)}")
+    reporter.line(f"step {step}: held-out {describe_scores(evaluation.scores)}")
     return {_LOGGED_AS.get(name, name): score for name, score in evaluation.scores.items()}
 
 
@@ -331,7 +331,7 @@ def _look(
 _LOGGED_AS = {"lpips": "held_out_lpips"}
 
 
-def describe(scores: dict[str, float]) -> str:
+def describe_scores(scores: dict[str, float]) -> str:
     """The scores of an evaluation in words."""
     words = [f"PSNR {scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}"]
     return ", ".join([*words, f"LPIPS {scores['lpips']:.4f}"] if "lpips" in scores else words)

@@ -19,7 +19,7 @@ from train.state import DiscriminatorState, TrainState, learned, trained_part, u
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What an update is made of, beside the state.
 
     Attributes:
@@ -42,7 +42,7 @@ def train_step(
     images: Float[Array, "b h w c"],
     weights: dict[str, Any],
     *,
-    parts: Parts,
+    parts: Components,
     config: TrainConfig,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Scores]:
@@ -134,7 +134,7 @@ def _accumulate(
     return carry, jax.tree.map(lambda leaf: leaf / count, total)
 
 
-def _updated(state: TrainState, grads: Gradients, parts: Parts, config: TrainConfig) -> TrainState:
+def _updated(state: TrainState, grads: Gradients, parts: Components, config: TrainConfig) -> TrainState:
     """The state with the weights, the averages and the optimisers' states of after the update."""
     before = learned(trained_part(state.params, config.train), state.logvar, config.loss.learn_logvar)
     updates, opt_state = parts.optimizer.update(grads.autoencoder, state.opt_state, before)

@@ -8,11 +8,11 @@ import numpy as np
 
 from convert.errors import ConversionError
 from convert.formats import DIGEST, ArrayLike, is_floating
-from convert.table import UNTOLD, Weights, fitting_presets, nearest_preset, understand
-from convert.weights import Source
+from convert.table import NOT_INFERABLE, Weights, fitting_presets, nearest_preset, understand
+from convert.weights import WeightFile
 
 
-def inspect(source: Source, prefix: str | None = None) -> dict[str, Any]:
+def inspect(source: WeightFile, prefix: str | None = None) -> dict[str, Any]:
     """Returns a report that JSON can hold; its entry `problem` is None where the weights were understood.
 
     What nothing says, as of a bare file its scale, shift and padding, is None in its `architecture`.  Every tensor is
@@ -72,7 +72,7 @@ def _unknown(weights: Weights) -> list[str]:
         "shift_factor": weights.params.latent_norm == "batch_norm",
         "time_embedding": weights.params.time_emb_dim is None,
     }
-    return [name for name in UNTOLD if not told.get(name, False)]
+    return [name for name in NOT_INFERABLE if not told.get(name, False)]
 
 
 def _finite(tensor: ArrayLike) -> bool:

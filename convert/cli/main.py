@@ -17,7 +17,7 @@ import tyro
 
 from convert.architecture import PRESETS, AutoEncoderParams
 from convert.cli.inspect import inspect, summary
-from convert.cli.verify import compare
+from convert.cli.verify import compare_weights
 from convert.console import escaped_output, parse_flags, printable, quiet_libraries, rewrite_line
 from convert.errors import ConversionError, FileError, first_lines
 from convert.extras import explain_missing
@@ -25,14 +25,14 @@ from convert.files import read_object
 from convert.formats import cast
 from convert.table import LAYOUTS, READABLE, Weights, expand, understand
 from convert.weights import (
-    Source,
+    WeightFile,
     is_diffusers_config,
     locate,
-    open_source,
+    open_weights,
     read_config,
     read_diffusers_file,
+    resolve_architecture,
     save_weights,
-    settle,
 )
 
 PROG = "flax-vae-convert"
@@ -90,12 +90,12 @@ class Convert:
     force: bool = False
     json: bool = False
 
-    def run(self) -> int:
+    def run_both(self) -> int:
         """Reads, checks, converts and writes."""
         source = _open(self.src, self.raw_weights, self.variant)
         if source.path.is_dir() and self.dst.resolve().is_relative_to(source.path.resolve()):
             raise ConversionError(f"{self.dst} lies inside {source.path}, which is read; choose another place")
-        weights = settle(source, _architecture(self.preset, self.config), self.prefix)
+        weights = resolve_architecture(source, _architecture(self.preset, self.config), self.prefix)
         before = summary(weights.tensors.values())
         after = summary((cast(weights.tensors, self.dtype) if self.dtype else weights.tensors).values())
         progress = _Counter(str(self.dst))
@@ -152,7 +152,7 @@ class Inspect:
     tensors: bool = False
     json: bool = False
 
-    def run(self) -> int:
+    def run_both(self) -> int:
         """Prints the report."""
         source = _open(self.file, self.raw_weights, self.variant)
         report = inspect(source, self.prefix)
@@ -195,7 +195,7 @@ class Verify:
     raw_weights: bool = False
     json: bool = False
 
-    def run(self) -> int:
+    def run_both(self) -> int:
         """Compares, and prints what differs."""
         if self.b is None and self.run_picture is None:
             raise ConversionError("verify needs something to compare with: give B, or --run PICTURE, or both")
@@ -211,7 +211,7 @@ class Verify:
     def _compare(self, other: Path, report: dict[str, Any], lines: list[str]) -> None:
         a = _understand(_open(self.a, self.raw_weights, self.variant), self.preset, self.prefix)
         b = _understand(_open(other, self.raw_weights), self.preset)
-        count, differences = compare(a, b)
+        count, differences = compare_weights(a, b)
         report |= {"same": not differences, "tensors": count, "differences": [d._asdict() for d in differences]}
         if not differences:
             lines.append(f"the same weights, bit for bit: {count:,} tensors ({a.layout} and {b.layout})")
@@ -225,12 +225,12 @@ class Verify:
 
     def _run_both(self, picture: Path, report: dict[str, Any], lines: list[str]) -> None:
         params = _architecture(self.preset)
-        a = settle(_open(self.a, self.raw_weights, self.variant), params, self.prefix)
-        b = a if self.b is None else settle(_open(self.b, self.raw_weights), params)
+        a = resolve_architecture(_open(self.a, self.raw_weights, self.variant), params, self.prefix)
+        b = a if self.b is None else resolve_architecture(_open(self.b, self.raw_weights), params)
         # jax and torch: seconds to load, and neither is needed for anything else
-        from convert.cli.two_frameworks import TOLERANCE, run
+        from convert.cli.two_frameworks import TOLERANCE, run_both
 
-        drift = run(a, b, picture)
+        drift = run_both(a, b, picture)
         report |= {"run": drift._asdict(), "same": report["same"] and drift.first is None}
         height, width = drift.size
         lines.append(f"Flax and PyTorch, {height} x {width} pixels, float32; largest difference, of PyTorch's RMS:")
@@ -251,7 +251,7 @@ class Table:
     preset: Preset
     layout: tuple[AnyLayout, ...] = ("flux",)
 
-    def run(self) -> int:
+    def run_both(self) -> int:
         """Prints the table."""
         tables = [expand(PRESETS[self.preset], layout) for layout in self.layout]
         heads = ["flax", "shape"]
@@ -343,7 +343,7 @@ def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoder
     return read_diffusers_file(config) if theirs else read_config(config)
 
 
-def _understand(source: Source, preset: str | None, prefix: str | None = None) -> Weights:
+def _understand(source: WeightFile, preset: str | None, prefix: str | None = None) -> Weights:
     """For a comparison: what shapes do not tell need not be known."""
     try:
         return understand(source.tensors, source.config or _architecture(preset), prefix=prefix, layout=source.layout)
@@ -351,8 +351,8 @@ def _understand(source: Source, preset: str | None, prefix: str | None = None) -
         raise ConversionError(f"{source.path}: {error}") from None
 
 
-def _open(path: Path, raw_weights: bool, variant: str | None = None) -> Source:
-    source = open_source(locate(path, variant), raw_weights=raw_weights, variant=variant)
+def _open(path: Path, raw_weights: bool, variant: str | None = None) -> WeightFile:
+    source = open_weights(locate(path, variant), raw_weights=raw_weights, variant=variant)
     for note in source.notes:
         print(f"{PROG}: {note}", file=sys.stderr)
     return source

@@ -51,7 +51,7 @@ class Drift(NamedTuple):
     first: str | None
 
 
-def run(flax_weights: Weights, torch_weights: Weights, picture: str | os.PathLike[str]) -> Drift:
+def run_both(flax_weights: Weights, torch_weights: Weights, picture: str | os.PathLike[str]) -> Drift:
     """Sends a picture through both, in float32 whatever the weights' dtype; the latent is the posterior's mean.
 
     Raises:

@@ -21,7 +21,7 @@ class Difference(NamedTuple):
     largest: float | None = None
 
 
-def compare(a: Weights, b: Weights) -> tuple[int, list[Difference]]:
+def compare_weights(a: Weights, b: Weights) -> tuple[int, list[Difference]]:
     """Returns the number of tensors of `a` and all differences of `b` from it; none if every bit is the same.
 
     The count of batches that PyTorch keeps beside FLUX.2's statistics is no weight, and is not compared.

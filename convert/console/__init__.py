@@ -6,6 +6,7 @@ Imports `convert.extras`; used by every command line.
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
+    from convert.console.cpus import available_cpus
     from convert.console.interrupts import advise, run
     from convert.console.progress import Progress
     from convert.console.quiet import quiet_libraries
@@ -14,6 +15,7 @@ with epy.lazy_api_imports(globals()):
 __all__ = [
     "Progress",
     "advise",
+    "available_cpus",
     "escaped",
     "escaped_output",
     "parse_flags",

@@ -12,7 +12,7 @@ with epy.lazy_api_imports(globals()):
     from convert.formats.msgpack import read_msgpack
     from convert.formats.pytorch import BIT_PATTERNS, read_pickle, to_array
     from convert.formats.safetensors import ArrayLike, list_tensors, read_metadata, read_tensors, write_tensors
-    from convert.formats.sharded import is_index, read_index, read_shards
+    from convert.formats.sharded import is_index, read_shard_index, read_shards
 
 __all__ = [
     "ArrayLike",
@@ -29,10 +29,10 @@ __all__ = [
     "is_floating",
     "is_index",
     "list_tensors",
-    "read_index",
     "read_metadata",
     "read_msgpack",
     "read_pickle",
+    "read_shard_index",
     "read_shards",
     "read_tensors",
     "to_array",

@@ -53,7 +53,7 @@ _LIBRARY_MAX = 100_000_000  # bytes; the library refuses longer ones, as it does
 _MAX_DIMENSIONS = 64  # of an array of numpy
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """Where one tensor lies.
 
     Attributes:
@@ -78,7 +78,7 @@ class Header(NamedTuple):
       start: first byte of the data.
     """
 
-    tensors: dict[str, Entry]
+    tensors: dict[str, TensorEntry]
     metadata: dict[str, str]
     start: int
 
@@ -145,13 +145,13 @@ def _check_shape(name: str, shape: list[int]) -> None:
         raise ValueError(f"tensor {name!r} has {len(shape)} dimensions ({sides}), more than an array can have")
 
 
-def _entry(field: Mapping[str, Any], start: int) -> Entry:
+def _entry(field: Mapping[str, Any], start: int) -> TensorEntry:
     dtype: str = field["dtype"]
     first, last = field["data_offsets"]
-    return Entry(tuple(field["shape"]), DTYPES.get(dtype, dtype), start + first, start + last)
+    return TensorEntry(tuple(field["shape"]), DTYPES.get(dtype, dtype), start + first, start + last)
 
 
-class Plan(NamedTuple):
+class HeaderPlan(NamedTuple):
     """How a file will be written.
 
     Attributes:
@@ -165,7 +165,7 @@ class Plan(NamedTuple):
     digest_at: int
 
 
-def plan_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]) -> Plan:
+def plan_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]) -> HeaderPlan:
     """Returns the header of a file that is to hold tensors of these shapes and dtypes.
 
     Raises:
@@ -191,7 +191,7 @@ def plan_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadat
         raise ConversionError(
             f"names and metadata take {len(text):,} bytes; a safetensors header holds {MAX_HEADER:,}: drop metadata"
         )
-    return Plan(order, struct.pack("<Q", len(text)) + text, 8 + text.index(UNKNOWN.encode()))
+    return HeaderPlan(order, struct.pack("<Q", len(text)) + text, 8 + text.index(UNKNOWN.encode()))
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from convert.errors import FileError
 from convert.files import new_file
-from convert.formats.header import DIGEST, DTYPES, Entry, Header, plan_header, read_header
+from convert.formats.header import DIGEST, DTYPES, Header, TensorEntry, plan_header, read_header
 
 # Bytes that are hashed and written at once.  They stay in the processor's cache between the two; and for larger writes
 # Linux looks for larger runs of free memory, which can take several times as long as the copying (0.1 to 0.9 seconds
@@ -158,7 +158,7 @@ def _verify(path: str | os.PathLike[str], header: Header, content: memoryview) -
         )
 
 
-def _view(content: memoryview, entry: Entry) -> np.ndarray:
+def _view(content: memoryview, entry: TensorEntry) -> np.ndarray:
     count = math.prod(entry.shape)
     array = np.frombuffer(content, np.dtype(entry.dtype), count, entry.start) if count else np.empty(0, entry.dtype)
     array = array.reshape(entry.shape)

@@ -38,7 +38,7 @@ def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[st
         shards do not hold exactly what the index says; one error lists every difference.
     """
     index = Path(path)
-    places = read_index(index)
+    places = read_shard_index(index)
     shards = {name: _locate(index, name, _form(index)) for name in sorted(set(places.values()))}
     pickled = _form(index) != ".safetensors"
     held = {name: read_pickle(shard) for name, shard in shards.items()} if pickled else {}
@@ -60,7 +60,7 @@ def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[st
     return dict(sorted(tensors.items()))
 
 
-def read_index(path: str | os.PathLike[str]) -> dict[str, str]:
+def read_shard_index(path: str | os.PathLike[str]) -> dict[str, str]:
     """Returns tensor to shard, as the index has it; the shards are not looked at.
 
     Raises:

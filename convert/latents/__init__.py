@@ -16,17 +16,17 @@ with epy.lazy_api_imports(globals()):
         LatentIndex,
         dump_index,
         images_file,
-        read_index,
+        read_latent_index,
         shard_file,
     )
-    from convert.latents.shard import Entry, ShardContent, ShardNotes, Skip, read_notes, read_sources, write_shard
+    from convert.latents.shard import LatentEntry, ShardContent, ShardNotes, Skip, read_notes, read_sources, write_shard
     from convert.latents.statistics import LatentMoments, LatentStatistics
 
 __all__ = [
     "Encoding",
-    "Entry",
     "INDEX",
     "LatentDataset",
+    "LatentEntry",
     "LatentIndex",
     "LatentMoments",
     "LatentStatistics",
@@ -38,7 +38,7 @@ __all__ = [
     "Skip",
     "dump_index",
     "images_file",
-    "read_index",
+    "read_latent_index",
     "read_notes",
     "read_sources",
     "shard_file",

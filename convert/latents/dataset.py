@@ -12,10 +12,10 @@ import numpy as np
 
 from convert.errors import FileError
 from convert.formats import read_metadata, read_tensors
-from convert.latents.index import LatentIndex, ShardRecord, read_index
+from convert.latents.index import LatentIndex, ShardRecord, read_latent_index
 from convert.latents.shard import checksum, columns_sha256, name_of, require_listed
 
-Layout = Literal["hwc", "chw"]
+AxisOrder = Literal["hwc", "chw"]
 
 # Shards that are mapped at a time.  Each takes one of the files that a process may have open, of which 1,024 are usual.
 _MAPPED = 256
@@ -60,7 +60,7 @@ class LatentDataset:
         self,
         folder: str | os.PathLike[str],
         *,
-        layout: Layout = "hwc",
+        layout: AxisOrder = "hwc",
         dtype: str | None = "float32",
         verify: bool | None = None,
     ):
@@ -80,10 +80,10 @@ class LatentDataset:
           FileError: if its index is damaged, or a shard is missing, cut short, or not the one of the index.
           ValueError: if there is no such layout.
         """
-        if layout not in get_args(Layout):
+        if layout not in get_args(AxisOrder):
             raise ValueError(f"layout={layout!r} must be 'hwc' or 'chw'")
         self.folder = Path(folder)
-        self.index: LatentIndex = read_index(folder)
+        self.index: LatentIndex = read_latent_index(folder)
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda shard: require_listed(self.folder, shard), self.index.shards))
         self.statistics = self.index.statistics

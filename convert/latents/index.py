@@ -190,7 +190,7 @@ def write_index(folder: Path, index: LatentIndex) -> None:
         file.write_text(dump_index(index), encoding="utf-8")
 
 
-def read_index(folder: str | os.PathLike[str]) -> LatentIndex:
+def read_latent_index(folder: str | os.PathLike[str]) -> LatentIndex:
     """Reads `index.json`; the shards are not looked at.
 
     Raises:

@@ -19,7 +19,7 @@ from convert.latents.statistics import LatentMoments
 COLUMNS = ("number", "height", "width", "flipped", "name", "name_end", "source_sha256", "crc32")
 
 
-class Entry(NamedTuple):
+class LatentEntry(NamedTuple):
     """What is known of one latent.
 
     Attributes:
@@ -65,11 +65,11 @@ class ShardContent:
     """
 
     moments: LatentMoments
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[LatentEntry] = field(default_factory=list)
     latents: list[dict[str, np.ndarray]] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
 
-    def add(self, entries: Sequence[Entry], latents: dict[str, np.ndarray]) -> None:
+    def add(self, entries: Sequence[LatentEntry], latents: dict[str, np.ndarray]) -> None:
         """Takes a batch in."""
         self.entries += entries
         self.latents.append(latents)

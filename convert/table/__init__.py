@@ -6,31 +6,31 @@ Touches no file; imports `convert.architecture`.  Used to convert, load and save
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from convert.table.adam import Moments, moments_from_torch, moments_to_torch
+    from convert.table.adam import AdamState, adam_state_from_torch, adam_state_to_torch
     from convert.table.discriminator import discriminator_to_flax, discriminator_to_torch
     from convert.table.grafting import graft
-    from convert.table.identify import UNTOLD, Weights, fitting_presets, nearest_preset, understand
+    from convert.table.identify import NOT_INFERABLE, Weights, fitting_presets, nearest_preset, understand
     from convert.table.ops import CONV, SAME, Op
     from convert.table.rows import LAYOUTS, READABLE, Row, expand, flatten, to_flax, to_torch, unflatten
 
 __all__ = [
+    "AdamState",
     "CONV",
     "LAYOUTS",
-    "Moments",
+    "NOT_INFERABLE",
     "Op",
     "READABLE",
     "Row",
     "SAME",
-    "UNTOLD",
     "Weights",
+    "adam_state_from_torch",
+    "adam_state_to_torch",
     "discriminator_to_flax",
     "discriminator_to_torch",
     "expand",
     "fitting_presets",
     "flatten",
     "graft",
-    "moments_from_torch",
-    "moments_to_torch",
     "nearest_preset",
     "to_flax",
     "to_torch",

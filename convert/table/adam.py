@@ -10,7 +10,7 @@ from convert.formats import ArrayLike
 from convert.table.rows import expand, to_flax, to_torch
 
 
-class Moments(NamedTuple):
+class AdamState(NamedTuple):
     """What Adam remembers, in our names.
 
     Attributes:
@@ -24,9 +24,9 @@ class Moments(NamedTuple):
     nu: dict[str, Any]
 
 
-def moments_from_torch(
+def adam_state_from_torch(
     count: int, exp_avg: Mapping[str, ArrayLike], exp_avg_sq: Mapping[str, ArrayLike], params: AutoEncoderParams
-) -> Moments:
+) -> AdamState:
     """Returns the moments of PyTorch's parameters, by their names in the `flux` layout.
 
     Raises:
@@ -35,13 +35,13 @@ def moments_from_torch(
     untrained = {  # buffers in PyTorch, leaves without a gradient in Flax
         row.theirs: np.zeros(row.torch_shape) for row in expand(params) if row.ours.startswith("bn/")
     }
-    return Moments(count, *(to_flax(dict(moments) | untrained, params, "flux") for moments in (exp_avg, exp_avg_sq)))
+    return AdamState(count, *(to_flax(dict(moments) | untrained, params, "flux") for moments in (exp_avg, exp_avg_sq)))
 
 
-def moments_to_torch(
-    moments: Moments, params: AutoEncoderParams
+def adam_state_to_torch(
+    moments: AdamState, params: AutoEncoderParams
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Returns `exp_avg` and `exp_avg_sq` of PyTorch's parameters; the inverse of `moments_from_torch`.
+    """Returns `exp_avg` and `exp_avg_sq` of PyTorch's parameters; the inverse of `adam_state_from_torch`.
 
     Raises:
       ConversionError: if they are not those of the architecture.

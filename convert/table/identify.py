@@ -32,7 +32,7 @@ _ANCHOR = re.compile(
 BAGGAGE = ("loss.", "model_ema.")
 
 # What no shape tells, and what they are taken for until a configuration or a preset says it.
-UNTOLD = {
+NOT_INFERABLE = {
     "resolution": 256,
     "scale_factor": 1.0,
     "shift_factor": 0.0,
@@ -117,7 +117,7 @@ def nearest_preset(inferred: AutoEncoderParams) -> tuple[str, list[str]]:
 
 
 def _differences(found: AutoEncoderParams, expected: AutoEncoderParams) -> list[str]:
-    names = [each.name for each in fields(found) if each.name not in UNTOLD]
+    names = [each.name for each in fields(found) if each.name not in NOT_INFERABLE]
     pairs = [(name, getattr(found, name), getattr(expected, name)) for name in names]
     return [f"{name} is {here!r}, not {there!r}" for name, here, there in pairs if here != there]
 
@@ -265,5 +265,5 @@ def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParam
         quant_conv=has("quant", "", "kernel"),
         learnable_logvar=has("reg", "", "logvar_scaling"),
         latent_norm="batch_norm" if has("bn", "", "running_mean") else "scale",
-        **UNTOLD | {"resolution": -(-UNTOLD["resolution"] // factor) * factor},
+        **NOT_INFERABLE | {"resolution": -(-NOT_INFERABLE["resolution"] // factor) * factor},
     )

@@ -9,8 +9,8 @@ with epy.lazy_api_imports(globals()):
     from convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
     from convert.weights.folder import CONFIG, WEIGHTS, load_folder, read_config, save_folder, write_config
     from convert.weights.hub import locate
-    from convert.weights.load import load_weights, settle
-    from convert.weights.open import Source, open_source
+    from convert.weights.load import load_weights, resolve_architecture
+    from convert.weights.open import WeightFile, open_weights
     from convert.weights.run_folder import CHECKPOINTS, EXPORT, find_export, is_run
     from convert.weights.save import save_weights
 
@@ -18,19 +18,19 @@ __all__ = [
     "CHECKPOINTS",
     "CONFIG",
     "EXPORT",
-    "Source",
     "WEIGHTS",
+    "WeightFile",
     "find_export",
     "is_diffusers_config",
     "is_run",
     "load_folder",
     "load_weights",
     "locate",
-    "open_source",
+    "open_weights",
     "read_config",
     "read_diffusers_file",
+    "resolve_architecture",
     "save_folder",
     "save_weights",
-    "settle",
     "write_config",
 ]

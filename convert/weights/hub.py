@@ -55,7 +55,7 @@ def locate(path: str | os.PathLike[str], variant: str | None = None) -> Path:
 
     Args:
       path: a path, or a name on the hub.
-      variant: which files of a diffusers folder are downloaded; see `convert.weights.open_source`.
+      variant: which files of a diffusers folder are downloaded; see `convert.weights.open_weights`.
 
     Raises:
       FileNotFoundError: if it is a name on the hub, and `huggingface_hub` is not installed or did not get it; or if it

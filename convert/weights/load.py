@@ -8,7 +8,7 @@ from convert.architecture import preset as preset_named
 from convert.errors import ConversionError
 from convert.table import Weights, fitting_presets, nearest_preset, understand
 from convert.weights.hub import locate
-from convert.weights.open import Source, open_source
+from convert.weights.open import WeightFile, open_weights
 
 
 def load_weights(
@@ -23,13 +23,13 @@ def load_weights(
     """Opens weights of any kind and settles what they are.
 
     Args:
-      path: a file or folder, see `convert.weights.open_source`; or a model on the Hugging Face hub,
+      path: a file or folder, see `convert.weights.open_weights`; or a model on the Hugging Face hub,
         `hf:org/name[/folder or file][@revision]`, see `convert.weights.locate`.
       params: the architecture, or the name of a preset, where no configuration lies beside the weights.  Where one
         does, both must agree, except in `clamp_logvar`, which `params` decides.
-      verify: see `convert.weights.open_source`.
-      raw_weights: see `convert.weights.open_source`.
-      variant: see `convert.weights.open_source`.
+      verify: see `convert.weights.open_weights`.
+      raw_weights: see `convert.weights.open_weights`.
+      variant: see `convert.weights.open_weights`.
       prefix: what stands before the names of the autoencoder, where a file holds several.
 
     Raises:
@@ -39,11 +39,11 @@ def load_weights(
         say, or if nothing says its scale, shift and padding.
       ValueError: if there is no such preset.
     """
-    source = open_source(locate(path, variant), verify=verify, variant=variant, raw_weights=raw_weights)
-    return settle(source, preset_named(params) if isinstance(params, str) else params, prefix)
+    source = open_weights(locate(path, variant), verify=verify, variant=variant, raw_weights=raw_weights)
+    return resolve_architecture(source, preset_named(params) if isinstance(params, str) else params, prefix)
 
 
-def settle(source: Source, params: AutoEncoderParams | None, prefix: str | None = None) -> Weights:
+def resolve_architecture(source: WeightFile, params: AutoEncoderParams | None, prefix: str | None = None) -> Weights:
     """Returns the weights of a source, of which everything is known.
 
     Raises:

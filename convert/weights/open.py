@@ -52,7 +52,7 @@ _SUFFIXES: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightFile:
     """Weights from somewhere, not yet understood.
 
     Attributes:
@@ -79,9 +79,9 @@ class Source:
     layout: str | None = None
 
 
-def open_source(
+def open_weights(
     path: str | os.PathLike[str], *, verify: bool = True, variant: str | None = None, raw_weights: bool = False
-) -> Source:
+) -> WeightFile:
     """Opens weights of any kind.
 
     Takes a safetensors file, the index of several, a PyTorch checkpoint, a msgpack file of diffusers' former Flax
@@ -114,7 +114,7 @@ def open_source(
     return source if averaged is None else replace(source, tensors=tensors, averaged=averaged)
 
 
-def _open(path: Path, verify: bool, variant: str | None, raw_weights: bool) -> Source:
+def _open(path: Path, verify: bool, variant: str | None, raw_weights: bool) -> WeightFile:
     if path.is_dir():
         return _open_folder(path, verify, variant, raw_weights)
     require_regular(path)
@@ -123,7 +123,7 @@ def _open(path: Path, verify: bool, variant: str | None, raw_weights: bool) -> S
     return _open_file(path, verify)
 
 
-def _open_file(path: Path, verify: bool) -> Source:
+def _open_file(path: Path, verify: bool) -> WeightFile:
     if _DIFFUSERS.fullmatch(path.name):
         return _open_diffusers(path, verify)
     if path.name == WEIGHTS and path.with_name(CONFIG).is_file() and not _is_diffusers(path.with_name(CONFIG)):
@@ -131,17 +131,17 @@ def _open_file(path: Path, verify: bool) -> Source:
     return _read_file(path, None, verify)
 
 
-def _open_folder(folder: Path, verify: bool, variant: str | None, raw_weights: bool) -> Source:
+def _open_folder(folder: Path, verify: bool, variant: str | None, raw_weights: bool) -> WeightFile:
     if (folder / orbax_steps.MARK).is_file():
         return _open_step(folder, verify, raw_weights)
     if is_run(folder):
         return _open_model(find_export(folder), verify)
-    steps = orbax_steps.find_steps(folder)
+    steps = orbax_steps.list_step_folders(folder)
     if len(steps) > 1:
         names = ", ".join(step.name for step in steps)
         raise FileError(f"{folder} holds several checkpoints ({names}); give one of them, the newest is {steps[-1]}")
     inside = sorted(entry.name for entry in folder.iterdir())
-    openers: dict[str, Callable[[], Source]] = {
+    openers: dict[str, Callable[[], WeightFile]] = {
         step.name: lambda s=step: _open_step(s, verify, raw_weights) for step in steps
     }
     if WEIGHTS in inside and CONFIG in inside and not _is_diffusers(folder / CONFIG):
@@ -201,18 +201,18 @@ def _hint(folder: Path, inside: list[str]) -> str:
     return f"; give a folder with {CONFIG} beside {WEIGHTS} or diffusion_pytorch_model.*, or a file of {_TAKES}"
 
 
-def _open_model(folder: Path, verify: bool) -> Source:
+def _open_model(folder: Path, verify: bool) -> WeightFile:
     config, tensors = load_folder(folder, verify=verify)
-    return Source(folder / WEIGHTS, "model folder", tensors, config, read_metadata(folder / WEIGHTS), layout=LAYOUT)
+    return WeightFile(folder / WEIGHTS, "model folder", tensors, config, read_metadata(folder / WEIGHTS), layout=LAYOUT)
 
 
-def _open_step(step: Path, verify: bool, raw_weights: bool) -> Source:
+def _open_step(step: Path, verify: bool, raw_weights: bool) -> WeightFile:
     config, tensors, averaged = orbax_steps.read_weights(step, raw_weights=raw_weights, verify=verify)
     note = note_on_number(step) if verify else None
-    return Source(step, "orbax", tensors, config, averaged=averaged, notes=(note,) if note else ())
+    return WeightFile(step, "orbax", tensors, config, averaged=averaged, notes=(note,) if note else ())
 
 
-def _open_diffusers(path: Path, verify: bool) -> Source:
+def _open_diffusers(path: Path, verify: bool) -> WeightFile:
     config = path.with_name(CONFIG)
     if not config.is_file():  # a file that was moved away from its folder is still a file
         return _read_file(path, None, verify)
@@ -220,7 +220,7 @@ def _open_diffusers(path: Path, verify: bool) -> Source:
     if verify and source.config is not None:
         check_config(config, source.config, path, source.metadata, idle=False)
     kept = kept_keys(read_object(config))
-    return Source(path, "diffusers folder", source.tensors, source.config, source.metadata, kept)
+    return WeightFile(path, "diffusers folder", source.tensors, source.config, source.metadata, kept)
 
 
 def _is_diffusers(config: Path) -> bool:
@@ -230,7 +230,7 @@ def _is_diffusers(config: Path) -> bool:
         return False
 
 
-def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> Source:
+def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> WeightFile:
     content = content_of(path)
     kind = _reader(path.name)
     if content is not None and content.kind != kind:
@@ -239,15 +239,15 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> So
         # A name that says otherwise is wrong; a pickle must at least have the name of some weights.
         kind = content.kind if content.kind == "safetensors" or kind in ("safetensors", "pickle") else kind
     if kind in ("sharded safetensors", "sharded pickles"):
-        return Source(path, kind, read_shards(path, verify=verify), config)
+        return WeightFile(path, kind, read_shards(path, verify=verify), config)
     if kind == "safetensors":
         metadata = read_metadata(path)
         config = config or read_architecture(path, metadata)
-        return Source(path, kind, read_tensors(path, verify=verify), config, metadata)
+        return WeightFile(path, kind, read_tensors(path, verify=verify), config, metadata)
     if kind == "pickle":
-        return Source(path, kind, read_pickle(path), config)
+        return WeightFile(path, kind, read_pickle(path), config)
     if kind == "flax msgpack":
-        return Source(path, kind, read_msgpack(path), config)
+        return WeightFile(path, kind, read_msgpack(path), config)
     raise FileError(f"{path} has a name of no known kind; give a folder, or a file of {_TAKES}")
 
 

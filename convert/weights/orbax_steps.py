@@ -25,13 +25,13 @@ _TREE = "_METADATA"  # in the folder of the state: the names of its arrays
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
-def find_steps(folder: Path) -> list[Path]:
+def list_step_folders(folder: Path) -> list[Path]:
     """Returns the steps in a folder of checkpoints, the earliest first."""
     steps = [entry for entry in folder.iterdir() if is_number(entry.name) and (entry / MARK).is_file()]
     return sorted(steps, key=lambda step: int(step.name))
 
 
-class Step(NamedTuple):
+class StoredStep(NamedTuple):
     """The weights of one step.
 
     Attributes:
@@ -46,7 +46,7 @@ class Step(NamedTuple):
     averaged: bool | None
 
 
-def read_weights(path: str | os.PathLike[str], *, raw_weights: bool = False, verify: bool = True) -> Step:
+def read_weights(path: str | os.PathLike[str], *, raw_weights: bool = False, verify: bool = True) -> StoredStep:
     """Reads the weights of one step of a training run: what the run would export.
 
     Args:
@@ -59,11 +59,11 @@ def read_weights(path: str | os.PathLike[str], *, raw_weights: bool = False, ver
     """
     params, tensors = read_step(path, verify=verify)
     if "ema" not in list_trees(path):
-        return Step(params, {**tensors}, None)
+        return StoredStep(params, {**tensors}, None)
     if raw_weights:
-        return Step(params, {**tensors}, False)
+        return StoredStep(params, {**tensors}, False)
     _, average = read_step(path, "ema", verify=False)
-    return Step(params, overlay(path, tensors, average), True)
+    return StoredStep(params, overlay(path, tensors, average), True)
 
 
 def list_trees(path: str | os.PathLike[str]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from convert.errors import ConversionError, FileError
 from convert.files import new_folder, refuse_file_name, write_json
-from convert.formats import Deferred, cast, is_index, read_index, write_tensors
+from convert.formats import Deferred, cast, is_index, read_shard_index, write_tensors
 from convert.table import Weights
 from convert.weights.diffusers_config import read_diffusers_config, write_diffusers_config
 from convert.weights.folder import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, header, save_folder
@@ -110,7 +110,7 @@ def _refuse_part(target: Path) -> None:
         )
     for index in filter(lambda entry: is_index(entry.name), real.parent.iterdir()):
         with contextlib.suppress(FileError):
-            if real.name in read_index(index).values():
+            if real.name in read_shard_index(index).values():
                 raise ConversionError(f"{target} is one of the shards of {index.name}; choose another name")
 
 

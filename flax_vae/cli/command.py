@@ -12,7 +12,9 @@ from flax_vae.errors import MissingError
 Flags = TypeVar("Flags")
 
 
-def run(prog: str, flags: type[Flags], work: Callable[[Flags], int], advice: str, args: Sequence[str] | None) -> int:
+def run_command(
+    prog: str, flags: type[Flags], work: Callable[[Flags], int], advice: str, args: Sequence[str] | None
+) -> int:
     """Reads the flags and does the work.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from flax_vae.cli.command import run
+from flax_vae.cli.command import run_command
 
 PROG = "flax-vae decode"
 _NONE = "(default: none)"
@@ -43,20 +43,20 @@ class DecodeFlags:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command; see `flax_vae.cli.command.run`."""
-    return run(PROG, DecodeFlags, _run, "goes on with the images that are missing", args)
+    """Runs the command; see `flax_vae.cli.command.run_command`."""
+    return run_command(PROG, DecodeFlags, _run, "goes on with the images that are missing", args)
 
 
 def _run(flags: DecodeFlags) -> int:
     # They load JAX: only now, when there is something to compute.
     from convert.console import printable
-    from flax_vae.folders import Grouping, decode_folder
+    from flax_vae.folders import BatchLimits, decode_folder
     from flax_vae.inference import load_model
     from flax_vae.ops import cache_compilations
 
     if flags.compilation_cache is not None:
         cache_compilations(flags.compilation_cache)
-    grouping = Grouping(flags.batch_size, flags.max_pixels)
+    grouping = BatchLimits(flags.batch_size, flags.max_pixels)
     model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights)
     report = decode_folder(flags.source, flags.destination, model, params, grouping, other_model=flags.other_model)
     if report.decoded:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from flax_vae.cli.command import run
+from flax_vae.cli.command import run_command
 from flax_vae.errors import UserError
 
 if TYPE_CHECKING:  # it loads JAX: not for --help
@@ -80,8 +80,8 @@ class EncodeFlags:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command; see `flax_vae.cli.command.run`."""
-    return run(PROG, EncodeFlags, _quietly, "goes on after the last whole shard", args)
+    """Runs the command; see `flax_vae.cli.command.run_command`."""
+    return run_command(PROG, EncodeFlags, _quietly, "goes on after the last whole shard", args)
 
 
 def _quietly(flags: EncodeFlags) -> int:
@@ -98,7 +98,7 @@ def _run(flags: EncodeFlags) -> int:
     # They load JAX: only now, when there is something to compute.
     import jax
 
-    from flax_vae.folders import Grouping, encode_folder, encoding_of
+    from flax_vae.folders import BatchLimits, encode_folder, encoding_of
     from flax_vae.inference import load_model
     from flax_vae.ops import cache_compilations
 
@@ -107,7 +107,7 @@ def _run(flags: EncodeFlags) -> int:
     if flags.distributed:
         jax.distributed.initialize()
         process, processes = jax.process_index(), jax.process_count()
-    grouping = Grouping(flags.batch_size, flags.max_pixels, flags.shard_size)
+    grouping = BatchLimits(flags.batch_size, flags.max_pixels, flags.shard_size)
     model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights)
     encoding = encoding_of(
         model,

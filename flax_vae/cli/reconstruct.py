@@ -145,7 +145,7 @@ def _compare(path: Path, model: "AutoEncoder", params: Any, flags: Reconstruct) 
     import numpy as np
 
     from convert.console import printable
-    from flax_vae.images import compare, read_image, to_uint8
+    from flax_vae.images import compare_images, read_image, to_uint8
     from flax_vae.inference import needs_bands, reconstruct
 
     name = printable(path)
@@ -167,7 +167,7 @@ def _compare(path: Path, model: "AutoEncoder", params: Any, flags: Reconstruct) 
             f"what {flags.model} makes of {name} is not finite in {flags.dtype}; expected finite numbers: use --dtype "
             "float32, or other weights"
         )
-    return compare(name, image, to_uint8(made))
+    return compare_images(name, image, to_uint8(made))
 
 
 def _draw(comparison: "Comparison", model: str) -> "Image":

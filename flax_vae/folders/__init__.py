@@ -6,8 +6,8 @@ Imports `flax_vae.inference` and `convert.latents`; used by `flax-vae encode` an
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from flax_vae.folders.batches import Grouping
+    from flax_vae.folders.batches import BatchLimits
     from flax_vae.folders.decode import decode_folder
     from flax_vae.folders.encode import EncodeReport, encode_folder, encoding_of
 
-__all__ = ["EncodeReport", "Grouping", "decode_folder", "encode_folder", "encoding_of"]
+__all__ = ["BatchLimits", "EncodeReport", "decode_folder", "encode_folder", "encoding_of"]

@@ -18,13 +18,13 @@ from convert.latents import Encoding, LatentDataset
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.conditioning import same_time
 from flax_vae.errors import UserError
-from flax_vae.folders.batches import Batch, Picture
+from flax_vae.folders.batches import Batch, ImageEntry
 from flax_vae.folders.stream import stream
 from flax_vae.images import to_uint8
 from flax_vae.inference import ENCODES, DataParallel, decode_in_bands
 
 
-class Decoder:
+class BatchDecoder:
     """A model as the decoder of a data set."""
 
     def __init__(self, model: AutoEncoder, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
@@ -71,7 +71,7 @@ class Decoder:
 
 
 @dataclass(frozen=True)
-class DecodeRun:
+class DecodePipeline:
     """Batches that are read, decoded and written at the same time.
 
     Attributes:
@@ -84,7 +84,7 @@ class DecodeRun:
     """
 
     latents: LatentDataset
-    decoder: Decoder
+    decoder: BatchDecoder
     max_pixels: int
     destination: Path
     targets: dict[int, PurePosixPath]
@@ -134,13 +134,13 @@ class DecodeRun:
                 )
         return latents
 
-    def _check(self, wrong: list[Picture]) -> None:
+    def _check(self, wrong: list[ImageEntry]) -> None:
         if wrong:
             raise UserError(
                 f"what the model makes of the latent of {printable(wrong[0].name)} is not finite in "
                 f"{self.decoder.dtype}; expected finite numbers: use --dtype float32, or encode the image again"
             )
 
-    def _write(self, picture: Picture, pixels: np.ndarray) -> None:
+    def _write(self, picture: ImageEntry, pixels: np.ndarray) -> None:
         with new_file(self.destination / self.targets[picture.number], force=True) as file:
             Image.fromarray(pixels).save(file, format="PNG")

@@ -10,7 +10,7 @@ _FEW = 8  # sizes that are worth no advice
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageEntry:
     """One image of a source.
 
     Attributes:
@@ -40,7 +40,7 @@ class Batch:
     height: int
     width: int
     full: int
-    pictures: tuple[Picture, ...]
+    pictures: tuple[ImageEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Grouping:
+class BatchLimits:
     """How images are put together.
 
     Attributes:
@@ -79,7 +79,7 @@ class Grouping:
                 raise UserError(f"{name}={value} must be at least 1")
 
 
-def group(pictures: Sequence[Picture], multiple: int, grouping: Grouping) -> tuple[Shard, ...]:
+def plan_shards(pictures: Sequence[ImageEntry], multiple: int, grouping: BatchLimits) -> tuple[Shard, ...]:
     """Sorts images by padded size and cuts them into batches, and those into shards.
 
     Each size is one program to compile, so its batches are made equally full: of 17 images at most 16 at a time, the
@@ -91,7 +91,7 @@ def group(pictures: Sequence[Picture], multiple: int, grouping: Grouping) -> tup
       multiple: sides are padded to multiples of it, in pixels.
       grouping: the limits.
     """
-    buckets: dict[tuple[int, int], list[Picture]] = {}
+    buckets: dict[tuple[int, int], list[ImageEntry]] = {}
     for picture in pictures:
         buckets.setdefault(padded_size(picture.height, picture.width, multiple), []).append(picture)
     batches = [
@@ -110,7 +110,7 @@ def group(pictures: Sequence[Picture], multiple: int, grouping: Grouping) -> tup
     return tuple(Shard(number, tuple(batches)) for number, batches in enumerate(shards))
 
 
-def _batches(height: int, width: int, pictures: list[Picture], grouping: Grouping) -> list[Batch]:
+def _batches(height: int, width: int, pictures: list[ImageEntry], grouping: BatchLimits) -> list[Batch]:
     most = max(1, min(grouping.batch_size, grouping.shard_size, grouping.max_pixels // (height * width)))
     count = -(-len(pictures) // most)
     full, ends = -(-len(pictures) // count), [len(pictures) * part // count for part in range(count + 1)]

@@ -24,16 +24,16 @@ from convert.latents import (
     ShardNotes,
     dump_index,
     images_file,
-    read_index,
+    read_latent_index,
     read_notes,
     read_sources,
     shard_file,
     write_shard,
 )
 from flax_vae.errors import UserError
-from flax_vae.folders.batches import Grouping, Shard
-from flax_vae.folders.output_folder import compare, plan_sha256, read_plan, require_empty, some, write_plan
-from flax_vae.folders.parts import Part, resolve
+from flax_vae.folders.batches import BatchLimits, Shard
+from flax_vae.folders.output_folder import plan_sha256, read_plan, require_empty, require_same_plan, some, write_plan
+from flax_vae.folders.parts import Part, resolve_parts
 from flax_vae.folders.scan import Scan
 from flax_vae.images import file_digest
 
@@ -62,12 +62,12 @@ class DataSet:
     plans: Mapping[int, str]
 
     @classmethod
-    def begin(cls, folder: Path, found: Scan, encoding: Encoding, grouping: Grouping, append: bool) -> "DataSet":
+    def begin(cls, folder: Path, found: Scan, encoding: Encoding, grouping: BatchLimits, append: bool) -> "DataSet":
         """Writes the plan, or compares it with that of an earlier start and extends it.
 
         Raises:
           UserError: if the folder holds something else or was begun otherwise, or if the images are not those of the
-            plan; see `flax_vae.folders.parts.resolve`.
+            plan; see `flax_vae.folders.parts.resolve_parts`.
         """
         settings = {"format": _FORMAT, "encoding": encoding.to_dict(), "grouping": asdict(grouping)}
         earlier = read_plan(folder, PLAN, _REMEDY)
@@ -81,10 +81,10 @@ class DataSet:
                     "be read and decoded, but not continued; choose another folder, or begin anew with --force"
                 )
             records = earlier.pop("parts", records)
-            compare(folder, earlier, settings, _REMEDY)
+            require_same_plan(folder, earlier, settings, _REMEDY)
             if not isinstance(records, list):
                 raise UserError(f"{printable(folder / PLAN)} is damaged (it lists no images); {_REMEDY}")
-        parts = resolve(folder, found, records, append)
+        parts = resolve_parts(folder, found, records, append)
         for index, part in enumerate(parts):
             if index >= len(records) or not (folder / images_file(index)).exists():
                 _write(folder / images_file(index), part.text)
@@ -148,7 +148,7 @@ class DataSet:
     def withdraw_index(self, todo: Sequence[Shard]) -> None:
         """Removes the index if it lists a shard that was lost; without the images of `--append` it is still right."""
         try:
-            listed = {record.file for record in read_index(self.folder).shards}
+            listed = {record.file for record in read_latent_index(self.folder).shards}
         except FileNotFoundError:
             return
         except FileError:

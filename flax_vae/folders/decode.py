@@ -16,9 +16,9 @@ from convert.console import Progress
 from convert.latents import Encoding, LatentDataset, LatentIndex
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.errors import UserError
-from flax_vae.folders.batch_decoder import Decoder, DecodeRun
+from flax_vae.folders.batch_decoder import BatchDecoder, DecodePipeline
 from flax_vae.folders.batch_encoder import weights_sha256
-from flax_vae.folders.batches import Grouping, Picture, group
+from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards
 from flax_vae.folders.file_names import target_names
 from flax_vae.folders.output_folder import begin, clean, held
 from flax_vae.inference import DECODES, ENCODES
@@ -47,7 +47,7 @@ def decode_folder(
     destination: Path,
     model: AutoEncoder,
     params: dict[str, Any],
-    grouping: Grouping | None = None,
+    grouping: BatchLimits | None = None,
     *,
     other_model: bool = False,
     devices: Sequence[Any] | None = None,
@@ -74,7 +74,7 @@ def decode_folder(
         is being written by somebody else.
       OSError: if an image cannot be written, as on a full disk.
     """
-    grouping = grouping or Grouping()
+    grouping = grouping or BatchLimits()
     latents = LatentDataset(source, dtype=None, verify=True)
     encoding = latents.index.encoding
     _check_model(model, params, encoding, source, other_model)
@@ -91,23 +91,23 @@ def decode_folder(
         begin(destination, PLAN, plan, "give the same again, or choose another folder")
         clean(destination, _OURS)
         missing = {number for number, target in targets.items() if not (destination / target).exists()}
-        batches = [batch for shard in group(pictures, encoding.multiple, grouping) for batch in shard.batches]
+        batches = [batch for shard in plan_shards(pictures, encoding.multiple, grouping) for batch in shard.batches]
         # Whole batches, as they would have been: in others the last bits might come out differently.
         todo = [batch for batch in batches if any(picture.number in missing for picture in batch.pictures)]
         begun = time.monotonic()
         if todo:
-            decoder = Decoder(model, params, encoding, jax.local_devices() if devices is None else devices)
-            run = DecodeRun(latents, decoder, grouping.max_pixels, destination, targets, missing)
+            decoder = BatchDecoder(model, params, encoding, jax.local_devices() if devices is None else devices)
+            run = DecodePipeline(latents, decoder, grouping.max_pixels, destination, targets, missing)
             with Progress(len(pictures), len(pictures) - len(missing)) as progress:
                 run(todo, progress)
     return DecodeReport(len(pictures), len(missing), time.monotonic() - begun)
 
 
-def _pictures(latents: LatentDataset) -> list[Picture]:
+def _pictures(latents: LatentDataset) -> list[ImageEntry]:
     """All entries but mirror images; the number is the position in the data set."""
     entries = ((position, latents[position]) for position in range(len(latents)))
     return [
-        Picture(position, entry["name"], entry["height"], entry["width"])
+        ImageEntry(position, entry["name"], entry["height"], entry["width"])
         for position, entry in entries
         if not entry["flipped"]
     ]

@@ -23,10 +23,10 @@ from convert.latents import Encoding, shard_file
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import LatentEncoder, weights_sha256
-from flax_vae.folders.batches import Grouping, Shard, programs
+from flax_vae.folders.batches import BatchLimits, Shard, programs
 from flax_vae.folders.data_set import OURS, DataSet
 from flax_vae.folders.output_folder import clean, continued, held, replaced
-from flax_vae.folders.pipeline import Pipeline, Skips
+from flax_vae.folders.pipeline import EncodePipeline, Skips
 from flax_vae.folders.scan import scan
 from flax_vae.images import StorageError
 from flax_vae.inference import DECODES
@@ -67,7 +67,7 @@ def encode_folder(
     model: AutoEncoder,
     params: dict[str, Any],
     encoding: Encoding,
-    grouping: Grouping | None = None,
+    grouping: BatchLimits | None = None,
     *,
     skip_bad: int = 0,
     append: bool = False,
@@ -112,7 +112,7 @@ def encode_folder(
         raise UserError("one of several processes would remove what the others have written; remove the folder first")
     if force and append:
         raise UserError("append= (--append) keeps the latents that are there and force= (--force) does not; give one")
-    grouping = grouping or Grouping()
+    grouping = grouping or BatchLimits()
     found = scan(source)
     skips = Skips(skip_bad)
     skips.add(*(reason for _, reason in found.bad))
@@ -142,7 +142,7 @@ def encode_folder(
         if todo:
             data_set.withdraw_index(todo)
             encoder = LatentEncoder(model, params, encoding, jax.local_devices() if devices is None else devices)
-            run = Pipeline(found.folder, encoding, grouping.max_pixels, encoder, data_set.write, skips)
+            run = EncodePipeline(found.folder, encoding, grouping.max_pixels, encoder, data_set.write, skips)
             with Progress(_images(mine), _images(mine) - _images(todo)) as progress:
                 computing = run(todo, progress).busy
         seconds = time.monotonic() - begun

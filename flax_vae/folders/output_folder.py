@@ -36,7 +36,7 @@ def begin(folder: Path, file: str, plan: Mapping[str, Any], remedy: str) -> None
     if read_plan(folder, file, remedy) is None:
         require_empty(folder, file)
         write_plan(folder, file, plan)
-    compare(folder, read_plan(folder, file, remedy) or {}, plan, remedy)
+    require_same_plan(folder, read_plan(folder, file, remedy) or {}, plan, remedy)
 
 
 def read_plan(folder: Path, file: str, remedy: str) -> dict[str, Any] | None:
@@ -73,7 +73,7 @@ def require_empty(folder: Path, *files: str) -> None:
         )
 
 
-def compare(folder: Path, earlier: Mapping[str, Any], plan: Mapping[str, Any], remedy: str) -> None:
+def require_same_plan(folder: Path, earlier: Mapping[str, Any], plan: Mapping[str, Any], remedy: str) -> None:
     """Compares a plan with that of an earlier start.
 
     Raises:

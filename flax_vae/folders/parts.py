@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from convert.console import printable
 from convert.latents import images_file
 from flax_vae.errors import UserError
-from flax_vae.folders.batches import Grouping, Picture, Shard, group
+from flax_vae.folders.batches import BatchLimits, ImageEntry, Shard, plan_shards
 from flax_vae.folders.output_folder import some
 from flax_vae.folders.scan import Scan
 
 
-class Row(NamedTuple):
+class PlannedImage(NamedTuple):
     """One image of a part.
 
     Attributes:
@@ -43,7 +43,7 @@ class Part:
       first: Number of the first of them.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[PlannedImage, ...]
     first: int
 
     @cached_property
@@ -56,23 +56,23 @@ class Part:
         """The part as the plan lists it."""
         return {"images": len(self.rows), "sha256": hashlib.sha256(self.text.encode()).hexdigest()}
 
-    def shards(self, first: int, multiple: int, grouping: Grouping) -> list[Shard]:
-        """Returns the shards of the part, numbered from `first`; see `flax_vae.folders.batches.group`."""
+    def shards(self, first: int, multiple: int, grouping: BatchLimits) -> list[Shard]:
+        """Returns the shards of the part, numbered from `first`; see `flax_vae.folders.batches.plan_shards`."""
         pictures = [
-            Picture(number, row.name, row.height, row.width)
+            ImageEntry(number, row.name, row.height, row.width)
             for number, row in enumerate(self.rows, self.first)
             if row.height is not None and row.width is not None
         ]
-        return [Shard(first + shard.number, shard.batches) for shard in group(pictures, multiple, grouping)]
+        return [Shard(first + shard.number, shard.batches) for shard in plan_shards(pictures, multiple, grouping)]
 
 
-def rows_of(found: Scan) -> list[Row]:
+def images_of(found: Scan) -> list[PlannedImage]:
     """Returns all images of a scan, sorted by name."""
-    rows = [Row(picture.name, picture.height, picture.width) for picture in found.pictures]
-    return sorted(rows + [Row(name, None, None) for name, _ in found.bad])
+    rows = [PlannedImage(picture.name, picture.height, picture.width) for picture in found.pictures]
+    return sorted(rows + [PlannedImage(name, None, None) for name, _ in found.bad])
 
 
-def resolve(folder: Path, found: Scan, records: Sequence[dict[str, Any]], append: bool) -> list[Part]:
+def resolve_parts(folder: Path, found: Scan, records: Sequence[dict[str, Any]], append: bool) -> list[Part]:
     """Divides the images that a source holds now among the parts of a plan.
 
     Args:
@@ -85,10 +85,10 @@ def resolve(folder: Path, found: Scan, records: Sequence[dict[str, Any]], append
       UserError: If images of the plan are gone or have another size, or if there are new ones without `append`.
     """
     if len(records) <= 1:  # almost always: no list need be read
-        whole = Part(tuple(rows_of(found)), 0)
+        whole = Part(tuple(images_of(found)), 0)
         if not records or records[0] == whole.record:
             return [whole]
-    now = {row.name: row for row in rows_of(found)}
+    now = {row.name: row for row in images_of(found)}
     parts: list[Part] = []
     gone: list[str] = []
     changed: list[str] = []
@@ -121,12 +121,12 @@ def _refuse(folder: Path, found: Scan, gone: list[str], changed: list[str], new:
         )
 
 
-def _read(path: Path, record: dict[str, Any]) -> tuple[Row, ...]:
+def _read(path: Path, record: dict[str, Any]) -> tuple[PlannedImage, ...]:
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
             raise ValueError("its SHA-256 is not that of the plan")
-        return tuple(Row(*json.loads(line)) for line in content.splitlines())
+        return tuple(PlannedImage(*json.loads(line)) for line in content.splitlines())
     except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is missing or damaged ({error}), so that the images cannot be compared; get it again, choose "
@@ -134,5 +134,5 @@ def _read(path: Path, record: dict[str, Any]) -> tuple[Row, ...]:
         ) from error
 
 
-def _size(row: Row) -> str:
+def _size(row: PlannedImage) -> str:
     return "unreadable" if row.height is None else f"{row.height} x {row.width}"

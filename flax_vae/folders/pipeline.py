@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from convert.console import Progress, printable
-from convert.latents import Encoding, Entry, LatentMoments, ShardContent, Skip
+from convert.latents import Encoding, LatentEntry, LatentMoments, ShardContent, Skip
 from flax_vae.errors import DataError, UserError, first_of
 from flax_vae.folders.batch_encoder import LatentEncoder
-from flax_vae.folders.batches import Batch, Picture, Shard
+from flax_vae.folders.batches import Batch, ImageEntry, Shard
 from flax_vae.folders.scan import read
 from flax_vae.folders.stream import stream
 from flax_vae.images import StorageError, file_content, pad_to_factor, to_float
@@ -90,7 +90,7 @@ class _Source(NamedTuple):
 class _Good(NamedTuple):
     """An image that can be encoded; see `_Source`."""
 
-    picture: Picture
+    picture: ImageEntry
     sha256: bytes
     views: Float[np.ndarray, "f h w 3"]
 
@@ -99,11 +99,11 @@ class _Computed(NamedTuple):
     """What the devices are computing: since when, and for which entries, images and mirror images apart."""
 
     begun: float
-    latents: list[tuple[list[Entry], dict[str, Array]]]
+    latents: list[tuple[list[LatentEntry], dict[str, Array]]]
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class EncodePipeline:
     """Computes shards.
 
     Attributes:
@@ -156,7 +156,7 @@ class Pipeline:
             for batch in shard.batches:
                 yield _Job(shard.number, content, batch, batch is shard.batches[-1])
 
-    def _read(self, batch: Batch, picture: Picture) -> _Source:
+    def _read(self, batch: Batch, picture: ImageEntry) -> _Source:
         """Reads an image file once: what is decoded is what the digest is of."""
         sha256 = None
         try:
@@ -183,12 +183,12 @@ class Pipeline:
                 good.append(_Good(picture, sha256, views))
         return good
 
-    def _compute(self, batch: Batch, good: list[_Good]) -> list[tuple[list[Entry], dict[str, Array]]]:
+    def _compute(self, batch: Batch, good: list[_Good]) -> list[tuple[list[LatentEntry], dict[str, Array]]]:
         """Starts the computation of the images, and of their mirror images."""
         alone = batch.height * batch.width > self.max_pixels and len(self.encoder.devices) > 1
         computed = []
         for flipped in (False, True)[: 1 + self.encoding.flip]:
-            entries = [Entry(p.number, p.name, p.height, p.width, flipped, sha256) for p, sha256, _ in good]
+            entries = [LatentEntry(p.number, p.name, p.height, p.width, flipped, sha256) for p, sha256, _ in good]
             images = np.stack([one.views[int(flipped)] for one in good])
             numbers = np.array([2 * entry.number + flipped for entry in entries], np.uint32)
             latents = self.encoder.alone(images, numbers) if alone else self.encoder(batch.full, images, numbers)
@@ -206,7 +206,7 @@ class Pipeline:
         if job.last:
             self.write(job.shard, job.content)
 
-    def _check(self, entries: list[Entry], stored: dict[str, np.ndarray]) -> None:
+    def _check(self, entries: list[LatentEntry], stored: dict[str, np.ndarray]) -> None:
         for values in stored.values():
             bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))
             if len(bad):

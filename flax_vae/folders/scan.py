@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from convert.console import printable
 from flax_vae.errors import DataError
-from flax_vae.folders.batches import Picture
+from flax_vae.folders.batches import ImageEntry
 from flax_vae.images import StorageError, list_folder, read_image, upright_size
 
 _THREADS = 16  # mostly waiting
@@ -28,7 +28,7 @@ class Scan:
     """
 
     folder: Path
-    pictures: tuple[Picture, ...]
+    pictures: tuple[ImageEntry, ...]
     bad: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
 
@@ -50,13 +50,13 @@ def scan(folder: Path) -> Scan:
     pairs = list(zip(range(len(names)), names, sizes, strict=True))
     return Scan(
         folder,
-        tuple(Picture(number, name, *size) for number, name, size in pairs if not isinstance(size, DataError)),
+        tuple(ImageEntry(number, name, *size) for number, name, size in pairs if not isinstance(size, DataError)),
         tuple((name, str(size)) for _, name, size in pairs if isinstance(size, DataError)),
         tuple(listed.notes),
     )
 
 
-def read(file: Path | bytes, picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+def read(file: Path | bytes, picture: ImageEntry) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of an image, upright.
 
     Args:

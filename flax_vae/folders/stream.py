@@ -1,10 +1,11 @@
 """Reading, computing and writing at the same time, each in the order of the jobs."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from convert.console import available_cpus
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -45,11 +46,6 @@ def stream(
         # In this order: a collector may be waiting for what it has asked of the threads.
         collector.shutdown(cancel_futures=True)
         threads.shutdown(cancel_futures=True)
-
-
-def available_cpus() -> int:
-    """How many CPUs this process may use, which in a container may be few of many."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ahead(jobs: Iterable[J], begin: Callable[[J], R], count: int) -> Iterator[tuple[J, R]]:

@@ -6,28 +6,28 @@ Loads no JAX; imports `convert.files`.  Used by everything that reads image file
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from flax_vae.images.comparison import WIDE, Layout, draw_comparison, save_png, stack, visible_factor
+    from flax_vae.images.comparison import WIDE, PanelLayout, draw_comparison, save_png, stack, visible_factor
     from flax_vae.images.folder import list_folder
     from flax_vae.images.read import StorageError, file_content, file_digest, image_size, read_image, upright_size
-    from flax_vae.images.scores import Comparison, ImageScores, compare, psnr, ssim
+    from flax_vae.images.scores import Comparison, ImageScores, compare_images, psnr, ssim
     from flax_vae.images.sizes import pad_to_factor, padded_size, to_float, to_uint8
-    from flax_vae.images.sources import FolderSource, Source, open_source
+    from flax_vae.images.sources import FolderSource, ImageSource, open_images
 
 __all__ = [
     "Comparison",
     "FolderSource",
     "ImageScores",
-    "Layout",
-    "Source",
+    "ImageSource",
+    "PanelLayout",
     "StorageError",
     "WIDE",
-    "compare",
+    "compare_images",
     "draw_comparison",
     "file_content",
     "file_digest",
     "image_size",
     "list_folder",
-    "open_source",
+    "open_images",
     "pad_to_factor",
     "padded_size",
     "psnr",

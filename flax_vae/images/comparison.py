@@ -15,7 +15,7 @@ _MOST_AMPLIFIED = 32  # there a difference of one step is a dark grey
 
 
 @dataclass(frozen=True)
-class Layout:
+class PanelLayout:
     """How large things are, in pixels.
 
     Attributes:
@@ -35,7 +35,9 @@ class Layout:
     title: int = 14
 
 
-WIDE = Layout(largest=1024, smallest=256, gap=16, line=30, text=18, title=24)  # a picture to be looked at by itself
+WIDE = PanelLayout(
+    largest=1024, smallest=256, gap=16, line=30, text=18, title=24
+)  # a picture to be looked at by itself
 
 
 def draw_comparison(
@@ -44,7 +46,7 @@ def draw_comparison(
     labels: Sequence[str] = (),
     *,
     amplified: int,
-    layout: Layout,
+    layout: PanelLayout,
 ) -> Image.Image:
     """Draws one row: original, reconstruction and their difference, under the captions.
 
@@ -77,7 +79,7 @@ def draw_comparison(
     return row
 
 
-def stack(rows: Sequence[Image.Image], layout: Layout) -> Image.Image:
+def stack(rows: Sequence[Image.Image], layout: PanelLayout) -> Image.Image:
     """Puts rows below one another, on white."""
     gap = layout.gap
     size = (max(row.width for row in rows) + 2 * gap, sum(row.height + gap for row in rows) + gap)
@@ -113,7 +115,7 @@ def _difference(comparison: Comparison) -> Int16[np.ndarray, "h w 3"]:
     return np.abs(comparison.original.astype(np.int16) - comparison.reconstruction)
 
 
-def _fitted(image: Image.Image, layout: Layout) -> Image.Image:
+def _fitted(image: Image.Image, layout: PanelLayout) -> Image.Image:
     image.thumbnail((layout.largest, layout.largest), Image.Resampling.LANCZOS)
     zoom = max(1, layout.smallest // max(image.size))
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)

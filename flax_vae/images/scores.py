@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
     scores: ImageScores
 
 
-def compare(
+def compare_images(
     name: str,
     original: UInt8[np.ndarray, "h w 3"],
     reconstruction: UInt8[np.ndarray, "h w 3"],

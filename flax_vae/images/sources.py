@@ -12,7 +12,7 @@ from flax_vae.images.folder import list_folder
 from flax_vae.images.read import file_digest, image_size, read_image
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """A fixed, numbered list of images.  Threads may read at the same time.
 
     Attributes:
@@ -46,7 +46,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(address: str) -> Source:
+def open_images(address: str) -> ImageSource:
     """The images at an address.
 
     Args:

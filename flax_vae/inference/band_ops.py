@@ -23,7 +23,7 @@ from flax_vae.layers import NORM_EPS, swish
 from flax_vae.ops import Conv as Convolution
 from flax_vae.ops import Dense, convolve, corner_kernels
 
-Weights = dict[str, Any]
+BandWeights = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Band:
         return jnp.where(inside[None, :, None, None], self.x, 0)
 
 
-class Step(Protocol):
+class BandOp(Protocol):
     """A part of the decoder; its weights are leaves of a tree, so that one program serves all blocks of a shape."""
 
     def reach(self, rows: int) -> int:
@@ -58,10 +58,10 @@ class Step(Protocol):
 
 
 @struct.dataclass
-class Conv:
+class BandConv:
     """A convolution of stride 1; a 3x3 one takes a row from either side of the band."""
 
-    weights: Weights
+    weights: BandWeights
     dtype: Dtype | None = struct.field(pytree_node=False)
 
     def reach(self, rows: int) -> int:
@@ -74,10 +74,10 @@ class Conv:
 
 
 @struct.dataclass
-class Norm:
+class BandNorm:
     """Group normalisation with the given mean and variance of every channel, and swish where wanted."""
 
-    weights: Weights
+    weights: BandWeights
     mean: Float[Array, " c"]
     variance: Float[Array, " c"]
     dtype: Dtype | None = struct.field(pytree_node=False)
@@ -95,10 +95,10 @@ class Norm:
 
 
 @struct.dataclass
-class Shift:
+class AddTime:
     """The projected time embedding, added to every position."""
 
-    weights: Weights
+    weights: BandWeights
     time_emb: Float[Array, " t"]
     dtype: Dtype | None = struct.field(pytree_node=False)
 
@@ -111,10 +111,10 @@ class Shift:
 
 
 @struct.dataclass
-class Attend:
+class BandAttention:
     """Attention of the band's positions to those of the whole map."""
 
-    query: Conv
+    query: BandConv
     k: Float[Array, "1 h*w c"]
     v: Float[Array, "1 h*w c"]
 
@@ -128,14 +128,14 @@ class Attend:
 
 
 @struct.dataclass
-class Upsample:
+class BandUpsample:
     """Every pixel becomes four, then a 3x3 convolution; without the doubled map, and with 4/9 of the arithmetic.
 
     In a doubled map a 3x3 kernel meets 2x2 different pixels, so the weights that meet the same one are summed first.
     Each of the four pixels that one becomes has its own such sums.
     """
 
-    weights: Weights
+    weights: BandWeights
     dtype: Dtype | None = struct.field(pytree_node=False)
 
     def reach(self, rows: int) -> int:
@@ -155,11 +155,11 @@ class Upsample:
 
 
 @struct.dataclass
-class Add:
+class BandAdd:
     """A branch, added to its input or to what `shortcut` makes of it."""
 
-    branch: tuple[Step, ...]
-    shortcut: tuple[Step, ...] = ()
+    branch: tuple[BandOp, ...]
+    shortcut: tuple[BandOp, ...] = ()
 
     def reach(self, rows: int) -> int:
         return reach_of(self.branch, rows)
@@ -170,7 +170,7 @@ class Add:
         return Band(x.x + h.x, h.start, h.height)
 
 
-def _convolve(x: Array, weights: Weights, padding: tuple[int, int], dtype: Dtype | None) -> Array:
+def _convolve(x: Array, weights: BandWeights, padding: tuple[int, int], dtype: Dtype | None) -> Array:
     """Returns the convolution, with zeros to the left and right; above and below the band has to suffice."""
     height, width, _, features = weights["kernel"].shape
     conv = Convolution(features, (height, width), padding=((0, 0), padding), dtype=dtype, convolution=convolve)
@@ -181,22 +181,22 @@ def _per_channel(x: Array) -> Array:
     return x[None, None, None, :]
 
 
-def reach_of(steps: tuple[Step, ...], rows: int = 0) -> int:
+def reach_of(steps: tuple[BandOp, ...], rows: int = 0) -> int:
     """Returns `Step.reach` of steps taken one after the other."""
     for step in reversed(steps):
         rows = step.reach(rows)
     return rows
 
 
-def _through(steps: tuple[Step, ...], band: Band) -> Band:
+def _through(steps: tuple[BandOp, ...], band: Band) -> Band:
     for step in steps:
         band = step(band)
     return band
 
 
 @partial(jax.jit, static_argnames=("height", "rows", "keep"))
-def run(
-    steps: tuple[Step, ...], x: Float[Array, "n w c"], start: Array, *, height: int, rows: int, keep: bool
+def run_ops(
+    steps: tuple[BandOp, ...], x: Float[Array, "n w c"], start: Array, *, height: int, rows: int, keep: bool
 ) -> tuple[Array | None, Array, Array]:
     """Returns what becomes of the middle `rows` rows of `x`, if to be kept, and mean and squared deviation of each row.
 

@@ -23,7 +23,18 @@ from jaxtyping import Array, Float
 
 from convert.architecture import NORM_GROUPS
 from flax_vae.autoencoder import AutoEncoder
-from flax_vae.inference.band_ops import Add, Attend, Conv, Norm, Shift, Step, Upsample, Weights, reach_of, run
+from flax_vae.inference.band_ops import (
+    AddTime,
+    BandAdd,
+    BandAttention,
+    BandConv,
+    BandNorm,
+    BandOp,
+    BandUpsample,
+    BandWeights,
+    reach_of,
+    run_ops,
+)
 
 
 @dataclass
@@ -84,7 +95,7 @@ def _kept(x: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _stream(source: Map, steps: tuple[Step, ...], band_rows: int, *, keep: bool = True, consume: bool = True) -> Map:
+def _stream(source: Map, steps: tuple[BandOp, ...], band_rows: int, *, keep: bool = True, consume: bool = True) -> Map:
     """Sends a map through steps, band by band.
 
     Args:
@@ -94,13 +105,13 @@ def _stream(source: Map, steps: tuple[Step, ...], band_rows: int, *, keep: bool 
       keep: keep the result, not its statistics alone.
       consume: let the source go while the result grows.
     """
-    scale = 2 if any(isinstance(step, Upsample) for step in steps) else 1
+    scale = 2 if any(isinstance(step, BandUpsample) for step in steps) else 1
     rows = -(-source.height // -(-source.height // max(band_rows // scale, 1)))  # as many bands, of more even size
     reach = reach_of(steps)
     bands, means, deviations = {}, [], []
     for start in range(0, source.height, rows):
         first, last = start - reach, start + rows + reach
-        y, mean, deviation = run(
+        y, mean, deviation = run_ops(
             steps, source.rows(first, last), np.int32(first), height=source.height, rows=rows, keep=keep
         )
         inside = scale * min(rows, source.height - start)  # the last band may hang over
@@ -125,35 +136,35 @@ class _Decoding:
     dtype: Dtype | None
     band_rows: int
 
-    def conv(self, weights: Weights) -> Conv:
-        return Conv(weights, self.dtype)
+    def conv(self, weights: BandWeights) -> BandConv:
+        return BandConv(weights, self.dtype)
 
-    def norm(self, weights: Weights, source: Map, activate: bool = True) -> Norm:
-        return Norm(weights, *source.statistics(), self.dtype, activate)
+    def norm(self, weights: BandWeights, source: Map, activate: bool = True) -> BandNorm:
+        return BandNorm(weights, *source.statistics(), self.dtype, activate)
 
-    def resnet(self, weights: Weights, x: Map, head: tuple[Step, ...] = ()) -> Map:
+    def resnet(self, weights: BandWeights, x: Map, head: tuple[BandOp, ...] = ()) -> Map:
         """`flax_vae.layers.ResnetBlock`; its inside is computed twice, for the second norm and for the result."""
         inner = _stream(x, head, self.band_rows, keep=False) if head else x
-        opening: tuple[Step, ...] = (self.norm(weights["norm1"], inner), self.conv(weights["conv1"]))
+        opening: tuple[BandOp, ...] = (self.norm(weights["norm1"], inner), self.conv(weights["conv1"]))
         if self.time_emb is not None:
-            opening += (Shift(weights["time_mlp"], self.time_emb, self.dtype),)
+            opening += (AddTime(weights["time_mlp"], self.time_emb, self.dtype),)
         inner = _stream(x, head + opening, self.band_rows, keep=False)
         branch = (*opening, self.norm(weights["norm2"], inner), self.conv(weights["conv2"]))
         shortcut = (self.conv(weights["nin_shortcut"]),) if "nin_shortcut" in weights else ()
-        return _stream(x, (*head, Add(branch, shortcut)), self.band_rows)
+        return _stream(x, (*head, BandAdd(branch, shortcut)), self.band_rows)
 
-    def attend(self, weights: Weights, x: Map) -> Map:
+    def attend(self, weights: BandWeights, x: Map) -> Map:
         """`flax_vae.layers.AttnBlock`; keys and values are the only whole maps that the device ever holds."""
         norm = self.norm(weights["norm"], x, activate=False)
         maps = (_stream(x, (norm, self.conv(weights[name])), self.band_rows, consume=False) for name in "kv")
         k, v = (rearrange(jnp.asarray(y.whole()), "h w c -> 1 (h w) c") for y in maps)
-        branch = (norm, Attend(self.conv(weights["q"]), k, v), self.conv(weights["proj_out"]))
-        return _stream(x, (Add(branch),), self.band_rows)
+        branch = (norm, BandAttention(self.conv(weights["q"]), k, v), self.conv(weights["proj_out"]))
+        return _stream(x, (BandAdd(branch),), self.band_rows)
 
-    def decode(self, params: Weights, z: Float[np.ndarray, "h w z"], *, quant_conv: bool) -> np.ndarray:
+    def decode(self, params: BandWeights, z: Float[np.ndarray, "h w z"], *, quant_conv: bool) -> np.ndarray:
         """`flax_vae.coders.Decoder`."""
         weights = params["decoder"]
-        head: tuple[Step, ...] = (self.conv(weights["conv_in"]),)
+        head: tuple[BandOp, ...] = (self.conv(weights["conv_in"]),)
         if quant_conv:
             head = (self.conv(params["post_quant_conv"]), *head)
         x = Map(z.shape[0], z.shape[1], {0: z}, np.empty(0), np.empty(0))  # no norm ever looks at it
@@ -171,7 +182,7 @@ class _Decoding:
                     x = self.attend(up[f"attn_{block}"], x)
                 head = ()
             if "upsample" in up:
-                head = (Upsample(up["upsample"]["conv"], self.dtype),)
+                head = (BandUpsample(up["upsample"]["conv"], self.dtype),)
         # end
         closing = (self.norm(weights["norm_out"], x), self.conv(weights["conv_out"]))
         return _stream(x, closing, self.band_rows).whole()
@@ -179,7 +190,7 @@ class _Decoding:
 
 def decode_in_bands(
     model: AutoEncoder,
-    params: Weights,
+    params: BandWeights,
     z: Float[Array | np.ndarray, "b h w c"],
     time: Float[Array | np.ndarray, "b ..."] | None = None,
     *,

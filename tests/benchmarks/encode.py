@@ -62,14 +62,14 @@ def alone(source: Path, weights: Path) -> list[float]:
     """
     import jax
 
-    from flax_vae.folders.batches import Grouping, group
+    from flax_vae.folders.batches import BatchLimits, plan_shards
     from flax_vae.folders.scan import read, scan
     from flax_vae.images.sizes import pad_to_factor, to_float
     from flax_vae.inference.model import load_model
 
     model, params = load_model(str(weights), None, "float32")
     factor, batches = model.params.factor, []
-    for shard in group(scan(source).pictures, factor, Grouping(BATCH, shard_size=SHARD)):
+    for shard in plan_shards(scan(source).pictures, factor, BatchLimits(BATCH, shard_size=SHARD)):
         for batch in shard.batches:
             images = to_float(np.stack([pad_to_factor(read(source, picture), factor) for picture in batch.pictures]))
             batches.append(np.concatenate([images, images[: batch.full - len(images)]]))

@@ -24,7 +24,7 @@ from convert.table.identify import Weights
 from convert.table.rows import unflatten
 from convert.weights.folder import save_folder
 from convert.weights.load import load_weights
-from convert.weights.open import open_source
+from convert.weights.open import open_weights
 from convert.weights.save import save_weights
 from flax_vae import from_pretrained
 from tests.convert.latents.test_dataset import write as write_latents
@@ -144,7 +144,7 @@ def test_a_manifest(step):
 
 
 def read_source(path: Path) -> Any:
-    source = open_source(path)
+    source = open_weights(path)
     return source.config, exact(dict(source.tensors))
 
 

@@ -28,7 +28,7 @@ from tests.parity.agree import (
 from tests.parity.cases import MODELS
 from tests.parity.test_gradients import assert_trees_agree, loss, small_inputs, torch_loss
 from torch_ref.optim import read_moments, write_moments
-from train.adam_state import get_moments, set_moments
+from train.adam_state import read_adam_state, write_adam_state
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -85,7 +85,7 @@ def test_a_run_begun_in_torch_goes_on_in_flax(straight):
     first = InTorch(PARAMS, random_state_dict(PARAMS))
     first.run(range(3))
     second = InFlax(PARAMS, first.weights())
-    second.state = set_moments(second.state, read_moments(first.optimizer, first.model))
+    second.state = write_adam_state(second.state, read_moments(first.optimizer, first.model))
     second.run(range(3, 6))
     assert_trees_agree(second.tree, straight, PATH_TOLERANCE)
 
@@ -94,7 +94,7 @@ def test_a_run_begun_in_flax_goes_on_in_torch(straight):
     first = InFlax(PARAMS, random_state_dict(PARAMS))
     first.run(range(3))
     second = InTorch(PARAMS, to_torch(first.tree, PARAMS))
-    write_moments(second.optimizer, second.model, get_moments(first.state))
+    write_moments(second.optimizer, second.model, read_adam_state(first.state))
     second.run(range(3, 6))
     assert_trees_agree(to_flax(second.weights(), PARAMS), straight, PATH_TOLERANCE)
 
@@ -114,9 +114,9 @@ def test_moments_survive_both_ways_bit_for_bit():
         read_moments(run.optimizer, run.model)
     run.run(range(2))
     moments = read_moments(run.optimizer, run.model)
-    state = set_moments(InFlax(PARAMS, run.weights()).state, moments)
+    state = write_adam_state(InFlax(PARAMS, run.weights()).state, moments)
     other = InTorch(PARAMS, run.weights())
-    write_moments(other.optimizer, other.model, get_moments(state))
+    write_moments(other.optimizer, other.model, read_adam_state(state))
     again = read_moments(other.optimizer, other.model)
     assert again.count == moments.count == 2
     for ours, theirs in zip(again[1:], moments[1:], strict=True):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.parity.agree import assert_agree, nchw, nhwc
 from torch_ref.loading import to_tensor
-from train.losses.lpips_weights import expand, from_torch_names, load_lpips_weights, to_torch_names
+from train.losses.lpips_weights import expand_lpips, from_torch_names, load_lpips_weights, to_torch_names
 from train.losses.perceptual import NETS, Lpips
 
 # Of the distance, relative; of a gradient, of its RMS.
@@ -64,7 +64,7 @@ def random_weights(stages, seed=0) -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(seed)
     tensors = {}
-    for row in expand(stages):
+    for row in expand_lpips(stages):
         numbers = rng.standard_normal(row.op.torch_shape(row.shape))
         if row.ours.startswith("lin"):
             numbers = np.abs(numbers)

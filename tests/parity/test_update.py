@@ -27,7 +27,7 @@ from train.gradients import example_noise
 from train.losses.lpips_weights import from_torch_names
 from train.losses.perceptual import NETS, Stage
 from train.state import DiscriminatorState, create_state
-from train.step import Parts, train_step
+from train.step import Components, train_step
 
 TOLERANCE = 1e-9
 UPDATES = 3
@@ -80,7 +80,7 @@ class Twins:
     """Both sides with the same weights, and what they are given."""
 
     ours: Any
-    parts: Parts
+    parts: Components
     theirs: TorchTrainer
     lpips: dict[str, Any]
     images: np.ndarray

@@ -14,8 +14,8 @@ from train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
     from flax_vae import AutoEncoder
-    from flax_vae.images import Comparison, Source
-    from train.evaluation import Evaluation, FrechetMeter, Perceptual
+    from flax_vae.images import Comparison, ImageSource
+    from train.evaluation import Evaluation, FrechetMeter, PerceptualDistance
 
 PROG = "flax-vae-train eval"
 
@@ -112,10 +112,10 @@ def _run(flags: EvalFlags) -> int:
 
         check_scalable(folders[0])
     # JAX and Pillow: only now, when there is something to compute.
-    from flax_vae.images import open_source
+    from flax_vae.images import open_images
     from train.evaluation import comparison
 
-    source = open_source(flags.data) if flags.data is not None else _held_out(models[0])
+    source = open_images(flags.data) if flags.data is not None else _held_out(models[0])
     for note in source.notes:
         print(note, file=sys.stderr)
     if not len(source):
@@ -133,9 +133,19 @@ def _run(flags: EvalFlags) -> int:
     return 0
 
 
-def _one(flags: EvalFlags, where: Path, source: "Source", perceptual: "Perceptual | None", lpips_missing: str) -> int:
+def _one(
+    flags: EvalFlags, where: Path, source: "ImageSource", perceptual: "PerceptualDistance | None", lpips_missing: str
+) -> int:
     """Everything about one model."""
-    from train.evaluation import FrechetMeter, latent_lines, load_extractor, rfid_line, table, write_json, write_scale
+    from train.evaluation import (
+        FrechetMeter,
+        latent_lines,
+        load_extractor,
+        rfid_line,
+        table,
+        write_report_json,
+        write_scale,
+    )
     from train.report import save_comparisons
 
     meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
@@ -156,7 +166,7 @@ def _one(flags: EvalFlags, where: Path, source: "Source", perceptual: "Perceptua
         print(f"{where / 'config.json'}: scale_factor {record.scale_factor}, shift_factor {record.shift_factor}")
     if flags.json:
         net = None if perceptual is None else flags.lpips
-        write_json(flags.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)
+        write_report_json(flags.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)
     return 0
 
 
@@ -172,7 +182,7 @@ def _evaluation(
     flags: EvalFlags,
     model: "AutoEncoder",
     params: Any,
-    perceptual: "Perceptual | None",
+    perceptual: "PerceptualDistance | None",
     meter: "FrechetMeter | None" = None,
 ) -> "Evaluation":
     from train.evaluation import Evaluation
@@ -180,7 +190,7 @@ def _evaluation(
     return Evaluation(model, params, flags.batch, flags.time, flags.bands, perceptual=perceptual, frechet=meter)
 
 
-def _held_out(run: Path) -> "Source":
+def _held_out(run: Path) -> "ImageSource":
     """Returns the one image that a run has never seen; also for its export and its checkpoints."""
     from convert.weights import CHECKPOINTS, EXPORT
     from train.data import held_out_image
@@ -199,7 +209,7 @@ def _held_out(run: Path) -> "Source":
     return held_out_image(config.data)
 
 
-def _load_lpips(flags: EvalFlags) -> "tuple[Perceptual | None, str]":
+def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
     """The distance, or None and the reason in a few words."""
     if flags.lpips == "none":
         return None, "not asked for"
@@ -207,7 +217,7 @@ def _load_lpips(flags: EvalFlags) -> "tuple[Perceptual | None, str]":
 
     import jax
 
-    from train.evaluation import Perceptual
+    from train.evaluation import PerceptualDistance
     from train.losses import load_lpips_weights, lpips, smallest_side, stages_of
 
     try:
@@ -219,7 +229,7 @@ def _load_lpips(flags: EvalFlags) -> "tuple[Perceptual | None, str]":
             raise
         return None, str(error)
     distance = jax.jit(partial(lpips, net=flags.lpips))
-    return Perceptual(partial(distance, weights), smallest_side(stages_of(flags.lpips))), ""
+    return PerceptualDistance(partial(distance, weights), smallest_side(stages_of(flags.lpips))), ""
 
 
 class _Worst:

@@ -107,10 +107,10 @@ def _end(status: int, flags: Flags) -> int:
 
 def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     from flax_vae.ops import require_devices
-    from train.plan import describe  # loads JAX
+    from train.plan import describe_run  # loads JAX
 
     require_devices()
-    print(describe(config, workdir, accept_changed_data=flags.accept_changed_data), end="")
+    print(describe_run(config, workdir, accept_changed_data=flags.accept_changed_data), end="")
     return 0
 
 
@@ -118,7 +118,7 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     begun = time.monotonic()
     # They load JAX: only now, when there is something to compute.
     from flax_vae.ops import cache_compilations, require_devices
-    from train.loop import describe, train
+    from train.loop import describe_scores, train
 
     if flags.compilation_cache is not None:
         cache_compilations(flags.compilation_cache)
@@ -129,7 +129,7 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
         return 128 + outcome.stopped_by
     if outcome.scores:  # the first process has them
         print(
-            f"held-out photograph, 64 x 64 tiles: {describe(outcome.scores)}; "
+            f"held-out photograph, 64 x 64 tiles: {describe_scores(outcome.scores)}; "
             f"model in {workdir / 'export'} ({time.monotonic() - begun:.0f} s)"
         )
     return 0

@@ -94,7 +94,7 @@ def _run(flags: PlanFlags) -> int:
     import jax  # not for --help, nor for settings that are wrong
 
     from flax_vae.ops import require_devices
-    from train.plan import LEGEND, fit, local, plan, rows, topology
+    from train.plan import LEGEND, find_fitting, local, plan, rows, topology
 
     if flags.topology:
         jax.config.update("jax_platforms", "cpu")  # what is here does not matter, and may be in use
@@ -105,7 +105,7 @@ def _run(flags: PlanFlags) -> int:
         settings = {"name": flags.preset or (flags.config.stem if flags.config else "tiny"), "dollars": flags.dollars}
         if flags.fit:
             _require_memory(target)
-            found = fit(config, target, batch=flags.batch_size is None, **settings)
+            found = find_fitting(config, target, batch=flags.batch_size is None, **settings)
         else:
             found = [plan(config, target, **settings)]
         fits = False

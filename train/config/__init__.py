@@ -14,8 +14,8 @@ with epy.lazy_api_imports(globals()):
         OptimConfig,
         TimeConfig,
         TrainConfig,
-        differences,
-        flatten,
+        config_differences,
+        flatten_config,
     )
 
 __all__ = [
@@ -26,8 +26,8 @@ __all__ = [
     "TimeConfig",
     "TrainConfig",
     "architecture",
+    "config_differences",
     "default",
-    "differences",
-    "flatten",
+    "flatten_config",
     "recipe",
 ]

@@ -372,17 +372,17 @@ class TrainConfig:
 _PARTS = {"data": DataConfig, "optim": OptimConfig, "loss": LossConfig, "gan": GanConfig, "time": TimeConfig}
 
 
-def differences(before: TrainConfig, after: TrainConfig) -> list[str]:
+def config_differences(before: TrainConfig, after: TrainConfig) -> list[str]:
     """One `name: before -> after` for each field, nested ones dotted, that differs."""
-    old, new = flatten(before.to_dict()), flatten(after.to_dict())
+    old, new = flatten_config(before.to_dict()), flatten_config(after.to_dict())
     return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
 
 
-def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns nested fields under dotted names."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        flat |= flatten_config(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
 
 

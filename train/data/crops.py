@@ -14,7 +14,7 @@ _ORDERS = list(itertools.permutations(range(3)))
 
 
 def fitted_size(height: int, width: int, resize: int | None) -> tuple[int, int]:
-    """Height and width after `fit`: the shorter side is `resize`, the proportions stay."""
+    """Height and width after `resize_shorter_side`: the shorter side is `resize`, the proportions stay."""
     if resize is None:
         return height, width
     shorter = min(height, width)
@@ -22,7 +22,7 @@ def fitted_size(height: int, width: int, resize: int | None) -> tuple[int, int]:
     return (2 * height * resize + shorter) // (2 * shorter), (2 * width * resize + shorter) // (2 * shorter)
 
 
-def fit(image: UInt8[np.ndarray, "h w 3"], resize: int | None) -> UInt8[np.ndarray, "h2 w2 3"]:
+def resize_shorter_side(image: UInt8[np.ndarray, "h w 3"], resize: int | None) -> UInt8[np.ndarray, "h2 w2 3"]:
     """The whole photograph, resized until its shorter side has `resize` pixels; None leaves it as it is."""
     height, width = fitted_size(image.shape[0], image.shape[1], resize)
     return _resized(image, height, width)
@@ -34,14 +34,14 @@ def cut(
     """The crop that the words choose, from a photograph of at least `crop_size` in both directions."""
     size = config.crop_size
     window = min(_window(words[5], size, config.min_scale), *image.shape[:2])
-    top = below(image.shape[0] - window + 1, words[1])
-    left = below(image.shape[1] - window + 1, words[2])
+    top = uniform_below(image.shape[0] - window + 1, words[1])
+    left = uniform_below(image.shape[1] - window + 1, words[2])
     crop = _resized(image[top : top + window, left : left + window], size, size)
     crop = crop[:, ::-1] if config.flip and words[3] & 1 else crop
-    return crop[..., _ORDERS[below(len(_ORDERS), words[4])]] if config.shuffle_channels else crop
+    return crop[..., _ORDERS[uniform_below(len(_ORDERS), words[4])]] if config.shuffle_channels else crop
 
 
-def below(bound: int, word: np.uint32) -> int:
+def uniform_below(bound: int, word: np.uint32) -> int:
     """A 32-bit word spread evenly over 0 .. bound - 1."""
     return int(word) * bound >> 32
 

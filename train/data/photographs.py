@@ -16,9 +16,9 @@ from PIL import Image
 
 from convert.console import printable
 from flax_vae.errors import first_of
-from flax_vae.images import Source, StorageError, to_float
+from flax_vae.images import ImageSource, StorageError, to_float
 from train.config import DataConfig
-from train.data.crops import WORDS, below, cut, fit, fitted_size
+from train.data.crops import WORDS, cut, fitted_size, resize_shorter_side, uniform_below
 from train.data.refusals import TooSmallError, refusal, too_many
 from train.data.shipped import open_photographs
 from train.errors import DataError
@@ -80,7 +80,7 @@ class Photographs:
 
     def held_out(self) -> UInt8[np.ndarray, "h w 3"]:
         """The photograph that no step sees, whole."""
-        return fit(self.source.read(self._held_out), self._config.resize)
+        return resize_shorter_side(self.source.read(self._held_out), self._config.resize)
 
     def crop(self, seed: int, step: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
         """Example `index` of update `step`.
@@ -97,7 +97,7 @@ class Photographs:
             entropy = (seed, step, index, attempt) if attempt else (seed, step, index)
             # Raw words of SeedSequence, not a Generator: NumPy promises that these never change between versions.
             words = np.random.SeedSequence(entropy).generate_state(WORDS)
-            drawn = below(len(self.source) - 1, words[0])
+            drawn = uniform_below(len(self.source) - 1, words[0])
             photograph = self._read(drawn + (drawn >= self._held_out))
             if photograph is not None:
                 return cut(photograph, words, self._config)
@@ -176,7 +176,7 @@ class Photographs:
     def _load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         image = self.source.read(index)
         self._check_size(index, *image.shape[:2])
-        return fit(image, self._config.resize)
+        return resize_shorter_side(image, self._config.resize)
 
     def _check_size(self, index: int, height: int, width: int) -> tuple[int, int]:
         name = f"{self.source.where}/{self.source.name(index)}"
@@ -202,7 +202,7 @@ class Photographs:
 class OneImage:
     """A source of one image of another."""
 
-    def __init__(self, source: Source, index: int):
+    def __init__(self, source: ImageSource, index: int):
         self._source, self._index = source, index
         self.where, self.notes = f"{source.where}/{source.name(index)}", ()
 
@@ -222,7 +222,7 @@ class OneImage:
         return self._source.digest(self._index, whole=whole)
 
 
-def held_out_image(config: DataConfig) -> Source:
+def held_out_image(config: DataConfig) -> ImageSource:
     """The image that a run with these settings never trains on, alone.
 
     Raises:
@@ -248,7 +248,7 @@ def _each(
         yield from zip(chunk, pool.map(attempt, chunk), strict=True)
 
 
-def _choose_held_out(config: DataConfig, source: Source) -> int:
+def _choose_held_out(config: DataConfig, source: ImageSource) -> int:
     count = len(source)
     wanted = SHIPPED_HELD_OUT if config.folder is None and config.held_out is None else config.held_out
     if wanted is None:

@@ -1,6 +1,5 @@
 """Batches made ahead: while a step runs, the next batches are decoded, converted and on their way to the devices."""
 
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +8,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from convert.console import available_cpus
 from flax_vae.images import to_float
 from train.data.photographs import Photographs
 
@@ -114,8 +114,3 @@ class Batches(Generic[T]):
         for crop in crops:
             crop.result()
         return self._place(batch)
-
-
-def available_cpus() -> int:
-    """How many CPUs this process may use, which in a container may be few of many."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
-from flax_vae.images import FolderSource, Source, open_source
+from flax_vae.images import FolderSource, ImageSource, open_images
 
 
 def shipped_photographs() -> Path:
@@ -11,10 +11,10 @@ def shipped_photographs() -> Path:
     return Path(str(resources.files("train") / "photographs"))
 
 
-def open_photographs(folder: str | None) -> Source:
+def open_photographs(folder: str | None) -> ImageSource:
     """The images of `DataConfig.folder`; None means the photographs that the package ships.
 
     Raises:
       DataError: if there is nothing of that kind, or the package that reads it is not installed.
     """
-    return FolderSource(shipped_photographs()) if folder is None else open_source(folder)
+    return FolderSource(shipped_photographs()) if folder is None else open_images(folder)

@@ -18,7 +18,7 @@ from orbax.checkpoint import multihost
 
 from flax_vae import __version__
 from flax_vae.errors import first_of
-from train.config import TrainConfig, flatten
+from train.config import TrainConfig, flatten_config
 from train.devices.state_checksums import checksums
 from train.errors import RunError, TrainError
 
@@ -59,7 +59,7 @@ def agreement() -> Iterator[Sections]:
     except Exception as error:  # whatever it is, the others must hear of it
         failure = error
     text = failure and (str(failure) if isinstance(failure, TrainError | ValueError) else repr(failure))
-    reports = exchange({"failure": text, "digests": {heading: _digest(facts[heading]) for heading in facts}})
+    reports = gather_values({"failure": text, "digests": {heading: _digest(facts[heading]) for heading in facts}})
     if failure is not None:
         raise failure
     for process, report in enumerate(reports):
@@ -97,7 +97,7 @@ def facts_of_run(config: TrainConfig, listing: Mapping[str, str], constants: Any
     """
     if jax.process_count() == 1:
         return {}
-    fields = flatten(config.to_dict())
+    fields = flatten_config(config.to_dict())
     return {
         SETTINGS: {name: value for name, value in fields.items() if name not in _ADDRESSES},
         "version of": {name: importlib.metadata.version(name) for name in _PACKAGES} | {"flax-vae": __version__},
@@ -111,7 +111,7 @@ def facts_of_start(state: Any) -> Sections:
     return {} if jax.process_count() == 1 else {"initial": checksums(state)}
 
 
-def exchange(value: Any) -> list[Any]:
+def gather_values(value: Any) -> list[Any]:
     """Returns the JSON values of all processes, in order.
 
     Raises:

@@ -8,15 +8,15 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from train.evaluation.fid import FrechetMeter, load_extractor
     from train.evaluation.measured_scale import check_scalable, write_scale
-    from train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_json
+    from train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_report_json
     from train.evaluation.tiles import TILE, Evaluator, TileScores, to_tiles
-    from train.evaluation.whole_images import Evaluation, Perceptual
+    from train.evaluation.whole_images import Evaluation, PerceptualDistance
 
 __all__ = [
     "Evaluation",
     "Evaluator",
     "FrechetMeter",
-    "Perceptual",
+    "PerceptualDistance",
     "TILE",
     "TileScores",
     "badness",
@@ -27,6 +27,6 @@ __all__ = [
     "rfid_line",
     "table",
     "to_tiles",
-    "write_json",
+    "write_report_json",
     "write_scale",
 ]

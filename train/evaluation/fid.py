@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from train.errors import TrainError
-from train.evaluation.statistics import RunningMoments
+from train.evaluation.statistics import RunningCovariance
 
 
 class FeatureExtractor(Protocol):
@@ -48,7 +48,7 @@ def load_extractor(name: str) -> FeatureExtractor:
     return cast(FeatureExtractor, extractor)
 
 
-def frechet_distance(first: RunningMoments, second: RunningMoments) -> float:
+def frechet_distance(first: RunningCovariance, second: RunningCovariance) -> float:
     """Squared Fréchet distance of two Gaussians, in the features' units squared.
 
     `|m1 - m2|² + tr(C1 + C2 - 2 (C1^½ C2 C1^½)^½)`, with the sample covariances (divided by n - 1).  The last trace is
@@ -73,7 +73,7 @@ class FrechetMeter:
 
     def __init__(self, extractor: FeatureExtractor):
         self._extractor = extractor
-        self._moments: tuple[RunningMoments, RunningMoments] | None = None
+        self._moments: tuple[RunningCovariance, RunningCovariance] | None = None
 
     def add(self, originals: UInt8[np.ndarray, "b h w 3"], reconstructions: UInt8[np.ndarray, "b h w 3"]) -> None:
         """Takes a batch of pairs in.
@@ -84,7 +84,7 @@ class FrechetMeter:
         features = [self._features(images) for images in (originals, reconstructions)]
         if self._moments is None:
             dimension = features[0].shape[1]
-            self._moments = RunningMoments(dimension), RunningMoments(dimension)
+            self._moments = RunningCovariance(dimension), RunningCovariance(dimension)
         for moments, vectors in zip(self._moments, features, strict=True):
             if vectors.shape[1] != moments.mean.size:
                 raise TrainError(

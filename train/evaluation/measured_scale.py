@@ -6,7 +6,7 @@ from pathlib import Path
 from convert.architecture import AutoEncoderParams
 from convert.weights import CONFIG, WEIGHTS, read_config, write_config
 from train.errors import TrainError
-from train.evaluation.statistics import LatentStatistics
+from train.evaluation.statistics import PosteriorSummary
 
 _DIGITS = 6
 
@@ -33,7 +33,7 @@ def check_scalable(folder: Path) -> None:
         )
 
 
-def write_scale(folder: Path, latents: LatentStatistics) -> AutoEncoderParams:
+def write_scale(folder: Path, latents: PosteriorSummary) -> AutoEncoderParams:
     """Sets `scale_factor` and `shift_factor` of a model folder, to six digits.
 
     The weights stay as they are, and so does every reconstruction: `decode` undoes what `encode` does.  A latent that

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from convert.latents import LatentMoments as Moments
+from convert.latents import LatentMoments
 from train.errors import TrainError
 
 ACTIVE = 0.01  # least variance of the posterior's mean over the data of a channel that says something
 
 
-class RunningMoments:
+class RunningCovariance:
     """Mean and covariance of vectors, batch after batch.
 
     E[x²] - E[x]² would lose all digits where the mean is large beside the deviation; batches are put together around
@@ -54,7 +54,7 @@ class RunningMoments:
 
 
 @dataclass(frozen=True)
-class LatentStatistics:
+class PosteriorSummary:
     """What raw latents look like over a data set; one entry per channel where there are several.
 
     Mean and deviation are those of latents that are drawn from the posteriors, `Var[z] = Var[mean] + E[variance]`, and
@@ -88,22 +88,22 @@ class LatentStatistics:
     scale_factor: float
 
 
-class LatentMoments:
-    """Gathers `LatentStatistics` over posteriors, one batch after the other."""
+class PosteriorStats:
+    """Gathers `PosteriorSummary` over posteriors, one batch after the other."""
 
     def __init__(self, channels: int):
-        self._moments = Moments.nothing(channels)
+        self._moments = LatentMoments.nothing(channels)
         self._divergence = 0.0
         self._images = 0
 
     def add(self, mean: Float[np.ndarray, "b h w z"], logvar: Float[np.ndarray, "b h w z"]) -> None:
         """Takes the posteriors of a batch in."""
         mean, logvar = np.asarray(mean, np.float64), np.asarray(logvar, np.float64)
-        self._moments += Moments.of(mean, logvar)
+        self._moments += LatentMoments.of(mean, logvar)
         self._divergence += 0.5 * float(np.sum(mean**2 + np.exp(logvar) - 1.0 - logvar))
         self._images += len(mean)
 
-    def result(self) -> LatentStatistics:
+    def result(self) -> PosteriorSummary:
         """Everything so far.
 
         Raises:
@@ -118,7 +118,7 @@ class LatentMoments:
         except ValueError as error:
             raise TrainError(str(error)) from error
         activity = moments.scatter / moments.count
-        return LatentStatistics(
+        return PosteriorSummary(
             channel_mean=moments.mean.tolist(),
             channel_std=np.sqrt(moments.channel_variance).tolist(),
             channel_activity=activity.tolist(),

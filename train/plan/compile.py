@@ -130,7 +130,7 @@ def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float 
     )
 
 
-def fit(
+def find_fitting(
     config: TrainConfig, target: Target, *, name: str = "", dollars: float | None = None, batch: bool = True
 ) -> Iterator[Plan]:
     """Yields what fits, beginning with the rematerialisation that was asked for and going on to more.
@@ -210,7 +210,7 @@ _NEEDED = (
 )
 
 
-def needed(message: str) -> int | None:
+def bytes_needed(message: str) -> int | None:
     """Bytes that a program would have needed, from the error of compiling it; None if it is about something else."""
     for pattern in _NEEDED:
         if found := pattern.search(message):
@@ -222,7 +222,7 @@ def _compile(lowered: Any, options: dict[str, Any]) -> tuple[Memory, float | Non
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        total = needed(str(error))
+        total = bytes_needed(str(error))
         if total is None:
             raise
         return Memory(total), None

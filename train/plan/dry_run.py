@@ -20,7 +20,7 @@ from train.state import TrainState, trained_part
 _MIB = 2**20
 
 
-def describe(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False) -> str:
+def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False) -> str:
     """The configuration as YAML, and as its comments the sizes, the memory and the files that would be read.
 
     The text is a file for `--config`.  Nothing is written, and what a run would refuse is refused.

@@ -7,14 +7,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from flax_vae.images import Comparison, Layout, draw_comparison, save_png, stack
+from flax_vae.images import Comparison, PanelLayout, draw_comparison, save_png, stack
 from train.evaluation import TILE, TileScores, to_tiles
 
 _PAIRS_PER_ROW = 4
 _MOST_ROWS = 6
 _GAP = 4
 _ZOOM = 2  # a tile of 64 pixels is small on today's screens
-_LAYOUT = Layout()
+_LAYOUT = PanelLayout()
 _AMPLIFIED = 4  # a difference that matters is still nearly black; the same for all, which are compared with each other
 
 

@@ -30,7 +30,7 @@ from train.run.recovery import (
     require_whole,
     set_aside_diverged,
 )
-from train.run.tree_spec import describe, differences, require_restorable
+from train.run.tree_spec import describe_tree, require_restorable, tree_differences
 
 _SHOW = 3  # leaves named in one error
 
@@ -124,8 +124,8 @@ class Checkpoints:
             self._good.add(step)
         try:
             self._manager.wait_until_finished()
-            stored = describe(self._manager.item_metadata(step)["state"].tree)
-            wrong = differences(stored, describe(like))
+            stored = describe_tree(self._manager.item_metadata(step)["state"].tree)
+            wrong = tree_differences(stored, describe_tree(like))
             if not wrong:
                 restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))
                 return restored["state"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from convert.errors import FileError
 from convert.files import loads_object, new_file, read_object, read_verified
-from train.config import TrainConfig, differences
+from train.config import TrainConfig, config_differences
 from train.data import digest_of_listing, find_changes
 from train.errors import RunError
 
@@ -135,7 +135,7 @@ class RunDirectory:
         stored = self.stored_config()
         if stored is None:
             return []
-        changes = differences(stored, config)
+        changes = config_differences(stored, config)
         architecture = [line.removeprefix("model.") for line in changes if line.startswith("model.")]
         if architecture:
             raise RunError(

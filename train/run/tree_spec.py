@@ -18,7 +18,7 @@ class Leaf(NamedTuple):
         return f"{self.dtype}{list(self.shape)}"
 
 
-def describe(tree: Any) -> dict[str, Leaf]:
+def describe_tree(tree: Any) -> dict[str, Leaf]:
     """Path to dtype and shape, whether a leaf is an array, a number, or only speaks of one."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): Leaf(_dtype(leaf), tuple(np.shape(leaf)))
@@ -26,7 +26,7 @@ def describe(tree: Any) -> dict[str, Leaf]:
     }
 
 
-def differences(stored: dict[str, Leaf], asked: dict[str, Leaf]) -> list[str]:
+def tree_differences(stored: dict[str, Leaf], asked: dict[str, Leaf]) -> list[str]:
     """One phrase for each path whose leaf is missing, unknown, or of another dtype or shape."""
     return [
         f"{path} is {stored.get(path, 'not')} there and {asked.get(path, 'not')} here"

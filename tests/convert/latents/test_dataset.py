@@ -20,11 +20,11 @@ from convert.latents.index import (
     STATISTICS,
     Encoding,
     LatentIndex,
-    read_index,
+    read_latent_index,
     shard_file,
     write_index,
 )
-from convert.latents.shard import Entry, ShardContent, read_notes, write_shard
+from convert.latents.shard import LatentEntry, ShardContent, read_notes, write_shard
 from convert.latents.statistics import LatentMoments, LatentStatistics
 
 MEAN = Encoding("0" * 64, PRESETS["tiny"], "mean", "float32", "float32", multiple=4)
@@ -39,7 +39,7 @@ def write(folder, encoding=MEAN, sizes=SIZES):
         content = ShardContent(LatentMoments.nothing(encoding.channels))
         for height, width, count in runs:
             entries = [
-                Entry(
+                LatentEntry(
                     *(len(expected) + i, NAME if i else f"{len(expected)}.png", 4 * height - 1, 4 * width, bool(i % 2)),
                     bytes([number]) * 32,
                 )
@@ -172,7 +172,7 @@ def test_moments_of_posteriors_are_those_of_what_is_drawn_from_them():
 
 
 def test_an_index_is_read_back(written):
-    index = read_index(written[0])
+    index = read_latent_index(written[0])
     assert index.encoding == MEAN and index.entries == 11
     assert [shard.runs for shard in index.shards] == [tuple(map(tuple, runs)) for runs in SIZES]
 
@@ -254,7 +254,7 @@ def test_a_shard_of_another_run_with_the_same_shapes_is_found(tmp_path):
     write(tmp_path / "one")
     write(tmp_path / "two", replace(MEAN, store="sample", seed=1))
     content = ShardContent(LatentMoments.nothing(16))
-    entries = [Entry(i, f"{i}.png", 4, 4, False, bytes(32)) for i in range(7)]
+    entries = [LatentEntry(i, f"{i}.png", 4, 4, False, bytes(32)) for i in range(7)]
     content.add(entries[:4], {"latent": np.ones((4, 3, 2, 16), np.float32)})
     content.add(entries[4:6], {"latent": np.ones((2, 2, 2, 16), np.float32)})
     write_shard(tmp_path / "one", 0, content, "another plan")
@@ -301,14 +301,14 @@ def test_flipped_bits_of_a_shard_are_found_or_change_nothing(tmp_path):
 def test_flipped_bits_of_an_index_are_found_or_change_nothing(tmp_path):
     write(tmp_path)
     path, rng = tmp_path / INDEX, np.random.default_rng(0)
-    content, before = path.read_bytes(), read_index(tmp_path)
+    content, before = path.read_bytes(), read_latent_index(tmp_path)
     found = 0
     for bit in rng.choice(8 * len(content), 300, replace=False):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         try:
-            assert read_index(tmp_path) == before
+            assert read_latent_index(tmp_path) == before
         except FileError:
             found += 1
     assert found > 200

@@ -8,7 +8,7 @@ import pytest
 from convert import LAYOUTS, PRESETS, ConversionError, expand
 from convert.errors import FileError
 from convert.formats.safetensors import write_tensors
-from convert.table.identify import UNTOLD, fitting_presets, nearest_preset, understand
+from convert.table.identify import NOT_INFERABLE, fitting_presets, nearest_preset, understand
 from convert.table.rows import READABLE, translate
 from convert.weights.folder import save_folder
 from convert.weights.load import load_weights
@@ -26,7 +26,7 @@ def zeros(params, layout="flux", prefix=""):
 
 
 def untold(params):
-    return replace(params, **UNTOLD)
+    return replace(params, **NOT_INFERABLE)
 
 
 def expressible(layout):
@@ -43,7 +43,7 @@ def test_layout_and_architecture_are_recognised(layout, preset):
     params = PRESETS[preset]
     weights = understand(zeros(params, layout))
     assert not weights.settled
-    assert replace(weights.params, **UNTOLD) == untold(params)
+    assert replace(weights.params, **NOT_INFERABLE) == untold(params)
     # Names alone do not tell layouts apart that give a model the same names.
     assert {row.theirs for row in expand(params, weights.layout)} == {row.theirs for row in expand(params, layout)}
     settled = understand(zeros(params, layout), params)

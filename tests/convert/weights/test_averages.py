@@ -8,7 +8,7 @@ from convert.errors import FileError
 from convert.formats.safetensors import write_tensors
 from convert.weights.averages import choose_in_ldm
 from convert.weights.load import load_weights
-from convert.weights.open import open_source
+from convert.weights.open import open_weights
 
 TINY = PRESETS["tiny"]
 PREFIXES = ("", "first_stage_model.")
@@ -36,7 +36,7 @@ def test_the_average_is_taken_unless_the_raw_weights_are_asked_for(tmp_path, pre
     assert all((np.asarray(tensor) == 2).all() for tensor in weights.tensors.values())
     raw = load_weights(path, TINY, raw_weights=True)
     assert all((np.asarray(tensor) == 1).all() for tensor in raw.tensors.values())
-    assert [open_source(path, raw_weights=asked).averaged for asked in (False, True)] == [True, False]
+    assert [open_weights(path, raw_weights=asked).averaged for asked in (False, True)] == [True, False]
 
 
 def test_a_part_that_was_not_trained_keeps_its_weights():
@@ -74,5 +74,5 @@ def test_an_average_that_does_not_fit_is_refused_and_the_remedy_named(tmp_path, 
     path = tmp_path / "vae.safetensors"
     write_tensors(path, tensors)
     with pytest.raises(FileError, match=rf"vae.safetensors: the moving average {complaint}.*--raw-weights"):
-        open_source(path)
-    assert open_source(path, raw_weights=True).averaged is False
+        open_weights(path)
+    assert open_weights(path, raw_weights=True).averaged is False

@@ -14,7 +14,7 @@ from convert import PRESETS, expand, to_torch
 from convert.errors import FileError
 from convert.extras import install_command
 from convert.table.rows import flatten, unflatten
-from convert.weights.orbax_steps import find_steps, read_step, read_weights
+from convert.weights.orbax_steps import list_step_folders, read_step, read_weights
 from train.config.schema import TrainConfig
 from train.run.checkpoints import Checkpoints
 from train.run.manifest import write_manifest
@@ -66,8 +66,8 @@ def test_other_parts_of_the_state_can_be_asked_for(checkpoints, params):
 
 
 def test_steps_are_found_in_order(checkpoints):
-    assert [step.name for step in find_steps(checkpoints)] == ["5", "10"]
-    assert find_steps(checkpoints / "5") == []
+    assert [step.name for step in list_step_folders(checkpoints)] == ["5", "10"]
+    assert list_step_folders(checkpoints / "5") == []
 
 
 def test_neither_jax_nor_orbax_is_loaded(checkpoints):

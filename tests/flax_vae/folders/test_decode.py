@@ -20,7 +20,7 @@ from convert.latents.statistics import LatentStatistics
 from flax_vae import AutoEncoder, init_params, save_pretrained
 from flax_vae.cli import main as cli
 from flax_vae.errors import UserError
-from flax_vae.folders.batches import Grouping
+from flax_vae.folders.batches import BatchLimits
 from flax_vae.folders.decode import decode_folder
 from flax_vae.folders.encode import encode_folder, encoding_of
 from flax_vae.folders.file_names import target_names
@@ -28,7 +28,7 @@ from flax_vae.images.sizes import to_uint8
 
 SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
 NAMES = {"a.png": (8, 8), "sub/b.jpg": (7, 8), "sub/b.png": (8, 7), "c.jpg": (5, 12)}
-GROUPING = Grouping(batch_size=2)
+GROUPING = BatchLimits(batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_what_is_missing_is_made_again_and_nothing_else(latents, tmp_path, model
     assert {path: content for path, (_, content) in before.items()} == {path: end for path, (_, end) in after.items()}
     assert not list(tmp_path.rglob("*.partial"))
     with pytest.raises(UserError, match="grouping.batch_size was 2 and is 3"):
-        decode_folder(latents, tmp_path, *model, Grouping(3))
+        decode_folder(latents, tmp_path, *model, BatchLimits(3))
 
 
 def test_another_model_decodes_only_if_told_to(latents, tmp_path, model):
@@ -131,7 +131,7 @@ def test_a_decoder_that_was_trained_further_decodes_too(latents, tmp_path, model
 )
 def test_what_is_not_finite_becomes_no_picture(value, message, max_pixels, source, tmp_path, model):
     with pytest.MonkeyPatch.context() as patch:  # no encoder of ours writes such latents
-        patch.setattr("flax_vae.folders.pipeline.Pipeline._check", lambda *_: None)
+        patch.setattr("flax_vae.folders.pipeline.EncodePipeline._check", lambda *_: None)
         keep = ShardContent.add
 
         def add(content, entries, latents):

@@ -24,14 +24,14 @@ from flax_vae import AutoEncoder, init_params, save_pretrained
 from flax_vae.cli import main as cli
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import latent_noise
-from flax_vae.folders.batches import Grouping, Picture, group
+from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards
 from flax_vae.folders.encode import encode_folder, encoding_of
 from flax_vae.folders.scan import read, scan
 from flax_vae.images.sizes import pad_to_factor, to_float
 
 SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
 SIZES = [(12, 16), (11, 15), (8, 8), (7, 8), (1, 1)]  # padded: three
-GROUPING = Grouping(batch_size=4, shard_size=8)
+GROUPING = BatchLimits(batch_size=4, shard_size=8)
 
 
 def picture(rng, height, width):
@@ -103,9 +103,9 @@ def filled(images, full):
 
 def test_each_image_is_in_one_batch_and_batches_of_a_size_are_equally_full():
     rng = np.random.default_rng(0)
-    pictures = [Picture(n, str(n), *map(int, size)) for n, size in enumerate(rng.integers(1, 60, (300, 2)))]
-    grouping = Grouping(batch_size=5, max_pixels=4000, shard_size=20)
-    shards = group(pictures, 16, grouping)
+    pictures = [ImageEntry(n, str(n), *map(int, size)) for n, size in enumerate(rng.integers(1, 60, (300, 2)))]
+    grouping = BatchLimits(batch_size=5, max_pixels=4000, shard_size=20)
+    shards = plan_shards(pictures, 16, grouping)
     batches = [batch for shard in shards for batch in shard.batches]
     assert sorted(p.number for batch in batches for p in batch.pictures) == list(range(300))
     assert [shard.number for shard in shards] == list(range(len(shards)))
@@ -120,13 +120,15 @@ def test_each_image_is_in_one_batch_and_batches_of_a_size_are_equally_full():
     assert len({(batch.height, batch.width) for batch in batches}) == len(
         {(batch.height, batch.width, batch.full) for batch in batches}
     )
-    assert group(pictures, 16, grouping) == shards
+    assert plan_shards(pictures, 16, grouping) == shards
 
 
 def direct(source, model, devices, **call):
     """Each image, and what a plain jitted call gives for it in the batch that one device had."""
     run = jax.jit(partial(model[0].apply, **call))
-    for batch in (batch for shard in group(scan(source).pictures, SMALL.factor, GROUPING) for batch in shard.batches):
+    for batch in (
+        batch for shard in plan_shards(scan(source).pictures, SMALL.factor, GROUPING) for batch in shard.batches
+    ):
         full = -(-batch.full // devices)
         images = filled(padded(source, batch.pictures), full * devices)
         parts = [run({"params": model[1]}, part) for part in np.split(images, devices)]
@@ -162,7 +164,7 @@ def test_samples_depend_on_seed_and_image_and_on_nothing_else(tmp_path, model):
         picture(rng, 8, 8).save(source / f"{name}.png")
     together, apart = (
         LatentDataset(encode(source, tmp_path / str(size), model, store="sample", seed=3, flip=True, grouping=grouping))
-        for size, grouping in ((4, Grouping(4)), (1, Grouping(1, shard_size=1)))
+        for size, grouping in ((4, BatchLimits(4)), (1, BatchLimits(1, shard_size=1)))
     )
     posterior = jax.jit(partial(model[0].apply, method="posterior"))
     images = padded(source, scan(source).pictures)
@@ -192,7 +194,7 @@ def test_the_mirror_image_is_the_second_entry(one, tmp_path, model):
 
 def test_an_image_too_large_for_a_device_is_spread_over_several(one, tmp_path, model):
     spread, whole = (
-        LatentDataset(encode(one, tmp_path / str(pixels), model, grouping=Grouping(max_pixels=pixels)))[0]["latent"]
+        LatentDataset(encode(one, tmp_path / str(pixels), model, grouping=BatchLimits(max_pixels=pixels)))[0]["latent"]
         for pixels in (50, 100)
     )
     np.testing.assert_allclose(spread, whole, rtol=1e-4, atol=1e-4)
@@ -264,7 +266,7 @@ def test_what_is_complete_is_left_alone_and_what_was_begun_otherwise_refused(one
     for change, message in (
         (partial(encode, source, folder, other), "encoding.encoder_sha256 was"),
         (partial(encode, source, folder, model, flip=True), "encoding.flip was False and is True"),
-        (partial(encode, source, folder, model, grouping=Grouping(7)), "grouping.batch_size was 4 and is 7"),
+        (partial(encode, source, folder, model, grouping=BatchLimits(7)), "grouping.batch_size was 4 and is 7"),
     ):
         with pytest.raises(UserError, match=message):
             change()
@@ -299,7 +301,7 @@ def test_an_image_edited_under_its_name_is_noticed(tmp_path, model):
     source.mkdir()
     for name in "abc":
         picture(rng, 8, 8).save(source / f"{name}.png")
-    call = {"grouping": Grouping(shard_size=1)}
+    call = {"grouping": BatchLimits(shard_size=1)}
     folder = encode(source, tmp_path / "latents", model, **call)
     before = contents(folder)
     whole = (source / "b.png").read_bytes()
@@ -341,7 +343,7 @@ def test_images_are_appended_without_touching_what_is_there(tmp_path, model, wei
     source.mkdir()
     for name in "bdf":
         picture(rng, 8, 8).save(source / f"{name}.png")
-    call = {"grouping": Grouping(shard_size=2), "flip": True, "store": "sample", "seed": 5}
+    call = {"grouping": BatchLimits(shard_size=2), "flip": True, "store": "sample", "seed": 5}
     folder = encode(source, tmp_path / "latents", model, **call)
     earlier, entries = contents(folder), list(LatentDataset(folder))
     for name in "aceg":
@@ -399,7 +401,7 @@ def test_force_keeps_the_old_data_set_until_the_new_one_is_complete(tmp_path, mo
     source.mkdir()
     for name in "ab":
         picture(rng, 8, 8).save(source / f"{name}.png")
-    call = {"grouping": Grouping(shard_size=1)}
+    call = {"grouping": BatchLimits(shard_size=1)}
     folder, straight = tmp_path / "latents", tmp_path / "straight"
     folder.mkdir(mode=0o750)
     old = contents(encode(source, folder, model, **call))
@@ -463,7 +465,7 @@ def test_bad_images_are_refused_or_passed_over_and_listed(one, tmp_path, model):
     with pytest.raises(UserError, match="^cut.png cannot be decoded .* with --skip-bad 2 the others"):
         encode(source, folder, model, call={"skip_bad": 1})
     shutil.rmtree(folder)
-    encode(source, folder, model, grouping=Grouping(shard_size=1), call={"skip_bad": 2})  # a shard of nothing, too
+    encode(source, folder, model, grouping=BatchLimits(shard_size=1), call={"skip_bad": 2})  # a shard of nothing, too
     latents = LatentDataset(folder)
     assert [latents[i]["name"] for i in range(len(latents))] == ["a.png", "z.png"]
     assert (latents.index.images, latents.index.skipped) == (2, 2)

@@ -8,7 +8,7 @@ from PIL import Image
 from flax_vae.errors import DataError
 from flax_vae.folders.scan import scan
 from flax_vae.images.folder import list_folder
-from flax_vae.images.sources import open_source
+from flax_vae.images.sources import open_images
 
 
 def touch(folder, *names):
@@ -83,7 +83,7 @@ def test_training_evaluation_and_encoding_list_the_same(tmp_path):
         image.save(tmp_path / name, "JPEG" if name == "a.jfif" else None)
     (tmp_path / "linked").symlink_to(tmp_path, target_is_directory=True)
     touch(tmp_path, "x.cr2")
-    source, found = open_source(str(tmp_path)), scan(tmp_path)
+    source, found = open_images(str(tmp_path)), scan(tmp_path)
     assert [source.name(index) for index in range(len(source))] == [picture.name for picture in found.pictures]
     assert [picture.name for picture in found.pictures] == ["a.jfif", "b.tga", "c.gif"]
     assert list(source.notes) == list(found.notes)

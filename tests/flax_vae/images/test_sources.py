@@ -12,7 +12,7 @@ from PIL import Image
 from convert.extras import install_command
 from flax_vae.images.packed import ArraySource
 from flax_vae.images.read import StorageError
-from flax_vae.images.sources import open_source
+from flax_vae.images.sources import open_images
 from train.config.schema import DataConfig
 from train.data.photographs import Photographs
 from train.errors import DataError
@@ -96,7 +96,7 @@ def no_cache_of_datasets_outside(tmp_path_factory, monkeypatch):
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_"))
 def test_the_same_images_give_the_same_crops(tmp_path, write):
     address = write(tmp_path / "data")
-    source = open_source(address)
+    source = open_images(address)
     assert len(source) == 6
     assert len({source.name(index) for index in range(6)}) == 6
     assert {source.size(index) for index in range(6)} == {(12, 17)}
@@ -119,7 +119,7 @@ def test_an_array_stays_on_the_disk_and_its_images_are_numbered(tmp_path):
 
 def test_grey_arrays_become_rgb(tmp_path):
     np.save(tmp_path / "x.npy", IMAGES[..., :1])
-    np.testing.assert_array_equal(open_source(str(tmp_path / "x.npy")).read(1), IMAGES[1][..., [0, 0, 0]])
+    np.testing.assert_array_equal(open_images(str(tmp_path / "x.npy")).read(1), IMAGES[1][..., [0, 0, 0]])
 
 
 BAD_ARRAYS = {
@@ -141,15 +141,15 @@ BAD_ARRAYS = {
 def test_other_arrays_are_refused(tmp_path, write, message):
     write(tmp_path / "x.npy")
     with pytest.raises(DataError, match=f"x.npy {message}|x.npy .*{message}"):
-        open_source(str(tmp_path / "x.npy"))
+        open_images(str(tmp_path / "x.npy"))
 
 
 def test_an_archive_must_say_which_array_is_meant(tmp_path):
     np.savez(tmp_path / "x.npz", a=IMAGES, b=IMAGES)
     with pytest.raises(DataError, match="of its 2 arrays none is called images"):
-        open_source(str(tmp_path / "x.npz"))
+        open_images(str(tmp_path / "x.npz"))
     np.savez_compressed(tmp_path / "x.npz", only=IMAGES)
-    np.testing.assert_array_equal(open_source(str(tmp_path / "x.npz")).read(4), IMAGES[4])
+    np.testing.assert_array_equal(open_images(str(tmp_path / "x.npz")).read(4), IMAGES[4])
 
 
 @pytest.mark.parametrize(
@@ -160,29 +160,29 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, address, package
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(DataError, match=f"needs the package {package} .*: {re.escape(install_command(extra))}$"):
-        open_source(address)
+        open_images(address)
 
 
 @pytest.mark.parametrize("option", ["spilt=train", "split", "column="])
 def test_unknown_options_of_a_data_set_are_refused(option):
     with pytest.raises(DataError, match=f"has the option '{option}'; known are split=NAME and column=NAME"):
-        open_source(f"hf:some/where,{option}")
+        open_images(f"hf:some/where,{option}")
 
 
 def test_data_sets_without_what_was_asked_for_are_refused(tmp_path):
     address = write_saved(tmp_path / "data")
     with pytest.raises(DataError, match="no column 'label' of images; those it has: image"):
-        open_source(f"{address},column=label")
+        open_images(f"{address},column=label")
     with pytest.raises(DataError, match="could not be loaded"):
-        open_source(f"hf:{tmp_path / 'none'}")
+        open_images(f"hf:{tmp_path / 'none'}")
     with pytest.raises(DataError, match="could not be loaded .KeyError"):
-        open_source(write_splits(tmp_path / "splits").replace("other", "test"))
+        open_images(write_splits(tmp_path / "splits").replace("other", "test"))
 
 
 def test_bad_rows_of_a_data_set_are_named(tmp_path):
     good = encoded(IMAGES[0])
     make_dataset([good, None, b"hello", good]).save_to_disk(tmp_path / "data")
-    source = open_source(f"hf:{tmp_path / 'data'}")
+    source = open_images(f"hf:{tmp_path / 'data'}")
     for index, message in {1: "data/1 is empty", 2: "data/2 is no image that Pillow can read"}.items():
         for function in (source.size, source.read):
             with pytest.raises(DataError, match=message):
@@ -195,22 +195,22 @@ def test_a_data_set_may_hold_paths(tmp_path):
     paths = [str(tmp_path / "images" / f"{index}.png") for index in range(6)]
     data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
     data.save_to_disk(tmp_path / "data")
-    np.testing.assert_array_equal(open_source(f"hf:{tmp_path / 'data'}").read(4), IMAGES[4])
+    np.testing.assert_array_equal(open_images(f"hf:{tmp_path / 'data'}").read(4), IMAGES[4])
 
 
 def test_bad_records_are_named_and_damaged_files_are_no_bad_images(tmp_path):
     good = encoded(IMAGES[0])
     address = write_records(tmp_path / "data", [good, b"hello", good, good])
     with pytest.raises(DataError, match="array_record/1 is no image that Pillow can read"):
-        open_source(address).read(1)
+        open_images(address).read(1)
     with pytest.raises(DataError, match="is no file and matches none"):
-        open_source(str(tmp_path / "none.array_record"))
+        open_images(str(tmp_path / "none.array_record"))
 
-    source = open_source(address)
+    source = open_images(address)
     file = tmp_path / "data" / "train-0.array_record"
     file.write_bytes(file.read_bytes()[:20] + bytes(file.stat().st_size - 20))
     with pytest.raises(StorageError, match="array_record/0 cannot be read"):
         source.read(0)
     file.write_bytes(b"hello")
     with pytest.raises(DataError, match="cannot be read as ArrayRecord"):
-        open_source(address)
+        open_images(address)

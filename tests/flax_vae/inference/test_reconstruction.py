@@ -21,7 +21,7 @@ from flax_vae.cli import main as cli
 from flax_vae.conditioning import same_time
 from flax_vae.errors import UserError
 from flax_vae.images.comparison import WIDE, draw_comparison, visible_factor
-from flax_vae.images.scores import compare, psnr
+from flax_vae.images.scores import compare_images, psnr
 from flax_vae.images.sizes import to_float, to_uint8
 from flax_vae.inference.reconstruction import needs_bands
 from tests.flax_vae.random_models import PLAIN, random_params
@@ -95,10 +95,10 @@ def test_the_picture_shows_original_reconstruction_and_difference(model, by_hand
     original, reconstruction, difference = panels("photo.reconstruction.png", HEIGHT, WIDTH, zoom)
     np.testing.assert_array_equal(original, pixels)
     assert np.abs(reconstruction.astype(int) - by_hand(pixels)).max() <= 1  # two programs may round a half differently
-    factor = visible_factor(compare("", original, reconstruction))
+    factor = visible_factor(compare_images("", original, reconstruction))
     apart = np.abs(original.astype(int) - reconstruction)
     np.testing.assert_array_equal(difference, np.minimum(apart * factor, 255))
-    scores = compare("photo.png", original, reconstruction).scores
+    scores = compare_images("photo.png", original, reconstruction).scores
     assert out.splitlines() == [
         f"photo.png: 11 wide, 13 high, PSNR {scores.psnr:.2f} dB, SSIM {scores.ssim:.3f}",
         "picture: photo.reconstruction.png",
@@ -294,11 +294,11 @@ def test_models_of_other_images_are_refused(here, capsys):
 def test_differences_are_made_visible():
     flat = np.full((20, 20, 3), 100, np.uint8)
     for step, factor in [(0, 32), (1, 32), (5, 32), (20, 8), (60, 4), (100, 2), (130, 1)]:
-        assert visible_factor(compare("", flat, flat + np.uint8(step))) == factor
+        assert visible_factor(compare_images("", flat, flat + np.uint8(step))) == factor
 
 
 def test_the_end_of_a_line_in_a_name_is_drawn_as_a_space():
-    same, names = compare("", PIXELS, PIXELS), ("two\nlines.png", "two lines.png")
+    same, names = compare_images("", PIXELS, PIXELS), ("two\nlines.png", "two lines.png")
     one, other = (draw_comparison(same, [name], amplified=1, layout=WIDE) for name in names)
     assert one == other
 

@@ -6,7 +6,7 @@ import pytest
 
 from convert import PRESETS
 from train.config.recipes import RECIPES, architecture, recipe
-from train.config.schema import GanConfig, LossConfig, TrainConfig, differences
+from train.config.schema import GanConfig, LossConfig, TrainConfig, config_differences
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *PRESETS])
@@ -24,7 +24,7 @@ def test_what_goes_on_from_weights_asks_for_them(name):
 
 
 def test_recipes_of_a_tiny_model_differ_in_what_judges_it_alone():
-    names = {line.partition(":")[0] for line in differences(recipe("tiny"), recipe("tiny-perceptual"))}
+    names = {line.partition(":")[0] for line in config_differences(recipe("tiny"), recipe("tiny-perceptual"))}
     assert {name.partition(".")[0] for name in names} == {"loss", "gan"}
     assert recipe("tiny-perceptual").loss.lpips_weight > 0
 

@@ -5,7 +5,15 @@ import pytest
 
 from convert import PRESETS
 from train.config.recipes import recipe
-from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TimeConfig, TrainConfig, differences
+from train.config.schema import (
+    DataConfig,
+    GanConfig,
+    LossConfig,
+    OptimConfig,
+    TimeConfig,
+    TrainConfig,
+    config_differences,
+)
 
 TINY = PRESETS["tiny"]
 
@@ -54,8 +62,8 @@ def test_every_field_survives_json():
 def test_differences_name_nested_fields():
     before = TrainConfig(model=TINY)
     after = dataclasses.replace(before, seed=3, optim=OptimConfig(learning_rate=0.5))
-    assert differences(before, after) == ["optim.learning_rate: 0.0001 -> 0.5", "seed: 0 -> 3"]
-    assert differences(before, before) == []
+    assert config_differences(before, after) == ["optim.learning_rate: 0.0001 -> 0.5", "seed: 0 -> 3"]
+    assert config_differences(before, before) == []
 
 
 BAD = [

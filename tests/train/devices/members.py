@@ -20,7 +20,7 @@ from train.config.schema import DataConfig, OptimConfig, TrainConfig
 from train.data.listing import data_listing
 from train.data.photographs import Photographs
 from train.devices import agreeing as module
-from train.devices.agreeing import agreement, exchange, facts_of_run, facts_of_start, require_same_state
+from train.devices.agreeing import agreement, facts_of_run, facts_of_start, gather_values, require_same_state
 from train.devices.processes import join_processes
 from train.errors import DataError, TrainError
 
@@ -73,7 +73,7 @@ def cases(other: bool, data: Path):
     yield "state", lambda: require_same_state(state, 40)
     state["params"]["kernel"] = jnp.ones(5)
     yield "the same state", lambda: require_same_state(state, 41)
-    yield "long values", lambda: exchange("x" * (10_000 if other else 1))
+    yield "long values", lambda: gather_values("x" * (10_000 if other else 1))
 
 
 def main(coordinator: str, index: int, data: Path) -> None:
@@ -87,12 +87,12 @@ def main(coordinator: str, index: int, data: Path) -> None:
             except TrainError as error:
                 message = str(error)
         print(json.dumps([name, message]), flush=True)
-    values = exchange({"from": index})
+    values = gather_values({"from": index})
     print(json.dumps(["values", values]), flush=True)
     module.WAIT_SECONDS = 1
     if index == 0:
         try:
-            exchange("alone")
+            gather_values("alone")
         except TrainError as error:
             print(json.dumps(["alone", str(error)]), flush=True)
     else:

@@ -25,7 +25,7 @@ from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, 
 from train.devices.parallel import make_parallel
 from train.errors import TrainError
 from train.losses.perceptual import NETS, Lpips
-from train.plan.dry_run import describe
+from train.plan.dry_run import describe_run
 from train.step import train_step
 
 STEPS = 3
@@ -161,7 +161,7 @@ def test_evaluation_takes_the_weights_of_a_cut_run():
 
 
 def test_a_dry_run_says_how_images_are_cut(small, tmp_path):
-    text = describe(replace(small, parallel="mesh", rows=2, data=replace(small.data, crop_size=20)), tmp_path)
+    text = describe_run(replace(small, parallel="mesh", rows=2, data=replace(small.data, crop_size=20)), tmp_path)
     assert "# memory in MiB on each of 2 cpu devices, 2 to an image, without activations:\n" in text
 
 

@@ -17,15 +17,15 @@ from convert import PRESETS, load_folder
 from flax_vae import AutoEncoder, from_pretrained, init_params, save_pretrained
 from flax_vae.images.scores import Comparison, ImageScores, psnr, ssim
 from flax_vae.images.sizes import to_float, to_uint8
-from flax_vae.images.sources import open_source
+from flax_vae.images.sources import open_images
 from tests.train.conftest import SMALL
 from train.cli import evaluate as eval_cli
 from train.errors import DataError, TrainError
 from train.evaluation.fid import FrechetMeter, frechet_distance, load_extractor
 from train.evaluation.measured_scale import write_scale
-from train.evaluation.statistics import LatentMoments, RunningMoments
+from train.evaluation.statistics import PosteriorStats, RunningCovariance
 from train.evaluation.tables import latent_lines, table
-from train.evaluation.whole_images import Evaluation, Perceptual, Report
+from train.evaluation.whole_images import Evaluation, PerceptualDistance, Report
 from train.report.pictures import save_comparisons
 from train.run.directory import RunDirectory
 
@@ -35,14 +35,14 @@ rng = np.random.default_rng(0)
 
 
 def moments(vectors):
-    gathered = RunningMoments(vectors.shape[1])
+    gathered = RunningCovariance(vectors.shape[1])
     gathered.add(vectors)
     return gathered
 
 
 def test_running_moments_are_numpys_even_far_from_zero():
     vectors = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)) + [1e8, 0.0, -1e8]
-    running = RunningMoments(3)
+    running = RunningCovariance(3)
     for part in np.split(vectors, [0, 1, 7, 300]):  # an empty one too
         running.add(part)
     assert running.count == 500
@@ -55,7 +55,7 @@ def test_running_moments_are_numpys_even_far_from_zero():
 def test_latent_statistics_are_those_of_drawn_latents():
     mean = rng.normal([0.5, -1.0, 0.0], [1.0, 2.0, 0.05], (6, 9, 7, 3))
     logvar = rng.normal([-2.0, 0.0, -0.01], 0.1, mean.shape)
-    gathered = LatentMoments(3)
+    gathered = PosteriorStats(3)
     for part in (slice(0, 1), slice(1, 6)):
         gathered.add(mean[part], logvar[part])
     found = gathered.result()
@@ -77,7 +77,7 @@ def test_latent_statistics_are_those_of_drawn_latents():
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_latents_that_say_nothing_are_refused(value):
-    gathered = LatentMoments(1)
+    gathered = PosteriorStats(1)
     gathered.add(np.full((1, 2, 2, 1), value), np.full((1, 2, 2, 1), -np.inf))
     with pytest.raises(TrainError, match="look at the weights"):
         gathered.result()
@@ -198,9 +198,9 @@ def close(a, b):
 def test_every_image_is_reconstructed_whole(params, three):
     seen = {}
     features = lambda images: images.reshape(len(images), -1, 3).mean(1)  # noqa: E731
-    perceptual = Perceptual(lambda a, b: np.abs(a - b).mean((1, 2, 3)), smallest_side=10)
+    perceptual = PerceptualDistance(lambda a, b: np.abs(a - b).mean((1, 2, 3)), smallest_side=10)
     evaluate = Evaluation(AutoEncoder(SMALL), params, 2, perceptual=perceptual, frechet=FrechetMeter(features))
-    source = open_source(str(three))
+    source = open_images(str(three))
     report = evaluate(source, 99, lambda it: seen.update({it.scores.name: it}))
 
     expected = {source.name(index): by_hand(params, source.read(index)) for index in range(3)}
@@ -234,7 +234,7 @@ def test_every_image_is_reconstructed_whole(params, three):
 
 def test_an_incomplete_batch_is_filled_up_and_the_filling_is_not_counted(params, three):
     evaluate = Evaluation(AutoEncoder(SMALL), params)
-    image = open_source(str(three)).read(0)
+    image = open_images(str(three)).read(0)
     filled = replace(evaluate, batch_size=2)(Listed([image, image, image]), 3)
     once = evaluate(Listed([image]), 1)
     assert [scores.psnr for scores in filled.images] == pytest.approx([once.images[0].psnr] * 3, abs=0.01)
@@ -292,14 +292,14 @@ def test_bands_are_what_decodes_where_they_are_asked_for(params, three, monkeypa
     monkeypatch.setattr("flax_vae.inference.reconstruction.decode_in_bands", decode)
     assert signature(decode_in_bands).parameters.keys() >= signature(decode).parameters.keys()
     seen = []
-    Evaluation(AutoEncoder(SMALL), params, 2, in_bands=True)(open_source(str(three)), 3, seen.append)
+    Evaluation(AutoEncoder(SMALL), params, 2, in_bands=True)(open_images(str(three)), 3, seen.append)
     assert latents == [(2, 7, 9, 4), (1, 5, 10, 4)]
     assert all((it.reconstruction == 128).all() for it in seen)
 
 
 def test_no_images_are_no_evaluation(params, tmp_path):
     with pytest.raises(DataError, match="at least one"):
-        Evaluation(AutoEncoder(SMALL), params)(open_source(str(tmp_path)), 5)
+        Evaluation(AutoEncoder(SMALL), params)(open_images(str(tmp_path)), 5)
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -310,7 +310,7 @@ def test_a_reconstruction_that_is_not_finite_has_no_scores(params, three):
     huge = {**conv, "kernel": jnp.full_like(conv["kernel"], 3e38)}  # finite weights, whose products are not
     broken = {**params, "decoder": {**params["decoder"], "conv_out": huge}}
     with pytest.raises(TrainError, match=r"the reconstruction of .*three.*/[abc].png holds NaN or infinite values"):
-        Evaluation(AutoEncoder(SMALL), broken)(open_source(str(three)), 3)
+        Evaluation(AutoEncoder(SMALL), broken)(open_images(str(three)), 3)
 
 
 def test_comparisons_show_original_reconstruction_and_difference(tmp_path):
@@ -332,7 +332,7 @@ def test_comparisons_show_original_reconstruction_and_difference(tmp_path):
 def test_the_scale_goes_into_the_configuration_and_nothing_else_changes(params, tmp_path):
     save_pretrained(tmp_path / "model", AutoEncoder(SMALL), params)
     before = load_folder(tmp_path / "model")[1]
-    gathered = LatentMoments(1)
+    gathered = PosteriorStats(1)
     gathered.add(np.array([1.0, 5.0]).reshape(1, 1, 2, 1), np.log([3.0, 7.0]).reshape(1, 1, 2, 1))
     record = write_scale(tmp_path / "model", gathered.result())
     assert (record.shift_factor, record.scale_factor) == (3.0, 0.333333)  # variance 4 of the means, 5 around them
@@ -441,9 +441,9 @@ def test_what_the_caller_can_put_right_is_one_line(flags, message, params, three
 
 
 def test_of_many_images_the_worst_are_shown_and_equal_ones_have_no_json_number(tmp_path):
-    from train.evaluation.tables import write_json
+    from train.evaluation.tables import write_report_json
 
-    gathered = LatentMoments(1)
+    gathered = PosteriorStats(1)
     gathered.add(rng.normal(size=(2, 2, 2, 1)), np.zeros((2, 2, 2, 1)))
     images = [ImageScores(str(index), 8, 8, float(index), None, 1.0 - index) for index in range(60)]
     images[7] = images[7]._replace(psnr=float("inf"))
@@ -452,7 +452,7 @@ def test_of_many_images_the_worst_are_shown_and_equal_ones_have_no_json_number(t
     assert "50 worst of 60 images by PSNR" in lines[0]
     assert [line.split()[0] for line in lines[2:10]] == ["0", "1", "2", "3", "4", "5", "6", "8"]
     assert table(report, "lpips")[2].split()[0] == "0"
-    write_json(tmp_path / "x.json", {}, report)
+    write_report_json(tmp_path / "x.json", {}, report)
     written = json.loads((tmp_path / "x.json").read_text())
     assert written["images"][7]["psnr"] is None
     assert written["images"][8]["psnr"] == 8.0

@@ -16,7 +16,7 @@ from convert.formats.safetensors import write_tensors
 from convert.table.rows import flatten
 from train.errors import TrainError
 from train.losses import lpips_weights
-from train.losses.lpips_weights import expand, from_torch_names, load_lpips_weights, to_torch_names
+from train.losses.lpips_weights import expand_lpips, from_torch_names, load_lpips_weights, to_torch_names
 from train.losses.perceptual import NETS, Features, Lpips, lpips, smallest_side
 
 # Five stages, as narrow as they go.
@@ -29,7 +29,7 @@ def random_tensors(stages) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
         row.theirs: rng.uniform(0, 0.2, row.op.torch_shape(row.shape)).astype(np.float32) - 0.05 * ("net/" in row.ours)
-        for row in expand(stages)
+        for row in expand_lpips(stages)
     }
 
 
@@ -118,7 +118,9 @@ def test_an_unknown_network_is_refused():
 def test_the_table_has_the_shapes_that_the_module_asks_for(net):
     images = jnp.zeros((1, 32, 32, 3))
     tree = jax.eval_shape(Lpips(NETS[net]).init, jax.random.key(0), images, images)["params"]
-    assert {row.ours: row.shape for row in expand(NETS[net])} == {k: leaf.shape for k, leaf in flatten(tree).items()}
+    assert {row.ours: row.shape for row in expand_lpips(NETS[net])} == {
+        k: leaf.shape for k, leaf in flatten(tree).items()
+    }
 
 
 def test_weights_go_to_the_reference_and_back_bit_for_bit():
@@ -192,7 +194,7 @@ def test_without_package_or_path_the_error_says_what_to_install(monkeypatch):
 def test_the_package_is_read_without_importing_it(package):
     params = from_torch_names(random_tensors(NETS["alex"]), NETS["alex"])
     leaves, tree = flatten(params), {}
-    for row in expand(NETS["alex"], "AlexNet_0"):
+    for row in expand_lpips(NETS["alex"], "AlexNet_0"):
         *branches, last = row.shipped.split("/")
         branch = tree
         for name in branches:

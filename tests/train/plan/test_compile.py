@@ -16,7 +16,7 @@ from flax_vae import AutoEncoder, init_params
 from tests.benchmarks.flops import work_flops
 from train.cli.plan import main
 from train.devices.chips import CHIPS
-from train.plan.compile import Memory, Plan, largest, needed, plan
+from train.plan.compile import Memory, Plan, bytes_needed, largest, plan
 from train.plan.count_flops import count_operations
 from train.plan.table import HEAD, rows
 from train.plan.topologies import Target, local
@@ -115,7 +115,7 @@ def test_nothing_fits():
     ],
 )  # fmt: skip
 def test_what_a_program_that_does_not_fit_would_need_is_read_from_the_error(message, total):
-    assert needed(message) == total
+    assert bytes_needed(message) == total
 
 
 # On this machine

@@ -13,7 +13,7 @@ from convert.table.identify import Weights
 from train.build import load_start, make_parts, make_state
 from train.config.schema import GanConfig, TrainConfig
 from train.errors import RunError
-from train.plan.dry_run import describe
+from train.plan.dry_run import describe_run
 from train.run.directory import RunDirectory
 
 
@@ -35,7 +35,7 @@ def mib(tree, share=1):
 
 
 def test_the_text_is_the_configuration_and_writes_nothing(whole, tmp_path):
-    text = describe(whole, tmp_path / "run")
+    text = describe_run(whole, tmp_path / "run")
     assert TrainConfig.from_dict(yaml.safe_load(text)) == whole
     assert list(tmp_path.iterdir()) == []
     assert f"3 images in {whole.data.folder}\n" in text
@@ -43,7 +43,7 @@ def test_the_text_is_the_configuration_and_writes_nothing(whole, tmp_path):
 
 
 def test_the_numbers_are_those_of_the_state(whole, tmp_path):
-    rows = numbers(describe(whole, tmp_path))
+    rows = numbers(describe_run(whole, tmp_path))
     state = jax.tree.map(np.asarray, make_state(whole, make_parts(whole)))
     assert rows["model"] == rows["that learn"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert rows["discriminator"] == pytest.approx(mib(state.discriminator) + mib(state.discriminator.params), abs=0.06)
@@ -56,7 +56,7 @@ def test_the_numbers_are_those_of_the_state(whole, tmp_path):
 
 def test_shared_states_are_halved_by_two_devices(whole, tmp_path):
     plain, shared = (
-        numbers(describe(config, tmp_path)) for config in (whole, replace(whole, parallel="mesh", zero=True))
+        numbers(describe_run(config, tmp_path)) for config in (whole, replace(whole, parallel="mesh", zero=True))
     )
     assert shared["optimiser"] == pytest.approx(plain["optimiser"] / 2, rel=0.1)
     assert shared["average"] == pytest.approx(plain["average"] / 2, rel=0.1)
@@ -65,11 +65,11 @@ def test_shared_states_are_halved_by_two_devices(whole, tmp_path):
 
 def test_what_a_run_would_refuse_is_refused(whole, tmp_path):
     with pytest.raises(RunError, match="start_from='nowhere' cannot be begun with"):
-        describe(replace(whole, start_from="nowhere"), tmp_path)
+        describe_run(replace(whole, start_from="nowhere"), tmp_path)
     RunDirectory(tmp_path).begin(whole)
     other = replace(whole, model=replace(whole.model, z_channels=5))
     with pytest.raises(RunError, match="another architecture"):
-        describe(other, tmp_path)
+        describe_run(other, tmp_path)
 
 
 def test_a_folder_of_diffusers_with_another_sample_size_is_a_start(small, tmp_path):
@@ -86,6 +86,6 @@ def test_a_folder_of_diffusers_with_another_sample_size_is_a_start(small, tmp_pa
 def test_a_run_begun_before_says_what_changed_and_where_it_goes_on(whole, tmp_path):
     RunDirectory(tmp_path).begin(whole)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    text = describe(replace(whole, seed=3), tmp_path)
+    text = describe_run(replace(whole, seed=3), tmp_path)
     assert "# changed since this run began: seed: 0 -> 3, data: not known before, for there is no data.json\n" in text
     assert f"{tmp_path / 'checkpoints' / '5'}, if it is whole" in text
