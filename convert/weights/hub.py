@@ -13,7 +13,7 @@ from convert.weights.open import is_weights_file
 
 PREFIX = "hf:"
 
-# No more than `open_source` would take from such a folder, and of several copies of the same weights the one in full
+# No more than `open_weights` would take from such a folder, and of several copies of the same weights the one in full
 # precision: repositories keep pickles and half precision beside it.
 FILES = (
     "config.json",

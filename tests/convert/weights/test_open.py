@@ -336,7 +336,7 @@ def test_verifying_can_be_left_out(tmp_path, diffusers_folder, form):
 def test_no_framework_is_loaded(tmp_path):
     save_folder(tmp_path / "model", TINY, random_weights())
     code = (
-        "import sys; from convert.weights.open import open_source; open_source(sys.argv[1])\n"
+        "import sys; from convert.weights.open import open_weights; open_weights(sys.argv[1])\n"
         "assert not {'jax', 'flax', 'orbax', 'torch', 'tensorstore'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "model"], check=True)
