@@ -3,32 +3,55 @@
 The twin of `torch_ref`, class by class and name by name: torch `encoder.down.0.block.1.norm1.weight` is
 `encoder/down_0/block_1/norm1/scale` here.  Images are `b h w c` in [-1, 1].
 
-What there is stands in `__init__.pyi`, and is loaded when it is first asked for (PEP 562): `flax-vae --help` need not
-wait for JAX.
+Each name is loaded when it is first asked for: `flax-vae --help` need not wait for JAX.
 """
 
-import ast
-import importlib
-import importlib.util
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from convert.faces import lazy_names
 
 __version__ = "0.1.0"
 
-_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-_HOMES = {name.name: str(line.module) for line in _STUB.body if isinstance(line, ast.ImportFrom) for name in line.names}
-globals()["__all__"] = sorted(_HOMES)  # for type checkers it stands in the stub, written out
+if TYPE_CHECKING:
+    from convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
+    from flax_vae.autoencoder import AutoEncoder, init_params
+    from flax_vae.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
+    from flax_vae.discriminator import Discriminator
+    from flax_vae.gaussian import DiagonalGaussian, Posterior
+    from flax_vae.inference import decode_in_bands, decode_over_devices, moments_over_devices
+    from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Swish, Upsample, swish
+    from flax_vae.loading import from_pretrained, save_pretrained
+    from flax_vae.nnx import to_nnx
+    from flax_vae.ops import cache_compilations, compiler_options
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-        globals()[name] = value  # nobody asks here a second time
-        return value
-    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
-        return importlib.import_module(f"{__name__}.{name}")  # `flax_vae.loading`, by whoever imported only `flax_vae`
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__all__ = [
+    "PRESETS",
+    "AttnBlock",
+    "AutoEncoder",
+    "AutoEncoderParams",
+    "Decoder",
+    "DiagonalGaussian",
+    "Discriminator",
+    "DiscriminatorParams",
+    "DownLevel",
+    "Downsample",
+    "Encoder",
+    "MidBlock",
+    "Posterior",
+    "ResnetBlock",
+    "Swish",
+    "UpLevel",
+    "Upsample",
+    "cache_compilations",
+    "compiler_options",
+    "decode_in_bands",
+    "decode_over_devices",
+    "from_pretrained",
+    "init_params",
+    "moments_over_devices",
+    "save_pretrained",
+    "swish",
+    "to_nnx",
+]

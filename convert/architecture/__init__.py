@@ -3,9 +3,11 @@
 Imports `convert.formats` for the names of dtypes; used by both models, Flax and PyTorch.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from convert.architecture.autoencoder import (
         LOGVAR_MAX,
         LOGVAR_MIN,
@@ -24,6 +26,8 @@ with epy.lazy_api_imports(globals()):
     )
     from convert.architecture.discriminator import KERNEL, DiscriminatorParams
     from convert.architecture.presets import PRESETS, preset
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "AutoEncoderParams",

@@ -3,14 +3,18 @@
 Imports `convert.extras`; used by every command line.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from convert.console.cpus import available_cpus
     from convert.console.interrupts import advise, run
     from convert.console.progress import Progress
     from convert.console.quiet import quiet_libraries
     from convert.console.terminal import escaped, escaped_output, parse_flags, printable, rewrite_line
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Progress",

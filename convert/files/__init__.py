@@ -3,9 +3,11 @@
 Imports `convert.errors`; used by everything that reads or writes.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from convert.files.archive import check_members
     from convert.files.atomic import beside, partial_of, restore, shortened
     from convert.files.atomic_file import new_file
@@ -31,6 +33,8 @@ with epy.lazy_api_imports(globals()):
         read_verified,
     )
     from convert.files.regular import read_bytes, require_regular
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "FORMAT",

@@ -3,9 +3,11 @@
 NumPy only; imports `convert.files`.  Used by `convert.weights`, which chooses the format.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from convert.formats.content import content_of, foreign
     from convert.formats.header import DIGEST, fingerprint
     from convert.formats.lazy import FLOATS, Deferred, apply, cast, dtype_name, is_floating
@@ -13,6 +15,8 @@ with epy.lazy_api_imports(globals()):
     from convert.formats.pytorch import BIT_PATTERNS, read_pickle, to_array
     from convert.formats.safetensors import ArrayLike, list_tensors, read_metadata, read_tensors, write_tensors
     from convert.formats.sharded import is_index, read_shard_index, read_shards
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "ArrayLike",

@@ -3,9 +3,11 @@
 NumPy only; imports `convert.formats`.  Written by `flax_vae.folders`, read by whoever trains on latents.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from convert.latents.dataset import LatentDataset
     from convert.latents.index import (
         INDEX,
@@ -21,6 +23,8 @@ with epy.lazy_api_imports(globals()):
     )
     from convert.latents.shard import LatentEntry, ShardContent, ShardNotes, Skip, read_notes, read_sources, write_shard
     from convert.latents.statistics import LatentMoments, LatentStatistics
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Encoding",

@@ -3,9 +3,11 @@
 Imports `convert.formats` and `convert.table`; used by `from_pretrained` and `save_pretrained` of both frameworks.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
     from convert.weights.folder import CONFIG, WEIGHTS, load_folder, read_config, save_folder, write_config
     from convert.weights.hub import locate
@@ -13,6 +15,8 @@ with epy.lazy_api_imports(globals()):
     from convert.weights.open import WeightFile, open_weights
     from convert.weights.run_folder import CHECKPOINTS, EXPORT, find_export, is_run
     from convert.weights.save import save_weights
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "CHECKPOINTS",

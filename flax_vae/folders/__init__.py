@@ -3,11 +3,15 @@
 Imports `flax_vae.inference` and `convert.latents`; used by `flax-vae encode` and `flax-vae decode`.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from flax_vae.folders.batches import BatchLimits
     from flax_vae.folders.decode import decode_folder
     from flax_vae.folders.encode import EncodeReport, encode_folder, encoding_of
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = ["BatchLimits", "EncodeReport", "decode_folder", "encode_folder", "encoding_of"]

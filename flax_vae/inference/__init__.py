@@ -3,14 +3,18 @@
 Imports the model and `flax_vae.images`; used by the commands and by evaluation.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from flax_vae.inference.banded_decode import decode_in_bands
     from flax_vae.inference.data_parallel import DataParallel, rows_of
     from flax_vae.inference.model import load_model
     from flax_vae.inference.over_devices import DECODES, ENCODES, decode_over_devices, moments_over_devices
     from flax_vae.inference.reconstruction import check_rgb, needs_bands, reconstruct
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "DECODES",

@@ -3,9 +3,11 @@
 Knows no model; imports JAX and Flax.  Used by the models and by inference.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from flax_vae.ops.attention_tiles import Tile, tiled_attention
     from flax_vae.ops.broadcasting import add, broadcast
     from flax_vae.ops.compilation import cache_compilations, compiler_options, release_compiler_memory, require_devices
@@ -14,6 +16,8 @@ with epy.lazy_api_imports(globals()):
     from flax_vae.ops.linear import Conv, Dense
     from flax_vae.ops.remat import Remat, rematerialised
     from flax_vae.ops.upsampling import corner_kernels, upsample_and_convolve
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Conv",

@@ -3,9 +3,11 @@
 Loads no JAX; imports `convert.architecture`.  Used by everything in `train`.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from train.config.recipes import architecture, default, recipe
     from train.config.schema import (
         DataConfig,
@@ -17,6 +19,8 @@ with epy.lazy_api_imports(globals()):
         config_differences,
         flatten_config,
     )
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "DataConfig",

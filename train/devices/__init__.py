@@ -3,13 +3,17 @@
 Imports `train.state`; used by the loop and by the plan.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from train.devices.agreeing import agreement, facts_of_run, facts_of_start, require_same_state
     from train.devices.chips import Chip, find_chip, peak_flops
     from train.devices.parallel import Parallel, make_parallel
     from train.devices.processes import join_processes, leave
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Chip",

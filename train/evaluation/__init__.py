@@ -3,14 +3,18 @@
 Imports `train.losses` and `flax_vae.inference`; used by the loop and by `flax-vae-train eval`.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from train.evaluation.fid import FrechetMeter, load_extractor
     from train.evaluation.measured_scale import check_scalable, write_scale
     from train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_report_json
     from train.evaluation.tiles import TILE, Evaluator, TileScores, to_tiles
     from train.evaluation.whole_images import Evaluation, PerceptualDistance
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Evaluation",

@@ -3,13 +3,17 @@
 Imports `train.config`; used by the step.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from train.losses.adversarial import adaptive_weight, choose, r1_penalty, wide
     from train.losses.lpips_weights import load_lpips_weights, lpips_shapes
     from train.losses.perceptual import lpips, smallest_side, stages_of
     from train.losses.reconstruction import kl, reconstruction_loss
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "adaptive_weight",

@@ -3,12 +3,16 @@
 Imports `train.build` and `train.devices`; used by the commands.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from train.plan.compile import find_fitting, plan
     from train.plan.dry_run import describe_run
     from train.plan.table import LEGEND, rows
     from train.plan.topologies import Target, local, topology
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = ["LEGEND", "Target", "describe_run", "find_fitting", "local", "plan", "rows", "topology"]

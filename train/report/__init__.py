@@ -3,13 +3,17 @@
 Imports `train.evaluation` and `train.run`; used by the loop.
 """
 
-from etils import epy
+from typing import TYPE_CHECKING
 
-with epy.lazy_api_imports(globals()):
+from convert.faces import lazy_names
+
+if TYPE_CHECKING:
     from train.report.html import write_report
     from train.report.metrics_log import Metrics, Reporter, read_metrics
     from train.report.pictures import save_comparisons, save_grid
     from train.report.tensorboard import TensorBoard, load_writer
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Metrics",
