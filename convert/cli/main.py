@@ -90,7 +90,7 @@ class Convert:
     force: bool = False
     json: bool = False
 
-    def run_both(self) -> int:
+    def run(self) -> int:
         """Reads, checks, converts and writes."""
         source = _open(self.src, self.raw_weights, self.variant)
         if source.path.is_dir() and self.dst.resolve().is_relative_to(source.path.resolve()):
@@ -152,7 +152,7 @@ class Inspect:
     tensors: bool = False
     json: bool = False
 
-    def run_both(self) -> int:
+    def run(self) -> int:
         """Prints the report."""
         source = _open(self.file, self.raw_weights, self.variant)
         report = inspect(source, self.prefix)
@@ -195,7 +195,7 @@ class Verify:
     raw_weights: bool = False
     json: bool = False
 
-    def run_both(self) -> int:
+    def run(self) -> int:
         """Compares, and prints what differs."""
         if self.b is None and self.run_picture is None:
             raise ConversionError("verify needs something to compare with: give B, or --run PICTURE, or both")
@@ -251,7 +251,7 @@ class Table:
     preset: Preset
     layout: tuple[AnyLayout, ...] = ("flux",)
 
-    def run_both(self) -> int:
+    def run(self) -> int:
         """Prints the table."""
         tables = [expand(PRESETS[self.preset], layout) for layout in self.layout]
         heads = ["flax", "shape"]
