@@ -80,10 +80,10 @@ def rows_from_outside(monkeypatch):
 @pytest.mark.parametrize("mistake", [statistics_of_a_tile, rows_from_outside])
 def test_mistake_is_seen(monkeypatch, mistake):
     model, params, inputs, expected = case(PLAIN)
-    bands.run.clear_cache()
+    bands.run_ops.clear_cache()
     mistake(monkeypatch)
     images = decode_in_bands(model, params, *inputs, band_rows=64)
-    bands.run.clear_cache()
+    bands.run_ops.clear_cache()
     assert apart(images, expected) >= 100 * TOLERANCE
 
 
