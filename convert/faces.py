@@ -33,9 +33,9 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
     def get(name: str) -> Any:
         if name in homes:
-            value = getattr(importlib.import_module(homes[name]), name)
-            setattr(sys.modules[package], name, value)  # nobody asks here a second time
-            return value
+            return getattr(
+                importlib.import_module(homes[name]), name
+            )  # not kept: who replaces it there replaces it here
         if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
             return importlib.import_module(f"{package}.{name}")  # `convert.files`, after `import convert` alone
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

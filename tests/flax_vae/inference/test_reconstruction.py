@@ -306,7 +306,7 @@ def test_the_end_of_a_line_in_a_name_is_drawn_as_a_space():
 def test_without_pillow_it_says_how_to_have_it(here):
     code = (
         "import sys; sys.modules['PIL'] = None\n"
-        "from flax_vae import cli\n"
+        "from flax_vae.cli import main as cli\n"
         "sys.exit(cli.main(['reconstruct', 'x.png', '--model', 'y']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
