@@ -30,6 +30,9 @@ def run(prog: str, module: str) -> int:
     end_on_signals(prog)
     try:
         return importlib.import_module(module).main()
+    except BrokenPipeError:  # the reader has seen enough, as `--help | head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     finally:
         leave_signals()
 

@@ -120,3 +120,13 @@ def test_help_is_in_colour_on_a_terminal():
             pass
     os.close(leader)
     assert b"\x1b[" in told and b"\\x1b" not in told
+
+
+@pytest.mark.parametrize("package", ["convert", "flax_vae", "train"])
+def test_a_reader_that_has_seen_enough_is_no_error(package, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        command = [sys.executable, "-m", package, "--help"]
+        done = subprocess.run(command, cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
