@@ -33,9 +33,8 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
     def get(name: str) -> Any:
         if name in homes:
-            return getattr(
-                importlib.import_module(homes[name]), name
-            )  # not kept: who replaces it there replaces it here
+            # Not kept: who replaces it in its file replaces it here.
+            return getattr(importlib.import_module(homes[name]), name)
         if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
             return importlib.import_module(f"{package}.{name}")  # `convert.files`, after `import convert` alone
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@ conversion.
 
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -294,11 +293,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if words and words[0] in COMMANDS:
         command, prog = COMMANDS[words[0]], f"{PROG} {words.pop(0)}"
     try:
-        code = parse_flags(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a listing has seen enough, as `| head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return parse_flags(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run()
+    except BrokenPipeError:  # no OSError of this command: `convert.console.run` ends it
+        raise
     except ImportError as error:
         sentence = explain_missing(error)
         if sentence is None:
@@ -311,7 +308,6 @@ def main(args: Sequence[str] | None = None) -> int:
             text = text.replace(name, printable(name)) if "\n" in name else text
         print(f"{PROG}: {text}", file=sys.stderr)
         return 1
-    return code
 
 
 class _Counter:

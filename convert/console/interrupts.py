@@ -29,7 +29,10 @@ def run(prog: str, module: str) -> int:
     """
     end_on_signals(prog)
     try:
-        return importlib.import_module(module).main()
+        try:
+            return importlib.import_module(module).main()
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can be told from a defect
     except BrokenPipeError:  # the reader has seen enough, as `--help | head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,7 +1,6 @@
 """`flax-vae`: images and latents in the shell; what a person can put right ends in one line on standard error."""
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -59,11 +58,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"{PROG}: {words[0]!r} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        code = importlib.import_module(COMMANDS[words[0]][1]).main(words[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `| head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return importlib.import_module(COMMANDS[words[0]][1]).main(words[1:])
+    except BrokenPipeError:  # no OSError of this command: `convert.console.run` ends it
+        raise
     except KeyboardInterrupt:
         print(f"{PROG} {words[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -76,7 +73,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except (UserError, ConversionError, FileError, OSError) as error:
         print(f"{PROG} {words[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    return code
 
 
 if __name__ == "__main__":

@@ -35,9 +35,8 @@ class PanelLayout:
     title: int = 14
 
 
-WIDE = PanelLayout(
-    largest=1024, smallest=256, gap=16, line=30, text=18, title=24
-)  # a picture to be looked at by itself
+# A picture to be looked at by itself.
+WIDE = PanelLayout(largest=1024, smallest=256, gap=16, line=30, text=18, title=24)
 
 
 def draw_comparison(

@@ -414,11 +414,11 @@ def test_help_explains_itself(capsys, words):
 
 
 def test_a_reader_that_stops_reading_is_no_error(tmp_path):
-    code = "import sys; from convert.cli.main import main; sys.exit(main(['table', '--preset', 'seed-flux']))"
+    command = [sys.executable, "-m", "convert", "table", "--preset", "seed-flux"]
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60)
     finally:
         os.close(writer)
     assert done.stderr == b""

@@ -123,9 +123,10 @@ def test_a_signal_during_the_imports_is_no_traceback(package, words, seconds, tm
 def test_a_reader_that_has_seen_enough_is_no_error():
     code = (
         "import sys, types\n"
-        "from flax_vae.cli import main as cli\n"
+        "from flax_vae.__main__ import main\n"
         f"sys.modules[{ENCODE!r}] = types.SimpleNamespace(main=lambda args: print('x' * 1_000_000) or 0)\n"
-        "sys.exit(cli.main(['encode']))"
+        "sys.argv[1:] = ['encode']\n"
+        "sys.exit(main())"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.read(1) == b"x"
