@@ -5,13 +5,21 @@ Neither framework is needed, or loaded; each name is loaded when it is first ask
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams, preset
-    from convert.errors import ConversionError, FileError
-    from convert.table import LAYOUTS, Row, discriminator_to_flax, discriminator_to_torch, expand, to_flax, to_torch
-    from convert.weights import load_folder, load_weights, save_folder, save_weights
+    from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams, preset
+    from flax_vae.convert.errors import ConversionError, FileError
+    from flax_vae.convert.table import (
+        LAYOUTS,
+        Row,
+        discriminator_to_flax,
+        discriminator_to_torch,
+        expand,
+        to_flax,
+        to_torch,
+    )
+    from flax_vae.convert.weights import load_folder, load_weights, save_folder, save_weights
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -34,3 +42,8 @@ __all__ = [
     "to_flax",
     "to_torch",
 ]
+
+if __name__ == "convert":
+    from flax_vae.convert.old_names import alias
+
+    alias(__name__, "flax_vae.convert")

@@ -36,7 +36,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
             # Not kept: who replaces it in its file replaces it here.
             return getattr(importlib.import_module(homes[name]), name)
         if not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}"):
-            return importlib.import_module(f"{package}.{name}")  # `convert.files`, after `import convert` alone
+            return importlib.import_module(f"{package}.{name}")  # a room, after its package alone was imported
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get, lambda: sorted({*vars(sys.modules[package]), *homes})

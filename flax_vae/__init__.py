@@ -8,14 +8,14 @@ Each name is loaded when it is first asked for: `flax-vae --help` need not wait 
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
     from flax_vae.autoencoder import AutoEncoder, init_params
     from flax_vae.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
+    from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
     from flax_vae.discriminator import Discriminator
     from flax_vae.gaussian import DiagonalGaussian, Posterior
     from flax_vae.inference import decode_in_bands, decode_over_devices, moments_over_devices

@@ -2,7 +2,7 @@
 
 import sys
 
-from convert.console import run
+from flax_vae.convert.console import run
 
 
 def main() -> int:

@@ -6,9 +6,9 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from convert.architecture import AutoEncoderParams, check_image, check_latent, check_time
 from flax_vae.attention import AttentionPath
 from flax_vae.coders import Decoder, Encoder
+from flax_vae.convert.architecture import AutoEncoderParams, check_image, check_latent, check_time
 from flax_vae.embedding import sinusoidal_embedding
 from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.latents import LatentNorm

@@ -11,8 +11,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from convert.architecture import AutoEncoderParams, Padding, check_image, check_latent
 from flax_vae.attention import AttentionPath
+from flax_vae.convert.architecture import AutoEncoderParams, Padding, check_image, check_latent
 from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Upsample, conv, group_norm
 from flax_vae.ops import Remat, rematerialised
 

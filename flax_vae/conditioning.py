@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.embedding import sinusoidal_embedding
 from flax_vae.errors import UserError
 

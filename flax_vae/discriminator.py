@@ -12,7 +12,7 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from convert.architecture import KERNEL, DiscriminatorParams
+from flax_vae.convert.architecture import KERNEL, DiscriminatorParams
 from flax_vae.ops import Conv, convolve
 
 NORM_EPS = 1e-5
@@ -131,7 +131,7 @@ class Discriminator(nn.Module):
     The first is not normalised and the last gives the logits; those between are followed by batch norm.
 
     Attributes:
-      params: see `convert.architecture.DiscriminatorParams`.
+      params: see `flax_vae.convert.architecture.DiscriminatorParams`.
       axis_name: of the devices, under pmap only: they share the statistics of the batch.
       dtype: of the computation, statistics aside; None follows inputs and parameters.
       param_dtype: of the parameters.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from convert.errors import shorten
+from flax_vae.convert.errors import shorten
 
 
 def first_of(problems: Sequence[str], most: int = 5) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert.errors import shorten
+from flax_vae.convert.errors import shorten
 from flax_vae.errors import NotFiniteError
 
 

@@ -7,7 +7,7 @@ from flax import struct
 from flax.typing import Dtype
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from convert.architecture import LOGVAR_MAX, LOGVAR_MIN, check_noise
+from flax_vae.convert.architecture import LOGVAR_MAX, LOGVAR_MIN, check_noise
 from flax_vae.ops import add
 
 

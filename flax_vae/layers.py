@@ -12,8 +12,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from convert.architecture import NORM_GROUPS, Padding, check_padding, check_time_emb
 from flax_vae.attention import AttentionPath, attention
+from flax_vae.convert.architecture import NORM_GROUPS, Padding, check_padding, check_time_emb
 from flax_vae.ops import Conv, Dense, GroupNorm, add, convolve, upsample_and_convolve
 
 NORM_EPS = 1e-6

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from convert.architecture import AutoEncoderParams, check_weights
-from convert.formats import FLOATS, ArrayLike, cast
-from convert.table import to_flax, to_torch
-from convert.weights import load_weights, save_folder
 from flax_vae.autoencoder import AutoEncoder
+from flax_vae.convert.architecture import AutoEncoderParams, check_weights
+from flax_vae.convert.formats import FLOATS, ArrayLike, cast
+from flax_vae.convert.table import to_flax, to_torch
+from flax_vae.convert.weights import load_weights, save_folder
 from flax_vae.ops import Remat
 
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from convert import PRESETS
 from flax_vae import Encoder
+from flax_vae.convert import PRESETS
 from tests.benchmarks import attention_memory
 from tests.benchmarks.flops import decode_flops, encode_flops
 from tests.benchmarks.rows import CPU_ROWS, DIFFUSERS, EXTRAS, GPU_ROWS, REF, Row, chosen, matrix_bytes, peers_of

@@ -24,17 +24,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convert import expand
-from convert.cli.inspect import inspect
-from convert.errors import ConversionError, FileError
-from convert.files.manifest import find_damage
-from convert.latents.dataset import LatentDataset
-from convert.table.identify import Weights
-from convert.table.rows import unflatten
-from convert.weights.folder import save_folder
-from convert.weights.load import resolve_architecture
-from convert.weights.open import open_weights
-from convert.weights.save import save_weights
+from flax_vae.convert import expand
+from flax_vae.convert.cli.inspect import inspect
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.files.manifest import find_damage
+from flax_vae.convert.latents.dataset import LatentDataset
+from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.rows import unflatten
+from flax_vae.convert.weights.folder import save_folder
+from flax_vae.convert.weights.load import resolve_architecture
+from flax_vae.convert.weights.open import open_weights
+from flax_vae.convert.weights.save import save_weights
 from flax_vae.errors import UserError
 from flax_vae.images.read import image_size, read_image
 from tests.convert.latents.test_dataset import write as write_latents
@@ -160,7 +160,7 @@ def safetensors(folder: Path) -> Kind:
 
 
 def sharded(folder: Path) -> Kind:
-    from convert.formats.safetensors import write_tensors
+    from flax_vae.convert.formats.safetensors import write_tensors
 
     names = sorted(weights())
     for number in (0, 1):
@@ -219,8 +219,8 @@ def checkpoint(folder: Path) -> Kind:
     import jax
     import jax.numpy as jnp
 
-    from train.config.schema import TrainConfig
-    from train.run.checkpoints import Checkpoints
+    from flax_vae.train.config.schema import TrainConfig
+    from flax_vae.train.run.checkpoints import Checkpoints
 
     params = jax.tree.map(jnp.asarray, unflatten(weights("flax")))
     with Checkpoints(folder / "checkpoints") as manager:
@@ -229,7 +229,7 @@ def checkpoint(folder: Path) -> Kind:
 
 
 def manifest(folder: Path) -> Kind:
-    from train.run.manifest import write_manifest
+    from flax_vae.train.run.manifest import write_manifest
 
     step = folder / "5"
     step.mkdir()
@@ -256,16 +256,16 @@ def latents(folder: Path) -> Kind:
 
 
 def read_run_settings(path: Path) -> None:
-    from train.cli.settings_file import merge, read_settings
-    from train.config.recipes import recipe
-    from train.config.schema import TrainConfig
+    from flax_vae.train.cli.settings_file import merge, read_settings
+    from flax_vae.train.config.recipes import recipe
+    from flax_vae.train.config.schema import TrainConfig
 
     found = {name: value for name, value in read_settings(path).items() if name != "preset"}
     TrainConfig.from_dict(merge(recipe("tiny").to_dict(), found))
 
 
 def settings_json(folder: Path) -> Kind:
-    from train.config.recipes import recipe
+    from flax_vae.train.config.recipes import recipe
 
     (folder / "a.json").write_text(json.dumps({"preset": "tiny", **recipe("tiny").to_dict()}))
     return one_file(folder / "a.json", read_run_settings, raises=(ValueError, TypeError))  # as the command treats them
@@ -274,15 +274,15 @@ def settings_json(folder: Path) -> Kind:
 def settings_yaml(folder: Path) -> Kind:
     import yaml
 
-    from train.config.recipes import recipe
+    from flax_vae.train.config.recipes import recipe
 
     (folder / "a.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe("tiny").to_dict()))))
     return one_file(folder / "a.yaml", read_run_settings, raises=(ValueError, TypeError))
 
 
 def run_config(folder: Path) -> Kind:
-    from train.config.recipes import recipe
-    from train.run.directory import RunDirectory
+    from flax_vae.train.config.recipes import recipe
+    from flax_vae.train.run.directory import RunDirectory
 
     (folder / "run").mkdir()
     (folder / "run" / "config.json").write_text(json.dumps(recipe("tiny").to_dict()))
@@ -290,7 +290,7 @@ def run_config(folder: Path) -> Kind:
 
 
 def metrics(folder: Path) -> Kind:
-    from train.report.metrics_log import Metrics, read_metrics
+    from flax_vae.train.report.metrics_log import Metrics, read_metrics
 
     path = folder / "metrics.jsonl"
     writer = Metrics(path, 0)

@@ -17,8 +17,8 @@ What the seed leaves open, and what is done here:
 11. `Encoder` and `Decoder` took seven and eight loose arguments, some unused: they take the architecture record.
 """
 
-from convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
-from convert.extras import needed
+from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
+from flax_vae.convert.extras import needed
 
 with needed("torch_ref is written in PyTorch", "torch", raises=ImportError):
     import torch  # noqa: F401 - here, so that its absence is one sentence

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convert.architecture import AutoEncoderParams, check_image, check_latent, check_time
+from flax_vae.convert.architecture import AutoEncoderParams, check_image, check_latent, check_time
 from torch_ref.coders import Decoder, Encoder
 from torch_ref.embedding import sinusoidal_embedding
 from torch_ref.gaussian import DiagonalGaussian, Posterior

@@ -8,7 +8,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convert.architecture import AutoEncoderParams, Padding, check_image, check_latent
+from flax_vae.convert.architecture import AutoEncoderParams, Padding, check_image, check_latent
 from torch_ref.layers import AttnBlock, Downsample, ResnetBlock, Upsample, group_norm, swish
 
 

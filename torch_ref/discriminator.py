@@ -6,7 +6,7 @@ Shapes: `b` batch, `c` channels, `h w` height and width.  Torch is `b c h w`.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convert.architecture import KERNEL, DiscriminatorParams
+from flax_vae.convert.architecture import KERNEL, DiscriminatorParams
 
 NORM_EPS = 1e-5
 MOMENTUM = 0.1  # the share of the new batch in the running statistics
@@ -43,7 +43,7 @@ class Discriminator(nn.Module):
     The first is not normalised and the last gives the logits; those between are followed by batch norm.
 
     Attributes:
-      params: see `convert.architecture.DiscriminatorParams`.
+      params: see `flax_vae.convert.architecture.DiscriminatorParams`.
 
     Source: Isola et al. 2017 (arXiv:1611.07004); CompVis/taming-transformers `NLayerDiscriminator`.  Twin:
     `flax_vae.discriminator`.

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convert.architecture import LOGVAR_MAX, LOGVAR_MIN, check_noise
+from flax_vae.convert.architecture import LOGVAR_MAX, LOGVAR_MIN, check_noise
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convert.architecture import NORM_GROUPS, Padding, check_padding, check_time_emb
+from flax_vae.convert.architecture import NORM_GROUPS, Padding, check_padding, check_time_emb
 from torch_ref.attention import attention
 
 NORM_EPS = 1e-6

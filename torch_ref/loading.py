@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.architecture import AutoEncoderParams, check_weights
-from convert.formats import BIT_PATTERNS, ArrayLike, cast, to_array
-from convert.weights import load_weights, save_folder
+from flax_vae.convert.architecture import AutoEncoderParams, check_weights
+from flax_vae.convert.formats import BIT_PATTERNS, ArrayLike, cast, to_array
+from flax_vae.convert.weights import load_weights, save_folder
 from torch_ref.autoencoder import AutoEncoder
 
 

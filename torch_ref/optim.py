@@ -1,9 +1,9 @@
-"""The moments of `torch.optim.Adam` and `AdamW`, out and in: see `convert.table.adam`."""
+"""The moments of `torch.optim.Adam` and `AdamW`, out and in: see `flax_vae.convert.table.adam`."""
 
 import torch
 
-from convert.formats import to_array
-from convert.table import AdamState, adam_state_from_torch, adam_state_to_torch
+from flax_vae.convert.formats import to_array
+from flax_vae.convert.table import AdamState, adam_state_from_torch, adam_state_to_torch
 from torch_ref.autoencoder import AutoEncoder
 from torch_ref.loading import to_tensor
 

@@ -2,12 +2,12 @@
 
 import sys
 
-from convert.console import run
+from flax_vae.convert.console import run
 
 
 def main() -> int:
     """Runs the command on the arguments of the process and returns the exit status."""
-    return run("flax-vae-train", "train.cli.main")
+    return run("flax-vae-train", "flax_vae.train.cli.main")
 
 
 if __name__ == "__main__":

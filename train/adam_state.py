@@ -1,4 +1,4 @@
-"""Adam's moments inside an optax state, out and in: see `convert.table.adam`."""
+"""Adam's moments inside an optax state, out and in: see `flax_vae.convert.table.adam`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from convert.table import AdamState
+from flax_vae.convert.table import AdamState
 
 
 def read_adam_state(opt_state: Any) -> AdamState:

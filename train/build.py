@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from convert.errors import ConversionError, FileError
-from convert.table import graft, to_flax
-from convert.weights import load_weights
 from flax_vae import AutoEncoder, from_pretrained
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.table import graft, to_flax
+from flax_vae.convert.weights import load_weights
 from flax_vae.discriminator import Discriminator
 from flax_vae.finite import require_finite
-from train.config import TrainConfig
-from train.errors import RunError, TrainError
-from train.losses import load_lpips_weights
-from train.optim import make_discriminator_optimizer, make_optimizer, make_schedule
-from train.state import DiscriminatorState, TrainState, create_state
-from train.step import Components
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.errors import RunError, TrainError
+from flax_vae.train.losses import load_lpips_weights
+from flax_vae.train.optim import make_discriminator_optimizer, make_optimizer, make_schedule
+from flax_vae.train.state import DiscriminatorState, TrainState, create_state
+from flax_vae.train.step import Components
 
 
 def make_parts(config: TrainConfig) -> Components:

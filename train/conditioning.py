@@ -3,9 +3,9 @@
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from convert.architecture import AutoEncoderParams
 from flax_vae.conditioning import as_input, same_time
-from train.config import TimeConfig
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.train.config import TimeConfig
 
 _NO_EXAMPLE = 2**32 - 1  # apart from the noise of every example
 

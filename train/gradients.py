@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from flax_vae import AutoEncoder
 from flax_vae.discriminator import Discriminator
-from train.conditioning import sample_times
-from train.config import GanConfig, TrainConfig
-from train.losses import adaptive_weight, choose, kl, lpips, r1_penalty, reconstruction_loss, wide
-from train.state import TrainState, learned, trained_part
+from flax_vae.train.conditioning import sample_times
+from flax_vae.train.config import GanConfig, TrainConfig
+from flax_vae.train.losses import adaptive_weight, choose, kl, lpips, r1_penalty, reconstruction_loss, wide
+from flax_vae.train.state import TrainState, learned, trained_part
 
 Scores = dict[str, Float[Array, ""]]
 Average = Callable[[Any], Any]

@@ -7,7 +7,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Float
 
-from convert.architecture import NORM_GROUPS, AutoEncoderParams
+from flax_vae.convert.architecture import NORM_GROUPS, AutoEncoderParams
 
 _CONTRAST = 20.0  # large beside the stream's own values, which are of order 1
 

@@ -13,10 +13,10 @@ import jax
 
 from flax_vae import AutoEncoder, save_pretrained
 from flax_vae.finite import require_finite
-from train.build import load_start, make_constants, make_parts, make_state
-from train.config import TrainConfig
-from train.data import Batches, Photographs
-from train.devices import (
+from flax_vae.train.build import load_start, make_constants, make_parts, make_state
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.data import Batches, Photographs
+from flax_vae.train.devices import (
     Parallel,
     agreement,
     facts_of_run,
@@ -25,12 +25,12 @@ from train.devices import (
     peak_flops,
     require_same_state,
 )
-from train.errors import NotFiniteError, RunError
-from train.evaluation import Evaluator
-from train.report import Metrics, Reporter, TensorBoard, load_writer, read_metrics, save_grid, write_report
-from train.run import Checkpoints, RunDirectory, StopRequest, lock, open_data, stop_requests
-from train.state import TrainState
-from train.step import FINITE, Components, Scores, train_step
+from flax_vae.train.errors import NotFiniteError, RunError
+from flax_vae.train.evaluation import Evaluator
+from flax_vae.train.report import Metrics, Reporter, TensorBoard, load_writer, read_metrics, save_grid, write_report
+from flax_vae.train.run import Checkpoints, RunDirectory, StopRequest, lock, open_data, stop_requests
+from flax_vae.train.state import TrainState
+from flax_vae.train.step import FINITE, Components, Scores, train_step
 
 
 class Outcome(NamedTuple):
@@ -55,7 +55,8 @@ def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = Fal
 
     A run that was interrupted, however that happened, ends with the same weights as one that was not.  SIGTERM,
     SIGUSR1 and Ctrl-C save a checkpoint after the current step and end the run early.  In a run of several processes
-    (see `train.devices.processes`) each calls this with the same arguments; the first one writes what people read.
+    (see `flax_vae.train.devices.processes`) each calls this with the same arguments; the first one writes what people
+    read.
 
     Args:
       config: the run.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
-from train.config import GanConfig, OptimConfig
+from flax_vae.train.config import GanConfig, OptimConfig
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:

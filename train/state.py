@@ -9,7 +9,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from flax_vae import AutoEncoder, init_params
-from train.identity_init import make_transparent
+from flax_vae.train.identity_init import make_transparent
 
 # Statistics of the latents are measured, not learned.  What encodes, or is shared with what encodes, stays as it is
 # where only the decoder is trained.
@@ -96,7 +96,7 @@ def create_state(
       optimizer: what will update its parameters.
       seed: of the random weights.
       params: weights to begin with instead.
-      transparent: change random weights so that a small model learns faster; see `train.identity_init`.
+      transparent: change random weights so that a small model learns faster; see `flax_vae.train.identity_init`.
       train: which part learns, `all` or `decoder`.
       logvar: the loss's number.
       learn_logvar: whether the optimiser will update it too.

@@ -1,4 +1,4 @@
-"""One update, as a pure function; `train.devices.parallel` compiles it."""
+"""One update, as a pure function; `flax_vae.train.devices.parallel` compiles it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 
 from flax_vae import AutoEncoder
 from flax_vae.discriminator import Discriminator
-from train.config import TrainConfig
-from train.gradients import Average, Gradients, Scores, gradients, last_kernels, playing
-from train.losses import adaptive_weight
-from train.state import DiscriminatorState, TrainState, learned, trained_part, unlearned
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.gradients import Average, Gradients, Scores, gradients, last_kernels, playing
+from flax_vae.train.losses import adaptive_weight
+from flax_vae.train.state import DiscriminatorState, TrainState, learned, trained_part, unlearned
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def train_step(
       axis_name: of the devices, under pmap only.
 
     Returns:
-      The state after the update, and the scores, all equal on every device: those of `train.losses.reconstruction` and
-      `train.gradients`, `grad_norm` and `d_grad_norm` (before the clip), `learning_rate`, and the counts of updates
-      left out.
+      The state after the update, and the scores, all equal on every device: those of
+      `flax_vae.train.losses.reconstruction` and `flax_vae.train.gradients`, `grad_norm` and `d_grad_norm` (before the
+      clip), `learning_rate`, and the counts of updates left out.
     """
     average: Average = partial(jax.lax.pmean, axis_name=axis_name) if axis_name is not None else lambda tree: tree
     first = 0 if axis_name is None else images.shape[0] * jax.lax.axis_index(axis_name)

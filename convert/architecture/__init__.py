@@ -1,14 +1,14 @@
 """What a model is: the config of the autoencoder and of the discriminator, presets, argument checks.
 
-Imports `convert.formats` for the names of dtypes; used by both models, Flax and PyTorch.
+Imports `flax_vae.convert.formats` for the names of dtypes; used by both models, Flax and PyTorch.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from convert.architecture.autoencoder import (
+    from flax_vae.convert.architecture.autoencoder import (
         LOGVAR_MAX,
         LOGVAR_MIN,
         NORM_GROUPS,
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         Padding,
         check_padding,
     )
-    from convert.architecture.checks import (
+    from flax_vae.convert.architecture.checks import (
         check_image,
         check_latent,
         check_noise,
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         check_time_emb,
         check_weights,
     )
-    from convert.architecture.discriminator import KERNEL, DiscriminatorParams
-    from convert.architecture.presets import PRESETS, preset
+    from flax_vae.convert.architecture.discriminator import KERNEL, DiscriminatorParams
+    from flax_vae.convert.architecture.presets import PRESETS, preset
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

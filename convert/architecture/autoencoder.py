@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from convert.errors import shorten
+from flax_vae.convert.errors import shorten
 
 # Far beyond any published model, and small enough for the table of its tensors to be made in a moment.
 MAX_LEVELS = 12

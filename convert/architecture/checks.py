@@ -6,8 +6,8 @@ They look at shapes and at the names of dtypes, which every array has.
 from collections.abc import Iterable
 from typing import Any
 
-from convert.architecture.autoencoder import AutoEncoderParams
-from convert.formats import FLOATS, dtype_name, is_floating
+from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.formats import FLOATS, dtype_name, is_floating
 
 Shape = tuple[int, ...]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from convert.architecture.checks import SCALE_PIXELS, check_numbers
+from flax_vae.convert.architecture.checks import SCALE_PIXELS, check_numbers
 
 KERNEL = 4
 WIDEST = 8  # no layer has more channels than this many times the first one's

@@ -8,7 +8,7 @@ them, pass `dataclasses.replace(PRESETS["flux1"], clamp_logvar=False)`; only log
 import difflib
 from dataclasses import replace
 
-from convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
 
 # The seed's demo, module 8: attention after every residual block, linear time.
 _SEED = AutoEncoderParams(

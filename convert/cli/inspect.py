@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import ConversionError
-from convert.formats import DIGEST, ArrayLike, is_floating
-from convert.table import NOT_INFERABLE, Weights, fitting_presets, nearest_preset, understand
-from convert.weights import WeightFile
+from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.formats import DIGEST, ArrayLike, is_floating
+from flax_vae.convert.table import NOT_INFERABLE, Weights, fitting_presets, nearest_preset, understand
+from flax_vae.convert.weights import WeightFile
 
 
 def inspect(source: WeightFile, prefix: str | None = None) -> dict[str, Any]:

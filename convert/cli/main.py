@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from convert.architecture import PRESETS, AutoEncoderParams
-from convert.cli.inspect import inspect, summary
-from convert.cli.verify import compare_weights
-from convert.console import escaped_output, parse_flags, printable, quiet_libraries, rewrite_line
-from convert.errors import ConversionError, FileError, first_lines
-from convert.extras import explain_missing
-from convert.files import read_object
-from convert.formats import cast
-from convert.table import LAYOUTS, READABLE, Weights, expand, understand
-from convert.weights import (
+from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
+from flax_vae.convert.cli.inspect import inspect, summary
+from flax_vae.convert.cli.verify import compare_weights
+from flax_vae.convert.console import escaped_output, parse_flags, printable, quiet_libraries, rewrite_line
+from flax_vae.convert.errors import ConversionError, FileError, first_lines
+from flax_vae.convert.extras import explain_missing
+from flax_vae.convert.files import read_object
+from flax_vae.convert.formats import cast
+from flax_vae.convert.table import LAYOUTS, READABLE, Weights, expand, understand
+from flax_vae.convert.weights import (
     WeightFile,
     is_diffusers_config,
     locate,
@@ -227,7 +227,7 @@ class Verify:
         a = resolve_architecture(_open(self.a, self.raw_weights, self.variant), params, self.prefix)
         b = a if self.b is None else resolve_architecture(_open(self.b, self.raw_weights), params)
         # jax and torch: seconds to load, and neither is needed for anything else
-        from convert.cli.two_frameworks import TOLERANCE, run_both
+        from flax_vae.convert.cli.two_frameworks import TOLERANCE, run_both
 
         drift = run_both(a, b, picture)
         report |= {"run": drift._asdict(), "same": report["same"] and drift.first is None}
@@ -294,7 +294,7 @@ def main(args: Sequence[str] | None = None) -> int:
         command, prog = COMMANDS[words[0]], f"{PROG} {words.pop(0)}"
     try:
         return parse_flags(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run()
-    except BrokenPipeError:  # no OSError of this command: `convert.console.run` ends it
+    except BrokenPipeError:  # no OSError of this command: `flax_vae.convert.console.run` ends it
         raise
     except ImportError as error:
         sentence = explain_missing(error)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.errors import ConversionError, FileError
-from convert.extras import needed
-from convert.formats import cast
-from convert.table import Weights, expand, flatten, to_flax
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.extras import needed
+from flax_vae.convert.formats import cast
+from flax_vae.convert.table import Weights, expand, flatten, to_flax
 
 with needed("running both frameworks needs PyTorch and Pillow", "torch", "train", raises=ConversionError):
     import jax

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert.table import Weights, flatten, to_flax
+from flax_vae.convert.table import Weights, flatten, to_flax
 
 
 class Difference(NamedTuple):

@@ -1,18 +1,18 @@
 """What the commands of all packages share: interrupts, quiet libraries, text for a terminal.
 
-Imports `convert.extras`; used by every command line.
+Imports `flax_vae.convert.extras`; used by every command line.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from convert.console.cpus import available_cpus
-    from convert.console.interrupts import advise, run
-    from convert.console.progress import Progress
-    from convert.console.quiet import quiet_libraries
-    from convert.console.terminal import escaped, escaped_output, parse_flags, printable, rewrite_line
+    from flax_vae.convert.console.cpus import available_cpus
+    from flax_vae.convert.console.interrupts import advise, run
+    from flax_vae.convert.console.progress import Progress
+    from flax_vae.convert.console.quiet import quiet_libraries
+    from flax_vae.convert.console.terminal import escaped, escaped_output, parse_flags, printable, rewrite_line
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

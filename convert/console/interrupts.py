@@ -85,8 +85,8 @@ def _end(reading: int) -> None:
     while signum not in SIGNALS or (signum not in _ALWAYS and signal.getsignal(signum) is not _nothing):
         signum = os.read(reading, 1)[0]
     try:
-        if "convert.files.atomic" in sys.modules:  # otherwise nothing has been begun
-            sys.modules["convert.files.atomic"].remove_unfinished()
+        if "flax_vae.convert.files.atomic" in sys.modules:  # otherwise nothing has been begun
+            sys.modules["flax_vae.convert.files.atomic"].remove_unfinished()
         # The bar of a terminal is wiped away, and its cursor shown again.
         wipe = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
         advice = f"; {_said['advice']}" if _said["advice"] else ""

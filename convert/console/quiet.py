@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convert.extras import is_installed
+from flax_vae.convert.extras import is_installed
 
 # Each says that a TPU is meant, or which backends are: JAX is then left as it is.
 _CHOSEN = ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT", "TPU_LIBRARY_PATH", "TPU_NAME", "TPU_WORKER_ID")

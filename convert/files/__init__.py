@@ -1,17 +1,17 @@
 """Files and folders on disk: written whole or not at all, read only where they are regular, JSON that means one thing.
 
-Imports `convert.errors`; used by everything that reads or writes.
+Imports `flax_vae.convert.errors`; used by everything that reads or writes.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from convert.files.archive import check_members
-    from convert.files.atomic import beside, partial_of, restore, shortened
-    from convert.files.atomic_file import new_file
-    from convert.files.atomic_folder import (
+    from flax_vae.convert.files.archive import check_members
+    from flax_vae.convert.files.atomic import beside, partial_of, restore, shortened
+    from flax_vae.convert.files.atomic_file import new_file
+    from flax_vae.convert.files.atomic_folder import (
         PICKLES,
         new_folder,
         refuse_file_name,
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
         replace_folder,
         write_json,
     )
-    from convert.files.json import loads_object, read_object
-    from convert.files.manifest import (
+    from flax_vae.convert.files.json import loads_object, read_object
+    from flax_vae.convert.files.manifest import (
         FORMAT,
         MANIFEST,
         UNVERIFIED,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         read_manifest,
         read_verified,
     )
-    from convert.files.regular import read_bytes, require_regular
+    from flax_vae.convert.files.regular import read_bytes, require_regular
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

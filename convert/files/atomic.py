@@ -1,4 +1,4 @@
-"""What `convert.files.new_file` and `convert.files.atomic_folder` have in common: names, locks and the last step.
+"""What `new_file` and `new_folder` have in common: names, locks and the last step.
 
 What is unfinished has one hidden name beside its target, `.NAME.partial`, and its writer holds a lock on it that the
 kernel takes back however the process ends.  So the next start that writes the same target finds what a killed one left,

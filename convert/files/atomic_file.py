@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from convert.files.atomic import keep_permissions, unfinished
+from flax_vae.convert.files.atomic import keep_permissions, unfinished
 
 
 @contextlib.contextmanager
@@ -14,7 +14,7 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
 
     When the block fails, the temporary file is removed and `path` is what it was before.  The new file gets the
     permissions of the one that it replaces.  What a killed process left unfinished of it is removed; see
-    `convert.files.atomic`.
+    `flax_vae.convert.files.atomic`.
 
     Raises:
       FileExistsError: if `path` exists and `force` is not set.

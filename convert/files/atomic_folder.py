@@ -1,4 +1,4 @@
-"""Folders that are whole or not there at all, as `convert.files.new_file` does it for files."""
+"""Folders that are whole or not there at all, as `flax_vae.convert.files.new_file` does it for files."""
 
 import contextlib
 import json
@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.errors import ConversionError
-from convert.files.atomic import exchange, keep_permissions, restore, unfinished
-from convert.files.atomic_file import refuse_dead_link, sync_file, sync_folder
+from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.files.atomic import exchange, keep_permissions, restore, unfinished
+from flax_vae.convert.files.atomic_file import refuse_dead_link, sync_file, sync_folder
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")  # what PyTorch pickled
 
@@ -27,7 +27,7 @@ def new_folder(folder: str | os.PathLike[str], names: Collection[str], *, force:
 
     When the block fails, it is removed and `folder` is what it was before.  A folder that is replaced changes places
     with the new one, which gets its permissions, and is removed last.  What a killed process left unfinished of it is
-    removed first; see `convert.files.atomic`.
+    removed first; see `flax_vae.convert.files.atomic`.
 
     Args:
       folder: the folder; missing folders above it are made.

@@ -5,8 +5,8 @@ import os
 from collections import Counter
 from typing import Any
 
-from convert.errors import shorten
-from convert.files.regular import read_bytes
+from flax_vae.convert.errors import shorten
+from flax_vae.convert.files.regular import read_bytes
 
 
 def loads_object(data: bytes) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The `manifest.json` of a checkpoint: the SHA-256 of each of its files and the number of its step.
 
-Orbax finds few flipped bits by itself and restores the others silently.  `train.run.manifest` writes the manifest into
-the folder of a step before orbax gives that folder its final name, so a step without one is older than manifests or of
-another origin.
+Orbax finds few flipped bits by itself and restores the others silently.  `flax_vae.train.run.manifest` writes the
+manifest into the folder of a step before orbax gives that folder its final name, so a step without one is older than
+manifests or of another origin.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from convert.errors import FileError
-from convert.files.json import read_object
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files.json import read_object
 
 MANIFEST = "manifest.json"
 FORMAT = 1

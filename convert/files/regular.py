@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-from convert.errors import FileError
+from flax_vae.convert.errors import FileError
 
 
 def require_regular(path: str | os.PathLike[str]) -> int:

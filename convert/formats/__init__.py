@@ -1,20 +1,20 @@
 """File formats of named tensors: safetensors, PyTorch's pickles, Flax's msgpack, weights split over several files.
 
-NumPy only; imports `convert.files`.  Used by `convert.weights`, which chooses the format.
+NumPy only; imports `flax_vae.convert.files`.  Used by `flax_vae.convert.weights`, which chooses the format.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from convert.formats.content import content_of, foreign
-    from convert.formats.header import DIGEST, fingerprint
-    from convert.formats.lazy import FLOATS, Deferred, apply, cast, dtype_name, is_floating
-    from convert.formats.msgpack import read_msgpack
-    from convert.formats.pytorch import BIT_PATTERNS, read_pickle, to_array
-    from convert.formats.safetensors import ArrayLike, list_tensors, read_metadata, read_tensors, write_tensors
-    from convert.formats.sharded import is_index, read_shard_index, read_shards
+    from flax_vae.convert.formats.content import content_of, foreign
+    from flax_vae.convert.formats.header import DIGEST, fingerprint
+    from flax_vae.convert.formats.lazy import FLOATS, Deferred, apply, cast, dtype_name, is_floating
+    from flax_vae.convert.formats.msgpack import read_msgpack
+    from flax_vae.convert.formats.pytorch import BIT_PATTERNS, read_pickle, to_array
+    from flax_vae.convert.formats.safetensors import ArrayLike, list_tensors, read_metadata, read_tensors, write_tensors
+    from flax_vae.convert.formats.sharded import is_index, read_shard_index, read_shards
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

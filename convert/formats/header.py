@@ -16,9 +16,9 @@ import ml_dtypes  # noqa: F401 - teaches numpy the names of bfloat16 and the flo
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from convert.errors import ConversionError, FileError, shorten
-from convert.files import loads_object, require_regular
-from convert.formats.content import incomplete
+from flax_vae.convert.errors import ConversionError, FileError, shorten
+from flax_vae.convert.files import loads_object, require_regular
+from flax_vae.convert.formats.content import incomplete
 
 # What numpy (with ml_dtypes) can hold, as safetensors and as numpy call it.  The order is that of the library's writer,
 # which sorts tensors by it: wide numbers first, so that each lies at a multiple of its own size.
@@ -110,7 +110,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 class Fingerprint(NamedTuple):
-    """Identity of a file: cheap to read, and different for any two files that `convert.formats.write_tensors` writes.
+    """Identity of a file: cheap to read, and different for any two files that `write_tensors` writes.
 
     Attributes:
       size: Length in bytes.

@@ -6,7 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.errors import ConversionError
+from flax_vae.convert.errors import ConversionError
 
 # The dtypes that a model computes in.  Those of eight bits only store weights.
 FLOATS = {name: np.dtype(name) for name in ("float64", "float32", "float16", "bfloat16")}

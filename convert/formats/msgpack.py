@@ -13,10 +13,10 @@ import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
 import msgpack
 import numpy as np
 
-from convert.errors import FileError
-from convert.files import require_regular
-from convert.formats.content import incomplete
-from convert.formats.header import NAMES
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import require_regular
+from flax_vae.convert.formats.content import incomplete
+from flax_vae.convert.formats.header import NAMES
 
 _ARRAY, _SCALAR = 1, 3
 _PIECES = "__msgpack_chunked_array__"

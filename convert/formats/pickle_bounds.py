@@ -6,7 +6,7 @@ import pickletools
 import zipfile
 from typing import IO
 
-from convert.files import check_members
+from flax_vae.convert.files import check_members
 
 _MAX_PICKLE = 8 << 20  # bytes of names and shapes; those of a whole Stable Diffusion checkpoint take under 1 MB
 _MAX_ITEMS = 1_000_000  # in one tuple and those inside it, each counted as often as it is named

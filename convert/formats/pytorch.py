@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from convert.errors import FileError, first_lines, shorten
-from convert.extras import needed
-from convert.files import PICKLES, require_regular
-from convert.formats.content import incomplete
-from convert.formats.header import is_text
-from convert.formats.pickle_bounds import check_bounds
+from flax_vae.convert.errors import FileError, first_lines, shorten
+from flax_vae.convert.extras import needed
+from flax_vae.convert.files import PICKLES, require_regular
+from flax_vae.convert.formats.content import incomplete
+from flax_vae.convert.formats.header import is_text
+from flax_vae.convert.formats.pickle_bounds import check_bounds
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,9 @@ from typing import IO, NamedTuple, Protocol
 
 import numpy as np
 
-from convert.errors import FileError
-from convert.files import new_file
-from convert.formats.header import DIGEST, DTYPES, Header, TensorEntry, plan_header, read_header
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import new_file
+from flax_vae.convert.formats.header import DIGEST, DTYPES, Header, TensorEntry, plan_header, read_header
 
 # Bytes that are hashed and written at once.  They stay in the processor's cache between the two; and for larger writes
 # Linux looks for larger runs of free memory, which can take several times as long as the copying (0.1 to 0.9 seconds
@@ -111,8 +111,8 @@ def write_tensors(
 
     Args:
       path: the file; missing folders above it are made.
-      tensors: name to array, in any memory order.  Arrays that are yet to be made (`convert.formats.lazy`, or jax
-        arrays on a device) are made one at a time.
+      tensors: name to array, in any memory order.  Arrays that are yet to be made (`flax_vae.convert.formats.lazy`, or
+        jax arrays on a device) are made one at a time.
       metadata: strings for the header.
       force: whether an existing file may be replaced.
 

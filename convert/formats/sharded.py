@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.errors import FileError
-from convert.files import read_object
-from convert.formats.content import foreign
-from convert.formats.pytorch import read_pickle
-from convert.formats.safetensors import list_tensors, read_tensors
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import read_object
+from flax_vae.convert.formats.content import foreign
+from flax_vae.convert.formats.pytorch import read_pickle
+from flax_vae.convert.formats.safetensors import list_tensors, read_tensors
 
 # The form of the shards; diffusers writes the name of a variant behind `index`.
 _INDEX = re.compile(r"(?P<form>\.safetensors|\.bin)\.index(\.[\w-]+)?\.json")
@@ -30,7 +30,7 @@ def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[st
 
     Args:
       path: the index; see `is_index`.
-      verify: see `convert.formats.read_tensors`.
+      verify: see `flax_vae.convert.formats.read_tensors`.
 
     Raises:
       FileNotFoundError: if there is no such index.

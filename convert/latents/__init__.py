@@ -1,15 +1,15 @@
 """The latent data set: its index, its shards, the statistics of its channels.
 
-NumPy only; imports `convert.formats`.  Written by `flax_vae.folders`, read by whoever trains on latents.
+NumPy only; imports `flax_vae.convert.formats`.  Written by `flax_vae.folders`, read by whoever trains on latents.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from convert.latents.dataset import LatentDataset
-    from convert.latents.index import (
+    from flax_vae.convert.latents.dataset import LatentDataset
+    from flax_vae.convert.latents.index import (
         INDEX,
         PLAN,
         SKIPPED,
@@ -21,8 +21,16 @@ if TYPE_CHECKING:
         read_latent_index,
         shard_file,
     )
-    from convert.latents.shard import LatentEntry, ShardContent, ShardNotes, Skip, read_notes, read_sources, write_shard
-    from convert.latents.statistics import LatentMoments, LatentStatistics
+    from flax_vae.convert.latents.shard import (
+        LatentEntry,
+        ShardContent,
+        ShardNotes,
+        Skip,
+        read_notes,
+        read_sources,
+        write_shard,
+    )
+    from flax_vae.convert.latents.statistics import LatentMoments, LatentStatistics
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

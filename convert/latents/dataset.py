@@ -10,10 +10,10 @@ from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 
-from convert.errors import FileError
-from convert.formats import read_metadata, read_tensors
-from convert.latents.index import LatentIndex, ShardRecord, read_latent_index
-from convert.latents.shard import checksum, columns_sha256, name_of, require_listed
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats import read_metadata, read_tensors
+from flax_vae.convert.latents.index import LatentIndex, ShardRecord, read_latent_index
+from flax_vae.convert.latents.shard import checksum, columns_sha256, name_of, require_listed
 
 AxisOrder = Literal["hwc", "chw"]
 

@@ -29,10 +29,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from convert.architecture import AutoEncoderParams
-from convert.errors import FileError
-from convert.files import new_file, read_object
-from convert.latents.statistics import LatentStatistics
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import new_file, read_object
+from flax_vae.convert.latents.statistics import LatentStatistics
 
 FORMAT = 2
 INDEX, STATISTICS, SKIPPED, PLAN = "index.json", "statistics.json", "skipped.jsonl", "plan.json"

@@ -1,4 +1,4 @@
-"""One shard of latents: tensors by size, and columns of what is known of each entry; see `convert.latents.index`."""
+"""One shard of latents: tensors by size, and columns of what is known of each entry."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert.errors import FileError
-from convert.formats import DIGEST, ArrayLike, fingerprint, read_metadata, read_tensors, write_tensors
-from convert.latents.index import Run, ShardRecord, shard_file
-from convert.latents.statistics import LatentMoments
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats import DIGEST, ArrayLike, fingerprint, read_metadata, read_tensors, write_tensors
+from flax_vae.convert.latents.index import Run, ShardRecord, shard_file
+from flax_vae.convert.latents.statistics import LatentMoments
 
 COLUMNS = ("number", "height", "width", "flipped", "name", "name_end", "source_sha256", "crc32")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import FileError
+from flax_vae.convert.errors import FileError
 
 
 @dataclass(frozen=True)

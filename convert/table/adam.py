@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.architecture import AutoEncoderParams
-from convert.formats import ArrayLike
-from convert.table.rows import expand, to_flax, to_torch
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.formats import ArrayLike
+from flax_vae.convert.table.rows import expand, to_flax, to_torch
 
 
 class AdamState(NamedTuple):

@@ -1,7 +1,7 @@
 """The discriminator's weights: their names and layouts, and their conversion between the frameworks.
 
-As in `convert.table.rows`, nothing is matched: the architecture is expanded into the list of all tensors, and both
-directions walk that list.
+As in `flax_vae.convert.table.rows`, nothing is matched: the architecture is expanded into the list of all tensors, and
+both directions walk that list.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from convert.architecture import KERNEL, DiscriminatorParams
-from convert.errors import ConversionError
-from convert.formats import ArrayLike
-from convert.table.ops import CONV, SAME
-from convert.table.rows import Row, flatten, require_floats, require_same, unflatten
+from flax_vae.convert.architecture import KERNEL, DiscriminatorParams
+from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.formats import ArrayLike
+from flax_vae.convert.table.ops import CONV, SAME
+from flax_vae.convert.table.rows import Row, flatten, require_floats, require_same, unflatten
 
 # How LDM's training checkpoints, which hold the losses as well, call what is `main.0.weight` in the module itself.
 PREFIX = "loss.discriminator."

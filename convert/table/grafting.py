@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from convert.architecture import AutoEncoderParams
-from convert.errors import ConversionError
-from convert.formats import ArrayLike
-from convert.table.rows import Row, expand
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.formats import ArrayLike
+from flax_vae.convert.table.rows import Row, expand
 
 _ZERO = ("/proj_out/", "/time_mlp/")
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from convert.architecture import PRESETS, AutoEncoderParams
-from convert.errors import ConversionError
-from convert.formats import ArrayLike, apply
-from convert.table.layouts import FAMILIES, Layout
-from convert.table.rows import expand, translate
+from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
+from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.formats import ArrayLike, apply
+from flax_vae.convert.table.layouts import FAMILIES, Layout
+from flax_vae.convert.table.rows import expand, translate
 
 # What wrappers put into names, before the halves or within them: DataParallel, torch.compile, FSDP, checkpointing.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

@@ -9,7 +9,7 @@ parameters itself as training's checkpoints and msgpack files hold it, can only 
 import re
 from dataclasses import dataclass
 
-from convert.table.ops import CONV, CONV_AS_DENSE, CONV_AS_LINEAR, LINEAR, SAME, Op
+from flax_vae.convert.table.ops import CONV, CONV_AS_DENSE, CONV_AS_LINEAR, LINEAR, SAME, Op
 
 # place          ours                              flux                               diffusers
 _PLACES = """

@@ -2,7 +2,7 @@
 
 Nothing is matched and no name is taken apart.  `expand` walks the architecture and writes down, for every tensor, our
 name, their name in the chosen layout, the operation between the two arrays and the shape; `to_flax` and `to_torch` walk
-that same list, strictly, in the two directions.  The names themselves are in `convert.table.layouts`.
+that same list, strictly, in the two directions.  The names themselves are in `flax_vae.convert.table.layouts`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.architecture import AutoEncoderParams
-from convert.errors import ConversionError, first_lines
-from convert.formats import ArrayLike, apply, dtype_name, is_floating
-from convert.table.layouts import FAMILIES, OURS
-from convert.table.ops import Op
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import ConversionError, first_lines
+from flax_vae.convert.formats import ArrayLike, apply, dtype_name, is_floating
+from flax_vae.convert.table.layouts import FAMILIES, OURS
+from flax_vae.convert.table.ops import Op
 
 LAYOUTS = tuple(name for name, layout in FAMILIES.items() if layout.writable)
 READABLE = tuple(FAMILIES)

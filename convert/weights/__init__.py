@@ -1,20 +1,21 @@
 """A path in, weights out, and back: files, model folders, training checkpoints, names on the Hugging Face hub.
 
-Imports `convert.formats` and `convert.table`; used by `from_pretrained` and `save_pretrained` of both frameworks.
+Imports `flax_vae.convert.formats` and `flax_vae.convert.table`; used by `from_pretrained` and `save_pretrained` of
+both frameworks.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
-    from convert.weights.folder import CONFIG, WEIGHTS, load_folder, read_config, save_folder, write_config
-    from convert.weights.hub import locate
-    from convert.weights.load import load_weights, resolve_architecture
-    from convert.weights.open import WeightFile, open_weights
-    from convert.weights.run_folder import CHECKPOINTS, EXPORT, find_export, is_run
-    from convert.weights.save import save_weights
+    from flax_vae.convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
+    from flax_vae.convert.weights.folder import CONFIG, WEIGHTS, load_folder, read_config, save_folder, write_config
+    from flax_vae.convert.weights.hub import locate
+    from flax_vae.convert.weights.load import load_weights, resolve_architecture
+    from flax_vae.convert.weights.open import WeightFile, open_weights
+    from flax_vae.convert.weights.run_folder import CHECKPOINTS, EXPORT, find_export, is_run
+    from flax_vae.convert.weights.save import save_weights
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

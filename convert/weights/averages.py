@@ -6,8 +6,8 @@ for.
 
 from collections.abc import Mapping
 
-from convert.errors import FileError
-from convert.formats import ArrayLike
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats import ArrayLike
 
 # LDM's trainers keep the average of `encoder.conv_in.weight` as `model_ema.encoderconv_inweight`, beside two numbers of
 # their own, and also that of the losses' weights, which are no part of an autoencoder.

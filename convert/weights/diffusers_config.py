@@ -10,10 +10,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from convert.architecture import NORM_GROUPS, AutoEncoderParams
-from convert.errors import ConversionError, FileError
-from convert.files import read_object
-from convert.formats import foreign
+from flax_vae.convert.architecture import NORM_GROUPS, AutoEncoderParams
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.files import read_object
+from flax_vae.convert.formats import foreign
 
 KL, FLUX2 = "AutoencoderKL", "AutoencoderKLFlux2"
 FLAX = "FlaxAutoencoderKL"  # of releases before 0.40; it knew fewer keys, and meant the same by them

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from convert.architecture import AutoEncoderParams
-from convert.errors import FileError
-from convert.files import loads_object
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import loads_object
 
 KEY = "autoencoder"
 DIGEST = "autoencoder_sha256"  # of the text under `KEY`; earlier versions wrote none
@@ -62,7 +62,7 @@ def check_config(
     names = [name for name in before if before[name] != now[name]] if idle else written.differences(found)
     if names:
         differ = "; ".join(f"{name} is {now[name]!r}, and was written as {before[name]!r}" for name in names)
-        command = f"from convert.weights.folder import write_config; write_config({str(config.parent)!r})"
+        command = f"from flax_vae.convert.weights.folder import write_config; write_config({str(config.parent)!r})"
         raise FileError(
             f"{config} is not the configuration that {weights.name} was written with: {differ}. Put the old value "
             f'back, or, if the new one is meant, run: python -c "{command}"'

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.architecture import AutoEncoderParams
-from convert.errors import ConversionError, FileError
-from convert.files import new_file, new_folder, read_object, write_json
-from convert.formats import ArrayLike, foreign, read_metadata, read_tensors, write_tensors
-from convert.table import to_flax
-from convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
-from convert.weights.embedded import check_config, write_architecture
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.files import new_file, new_folder, read_object, write_json
+from flax_vae.convert.formats import ArrayLike, foreign, read_metadata, read_tensors, write_tensors
+from flax_vae.convert.table import to_flax
+from flax_vae.convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
+from flax_vae.convert.weights.embedded import check_config, write_architecture
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -32,7 +32,7 @@ def save_folder(
 ) -> None:
     """Writes a model folder.
 
-    Under its own name the folder is either complete or as it was before; see `convert.files.atomic_folder`.
+    Under its own name the folder is either complete or as it was before; see `flax_vae.convert.files.atomic_folder`.
 
     Args:
       folder: the folder; missing folders above it are made.
@@ -64,7 +64,7 @@ def load_folder(
     Args:
       path: either of the two.
       verify: whether the configuration is compared with the one that was written with the weights, and these with their
-        digest; see `convert.formats.read_tensors`.
+        digest; see `flax_vae.convert.formats.read_tensors`.
 
     Returns:
       The architecture, and its weights in the `flux` layout.

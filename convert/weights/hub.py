@@ -7,9 +7,9 @@ import os
 import re
 from pathlib import Path, PurePath
 
-from convert.extras import needed
-from convert.formats import is_index
-from convert.weights.open import is_weights_file
+from flax_vae.convert.extras import needed
+from flax_vae.convert.formats import is_index
+from flax_vae.convert.weights.open import is_weights_file
 
 PREFIX = "hf:"
 
@@ -55,7 +55,7 @@ def locate(path: str | os.PathLike[str], variant: str | None = None) -> Path:
 
     Args:
       path: a path, or a name on the hub.
-      variant: which files of a diffusers folder are downloaded; see `convert.weights.open_weights`.
+      variant: which files of a diffusers folder are downloaded; see `flax_vae.convert.weights.open_weights`.
 
     Raises:
       FileNotFoundError: if it is a name on the hub, and `huggingface_hub` is not installed or did not get it; or if it

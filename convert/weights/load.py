@@ -3,12 +3,12 @@
 import os
 from dataclasses import replace
 
-from convert.architecture import AutoEncoderParams
-from convert.architecture import preset as preset_named
-from convert.errors import ConversionError
-from convert.table import Weights, fitting_presets, nearest_preset, understand
-from convert.weights.hub import locate
-from convert.weights.open import WeightFile, open_weights
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import preset as preset_named
+from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.table import Weights, fitting_presets, nearest_preset, understand
+from flax_vae.convert.weights.hub import locate
+from flax_vae.convert.weights.open import WeightFile, open_weights
 
 
 def load_weights(
@@ -23,13 +23,13 @@ def load_weights(
     """Opens weights of any kind and settles what they are.
 
     Args:
-      path: a file or folder, see `convert.weights.open_weights`; or a model on the Hugging Face hub,
-        `hf:org/name[/folder or file][@revision]`, see `convert.weights.locate`.
+      path: a file or folder, see `flax_vae.convert.weights.open_weights`; or a model on the Hugging Face hub,
+        `hf:org/name[/folder or file][@revision]`, see `flax_vae.convert.weights.locate`.
       params: the architecture, or the name of a preset, where no configuration lies beside the weights.  Where one
         does, both must agree, except in `clamp_logvar`, which `params` decides.
-      verify: see `convert.weights.open_weights`.
-      raw_weights: see `convert.weights.open_weights`.
-      variant: see `convert.weights.open_weights`.
+      verify: see `flax_vae.convert.weights.open_weights`.
+      raw_weights: see `flax_vae.convert.weights.open_weights`.
+      variant: see `flax_vae.convert.weights.open_weights`.
       prefix: what stands before the names of the autoencoder, where a file holds several.
 
     Raises:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.architecture import AutoEncoderParams
-from convert.errors import FileError
-from convert.files import PICKLES, note_on_number, read_object, require_regular
-from convert.formats import (
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import PICKLES, note_on_number, read_object, require_regular
+from flax_vae.convert.formats import (
     ArrayLike,
     content_of,
     is_index,
@@ -24,12 +24,12 @@ from convert.formats import (
     read_shards,
     read_tensors,
 )
-from convert.weights import orbax_steps
-from convert.weights.averages import choose_in_ldm
-from convert.weights.diffusers_config import is_diffusers_config, kept_keys, read_diffusers_file
-from convert.weights.embedded import check_config, read_architecture
-from convert.weights.folder import CONFIG, LAYOUT, WEIGHTS, load_folder
-from convert.weights.run_folder import find_export, is_run
+from flax_vae.convert.weights import orbax_steps
+from flax_vae.convert.weights.averages import choose_in_ldm
+from flax_vae.convert.weights.diffusers_config import is_diffusers_config, kept_keys, read_diffusers_file
+from flax_vae.convert.weights.embedded import check_config, read_architecture
+from flax_vae.convert.weights.folder import CONFIG, LAYOUT, WEIGHTS, load_folder
+from flax_vae.convert.weights.run_folder import find_export, is_run
 
 Kind = Literal[
     "safetensors", "sharded safetensors", "pickle", "sharded pickles", "flax msgpack", "diffusers folder",
@@ -62,7 +62,7 @@ class WeightFile:
       config: the architecture, where one is written beside the weights.
       metadata: strings in the header, of a safetensors file.
       kept: what a configuration of diffusers says beyond the architecture; see
-        `convert.weights.diffusers_config.kept_keys`.
+        `flax_vae.convert.weights.diffusers_config.kept_keys`.
       averaged: whether the weights are the moving average that training kept; None where there is none.
       notes: sentences about what could not be checked.
       layout: how they are named, where what it is says so.
@@ -94,8 +94,8 @@ def open_weights(
 
     Args:
       path: the file or the folder.
-      verify: whether digests are compared; see `convert.formats.read_tensors` and
-        `convert.weights.orbax_steps.read_step`.
+      verify: whether digests are compared; see `flax_vae.convert.formats.read_tensors` and
+        `flax_vae.convert.weights.orbax_steps.read_step`.
       variant: name of the variant to take from a diffusers folder, such as `"fp16"`.
       raw_weights: whether to take the weights themselves from a checkpoint of training, ours or LDM's, that also holds
         their moving average.

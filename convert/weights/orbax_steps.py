@@ -2,7 +2,7 @@
 
 Orbax, which writes them, needs JAX to read them.  Underneath they are zarr arrays in one database, which the library
 tensorstore (it comes with orbax: the `train` extra) reads by itself; it is loaded when such a folder is read.  Neither
-notices a flipped bit in most places: the manifest of the step does (`convert.files.manifest`).
+notices a flipped bit in most places: the manifest of the step does (`flax_vae.convert.files.manifest`).
 """
 
 import os
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
 import numpy as np
 
-from convert.architecture import AutoEncoderParams
-from convert.errors import FileError
-from convert.extras import needed
-from convert.files import UNVERIFIED, find_damage, is_number, read_object
-from convert.formats import ArrayLike, Deferred
-from convert.weights.averages import overlay
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.extras import needed
+from flax_vae.convert.files import UNVERIFIED, find_damage, is_number, read_object
+from flax_vae.convert.formats import ArrayLike, Deferred
+from flax_vae.convert.weights.averages import overlay
 
 MARK = "_CHECKPOINT_METADATA"  # in the folder of a step
 _TREE = "_METADATA"  # in the folder of the state: the names of its arrays
@@ -134,7 +134,7 @@ def _verify(step: Path) -> None:
     if damage == UNVERIFIED:
         raise FileError(
             f"{step} cannot be verified: {damage}; take another step, or accept this one as it is with "
-            "train.run.manifest.write_manifest(FOLDER)"
+            "flax_vae.train.run.manifest.write_manifest(FOLDER)"
         )
     if damage is not None:
         raise FileError(f"{step} is damaged: {damage}; take another step")

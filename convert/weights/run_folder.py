@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from convert.errors import FileError
-from convert.files import is_number, read_object
-from convert.weights.folder import CONFIG, WEIGHTS
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import is_number, read_object
+from flax_vae.convert.weights.folder import CONFIG, WEIGHTS
 
 EXPORT, CHECKPOINTS, METRICS = "export", "checkpoints", "metrics.jsonl"
 

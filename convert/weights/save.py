@@ -1,4 +1,4 @@
-"""Weights to disk, in any layout that can be written: the counterpart of `convert.weights.load`."""
+"""Weights to disk, in any layout that can be written: the counterpart of `flax_vae.convert.weights.load`."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from convert.errors import ConversionError, FileError
-from convert.files import new_folder, refuse_file_name, write_json
-from convert.formats import Deferred, cast, is_index, read_shard_index, write_tensors
-from convert.table import Weights
-from convert.weights.diffusers_config import read_diffusers_config, write_diffusers_config
-from convert.weights.folder import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, header, save_folder
-from convert.weights.folder import LAYOUT as FOLDER_LAYOUT
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.files import new_folder, refuse_file_name, write_json
+from flax_vae.convert.formats import Deferred, cast, is_index, read_shard_index, write_tensors
+from flax_vae.convert.table import Weights
+from flax_vae.convert.weights.diffusers_config import read_diffusers_config, write_diffusers_config
+from flax_vae.convert.weights.folder import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, header, save_folder
+from flax_vae.convert.weights.folder import LAYOUT as FOLDER_LAYOUT
 
 FILE_SUFFIXES = (".safetensors", ".sft")
 

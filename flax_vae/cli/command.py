@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from convert.console import advise, parse_flags
-from convert.extras import IMAGES, require_extra
+from flax_vae.convert.console import advise, parse_flags
+from flax_vae.convert.extras import IMAGES, require_extra
 from flax_vae.errors import MissingError
 
 Flags = TypeVar("Flags")

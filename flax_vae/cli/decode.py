@@ -49,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(flags: DecodeFlags) -> int:
     # They load JAX: only now, when there is something to compute.
-    from convert.console import printable
+    from flax_vae.convert.console import printable
     from flax_vae.folders import BatchLimits, decode_folder
     from flax_vae.inference import load_model
     from flax_vae.ops import cache_compilations

@@ -26,8 +26,8 @@ class EncodeFlags:
     """Encodes all images below a folder into latents, for the training of diffusion models.
 
     Images keep their size, padded to the model's factor; those of one size are computed together.  DST is written shard
-    by shard and read by `convert.latents.LatentDataset`.  What was interrupted, by whatever, goes on when the same
-    command is given again, and a complete DST is left as it is.
+    by shard and read by `flax_vae.convert.latents.LatentDataset`.  What was interrupted, by whatever, goes on when the
+    same command is given again, and a complete DST is left as it is.
 
     Several machines: give all the same command on a shared folder, with --processes and --process (or --distributed).
     """
@@ -140,8 +140,8 @@ def _run(flags: EncodeFlags) -> int:
 
 
 def _tell(destination: Path, report: "EncodeReport") -> None:
-    from convert.console import printable
     from flax_vae.cli.counts import counted  # loads NumPy
+    from flax_vae.convert.console import printable
 
     if report.images:
         print(
@@ -163,7 +163,7 @@ def _tell(destination: Path, report: "EncodeReport") -> None:
 
 def _wait(destination: Path) -> None:
     """Until the data set is complete: processes that JAX has joined must end together."""
-    from convert.latents import INDEX
+    from flax_vae.convert.latents import INDEX
 
     while not (destination / INDEX).exists():
         time.sleep(_POLL_SECONDS)

@@ -5,8 +5,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from convert.console import escaped_output, quiet_libraries
-from convert.extras import explain_missing
+from flax_vae.convert.console import escaped_output, quiet_libraries
+from flax_vae.convert.extras import explain_missing
 
 PROG = "flax-vae"
 
@@ -45,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     quiet_libraries()
     # They load numpy.
-    from convert.errors import ConversionError, FileError
+    from flax_vae.convert.errors import ConversionError, FileError
     from flax_vae.errors import UserError
 
     if words[:1] in (["-h"], ["--help"]):
@@ -59,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(COMMANDS[words[0]][1]).main(words[1:])
-    except BrokenPipeError:  # no OSError of this command: `convert.console.run` ends it
+    except BrokenPipeError:  # no OSError of this command: `flax_vae.convert.console.run` ends it
         raise
     except KeyboardInterrupt:
         print(f"{PROG} {words[0]}: interrupted", file=sys.stderr)

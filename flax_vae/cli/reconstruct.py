@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from convert.console import advise, parse_flags
-from convert.extras import IMAGES, require_extra
+from flax_vae.convert.console import advise, parse_flags
+from flax_vae.convert.extras import IMAGES, require_extra
 from flax_vae.errors import DataError, MissingError, UserError
 
 if TYPE_CHECKING:  # they load JAX and Pillow: not for --help
@@ -65,7 +65,7 @@ def main(args: Sequence[str]) -> int:
     advise(PROG, "")
     flags = parse_flags(Reconstruct, prog=PROG, args=args, config=(tyro.conf.FlagCreatePairsOff,))
     require_extra(IMAGES, "images", MissingError)
-    from convert.console import printable
+    from flax_vae.convert.console import printable
     from flax_vae.images import WIDE, save_png, stack
 
     # All that can be refused without the model, before it takes its time.
@@ -100,7 +100,7 @@ def _pictures(flags: Reconstruct) -> dict[Path, tuple[Path, ...]]:
 
 
 def _check_image(path: Path) -> None:
-    from convert.console import printable
+    from flax_vae.convert.console import printable
     from flax_vae.images import image_size
 
     if path.is_dir():
@@ -112,7 +112,7 @@ def _check_image(path: Path) -> None:
 
 
 def _check_out(out: Path, flags: Reconstruct) -> None:
-    from convert.console import printable
+    from flax_vae.convert.console import printable
 
     name = printable(out)
     if out.is_dir():
@@ -144,7 +144,7 @@ def _compare(path: Path, model: "AutoEncoder", params: Any, flags: Reconstruct) 
     import jax
     import numpy as np
 
-    from convert.console import printable
+    from flax_vae.convert.console import printable
     from flax_vae.images import compare_images, read_image, to_uint8
     from flax_vae.inference import needs_bands, reconstruct
 

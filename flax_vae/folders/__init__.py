@@ -1,11 +1,11 @@
 """Folders of images to latent data sets, and back: planned, resumed, written shard by shard.
 
-Imports `flax_vae.inference` and `convert.latents`; used by `flax-vae encode` and `flax-vae decode`.
+Imports `flax_vae.inference` and `flax_vae.convert.latents`; used by `flax-vae encode` and `flax-vae decode`.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.folders.batches import BatchLimits

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
-from convert.console import Progress, printable
-from convert.errors import FileError
-from convert.files import new_file
-from convert.latents import Encoding, LatentDataset
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.conditioning import same_time
+from flax_vae.convert.console import Progress, printable
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import new_file
+from flax_vae.convert.latents import Encoding, LatentDataset
 from flax_vae.errors import UserError
 from flax_vae.folders.batches import Batch, ImageEntry
 from flax_vae.folders.stream import stream

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
-from convert.latents import Encoding
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.conditioning import same_time
+from flax_vae.convert.latents import Encoding
 from flax_vae.inference import DECODES, DataParallel, moments_over_devices, rows_of
 
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.console import printable
-from convert.errors import FileError
-from convert.files import new_file
-from convert.latents import (
+from flax_vae.convert.console import printable
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import new_file
+from flax_vae.convert.latents import (
     INDEX,
     PLAN,
     SKIPPED,

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert.console import Progress
-from convert.latents import Encoding, LatentDataset, LatentIndex
 from flax_vae.autoencoder import AutoEncoder
+from flax_vae.convert.console import Progress
+from flax_vae.convert.latents import Encoding, LatentDataset, LatentIndex
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_decoder import BatchDecoder, DecodePipeline
 from flax_vae.folders.batch_encoder import weights_sha256

@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert.console import Progress, printable
-from convert.files import remove_content
-from convert.latents import Encoding, shard_file
 from flax_vae.autoencoder import AutoEncoder
+from flax_vae.convert.console import Progress, printable
+from flax_vae.convert.files import remove_content
+from flax_vae.convert.latents import Encoding, shard_file
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import LatentEncoder, weights_sha256
 from flax_vae.folders.batches import BatchLimits, Shard, programs
@@ -85,7 +85,7 @@ def encode_folder(
 
     Args:
       source: the images; see `flax_vae.images.read` for what is read.
-      destination: the data set; see `convert.latents.index`.
+      destination: the data set; see `flax_vae.convert.latents.index`.
       model: the autoencoder, with the `dtype` that `encoding` names.
       params: its parameters; those of the decoder may be missing.
       encoding: see `encoding_of`.

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
-from convert.console import printable
-from convert.errors import FileError
-from convert.files import shortened
+from flax_vae.convert.console import printable
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import shortened
 
 SUFFIX = ".png"
 _ESCAPED = {character: f"%{ord(character):02X}" for character in "\\:"}  # mean something in a path on Windows

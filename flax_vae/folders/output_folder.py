@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.console import printable
-from convert.errors import shorten
-from convert.files import beside, new_file, partial_of, read_object, replace_folder, restore
+from flax_vae.convert.console import printable
+from flax_vae.convert.errors import shorten
+from flax_vae.convert.files import beside, new_file, partial_of, read_object, replace_folder, restore
 from flax_vae.errors import UserError
 
 

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert.console import printable
-from convert.latents import images_file
+from flax_vae.convert.console import printable
+from flax_vae.convert.latents import images_file
 from flax_vae.errors import UserError
 from flax_vae.folders.batches import BatchLimits, ImageEntry, Shard, plan_shards
 from flax_vae.folders.output_folder import some

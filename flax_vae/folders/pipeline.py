@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from convert.console import Progress, printable
-from convert.latents import Encoding, LatentEntry, LatentMoments, ShardContent, Skip
+from flax_vae.convert.console import Progress, printable
+from flax_vae.convert.latents import Encoding, LatentEntry, LatentMoments, ShardContent, Skip
 from flax_vae.errors import DataError, UserError, first_of
 from flax_vae.folders.batch_encoder import LatentEncoder
 from flax_vae.folders.batches import Batch, ImageEntry, Shard

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from convert.console import printable
+from flax_vae.convert.console import printable
 from flax_vae.errors import DataError
 from flax_vae.folders.batches import ImageEntry
 from flax_vae.images import StorageError, list_folder, read_image, upright_size

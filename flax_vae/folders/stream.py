@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from convert.console import available_cpus
+from flax_vae.convert.console import available_cpus
 
 J = TypeVar("J")
 R = TypeVar("R")

@@ -1,11 +1,11 @@
 """8-bit images in NumPy and Pillow: read, listed, padded, compared, drawn.
 
-Loads no JAX; imports `convert.files`.  Used by everything that reads image files.
+Loads no JAX; imports `flax_vae.convert.files`.  Used by everything that reads image files.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.images.comparison import WIDE, PanelLayout, draw_comparison, save_png, stack, visible_factor

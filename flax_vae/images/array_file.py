@@ -7,8 +7,8 @@ from typing import IO
 
 import numpy as np
 
-from convert.console import printable
-from convert.files import check_members, require_regular
+from flax_vae.convert.console import printable
+from flax_vae.convert.files import check_members, require_regular
 from flax_vae.errors import DataError
 
 

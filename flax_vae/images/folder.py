@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.console import printable
-from convert.errors import shorten
+from flax_vae.convert.console import printable
+from flax_vae.convert.errors import shorten
 from flax_vae.errors import DataError
 from flax_vae.images.formats import FORMATS, SUFFIXES, UNREAD
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from convert.console import printable
-from convert.extras import needed
+from flax_vae.convert.console import printable
+from flax_vae.convert.extras import needed
 from flax_vae.errors import DataError
 from flax_vae.images.array_file import load_array
 from flax_vae.images.read import StorageError, file_digest, image_size, read_image

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
-from convert.console import printable as printable
-from convert.extras import needed
+from flax_vae.convert.console import printable as printable
+from flax_vae.convert.extras import needed
 from flax_vae.errors import DataError, MissingError
 from flax_vae.images.formats import READ, what_is
 

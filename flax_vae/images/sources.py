@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from convert.console import printable
+from flax_vae.convert.console import printable
 from flax_vae.images.folder import list_folder
 from flax_vae.images.read import file_digest, image_size, read_image
 

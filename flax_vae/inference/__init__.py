@@ -5,7 +5,7 @@ Imports the model and `flax_vae.images`; used by the commands and by evaluation.
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.inference.banded_decode import decode_in_bands

@@ -21,8 +21,8 @@ from einops import rearrange
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from convert.architecture import NORM_GROUPS
 from flax_vae.autoencoder import AutoEncoder
+from flax_vae.convert.architecture import NORM_GROUPS
 from flax_vae.inference.band_ops import (
     AddTime,
     BandAdd,

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from convert.architecture import check_image
 from flax_vae.autoencoder import AutoEncoder
+from flax_vae.convert.architecture import check_image
 
 ENCODES = ("encoder", "quant_conv")  # the parameters that only encoding needs
 DECODES = ("decoder", "post_quant_conv")

@@ -8,9 +8,9 @@ import numpy as np
 from flax.typing import Dtype
 from jaxtyping import Array, Float, UInt8
 
-from convert.architecture import AutoEncoderParams
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.conditioning import same_time
+from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.errors import UserError
 from flax_vae.images import pad_to_factor, padded_size, to_float
 from flax_vae.inference.banded_decode import decode_in_bands

@@ -5,7 +5,7 @@ Knows no model; imports JAX and Flax.  Used by the models and by inference.
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.ops.attention_tiles import Tile, tiled_attention

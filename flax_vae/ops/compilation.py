@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from convert.extras import install_command
+from flax_vae.convert.extras import install_command
 from flax_vae.errors import UserError
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from convert import LAYOUTS, PRESETS, expand
-from convert.cli.main import main as convert
+from flax_vae.convert import LAYOUTS, PRESETS, expand
+from flax_vae.convert.cli.main import main as convert
 
 PRESET = "flux1"
 FRAMEWORKS = {"flax", "jax", "torch"}

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from flax_vae.train.data.shipped import shipped_photographs
 from tests.benchmarks.machine import describe
-from train.data.shipped import shipped_photographs
 
 SIZES = [(160, 64), (64, 160), (128, 48), (96, 96), (72, 100), (64, 80), (56, 56), (47, 49)]
 KILLS, SHARD, BATCH = 5, 32, 16

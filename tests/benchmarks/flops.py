@@ -7,7 +7,7 @@ that a path that saves arithmetic shows as more operations per second.
 
 from itertools import pairwise
 
-from convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
 
 
 def work_flops(work: str, record: AutoEncoderParams, px: int, batch: int = 1) -> int:

@@ -18,13 +18,13 @@ import torch
 
 import flax_vae.discriminator
 import torch_ref.discriminator
-from convert import PRESETS, to_flax
-from convert.architecture.autoencoder import AutoEncoderParams
-from convert.architecture.discriminator import DiscriminatorParams
-from convert.cli.two_frameworks import nchw
-from convert.formats.pytorch import to_array
-from convert.table.discriminator import discriminator_to_flax
-from convert.table.rows import flatten
+from flax_vae.convert import PRESETS, to_flax
+from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.architecture.discriminator import DiscriminatorParams
+from flax_vae.convert.cli.two_frameworks import nchw
+from flax_vae.convert.formats.pytorch import to_array
+from flax_vae.convert.table.discriminator import discriminator_to_flax
+from flax_vae.convert.table.rows import flatten
 from tests.parity import agree, discriminators
 from torch_ref.loading import to_tensor
 

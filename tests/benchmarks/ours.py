@@ -75,7 +75,7 @@ def _training(model: AutoEncoder, params: dict, images: jax.Array) -> tuple[Call
 
 def _compile(function: Callable, *args: Any, **options: Any) -> tuple[Callable, float]:
     start = time.perf_counter()
-    # Compiled as `train.devices.parallel` compiles its step.
+    # Compiled as `flax_vae.train.devices.parallel` compiles its step.
     options["compiler_options"] = compiler_options(jax.default_backend())
     compiled = jax.jit(function, **options).lower(*args).compile()
     seconds = time.perf_counter() - start

@@ -19,14 +19,14 @@ import jax
 import numpy as np
 from PIL import Image
 
+from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.config.recipes import recipe
+from flax_vae.train.config.schema import DataConfig, TrainConfig
+from flax_vae.train.data.photographs import Photographs
+from flax_vae.train.data.prefetch import Batches
+from flax_vae.train.devices.parallel import make_parallel
+from flax_vae.train.step import train_step
 from tests.benchmarks.machine import describe
-from train.build import make_parts, make_state
-from train.config.recipes import recipe
-from train.config.schema import DataConfig, TrainConfig
-from train.data.photographs import Photographs
-from train.data.prefetch import Batches
-from train.devices.parallel import make_parallel
-from train.step import train_step
 
 COUNT, SIDE, CROP, BATCH = 48, 256, 64, 8
 WARM = 3  # steps of each kind before the clock counts

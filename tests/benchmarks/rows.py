@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from convert.architecture.autoencoder import AutoEncoderParams
-from convert.architecture.presets import preset
-from convert.errors import ConversionError
-from convert.weights.diffusers_config import write_diffusers_config
+from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.architecture.presets import preset
+from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.weights.diffusers_config import write_diffusers_config
 
 OURS = "ours"
 REF, SDPA, COMPILE, DIFFUSERS = "torch_ref", "torch SDPA", "torch compile", "diffusers"

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import torch_ref.layers
-from convert.architecture.autoencoder import AutoEncoderParams
-from convert.weights.diffusers_config import write_diffusers_config
+from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.weights.diffusers_config import write_diffusers_config
 from tests.benchmarks.process import ADAMW, cores
 from tests.benchmarks.rows import COMPILE, DIFFUSERS, REF, Row
 

@@ -15,18 +15,18 @@ import jax
 import numpy as np
 import pytest
 
-from convert import PRESETS, ConversionError, expand
-from convert.errors import FileError
-from convert.files.manifest import MANIFEST, find_damage, read_manifest
-from convert.formats.safetensors import write_tensors
-from convert.latents.dataset import LatentDataset
-from convert.table.identify import Weights
-from convert.table.rows import unflatten
-from convert.weights.folder import save_folder
-from convert.weights.load import load_weights
-from convert.weights.open import open_weights
-from convert.weights.save import save_weights
 from flax_vae import from_pretrained
+from flax_vae.convert import PRESETS, ConversionError, expand
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files.manifest import MANIFEST, find_damage, read_manifest
+from flax_vae.convert.formats.safetensors import write_tensors
+from flax_vae.convert.latents.dataset import LatentDataset
+from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.rows import unflatten
+from flax_vae.convert.weights.folder import save_folder
+from flax_vae.convert.weights.load import load_weights
+from flax_vae.convert.weights.open import open_weights
+from flax_vae.convert.weights.save import save_weights
 from tests.convert.latents.test_dataset import write as write_latents
 
 SMALL = replace(
@@ -92,8 +92,8 @@ def step(tmp_path_factory) -> Path:
     """A checkpoint of a run with a moving average and a discriminator."""
     import jax.numpy as jnp
 
-    from train.config.schema import TrainConfig
-    from train.run.checkpoints import Checkpoints
+    from flax_vae.train.config.schema import TrainConfig
+    from flax_vae.train.run.checkpoints import Checkpoints
 
     params = jax.tree.map(jnp.asarray, unflatten(numbers("flax")))
     state = {"params": params, "ema": jax.tree.map(lambda leaf: 2 * leaf, params), "discriminator": {"params": params}}

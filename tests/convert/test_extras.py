@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from convert import extras
-from convert.extras import EXTRAS, IMAGES, TRAIN, explain_missing, install_command, needed, require_extra
+from flax_vae.convert import extras
+from flax_vae.convert.extras import EXTRAS, IMAGES, TRAIN, explain_missing, install_command, needed, require_extra
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,8 +64,8 @@ def test_a_command_names_what_is_missing_in_one_line_and_leaves_nothing(
     if "verify" in words:
         import numpy as np
 
-        from convert import PRESETS, expand
-        from convert.weights.folder import save_folder
+        from flax_vae.convert import PRESETS, expand
+        from flax_vae.convert.weights.folder import save_folder
 
         params = PRESETS["tiny"]
         save_folder(

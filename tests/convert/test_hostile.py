@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert import PRESETS, ConversionError, expand, to_flax
-from convert.cli.main import main
-from convert.formats.safetensors import write_tensors
-from convert.table.identify import understand
-from convert.table.rows import READABLE, translate
-from convert.weights.folder import save_folder
+from flax_vae.convert import PRESETS, ConversionError, expand, to_flax
+from flax_vae.convert.cli.main import main
+from flax_vae.convert.formats.safetensors import write_tensors
+from flax_vae.convert.table.identify import understand
+from flax_vae.convert.table.rows import READABLE, translate
+from flax_vae.convert.weights.folder import save_folder
 
 SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 1), num_res_blocks=1)
 
@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_changes(here, capsys, monkeypat
         file.write(b"some")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("convert.formats.safetensors._write_data", full)
+    monkeypatch.setattr("flax_vae.convert.formats.safetensors._write_data", full)
     assert main(["old", dst, "--to", layout, "--force"]) == 1
     err = capsys.readouterr().err
     assert "could not be written: No space left on device" in err and err.count("\n") == 1

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert import AutoEncoderParams
 from flax_vae import AutoEncoder, init_params
+from flax_vae.convert import AutoEncoderParams
 
 PLAIN = AutoEncoderParams(
     resolution=16,

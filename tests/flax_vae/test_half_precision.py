@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.architecture.discriminator import DiscriminatorParams
 from flax_vae import AutoEncoder, init_params
+from flax_vae.convert.architecture.discriminator import DiscriminatorParams
 from flax_vae.discriminator import Discriminator
 from flax_vae.ops.broadcasting import broadcast
 from flax_vae.ops.linear import Conv, Dense
+from flax_vae.train.losses.perceptual import Lpips, Stage
 from tests.flax_vae.random_models import PLAIN
-from train.losses.perceptual import Lpips, Stage
 
 HALF = ("bfloat16", "float16")
 

@@ -56,14 +56,17 @@ def load(*names):
     except BaseException as error:
         failures.append(error)
 threads = [
-    threading.Thread(target=load, args=("convert.console", "convert.formats", "convert.table", "convert.latents")),
-    threading.Thread(target=load, args=("convert.files", "convert.architecture", "convert.weights", "train.config")),
-    threading.Thread(target=load, args=("calendar", "statistics", "mailbox", "flax_vae.images", "train.data")),
+    threading.Thread(target=load, args=[f"flax_vae.{name}" for name in names])
+    for names in (
+        ("convert.console", "convert.formats", "convert.table", "convert.latents"),
+        ("convert.files", "convert.architecture", "convert.weights", "train.config"),
+        ("images", "train.data", "inference", "folders"),
+    )
 ]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert not failures and builtins.__import__ is before, failures
-from convert.formats import read_tensors
-assert read_tensors.__module__ == "convert.formats.safetensors"
+from flax_vae.convert.formats import read_tensors
+assert read_tensors.__module__ == "flax_vae.convert.formats.safetensors"
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import ConversionError, FileError, expand
-from convert.table.rows import flatten, unflatten
 from flax_vae import PRESETS, AutoEncoder, from_pretrained, save_pretrained
+from flax_vae.convert import ConversionError, FileError, expand
+from flax_vae.convert.table.rows import flatten, unflatten
 
 RECORD = dataclasses.replace(PRESETS["tiny"], time_emb_dim=6, learnable_logvar=True)
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import expand
-from convert.table.rows import COUNTER, flatten
 from flax_vae import PRESETS, AutoEncoder, Downsample, Posterior, ResnetBlock, init_params, to_nnx
+from flax_vae.convert import expand
+from flax_vae.convert.table.rows import COUNTER, flatten
 
 TINY = PRESETS["tiny"]
 SMALL = replace(TINY, ch_mult=(1,), attn_levels=())  # compiles in a moment

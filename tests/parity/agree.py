@@ -9,9 +9,9 @@ import torch
 
 import flax_vae
 import torch_ref
-from convert import AutoEncoderParams, expand, to_flax
-from convert.cli.two_frameworks import difference, nchw, nhwc
-from convert.table.rows import COUNTER
+from flax_vae.convert import AutoEncoderParams, expand, to_flax
+from flax_vae.convert.cli.two_frameworks import difference, nchw, nhwc
+from flax_vae.convert.table.rows import COUNTER
 from tests.flax_vae.random_models import quick_jit
 from torch_ref.loading import to_tensor
 

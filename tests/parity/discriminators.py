@@ -6,8 +6,8 @@ import numpy as np
 
 import flax_vae.discriminator
 import torch_ref.discriminator
-from convert.architecture.discriminator import DiscriminatorParams
-from convert.table.discriminator import discriminator_to_flax
+from flax_vae.convert.architecture.discriminator import DiscriminatorParams
+from flax_vae.convert.table.discriminator import discriminator_to_flax
 from torch_ref.loading import to_tensor
 
 SMALL = DiscriminatorParams(in_channels=3, features=6, layers=2)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert import PRESETS
+from flax_vae.convert import PRESETS
 from tests.parity.agree import ACCURACY, flax_model, inputs, nchw, nhwc, random_state_dict, torch_model
 
 CASES = [("seed", 32, 48), ("flux1", 32, 48), ("sdxl", 24, 40)]

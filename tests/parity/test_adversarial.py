@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from convert.formats.pytorch import to_array
-from convert.table.discriminator import discriminator_to_flax
-from convert.table.rows import flatten
+from flax_vae.convert.formats.pytorch import to_array
+from flax_vae.convert.table.discriminator import discriminator_to_flax
+from flax_vae.convert.table.rows import flatten
+from flax_vae.train.losses import adversarial
 from tests.parity.agree import TOLERANCE, assert_agree, nchw, quick_jit
 from tests.parity.discriminators import SMALL, random_images, twins
-from train.losses import adversarial
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 import flax_vae
 import torch_ref
-from convert import AutoEncoderParams, expand
-from convert.table.rows import unflatten
-from convert.weights.load import load_weights
-from convert.weights.save import save_weights
+from flax_vae.convert import AutoEncoderParams, expand
+from flax_vae.convert.table.rows import unflatten
+from flax_vae.convert.weights.load import load_weights
+from flax_vae.convert.weights.save import save_weights
 from tests.parity.agree import assert_agree, nchw, nhwc
 
 diffusers = pytest.importorskip("diffusers")

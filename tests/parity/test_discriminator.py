@@ -7,13 +7,13 @@ import pytest
 
 import flax_vae.discriminator
 import torch_ref.discriminator
-from convert.formats.pytorch import to_array
-from convert.table.discriminator import discriminator_to_flax
-from convert.table.rows import flatten
+from flax_vae.convert.formats.pytorch import to_array
+from flax_vae.convert.table.discriminator import discriminator_to_flax
+from flax_vae.convert.table.rows import flatten
+from flax_vae.train.losses import adversarial
 from tests.flax_vae.random_models import QUICKLY
 from tests.parity.agree import TOLERANCE, assert_agree, difference, nchw, nhwc, quick_jit
 from tests.parity.discriminators import DEEP, SMALL, TINY, random_images, twins
-from train.losses import adversarial
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -8,11 +8,11 @@ import torch
 
 import flax_vae.discriminator
 import torch_ref.discriminator
-from convert import ConversionError
-from convert.architecture.discriminator import DiscriminatorParams
-from convert.formats.pytorch import to_array
-from convert.table.discriminator import discriminator_to_flax, discriminator_to_torch
-from convert.table.rows import flatten
+from flax_vae.convert import ConversionError
+from flax_vae.convert.architecture.discriminator import DiscriminatorParams
+from flax_vae.convert.formats.pytorch import to_array
+from flax_vae.convert.table.discriminator import discriminator_to_flax, discriminator_to_torch
+from flax_vae.convert.table.rows import flatten
 from tests.parity.agree import quick_jit
 from tests.parity.discriminators import DEEP, SMALL, random_images, random_state_dict
 from torch_ref.loading import to_tensor

@@ -9,10 +9,11 @@ import optax
 import pytest
 import torch
 
-from convert import PRESETS, ConversionError, expand, to_flax, to_torch
-from convert.formats.pytorch import to_array
-from convert.table.grafting import graft
-from convert.table.rows import flatten
+from flax_vae.convert import PRESETS, ConversionError, expand, to_flax, to_torch
+from flax_vae.convert.formats.pytorch import to_array
+from flax_vae.convert.table.grafting import graft
+from flax_vae.convert.table.rows import flatten
+from flax_vae.train.adam_state import read_adam_state, write_adam_state
 from tests.parity.agree import (
     TOLERANCE,
     assert_agree,
@@ -28,7 +29,6 @@ from tests.parity.agree import (
 from tests.parity.cases import MODELS
 from tests.parity.test_gradients import assert_trees_agree, loss, small_inputs, torch_loss
 from torch_ref.optim import read_moments, write_moments
-from train.adam_state import read_adam_state, write_adam_state
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-import convert.cli.main
-import train.cli.main
+import flax_vae.convert.cli.main
+import flax_vae.train.cli.main
 from flax_vae import from_pretrained
 from flax_vae.images.read import read_image
 from flax_vae.images.sizes import pad_to_factor, to_float
 from flax_vae.inference.reconstruction import reconstruct
+from flax_vae.train.data.shipped import shipped_photographs
+from flax_vae.train.losses import lpips_weights
 from tests.flax_vae.images.test_colour import linear_grey
 from tests.flax_vae.images.test_formats import png16
-from train.data.shipped import shipped_photographs
-from train.losses import lpips_weights
 
 diffusers = pytest.importorskip("diffusers")
 ENDINGS = ("jpg", "png", "webp", "jpeg", "tif", "bmp", "jfif", "gif", "tga", "ppm")
@@ -81,7 +81,7 @@ def test_a_first_fine_tune_from_nothing_to_pictures_in_diffusers(tmp_path, monke
     words += ["--steps", "12", "--crop-size", "64", "--batch-size", "2", "--set", "model.ch=32"]
 
     def train_(*more):
-        status = train.cli.main.main([*words, *more])
+        status = flax_vae.train.cli.main.main([*words, *more])
         return status, *capsys.readouterr()
 
     # One message names all that cannot be used, and a flag for each kind of trouble.
@@ -114,7 +114,7 @@ def test_a_first_fine_tune_from_nothing_to_pictures_in_diffusers(tmp_path, monke
     assert "held-out photograph" in told
 
     # To diffusers, and pictures there.
-    assert convert.cli.main.main(["run/export", "tuned", "--to", "diffusers"]) == 0
+    assert flax_vae.convert.cli.main.main(["run/export", "tuned", "--to", "diffusers"]) == 0
     tuned = diffusers.AutoencoderKL.from_pretrained("tuned")
     assert tuned.config.scaling_factor == published.config.scaling_factor
     after, before = tuned.state_dict(), published.state_dict()

@@ -10,10 +10,10 @@ import torch
 
 import flax_vae
 import torch_ref
-from convert import PRESETS, to_flax
-from convert.formats.pytorch import BIT_PATTERNS, to_array
-from convert.table.rows import flatten
-from convert.weights.folder import save_folder
+from flax_vae.convert import PRESETS, to_flax
+from flax_vae.convert.formats.pytorch import BIT_PATTERNS, to_array
+from flax_vae.convert.table.rows import flatten
+from flax_vae.convert.weights.folder import save_folder
 from tests.parity.agree import TOLERANCE, assert_agree, nchw, nhwc, random_state_dict, torch_model
 from torch_ref.loading import to_tensor
 

@@ -7,9 +7,9 @@ import optax
 import pytest
 import torch
 
-from convert import to_flax
-from convert.formats.pytorch import to_array
-from convert.table.rows import flatten
+from flax_vae.convert import to_flax
+from flax_vae.convert.formats.pytorch import to_array
+from flax_vae.convert.table.rows import flatten
 from tests.parity.agree import TOLERANCE, flax_model, inputs, nchw, quick_jit, random_state_dict, torch_model
 from tests.parity.cases import MODELS
 

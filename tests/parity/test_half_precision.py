@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from convert.architecture.discriminator import DiscriminatorParams
+from flax_vae.convert.architecture.discriminator import DiscriminatorParams
 from tests.benchmarks.half_precision import ALLOWED, autoencoder, discriminator, kinds
 from tests.parity.cases import MODELS
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flax_vae.train.losses.lpips_weights import expand_lpips, from_torch_names, load_lpips_weights, to_torch_names
+from flax_vae.train.losses.perceptual import NETS, Lpips
 from tests.parity.agree import assert_agree, nchw, nhwc
 from torch_ref.loading import to_tensor
-from train.losses.lpips_weights import expand_lpips, from_torch_names, load_lpips_weights, to_torch_names
-from train.losses.perceptual import NETS, Lpips
 
 # Of the distance, relative; of a gradient, of its RMS.
 TOLERANCE = {"float64": (1e-10, 1e-10), "float32": (1e-5, 5e-5)}

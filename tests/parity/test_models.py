@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert.cli.two_frameworks import first_difference, layer_differences
+from flax_vae.convert.cli.two_frameworks import first_difference, layer_differences
 from tests.parity.agree import (
     TOLERANCE,
     assert_agree,

@@ -10,10 +10,10 @@ import torch
 
 import flax_vae
 import torch_ref
-from convert import PRESETS, load_weights
-from convert.architecture.autoencoder import LOGVAR_MAX, LOGVAR_MIN
-from convert.latents.index import Encoding
-from convert.weights.folder import save_folder
+from flax_vae.convert import PRESETS, load_weights
+from flax_vae.convert.architecture.autoencoder import LOGVAR_MAX, LOGVAR_MIN
+from flax_vae.convert.latents.index import Encoding
+from flax_vae.convert.weights.folder import save_folder
 from flax_vae.folders.batch_encoder import LatentEncoder
 from tests.parity import seed
 from tests.parity.agree import assert_agree, flax_model, inputs, nchw, nhwc, random_state_dict, torch_model

@@ -8,7 +8,7 @@ import torch
 
 import flax_vae
 import torch_ref
-from convert import PRESETS, AutoEncoderParams, expand
+from flax_vae.convert import PRESETS, AutoEncoderParams, expand
 from tests.parity import seed
 from tests.parity.agree import assert_agree, flax_model, inputs, nchw, nhwc, quick_jit, random_state_dict, torch_model
 from tests.parity.cases import MODELS

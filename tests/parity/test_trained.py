@@ -11,12 +11,12 @@ import torch
 import flax_vae
 import torch_ref
 from flax_vae.images.sizes import to_float
+from flax_vae.train.config.recipes import recipe
+from flax_vae.train.config.schema import DataConfig
+from flax_vae.train.data.photographs import Photographs
+from flax_vae.train.evaluation.tiles import TILE, to_tiles
+from flax_vae.train.loop import train
 from tests.parity.agree import nchw, nhwc
-from train.config.recipes import recipe
-from train.config.schema import DataConfig
-from train.data.photographs import Photographs
-from train.evaluation.tiles import TILE, to_tiles
-from train.loop import train
 
 
 def reconstruct_in_both(folder):

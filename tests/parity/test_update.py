@@ -10,24 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import PRESETS, to_flax
-from convert.architecture.discriminator import DiscriminatorParams
-from convert.formats.pytorch import to_array
-from convert.table.discriminator import discriminator_to_flax
-from convert.table.rows import flatten
+from flax_vae.convert import PRESETS, to_flax
+from flax_vae.convert.architecture.discriminator import DiscriminatorParams
+from flax_vae.convert.formats.pytorch import to_array
+from flax_vae.convert.table.discriminator import discriminator_to_flax
+from flax_vae.convert.table.rows import flatten
+from flax_vae.train.build import make_parts
+from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from flax_vae.train.gradients import example_noise
+from flax_vae.train.losses.lpips_weights import from_torch_names
+from flax_vae.train.losses.perceptual import NETS, Stage
+from flax_vae.train.state import DiscriminatorState, create_state
+from flax_vae.train.step import Components, train_step
 from tests.flax_vae.random_models import QUICKLY
 from tests.parity import agree, discriminators, test_lpips
 from tests.parity.agree import nchw
 from tests.parity.test_gradients import assert_trees_agree
 from tests.parity.torch_update import TorchTrainer
 from torch_ref.loading import to_tensor
-from train.build import make_parts
-from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
-from train.gradients import example_noise
-from train.losses.lpips_weights import from_torch_names
-from train.losses.perceptual import NETS, Stage
-from train.state import DiscriminatorState, create_state
-from train.step import Components, train_step
 
 TOLERANCE = 1e-9
 UPDATES = 3

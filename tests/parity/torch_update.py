@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import torch_ref
 import torch_ref.discriminator
-from train.config.schema import OptimConfig, TrainConfig
+from flax_vae.train.config.schema import OptimConfig, TrainConfig
 
 DISTANCES = {"l1": F.l1_loss, "mse": F.mse_loss}
 

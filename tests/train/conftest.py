@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert import PRESETS
-from train.config.schema import DataConfig, OptimConfig, TrainConfig
+from flax_vae.convert import PRESETS
+from flax_vae.train.config.schema import DataConfig, OptimConfig, TrainConfig
 
 SMALL = replace(PRESETS["tiny"], resolution=16, ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4)
 

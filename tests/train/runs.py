@@ -79,7 +79,7 @@ def start(
     return [
         subprocess.Popen(
             [
-                *(sys.executable, "-m", "train.cli.main", "--workdir", str(workdir)),
+                *(sys.executable, "-m", "flax_vae.train.cli.main", "--workdir", str(workdir)),
                 *(joined[index] if count > 1 else []),
                 *(words[index] if words else []),
             ],
@@ -127,7 +127,7 @@ def _share_step(program: Path) -> None:
     import jax
     from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
-    from train.devices.parallel import CompiledStep
+    from flax_vae.train.devices.parallel import CompiledStep
 
     call = CompiledStep.__call__
 
@@ -149,8 +149,8 @@ def _share_step(program: Path) -> None:
 
 
 def _serve(folder: Path) -> None:
-    import train.cli.main
-    import train.loop  # noqa: F401 - loaded once, for all
+    import flax_vae.train.cli.main
+    import flax_vae.train.loop  # noqa: F401 - loaded once, for all
 
     _share_step(folder / "step")
     said, note = folder / "said", folder / "touch"
@@ -167,7 +167,7 @@ def _serve(folder: Path) -> None:
                 _strike(request["workdir"], request["signum"], request["touch"], note)
             status = 70
             try:
-                status = train.cli.main.main(["--workdir", request["workdir"]])
+                status = flax_vae.train.cli.main.main(["--workdir", request["workdir"]])
             except BaseException:
                 traceback.print_exc()
             finally:

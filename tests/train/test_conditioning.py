@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.table.rows import flatten
+from flax_vae.convert.table.rows import flatten
+from flax_vae.train.build import make_parts
+from flax_vae.train.conditioning import fixed_time, sample_times
+from flax_vae.train.config.schema import DataConfig, OptimConfig, TimeConfig, TrainConfig
+from flax_vae.train.state import create_state
+from flax_vae.train.step import train_step
 from tests.flax_vae.random_models import random_params
 from tests.train.conftest import SMALL
-from train.build import make_parts
-from train.conditioning import fixed_time, sample_times
-from train.config.schema import DataConfig, OptimConfig, TimeConfig, TrainConfig
-from train.state import create_state
-from train.step import train_step
 
 BATCH = 4
 TIMED = {

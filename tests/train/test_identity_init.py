@@ -6,8 +6,8 @@ import pytest
 from flax import linen as nn
 
 from flax_vae import AutoEncoder, init_params
+from flax_vae.train.identity_init import group_offsets, make_transparent
 from tests.train.conftest import SMALL
-from train.identity_init import group_offsets, make_transparent
 
 rng = np.random.default_rng(0)
 

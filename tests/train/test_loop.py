@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from flax_vae import from_pretrained
-from train.data.photographs import Photographs
-from train.data.prefetch import Batches
-from train.errors import NotFiniteError, RunError, TrainError
-from train.loop import train
-from train.report.metrics_log import read_metrics
-from train.run.signals import StopRequest
+from flax_vae.train.data.photographs import Photographs
+from flax_vae.train.data.prefetch import Batches
+from flax_vae.train.errors import NotFiniteError, RunError, TrainError
+from flax_vae.train.loop import train
+from flax_vae.train.report.metrics_log import read_metrics
+from flax_vae.train.run.signals import StopRequest
 
 
 def leaves(state):
@@ -43,7 +43,7 @@ def runs(small, tmp_path_factory):
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.run.signals.StopRequest", TermAtFive)
+        patch.setattr("flax_vae.train.run.signals.StopRequest", TermAtFive)
         # The regular checkpoints come later: only the signal can make this one.
         outcome = train(dataclasses.replace(small, save_every=7), stopped)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -182,8 +182,10 @@ def test_a_model_whose_reconstruction_is_not_finite_has_no_scores_and_is_not_exp
     workdir = shutil.copytree(runs["straight"][0], tmp_path / "run")
     shutil.rmtree(workdir / "export")
     (workdir / "metrics.jsonl").unlink()
-    monkeypatch.setattr("train.evaluation.tiles.from_tiles", lambda *_: pytest.fail("pixels were made of it"))
-    monkeypatch.setattr("train.evaluation.tiles._reconstructor", lambda *_: lambda params, images: images * np.nan)
+    monkeypatch.setattr("flax_vae.train.evaluation.tiles.from_tiles", lambda *_: pytest.fail("pixels were made of it"))
+    monkeypatch.setattr(
+        "flax_vae.train.evaluation.tiles._reconstructor", lambda *_: lambda params, images: images * np.nan
+    )
     with pytest.raises(NotFiniteError, match="no finite reconstruction after step 10, so nothing is exported"):
         train(small, workdir)
     assert not (workdir / "export").exists()

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.config.schema import OptimConfig
-from train.optim import make_optimizer, make_schedule
+from flax_vae.train.config.schema import OptimConfig
+from flax_vae.train.optim import make_optimizer, make_schedule
 
 CONFIG = OptimConfig(learning_rate=0.5, warmup_steps=10, final_fraction=0.1)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from convert.console import escaped_output, parse_flags, rewrite_line
-from convert.extras import IMAGES, require_extra
-from train.errors import RunError, TrainError
+from flax_vae.convert.console import escaped_output, parse_flags, rewrite_line
+from flax_vae.convert.extras import IMAGES, require_extra
+from flax_vae.train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
     from flax_vae import AutoEncoder
     from flax_vae.images import Comparison, ImageSource
-    from train.evaluation import Evaluation, FrechetMeter, PerceptualDistance
+    from flax_vae.train.evaluation import Evaluation, FrechetMeter, PerceptualDistance
 
 PROG = "flax-vae-train eval"
 
@@ -86,8 +86,8 @@ def locate_model(path: Path) -> Path:
     Raises:
       RunError: if the run has not ended.
     """
-    from convert.errors import FileError  # numpy, which --help does without
-    from convert.weights import find_export, is_run
+    from flax_vae.convert.errors import FileError  # numpy, which --help does without
+    from flax_vae.convert.weights import find_export, is_run
 
     try:
         return find_export(path) if is_run(path) else path
@@ -108,12 +108,12 @@ def _run(flags: EvalFlags) -> int:
     models = tuple(flags.models)
     folders = [locate_model(path) for path in models]
     if flags.write_scale:
-        from train.evaluation import check_scalable
+        from flax_vae.train.evaluation import check_scalable
 
         check_scalable(folders[0])
     # JAX and Pillow: only now, when there is something to compute.
     from flax_vae.images import open_images
-    from train.evaluation import comparison
+    from flax_vae.train.evaluation import comparison
 
     source = open_images(flags.data) if flags.data is not None else _held_out(models[0])
     for note in source.notes:
@@ -137,7 +137,7 @@ def _one(
     flags: EvalFlags, where: Path, source: "ImageSource", perceptual: "PerceptualDistance | None", lpips_missing: str
 ) -> int:
     """Everything about one model."""
-    from train.evaluation import (
+    from flax_vae.train.evaluation import (
         FrechetMeter,
         latent_lines,
         load_extractor,
@@ -146,7 +146,7 @@ def _one(
         write_report_json,
         write_scale,
     )
-    from train.report import save_comparisons
+    from flax_vae.train.report import save_comparisons
 
     meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
     model, params = _load(flags, where)
@@ -185,16 +185,16 @@ def _evaluation(
     perceptual: "PerceptualDistance | None",
     meter: "FrechetMeter | None" = None,
 ) -> "Evaluation":
-    from train.evaluation import Evaluation
+    from flax_vae.train.evaluation import Evaluation
 
     return Evaluation(model, params, flags.batch, flags.time, flags.bands, perceptual=perceptual, frechet=meter)
 
 
 def _held_out(run: Path) -> "ImageSource":
     """Returns the one image that a run has never seen; also for its export and its checkpoints."""
-    from convert.weights import CHECKPOINTS, EXPORT
-    from train.data import held_out_image
-    from train.run import RunDirectory
+    from flax_vae.convert.weights import CHECKPOINTS, EXPORT
+    from flax_vae.train.data import held_out_image
+    from flax_vae.train.run import RunDirectory
 
     where = run
     if run.parent.name == CHECKPOINTS:
@@ -217,8 +217,8 @@ def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
 
     import jax
 
-    from train.evaluation import PerceptualDistance
-    from train.losses import load_lpips_weights, lpips, smallest_side, stages_of
+    from flax_vae.train.evaluation import PerceptualDistance
+    from flax_vae.train.losses import load_lpips_weights, lpips, smallest_side, stages_of
 
     try:
         weights = jax.device_put(load_lpips_weights(flags.lpips, flags.lpips_weights))
@@ -240,7 +240,7 @@ class _Worst:
         self._most, self._score, self._count, self._seen = most, score, count, 0
 
     def __call__(self, comparison: "Comparison") -> None:
-        from train.evaluation import badness
+        from flax_vae.train.evaluation import badness
 
         self.pictures = sorted([*self.pictures, comparison], key=lambda seen: badness(seen.scores, self._score))
         self.pictures = self.pictures[: self._most]

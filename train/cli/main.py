@@ -8,12 +8,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.console import advise, escaped_output, parse_flags, quiet_libraries
-from convert.extras import TRAIN, explain_missing, require_extra
-from train.cli import evaluate, plan
-from train.cli.flags import Flags
-from train.config import TrainConfig
-from train.errors import TrainError
+from flax_vae.convert.console import advise, escaped_output, parse_flags, quiet_libraries
+from flax_vae.convert.extras import TRAIN, explain_missing, require_extra
+from flax_vae.train.cli import evaluate, plan
+from flax_vae.train.cli.flags import Flags
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.errors import TrainError
 
 PROG = "flax-vae-train"
 _LONGEST = 200  # characters of an error of JAX
@@ -46,7 +46,7 @@ def _main(args: list[str]) -> int:
         require_extra(TRAIN, "train", TrainError)
     except TrainError as error:
         return _refuse(error)
-    from train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
+    from flax_vae.train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
 
     try:
         with _together(flags):
@@ -86,7 +86,7 @@ def _together(flags: Flags) -> contextlib.AbstractContextManager[object]:
     members = _members(flags)
     if members is None:
         return contextlib.nullcontext()
-    from train.devices import agreement, join_processes
+    from flax_vae.train.devices import agreement, join_processes
 
     join_processes(*members, **({} if flags.join_timeout is None else {"timeout": flags.join_timeout}))
     return agreement()
@@ -98,7 +98,7 @@ def _end(status: int, flags: Flags) -> int:
         return status
     import jax
 
-    from train.devices import leave
+    from flax_vae.train.devices import leave
 
     if jax.distributed.is_initialized():
         leave(status)
@@ -107,7 +107,7 @@ def _end(status: int, flags: Flags) -> int:
 
 def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     from flax_vae.ops import require_devices
-    from train.plan import describe_run  # loads JAX
+    from flax_vae.train.plan import describe_run  # loads JAX
 
     require_devices()
     print(describe_run(config, workdir, accept_changed_data=flags.accept_changed_data), end="")
@@ -118,7 +118,7 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     begun = time.monotonic()
     # They load JAX: only now, when there is something to compute.
     from flax_vae.ops import cache_compilations, require_devices
-    from train.loop import describe_scores, train
+    from flax_vae.train.loop import describe_scores, train
 
     if flags.compilation_cache is not None:
         cache_compilations(flags.compilation_cache)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
-from convert.console import escaped_output, parse_flags
-from convert.extras import TRAIN, require_extra
-from train.cli.flags import Flags
-from train.errors import TrainError
+from flax_vae.convert.console import escaped_output, parse_flags
+from flax_vae.convert.extras import TRAIN, require_extra
+from flax_vae.train.cli.flags import Flags
+from flax_vae.train.errors import TrainError
 
 if TYPE_CHECKING:
-    from train.config import TrainConfig
-    from train.plan import Target
+    from flax_vae.train.config import TrainConfig
+    from flax_vae.train.plan import Target
 
 PROG = "flax-vae-train plan"
 _RECIPE = "(default: the preset's own)"
@@ -94,7 +94,7 @@ def _run(flags: PlanFlags) -> int:
     import jax  # not for --help, nor for settings that are wrong
 
     from flax_vae.ops import require_devices
-    from train.plan import LEGEND, find_fitting, local, plan, rows, topology
+    from flax_vae.train.plan import LEGEND, find_fitting, local, plan, rows, topology
 
     if flags.topology:
         jax.config.update("jax_platforms", "cpu")  # what is here does not matter, and may be in use
@@ -121,7 +121,7 @@ def _run(flags: PlanFlags) -> int:
 
 def _config(flags: PlanFlags) -> "TrainConfig":
     """The run that is meant, whose weights and images are not read."""
-    from train.cli.resolve import resolve  # loads NumPy: not for --help
+    from flax_vae.train.cli.resolve import resolve  # loads NumPy: not for --help
 
     shared = {field.name for field in fields(Flags)} & {field.name for field in fields(PlanFlags)}
     given = {name: getattr(flags, name) for name in shared}

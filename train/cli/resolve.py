@@ -4,14 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from convert.architecture import AutoEncoderParams
-from convert.errors import ConversionError, FileError
-from convert.weights import load_weights
-from train.cli.flags import OWNERS, Flags
-from train.cli.settings_file import PRESET, merge, parse_assignment, read_settings
-from train.config import TrainConfig, architecture, default, recipe
-from train.errors import RunError, TrainError
-from train.run import RunDirectory
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.weights import load_weights
+from flax_vae.train.cli.flags import OWNERS, Flags
+from flax_vae.train.cli.settings_file import PRESET, merge, parse_assignment, read_settings
+from flax_vae.train.config import TrainConfig, architecture, default, recipe
+from flax_vae.train.errors import RunError, TrainError
+from flax_vae.train.run import RunDirectory
 
 
 def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:

@@ -13,10 +13,10 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from convert.files import loads_object, read_bytes
-from train.config import TrainConfig
-from train.errors import TrainError
-from train.run import HISTORY
+from flax_vae.convert.files import loads_object, read_bytes
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.errors import TrainError
+from flax_vae.train.run import HISTORY
 
 _MAX_BYTES = 1 << 20  # of a file of settings
 

@@ -1,15 +1,15 @@
 """What a run is: the config, its checks, and the recipe of each preset.
 
-Loads no JAX; imports `convert.architecture`.  Used by everything in `train`.
+Loads no JAX; imports `flax_vae.convert.architecture`.  Used by everything in `train`.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from train.config.recipes import architecture, default, recipe
-    from train.config.schema import (
+    from flax_vae.train.config.recipes import architecture, default, recipe
+    from flax_vae.train.config.schema import (
         DataConfig,
         GanConfig,
         LossConfig,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from convert.architecture import PRESETS, AutoEncoderParams
-from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
+from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
 
 
 def recipe(name: str, start_from: str | None = None) -> TrainConfig:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from convert.architecture import AutoEncoderParams, DiscriminatorParams
-from train.config.validation import at_least, below_one, check_types, finite, from_zero, one_of, positive
+from flax_vae.convert.architecture import AutoEncoderParams, DiscriminatorParams
+from flax_vae.train.config.validation import at_least, below_one, check_types, finite, from_zero, one_of, positive
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the autoencoder minimises; `train.losses.reconstruction` has the formulas.
+    """What the autoencoder minimises; `flax_vae.train.losses.reconstruction` has the formulas.
 
     Attributes:
       distance: between an image and its reconstruction, value by value.
@@ -151,7 +151,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class GanConfig:
-    """The discriminator that an autoencoder is trained against; `train.losses.adversarial` has the formulas.
+    """The discriminator that an autoencoder is trained against; `flax_vae.train.losses.adversarial` has the formulas.
 
     Attributes:
       weight: of its judgement in the autoencoder's loss (LDM: 0.5); 0 leaves it out.
@@ -238,12 +238,13 @@ class TrainConfig:
       start_from: a file or folder, as `flax_vae.from_pretrained` reads it, whose weights the run begins with.
       raw_weights: whether a checkpoint of training gives its weights themselves and not their moving average.
       graft: those weights lack what the architecture adds to them (attention, time): add it as zeros, so that the
-        function is the same; see `convert.table.grafting`.
+        function is the same; see `flax_vae.convert.table.grafting`.
       train: `all`, or `decoder`: the encoder then stays as it was, bit for bit.
       batch_size: crops per update, over all devices together.
       steps: updates of the whole run.
       seed: of the initial weights, the crops and the noise.
-      transparent_start: change the initial weights so that a small model learns faster; see `train.identity_init`.
+      transparent_start: change the initial weights so that a small model learns faster; see
+        `flax_vae.train.identity_init`.
       parallel: how the step is compiled for several devices; both compute the same.
       zero: keep only a share of the optimisers' states and of the moving average on each device; needs `mesh`.
       rows: devices that share the rows of each image, where one is too large for a device; needs `mesh`.

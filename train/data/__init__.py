@@ -1,17 +1,17 @@
 """Photographs, random crops of them, and batches that are made ahead of the step.
 
-Imports `train.config` and `flax_vae.images`; used by the loop and by evaluation.
+Imports `flax_vae.train.config` and `flax_vae.images`; used by the loop and by evaluation.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from train.data.listing import data_listing, digest_of_listing, find_changes, how_listed
-    from train.data.photographs import Photographs, held_out_image
-    from train.data.prefetch import Batches
-    from train.data.shipped import shipped_photographs
+    from flax_vae.train.data.listing import data_listing, digest_of_listing, find_changes, how_listed
+    from flax_vae.train.data.photographs import Photographs, held_out_image
+    from flax_vae.train.data.prefetch import Batches
+    from flax_vae.train.data.shipped import shipped_photographs
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt32
 from PIL import Image
 
-from train.config import DataConfig
+from flax_vae.train.config import DataConfig
 
 WORDS = 6  # that one example takes: photograph, top, left, flip, channels, scale
 _ORDERS = list(itertools.permutations(range(3)))

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from flax_vae.images import StorageError
-from train.data.photographs import Photographs
-from train.errors import DataError
+from flax_vae.train.data.photographs import Photographs
+from flax_vae.train.errors import DataError
 
 How = Literal["content", "ends"]
 

@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from convert.console import printable
+from flax_vae.convert.console import printable
 from flax_vae.errors import first_of
 from flax_vae.images import ImageSource, StorageError, to_float
-from train.config import DataConfig
-from train.data.crops import WORDS, cut, fitted_size, resize_shorter_side, uniform_below
-from train.data.refusals import TooSmallError, refusal, too_many
-from train.data.shipped import open_photographs
-from train.errors import DataError
+from flax_vae.train.config import DataConfig
+from flax_vae.train.data.crops import WORDS, cut, fitted_size, resize_shorter_side, uniform_below
+from flax_vae.train.data.refusals import TooSmallError, refusal, too_many
+from flax_vae.train.data.shipped import open_photographs
+from flax_vae.train.errors import DataError
 
 SHIPPED_HELD_OUT = "chelsea.jpg"
 _KEEP_BYTES = 1 << 30  # decoded photographs up to this much stay in memory, the rest are decoded when drawn

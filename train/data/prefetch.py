@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from convert.console import available_cpus
+from flax_vae.convert.console import available_cpus
 from flax_vae.images import to_float
-from train.data.photographs import Photographs
+from flax_vae.train.data.photographs import Photographs
 
 T = TypeVar("T")
 

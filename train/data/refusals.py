@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from flax_vae.errors import first_of
-from train.errors import DataError
+from flax_vae.train.errors import DataError
 
 _REMEDY = "; replace or remove it"  # of a single image, where a flag is named for all of them
 

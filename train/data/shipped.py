@@ -8,7 +8,7 @@ from flax_vae.images import FolderSource, ImageSource, open_images
 
 def shipped_photographs() -> Path:
     """The folder of photographs inside the installed package."""
-    return Path(str(resources.files("train") / "photographs"))
+    return Path(str(resources.files("flax_vae.train") / "photographs"))
 
 
 def open_photographs(folder: str | None) -> ImageSource:

@@ -1,17 +1,17 @@
 """One pure step on all devices of all processes, and what devices can do at best.
 
-Imports `train.state`; used by the loop and by the plan.
+Imports `flax_vae.train.state`; used by the loop and by the plan.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from train.devices.agreeing import agreement, facts_of_run, facts_of_start, require_same_state
-    from train.devices.chips import Chip, find_chip, peak_flops
-    from train.devices.parallel import Parallel, make_parallel
-    from train.devices.processes import join_processes, leave
+    from flax_vae.train.devices.agreeing import agreement, facts_of_run, facts_of_start, require_same_state
+    from flax_vae.train.devices.chips import Chip, find_chip, peak_flops
+    from flax_vae.train.devices.parallel import Parallel, make_parallel
+    from flax_vae.train.devices.processes import join_processes, leave
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

@@ -18,9 +18,9 @@ from orbax.checkpoint import multihost
 
 from flax_vae import __version__
 from flax_vae.errors import first_of
-from train.config import TrainConfig, flatten_config
-from train.devices.state_checksums import checksums
-from train.errors import RunError, TrainError
+from flax_vae.train.config import TrainConfig, flatten_config
+from flax_vae.train.devices.state_checksums import checksums
+from flax_vae.train.errors import RunError, TrainError
 
 WAIT_SECONDS = 600  # for a process that is alive, and still reads headers or verifies a checkpoint
 _CHUNK = 4096
@@ -92,7 +92,7 @@ def facts_of_run(config: TrainConfig, listing: Mapping[str, str], constants: Any
 
     Args:
       config: Settings.
-      listing: Content of the images, as `train.data.data_listing` makes it.
+      listing: Content of the images, as `flax_vae.train.data.data_listing` makes it.
       constants: Constants of the losses.
     """
     if jax.process_count() == 1:

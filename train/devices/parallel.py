@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from flax_vae.ops import compiler_options
-from train.devices.compiled_step import CompiledStep
-from train.errors import TrainError
-from train.state import TrainState
+from flax_vae.train.devices.compiled_step import CompiledStep
+from flax_vae.train.errors import TrainError
+from flax_vae.train.state import TrainState
 
 AXIS = "data"
 ROWS = "rows"

@@ -8,8 +8,8 @@ from typing import NoReturn
 
 import jax
 
-from train.devices.rendezvous import meet
-from train.errors import TrainError
+from flax_vae.train.devices.rendezvous import meet
+from flax_vae.train.errors import TrainError
 
 # A process that has been silent for so long is dead, and the others then end with an error instead of waiting for it
 # in their next sum over devices.  JAX's own default is 100 s.

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.errors import TrainError
+from flax_vae.train.errors import TrainError
 
 _NAME, _WAIT = "flax-vae-rendezvous", "seconds"  # of the greeting
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # a client's preface and its settings

@@ -1,18 +1,18 @@
 """How good a model is: scores of images, statistics of latents, rFID.
 
-Imports `train.losses` and `flax_vae.inference`; used by the loop and by `flax-vae-train eval`.
+Imports `flax_vae.train.losses` and `flax_vae.inference`; used by the loop and by `flax-vae-train eval`.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from train.evaluation.fid import FrechetMeter, load_extractor
-    from train.evaluation.measured_scale import check_scalable, write_scale
-    from train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_report_json
-    from train.evaluation.tiles import TILE, Evaluator, TileScores, to_tiles
-    from train.evaluation.whole_images import Evaluation, PerceptualDistance
+    from flax_vae.train.evaluation.fid import FrechetMeter, load_extractor
+    from flax_vae.train.evaluation.measured_scale import check_scalable, write_scale
+    from flax_vae.train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_report_json
+    from flax_vae.train.evaluation.tiles import TILE, Evaluator, TileScores, to_tiles
+    from flax_vae.train.evaluation.whole_images import Evaluation, PerceptualDistance
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

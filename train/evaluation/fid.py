@@ -12,8 +12,8 @@ from typing import Protocol, cast
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from train.errors import TrainError
-from train.evaluation.statistics import RunningCovariance
+from flax_vae.train.errors import TrainError
+from flax_vae.train.evaluation.statistics import RunningCovariance
 
 
 class FeatureExtractor(Protocol):

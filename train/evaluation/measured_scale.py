@@ -3,10 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-from convert.architecture import AutoEncoderParams
-from convert.weights import CONFIG, WEIGHTS, read_config, write_config
-from train.errors import TrainError
-from train.evaluation.statistics import PosteriorSummary
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.weights import CONFIG, WEIGHTS, read_config, write_config
+from flax_vae.train.errors import TrainError
+from flax_vae.train.evaluation.statistics import PosteriorSummary
 
 _DIGITS = 6
 

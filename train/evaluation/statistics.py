@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from convert.latents import LatentMoments
-from train.errors import TrainError
+from flax_vae.convert.latents import LatentMoments
+from flax_vae.train.errors import TrainError
 
 ACTIVE = 0.01  # least variance of the posterior's mean over the data of a channel that says something
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.architecture import AutoEncoderParams
-from convert.files import new_file
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.files import new_file
 from flax_vae.images import ImageScores
-from train.evaluation.fid import FrechetMeter
-from train.evaluation.statistics import PosteriorSummary
-from train.evaluation.whole_images import Report
+from flax_vae.train.evaluation.fid import FrechetMeter
+from flax_vae.train.evaluation.statistics import PosteriorSummary
+from flax_vae.train.evaluation.whole_images import Report
 
 _COLUMNS = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
 _ROWS = 50  # of a longer table only the worst are printed

@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, UInt8
 
 from flax_vae import AutoEncoder
 from flax_vae.images import pad_to_factor, psnr, ssim, to_float, to_uint8
-from train.conditioning import fixed_time
-from train.config import TrainConfig
-from train.devices import Parallel
-from train.errors import NotFiniteError
-from train.losses import lpips
+from flax_vae.train.conditioning import fixed_time
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.devices import Parallel
+from flax_vae.train.errors import NotFiniteError
+from flax_vae.train.losses import lpips
 
 TILE = 64
 _TILES_AT_ONCE = 24

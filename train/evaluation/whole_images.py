@@ -1,6 +1,6 @@
 """How good a model is on a data set: every image whole, reconstructed from its posterior's mode, and measured.
 
-The look that training takes at held-out images is `train.evaluation.tiles`; this is the thorough one, for a
+The look that training takes at held-out images is `flax_vae.train.evaluation.tiles`; this is the thorough one, for a
 finished model.
 """
 
@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, UInt8
 from flax_vae import AutoEncoder
 from flax_vae.images import Comparison, ImageScores, ImageSource, compare_images, to_float, to_uint8
 from flax_vae.inference import reconstruct
-from train.errors import DataError, NotFiniteError
-from train.evaluation.fid import FrechetMeter
-from train.evaluation.statistics import PosteriorStats, PosteriorSummary
+from flax_vae.train.errors import DataError, NotFiniteError
+from flax_vae.train.evaluation.fid import FrechetMeter
+from flax_vae.train.evaluation.statistics import PosteriorStats, PosteriorSummary
 
 _HELD_BYTES = 1 << 30  # images that wait for others of their size
 

@@ -1,17 +1,17 @@
 """What the autoencoder and its discriminator minimise: reconstruction, KL, LPIPS, adversarial.
 
-Imports `train.config`; used by the step.
+Imports `flax_vae.train.config`; used by the step.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from train.losses.adversarial import adaptive_weight, choose, r1_penalty, wide
-    from train.losses.lpips_weights import load_lpips_weights, lpips_shapes
-    from train.losses.perceptual import lpips, smallest_side, stages_of
-    from train.losses.reconstruction import kl, reconstruction_loss
+    from flax_vae.train.losses.adversarial import adaptive_weight, choose, r1_penalty, wide
+    from flax_vae.train.losses.lpips_weights import load_lpips_weights, lpips_shapes
+    from flax_vae.train.losses.perceptual import lpips, smallest_side, stages_of
+    from flax_vae.train.losses.reconstruction import kl, reconstruction_loss
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

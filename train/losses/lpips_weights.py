@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert.errors import ConversionError, FileError
-from convert.extras import install_command, pip_command
-from convert.formats import ArrayLike
-from convert.table import CONV, SAME, Op, flatten, unflatten
-from convert.weights import open_weights
-from train.errors import TrainError
-from train.losses.perceptual import SCALE, SHIFT, NetName, Stages, stages_of
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.extras import install_command, pip_command
+from flax_vae.convert.formats import ArrayLike
+from flax_vae.convert.table import CONV, SAME, Op, flatten, unflatten
+from flax_vae.convert.weights import open_weights
+from flax_vae.train.errors import TrainError
+from flax_vae.train.losses.perceptual import SCALE, SHIFT, NetName, Stages, stages_of
 
 
 class _Shipped(NamedTuple):
@@ -39,7 +39,7 @@ _SHIPPED: dict[NetName, _Shipped] = {
 
 
 def load_lpips_weights(net: NetName = "vgg", path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Returns the parameters of `train.losses.lpips` as numpy arrays.
+    """Returns the parameters of `flax_vae.train.losses.lpips` as numpy arrays.
 
     Args:
       net: `"vgg"` or `"alex"`.

@@ -1,7 +1,7 @@
 """LPIPS: how different two images look, measured in the features of a network that was trained to name objects.
 
 Shapes: images `b h w c`, RGB in [-1, 1]; a feature map has the same axes, its own `h w` and more channels.  The
-published weights come from `train.losses.lpips_weights`.
+published weights come from `flax_vae.train.losses.lpips_weights`.
 
 Source: Zhang, Isola, Efros, Shechtman & Wang 2018 (arXiv:1801.03924); the arithmetic is that of the PyTorch package
 `lpips` 0.1.4, `LPIPS(net=..., version="0.1", lpips=True, spatial=False)` in eval mode, where its dropout does nothing.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_vae import Posterior
-from train.config import LossConfig
+from flax_vae.train.config import LossConfig
 
 _CHARBONNIER_EPSILON = 1e-3
 

@@ -1,17 +1,17 @@
 """What a run would take: a dry run here, or its step compiled for devices that are elsewhere.
 
-Imports `train.build` and `train.devices`; used by the commands.
+Imports `flax_vae.train.build` and `flax_vae.train.devices`; used by the commands.
 """
 
 from typing import TYPE_CHECKING
 
-from convert.faces import lazy_names
+from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from train.plan.compile import find_fitting, plan
-    from train.plan.dry_run import describe_run
-    from train.plan.table import LEGEND, rows
-    from train.plan.topologies import Target, local, topology
+    from flax_vae.train.plan.compile import find_fitting, plan
+    from flax_vae.train.plan.dry_run import describe_run
+    from flax_vae.train.plan.table import LEGEND, rows
+    from flax_vae.train.plan.topologies import Target, local, topology
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

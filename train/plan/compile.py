@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from flax_vae.ops import compiler_options
-from train.build import make_parts, make_state
-from train.config import TrainConfig
-from train.devices import Chip, find_chip, make_parallel
-from train.losses import lpips_shapes
-from train.plan.count_flops import count_operations
-from train.plan.topologies import Target
-from train.step import train_step
+from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.devices import Chip, find_chip, make_parallel
+from flax_vae.train.losses import lpips_shapes
+from flax_vae.train.plan.count_flops import count_operations
+from flax_vae.train.plan.topologies import Target
+from flax_vae.train.step import train_step
 
 REMAT = ("none", "attention", "blocks")  # each keeps less than the one before
 
@@ -48,7 +48,7 @@ class Plan:
       config: of the run.
       memory: on each device.
       fits: whether that fits the device; None where nobody knows what it has.
-      operations: of one step on one device, those of `train.plan.count_flops`.
+      operations: of one step on one device, those of `flax_vae.train.plan.count_flops`.
       traffic: bytes between a device and its memory as the compiler counts them, which counts what a loop repeats
         once; None if it does not say.
       dollars: an hour of one device, where it is known.

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import yaml
 
-from train.build import load_start, make_constants, make_parts, make_state
-from train.config import TrainConfig
-from train.data import Photographs, shipped_photographs
-from train.devices import Parallel, make_parallel
-from train.report import load_writer
-from train.run import RunDirectory, open_data
-from train.state import TrainState, trained_part
+from flax_vae.train.build import load_start, make_constants, make_parts, make_state
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.data import Photographs, shipped_photographs
+from flax_vae.train.devices import Parallel, make_parallel
+from flax_vae.train.report import load_writer
+from flax_vae.train.run import RunDirectory, open_data
+from flax_vae.train.state import TrainState, trained_part
 
 _MIB = 2**20
 
@@ -26,7 +26,7 @@ def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: boo
     The text is a file for `--config`.  Nothing is written, and what a run would refuse is refused.
 
     Raises:
-      TrainError: as `train.loop.train`, for the directory, the images, the batch size, and the weights.
+      TrainError: as `flax_vae.train.loop.train`, for the directory, the images, the batch size, and the weights.
     """
     run = RunDirectory(workdir)
     config = run.fixed(config)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from train.config import TrainConfig
-from train.plan.compile import Plan
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.plan.compile import Plan
 
 HEAD = (
     "devices", "model", "how", "hosts", "px", "batch",

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from convert.extras import install_command, is_installed
-from train.devices import find_chip
-from train.errors import TrainError
+from flax_vae.convert.extras import install_command, is_installed
+from flax_vae.train.devices import find_chip
+from flax_vae.train.errors import TrainError
 
 # Slices of the smallest sizes; any other that Google offers is written the same way.
 EXAMPLES = ("v4:2x2x1", "v4:2x2x2", "v5e:2x2", "v5e:4x4", "v5p:2x2x1", "v5p:2x2x2", "v6e:2x2", "v6e:4x4")

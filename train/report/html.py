@@ -10,13 +10,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert.files import new_file
-from convert.table import expand
-from train.config import TrainConfig
-from train.errors import RunError
-from train.report.curves import Series, chart, drawable
-from train.report.metrics_log import read_metrics
-from train.run import RunDirectory
+from flax_vae.convert.files import new_file
+from flax_vae.convert.table import expand
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.errors import RunError
+from flax_vae.train.report.curves import Series, chart, drawable
+from flax_vae.train.report.metrics_log import read_metrics
+from flax_vae.train.run import RunDirectory
 
 REPORT = "report.html"
 _MOST_SAMPLES = 8
@@ -83,7 +83,7 @@ def _page(name: str, config: TrainConfig, rows: list[dict[str, Any]], samples: l
     if samples:
         sections.append(f"<h2>Samples</h2>{_samples(samples, rows)}")
     sections.append(f'<h2>Configuration</h2><div class="config">{"".join(_configuration(config.to_dict()))}</div>')
-    style = resources.files("train.report").joinpath("report.css").read_text(encoding="utf-8")
+    style = resources.files("flax_vae.train.report").joinpath("report.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.errors import RunError
+from flax_vae.train.errors import RunError
 
 _CHECK = "crc32"  # of the line without it, in hexadecimal; a text, which no chart takes for a score
 _BEGINNING = re.compile(rb'\{"step": (\d{1,18})[,}]')

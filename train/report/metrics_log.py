@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.console import escaped
-from convert.files import new_file
-from train.errors import RunError
-from train.report.metrics_lines import read_lines, step_of, to_line
+from flax_vae.convert.console import escaped
+from flax_vae.convert.files import new_file
+from flax_vae.train.errors import RunError
+from flax_vae.train.report.metrics_lines import read_lines, step_of, to_line
 
 _SHOWN = ("loss", "l1", "mse", "charbonnier", "kl", "lpips", "d_loss", "d_weight", "grad_norm", "learning_rate")
 

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flax_vae.images import Comparison, PanelLayout, draw_comparison, save_png, stack
-from train.evaluation import TILE, TileScores, to_tiles
+from flax_vae.train.evaluation import TILE, TileScores, to_tiles
 
 _PAIRS_PER_ROW = 4
 _MOST_ROWS = 6

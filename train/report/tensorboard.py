@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from convert.extras import needed
-from train.errors import RunError
+from flax_vae.convert.extras import needed
+from flax_vae.train.errors import RunError
 
 _FLUSH_SECONDS = 10  # a person may be watching
 

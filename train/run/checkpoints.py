@@ -1,8 +1,8 @@
 """Checkpoints of the state, by orbax; no other file knows that.
 
-Each is written under another name, gets a manifest of its files (`train.run.manifest`) and is then renamed, and only
-then is an older one deleted: a process that is killed at any moment leaves whole ones behind.  What a disk does to
-them later is found before they are restored.
+Each is written under another name, gets a manifest of its files (`flax_vae.train.run.manifest`) and is then renamed,
+and only then is an older one deleted: a process that is killed at any moment leaves whole ones behind.  What a disk
+does to them later is found before they are restored.
 """
 
 import contextlib
@@ -17,20 +17,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from convert.errors import FileError
-from convert.files import read_manifest
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import read_manifest
 from flax_vae.errors import first_of
-from train.config import TrainConfig
-from train.errors import RunError
-from train.run.manifest import write_manifest
-from train.run.recovery import (
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.errors import RunError
+from flax_vae.train.run.manifest import write_manifest
+from flax_vae.train.run.recovery import (
     decided_by_the_first_process,
     find_newest_good,
     find_steps,
     require_whole,
     set_aside_diverged,
 )
-from train.run.tree_spec import describe_tree, require_restorable, tree_differences
+from flax_vae.train.run.tree_spec import describe_tree, require_restorable, tree_differences
 
 _SHOW = 3  # leaves named in one error
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convert.errors import FileError
-from convert.files import loads_object, new_file, read_object, read_verified
-from train.config import TrainConfig, config_differences
-from train.data import digest_of_listing, find_changes
-from train.errors import RunError
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files import loads_object, new_file, read_object, read_verified
+from flax_vae.train.config import TrainConfig, config_differences
+from flax_vae.train.data import digest_of_listing, find_changes
+from flax_vae.train.errors import RunError
 
 CONFIG = "config.json"
 DATA = "data.json"
@@ -70,7 +70,7 @@ class RunDirectory:
         """Numbers of the checkpoints, damaged or not, in ascending order.  A run without any has learned nothing."""
         if not self.checkpoints.is_dir():
             return []
-        from train.run.recovery import find_steps  # loads JAX, which reading a configuration does not need
+        from flax_vae.train.run.recovery import find_steps  # loads JAX, which reading a configuration does not need
 
         return find_steps(self.checkpoints)
 
@@ -161,7 +161,8 @@ class RunDirectory:
 
         Args:
           config: Settings, as `fixed` returns them.
-          listing: Content of the images, as `train.data.data_listing` makes it, in the way of `stored_listing`.
+          listing: Content of the images, as `flax_vae.train.data.data_listing` makes it, in the way of
+            `stored_listing`.
           accept: Whether to go on with other images.
 
         Returns:

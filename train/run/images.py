@@ -1,10 +1,10 @@
 """The images of a run, compared with those that it was begun with."""
 
 from flax_vae.images import StorageError
-from train.config import TrainConfig
-from train.data import Photographs, data_listing, how_listed
-from train.errors import DataError, RunError
-from train.run.directory import RunDirectory
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.data import Photographs, data_listing, how_listed
+from flax_vae.train.errors import DataError, RunError
+from flax_vae.train.run.directory import RunDirectory
 
 
 def open_data(

@@ -1,4 +1,4 @@
-"""Writes the manifest of a checkpoint; `convert.files.manifest` reads it and says what it is for."""
+"""Writes the manifest of a checkpoint; `flax_vae.convert.files.manifest` reads it and says what it is for."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.files import FORMAT, MANIFEST, digest_file, digest_of, is_number, new_file, partial_of
+from flax_vae.convert.files import FORMAT, MANIFEST, digest_file, digest_of, is_number, new_file, partial_of
 
 _COMMITTED = "commit_success.txt"  # orbax adds it afterwards, and misses it by itself
 

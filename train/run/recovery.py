@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from convert.files import MANIFEST, find_damage, is_number, note_on_number
-from train.errors import RunError
+from flax_vae.convert.files import MANIFEST, find_damage, is_number, note_on_number
+from flax_vae.train.errors import RunError
 
 _FAILED, _NONE = -2, -1
 
@@ -48,7 +48,7 @@ def find_newest_good(folder: Path, problems: list[str]) -> int | None:
     problems.extend(bad.values())
     raise RunError(
         f"no checkpoint of this run can be trusted: {'; '.join(bad.values())}. Put back a copy; or move them away to "
-        f"start anew; or accept one without a {MANIFEST} as it is: train.run.manifest.write_manifest(FOLDER)"
+        f"start anew; or accept one without a {MANIFEST} as it is: flax_vae.train.run.manifest.write_manifest(FOLDER)"
     )
 
 

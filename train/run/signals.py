@@ -82,7 +82,7 @@ def stop_requests() -> Iterator[StopRequest]:
             request.save_and_end()
 
     saving = False
-    # A command ends at once on a signal (`convert.console.interrupts`, through this descriptor); a run has its own.
+    # A command ends at once on a signal (`convert/console/interrupts.py`, through this descriptor); a run has its own.
     wakeup = signal.set_wakeup_fd(-1) if stops else -1
     for signum in stops:
         signal.signal(signum, on_stop)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from train.errors import RunError
+from flax_vae.train.errors import RunError
 
 
 class Leaf(NamedTuple):

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from convert import PRESETS, AutoEncoderParams, preset
-from convert.architecture.checks import check_image, check_latent, check_noise, check_time
-from convert.architecture.discriminator import DiscriminatorParams
+from flax_vae.convert import PRESETS, AutoEncoderParams, preset
+from flax_vae.convert.architecture.checks import check_image, check_latent, check_noise, check_time
+from flax_vae.convert.architecture.discriminator import DiscriminatorParams
 
 SEED_FIELDS = [
     "resolution",

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import LAYOUTS, PRESETS, ConversionError, expand
-from convert.cli.main import main
-from convert.extras import install_command
-from convert.formats.safetensors import read_tensors, write_tensors
-from convert.table.identify import Weights
-from convert.weights.diffusers_config import write_diffusers_config
-from convert.weights.folder import load_folder, save_folder
-from convert.weights.save import save_weights
+from flax_vae.convert import LAYOUTS, PRESETS, ConversionError, expand
+from flax_vae.convert.cli.main import main
+from flax_vae.convert.extras import install_command
+from flax_vae.convert.formats.safetensors import read_tensors, write_tensors
+from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.weights.diffusers_config import write_diffusers_config
+from flax_vae.convert.weights.folder import load_folder, save_folder
+from flax_vae.convert.weights.save import save_weights
 
 TINY = PRESETS["tiny"]
 SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 2), num_res_blocks=1)  # what every layout can express
@@ -363,7 +363,7 @@ def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(sma
 
 @pytest.mark.parametrize("module", ["torch", "PIL"])
 def test_running_without_a_framework_names_the_extra(small, capsys, monkeypatch, module):
-    monkeypatch.delitem(sys.modules, "convert.cli.two_frameworks", raising=False)
+    monkeypatch.delitem(sys.modules, "flax_vae.convert.cli.two_frameworks", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     message = refused(capsys, small, "verify", "model", "--run", "picture.png")
     assert message.rstrip().endswith(f": {install_command('torch', 'train')}")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from convert.console import quiet
+from flax_vae.convert.console import quiet
 
 PROBE = """
 import logging, os, sys
@@ -35,7 +35,7 @@ def libtpu(tmp_path, monkeypatch):
     return probe
 
 
-NO_TPU = "import convert.console.quiet as quiet; quiet._TPU_FILES = ('no-such-*',); "
+NO_TPU = "import flax_vae.convert.console.quiet as quiet; quiet._TPU_FILES = ('no-such-*',); "
 
 
 def test_where_there_is_no_tpu_commands_do_not_find_libtpu(libtpu):
@@ -48,7 +48,7 @@ def test_where_there_is_no_tpu_commands_do_not_find_libtpu(libtpu):
         NO_TPU + "quiet.quiet_libraries(tpu_compiler=True)",
         NO_TPU + "os.environ['TPU_NAME'] = 'pod'; quiet.quiet_libraries()",
         NO_TPU + "os.environ['JAX_PLATFORMS'] = 'tpu'; quiet.quiet_libraries()",
-        "import convert.console.quiet as quiet; quiet._TPU_FILES = ('null',); quiet.quiet_libraries()",
+        "import flax_vae.convert.console.quiet as quiet; quiet._TPU_FILES = ('null',); quiet.quiet_libraries()",
     ],
     ids=["plan", "named", "chosen", "attached"],
 )
@@ -57,14 +57,14 @@ def test_where_a_tpu_is_meant_libtpu_is_found(libtpu, before):
 
 
 def test_a_program_that_imports_the_packages_keeps_all_it_had(libtpu):
-    assert libtpu("import convert, flax_vae, train") == ["found", str(logging.NOTSET), "None"]
+    assert libtpu("import flax_vae.convert, flax_vae.train") == ["found", str(logging.NOTSET), "None"]
 
 
 def test_every_command_is_quiet(libtpu):
     commands = {
-        "convert.cli.main": "[]",
+        "flax_vae.convert.cli.main": "[]",
         "flax_vae.cli.main": "['x']",
-        "train.cli.main": "['--dry-run', '--preset', 'x']",
+        "flax_vae.train.cli.main": "['--dry-run', '--preset', 'x']",
     }
     for command, words in commands.items():
         before = NO_TPU + f"from {command} import main; sys.stderr = open(os.devnull, 'w')\n"
@@ -75,7 +75,7 @@ def test_every_command_is_quiet(libtpu):
 def test_an_error_of_a_closed_event_loop_is_not_printed():
     code = """
 import sys
-from convert.console.quiet import quiet_libraries
+from flax_vae.convert.console.quiet import quiet_libraries
 quiet_libraries()
 quiet_libraries()
 for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):

@@ -9,11 +9,11 @@ import sys
 import pytest
 from PIL import Image
 
-import convert.cli.main
 import flax_vae.cli.main
-import train.cli.main
-from convert.console.terminal import escaped_output, printable, rewrite_line
-from train.report.metrics_log import Reporter
+import flax_vae.convert.cli.main
+import flax_vae.train.cli.main
+from flax_vae.convert.console.terminal import escaped_output, printable, rewrite_line
+from flax_vae.train.report.metrics_log import Reporter
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[31m\u202egnp\x9b2J\r[red]\udcff"
 SAFE = "a\\x1b]0;owned\\x07\\x1b[31m\\u202egnp\\x9b2J\\x0d[red]\\xff"
@@ -44,17 +44,17 @@ def folder(tmp_path, monkeypatch):
 
 
 CALLS = {
-    "convert": (convert.cli.main.main, ["{}", "dst", "--to", "flux"]),
-    "convert to": (convert.cli.main.main, ["nowhere", "{}", "--to", "flux"]),
-    "inspect": (convert.cli.main.main, ["inspect", "{}"]),
+    "convert": (flax_vae.convert.cli.main.main, ["{}", "dst", "--to", "flux"]),
+    "convert to": (flax_vae.convert.cli.main.main, ["nowhere", "{}", "--to", "flux"]),
+    "inspect": (flax_vae.convert.cli.main.main, ["inspect", "{}"]),
     "encode": (flax_vae.cli.main.main, ["encode", "{}", "dst", "--model", "{}"]),
     "decode": (flax_vae.cli.main.main, ["decode", "{}", "dst", "--model", "{}"]),
     "reconstruct": (flax_vae.cli.main.main, ["reconstruct", "{}/{}.png", "--model", "{}"]),
-    "train": (train.cli.main.main, ["--data", "{}", "--workdir", "run", "--steps", "1"]),
-    "train from": (train.cli.main.main, ["--start-from", "{}", "--workdir", "run"]),
-    "train in": (train.cli.main.main, ["--workdir", "{}", "--steps", "1"]),
-    "eval": (train.cli.main.main, ["eval", "{}", "--data", "{}"]),
-    "plan": (train.cli.main.main, ["plan", "--preset", "{}"]),
+    "train": (flax_vae.train.cli.main.main, ["--data", "{}", "--workdir", "run", "--steps", "1"]),
+    "train from": (flax_vae.train.cli.main.main, ["--start-from", "{}", "--workdir", "run"]),
+    "train in": (flax_vae.train.cli.main.main, ["--workdir", "{}", "--steps", "1"]),
+    "eval": (flax_vae.train.cli.main.main, ["eval", "{}", "--data", "{}"]),
+    "plan": (flax_vae.train.cli.main.main, ["plan", "--preset", "{}"]),
     "no command": (flax_vae.cli.main.main, ["{}"]),
 }
 
@@ -107,7 +107,7 @@ def test_progress_and_rich_write_around_it(monkeypatch):
 
 def test_help_is_in_colour_on_a_terminal():
     leader, follower = pty.openpty()
-    code = "import sys; from convert.cli.main import main; main(['inspect', '--help'])"
+    code = "import sys; from flax_vae.convert.cli.main import main; main(['inspect', '--help'])"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=follower, stderr=follower, env=os.environ | {"TERM": "xterm"}
     ):

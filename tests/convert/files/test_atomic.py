@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from convert.files import atomic
-from convert.files.atomic import beside, exchange, partial_of, restore, shortened, unfinished
-from convert.files.atomic_file import new_file
-from convert.files.atomic_folder import new_folder
+from flax_vae.convert.files import atomic
+from flax_vae.convert.files.atomic import beside, exchange, partial_of, restore, shortened, unfinished
+from flax_vae.convert.files.atomic_file import new_file
+from flax_vae.convert.files.atomic_folder import new_folder
 
 NAMES = ("a", "b")
 
@@ -36,7 +36,7 @@ def killed(code):
 def test_what_a_killed_process_left_is_used_up_by_the_next_start(tmp_path):
     file, folder = tmp_path / "notes.txt", tmp_path / "model"
     killed(
-        "from convert.formats.safetensors import new_file; from convert.files.atomic_folder import new_folder\n"
+        "from flax_vae.convert.files import new_file, new_folder\n"
         f"one = new_file({str(file)!r}); one.__enter__().write_text('half a line, longer than the next')\n"
         f"two = new_folder({str(folder)!r}, ('a', 'b')); (two.__enter__() / 'b').touch()"
     )
@@ -110,7 +110,7 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
     killed(
-        "import convert.files.atomic as atomic; from pathlib import Path\n"
+        "import flax_vae.convert.files.atomic as atomic; from pathlib import Path\n"
         "atomic._exchanged = lambda one, other: False\n"
         "rename, count = Path.rename, []\n"
         "def once(self, to):\n"

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from convert.files.json import loads_object
+from flax_vae.convert.files.json import loads_object
 
 
 def test_objects_are_read():

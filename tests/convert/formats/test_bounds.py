@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from convert import PRESETS
-from convert.errors import FileError
-from convert.files.json import loads_object, read_object
-from convert.files.regular import read_bytes, require_regular
-from convert.formats.header import read_header
-from convert.formats.pickle_bounds import check_bounds
-from convert.formats.pytorch import read_pickle
-from convert.table.rows import expand
+from flax_vae.convert import PRESETS
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.files.json import loads_object, read_object
+from flax_vae.convert.files.regular import read_bytes, require_regular
+from flax_vae.convert.formats.header import read_header
+from flax_vae.convert.formats.pickle_bounds import check_bounds
+from flax_vae.convert.formats.pytorch import read_pickle
+from flax_vae.convert.table.rows import expand
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert.errors import ConversionError
-from convert.formats.lazy import Deferred, cast
-from convert.formats.safetensors import list_tensors, read_tensors, write_tensors
+from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.formats.lazy import Deferred, cast
+from flax_vae.convert.formats.safetensors import list_tensors, read_tensors, write_tensors
 
 
 def test_nothing_is_made_until_it_is_asked_for(tmp_path):

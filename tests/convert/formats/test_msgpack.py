@@ -6,8 +6,8 @@ from flax import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.errors import FileError
-from convert.formats.msgpack import read_msgpack
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats.msgpack import read_msgpack
 
 TREE = {
     "encoder": {"conv_in": {"kernel": np.arange(12.0).reshape(1, 1, 3, 4), "bias": np.ones(4, np.float32)}},

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.errors import FileError
-from convert.extras import install_command
-from convert.formats.pytorch import read_pickle
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.extras import install_command
+from flax_vae.convert.formats.pytorch import read_pickle
 
 
 class Code:

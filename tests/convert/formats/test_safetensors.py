@@ -15,9 +15,9 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.errors import ConversionError, FileError
-from convert.files.atomic_file import new_file
-from convert.formats.safetensors import DTYPES, list_tensors, read_metadata, read_tensors, write_tensors
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.files.atomic_file import new_file
+from flax_vae.convert.formats.safetensors import DTYPES, list_tensors, read_metadata, read_tensors, write_tensors
 
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 
@@ -398,9 +398,9 @@ def test_a_link_keeps_pointing_to_the_file(tmp_path):
 @pytest.mark.parametrize(
     "stage",
     [
-        "convert.formats.safetensors._write_data",
-        "convert.files.atomic_file.sync_file",
-        "convert.files.atomic_file.Path.replace",
+        "flax_vae.convert.formats.safetensors._write_data",
+        "flax_vae.convert.files.atomic_file.sync_file",
+        "flax_vae.convert.files.atomic_file.Path.replace",
     ],
 )
 @pytest.mark.parametrize("existing", [False, True])

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.errors import FileError
-from convert.formats.safetensors import write_tensors
-from convert.formats.sharded import read_shards
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats.safetensors import write_tensors
+from flax_vae.convert.formats.sharded import read_shards
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

@@ -9,12 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import convert.latents.dataset
-from convert import PRESETS, FileError
-from convert.formats.header import read_header
-from convert.formats.safetensors import read_metadata, read_tensors, write_tensors
-from convert.latents.dataset import LatentDataset
-from convert.latents.index import (
+import flax_vae.convert.latents.dataset
+from flax_vae.convert import PRESETS, FileError
+from flax_vae.convert.formats.header import read_header
+from flax_vae.convert.formats.safetensors import read_metadata, read_tensors, write_tensors
+from flax_vae.convert.latents.dataset import LatentDataset
+from flax_vae.convert.latents.index import (
     INDEX,
     PLAN,
     STATISTICS,
@@ -24,8 +24,8 @@ from convert.latents.index import (
     shard_file,
     write_index,
 )
-from convert.latents.shard import LatentEntry, ShardContent, read_notes, write_shard
-from convert.latents.statistics import LatentMoments, LatentStatistics
+from flax_vae.convert.latents.shard import LatentEntry, ShardContent, read_notes, write_shard
+from flax_vae.convert.latents.statistics import LatentMoments, LatentStatistics
 
 MEAN = Encoding("0" * 64, PRESETS["tiny"], "mean", "float32", "float32", multiple=4)
 SIZES = [[(3, 2, 4), (2, 2, 1)], [(2, 2, 3), (1, 5, 2)], [(1, 5, 1)]]  # height, width, count: runs of three shards
@@ -126,7 +126,7 @@ def test_batches_hold_every_entry_once_and_one_size_each(written):
 
 def test_threads_and_other_processes_may_read(written, monkeypatch):
     folder, expected = written
-    monkeypatch.setattr(convert.latents.dataset, "_MAPPED", 1)  # every other shard is mapped anew
+    monkeypatch.setattr(flax_vae.convert.latents.dataset, "_MAPPED", 1)  # every other shard is mapped anew
     latents = LatentDataset(folder)
     latents[0]
     copy = pickle.loads(pickle.dumps(latents))

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convert import LAYOUTS, PRESETS, ConversionError, expand
-from convert.errors import FileError
-from convert.formats.safetensors import write_tensors
-from convert.table.identify import NOT_INFERABLE, fitting_presets, nearest_preset, understand
-from convert.table.rows import READABLE, translate
-from convert.weights.folder import save_folder
-from convert.weights.load import load_weights
+from flax_vae.convert import LAYOUTS, PRESETS, ConversionError, expand
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats.safetensors import write_tensors
+from flax_vae.convert.table.identify import NOT_INFERABLE, fitting_presets, nearest_preset, understand
+from flax_vae.convert.table.rows import READABLE, translate
+from flax_vae.convert.weights.folder import save_folder
+from flax_vae.convert.weights.load import load_weights
 
 TINY = PRESETS["tiny"]
 SQUARE = replace(PRESETS["sd1"], ch=32, ch_mult=(1, 2), num_res_blocks=1)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert import LAYOUTS, PRESETS, AutoEncoderParams, ConversionError, expand, to_flax, to_torch
-from convert.table.ops import CONV, LINEAR, SAME
-from convert.table.rows import flatten, unflatten
+from flax_vae.convert import LAYOUTS, PRESETS, AutoEncoderParams, ConversionError, expand, to_flax, to_torch
+from flax_vae.convert.table.ops import CONV, LINEAR, SAME
+from flax_vae.convert.table.rows import flatten, unflatten
 
 TINY = PRESETS["tiny"]
 

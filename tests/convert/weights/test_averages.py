@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from convert import PRESETS, expand
-from convert.errors import FileError
-from convert.formats.safetensors import write_tensors
-from convert.weights.averages import choose_in_ldm
-from convert.weights.load import load_weights
-from convert.weights.open import open_weights
+from flax_vae.convert import PRESETS, expand
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats.safetensors import write_tensors
+from flax_vae.convert.weights.averages import choose_in_ldm
+from flax_vae.convert.weights.load import load_weights
+from flax_vae.convert.weights.open import open_weights
 
 TINY = PRESETS["tiny"]
 PREFIXES = ("", "first_stage_model.")

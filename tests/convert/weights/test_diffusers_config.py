@@ -7,10 +7,10 @@ from types import ModuleType
 
 import pytest
 
-from convert import PRESETS, expand
-from convert.architecture.autoencoder import AutoEncoderParams
-from convert.errors import ConversionError, FileError
-from convert.weights.diffusers_config import (
+from flax_vae.convert import PRESETS, expand
+from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.weights.diffusers_config import (
     DEFAULTS,
     FLAX,
     FLUX2,

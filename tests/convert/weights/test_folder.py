@@ -8,13 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert import PRESETS, ConversionError, expand
-from convert.errors import FileError
-from convert.formats.safetensors import write_tensors
-from convert.table.identify import Weights
-from convert.weights.folder import load_folder, read_config, save_folder, write_config
-from convert.weights.load import load_weights
-from convert.weights.save import save_weights
+from flax_vae.convert import PRESETS, ConversionError, expand
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats.safetensors import write_tensors
+from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.weights.folder import load_folder, read_config, save_folder, write_config
+from flax_vae.convert.weights.load import load_weights
+from flax_vae.convert.weights.save import save_weights
 
 TINY = PRESETS["tiny"]
 
@@ -154,7 +154,7 @@ def test_a_failure_between_the_two_renames_puts_the_old_folder_back(folder, tmp_
 
     monkeypatch.setattr(Path, "rename", fail_on_the_new_one)
     monkeypatch.setattr(
-        "convert.files.atomic._exchanged", lambda one, other: False
+        "flax_vae.convert.files.atomic._exchanged", lambda one, other: False
     )  # as where folders cannot change places
     with pytest.raises(OSError, match="no such luck"):
         save_folder(folder, TINY, random_weights(1), force=True)

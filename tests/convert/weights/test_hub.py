@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import PRESETS, expand
-from convert.cli.main import main
-from convert.extras import install_command
-from convert.table.identify import Weights
-from convert.weights.hub import FILES, locate
-from convert.weights.load import load_weights
-from convert.weights.save import save_weights
+from flax_vae.convert import PRESETS, expand
+from flax_vae.convert.cli.main import main
+from flax_vae.convert.extras import install_command
+from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.weights.hub import FILES, locate
+from flax_vae.convert.weights.load import load_weights
+from flax_vae.convert.weights.save import save_weights
 
 SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 1), num_res_blocks=1)
 
@@ -166,7 +166,7 @@ def test_the_cache_of_the_hub_serves_without_a_network(tmp_path):
         shutil.copy(file, root / "blobs" / str(number))
         (root / "snapshots" / ("a" * 40) / file.relative_to(tmp_path)).symlink_to(root / "blobs" / str(number))
     code = (
-        "import sys; from convert.cli.main import main\n"
+        "import sys; from flax_vae.convert.cli.main import main\n"
         "names = ['hf:org/sd/vae', 'hf:org/sd/vae@main', 'hf:org/sd/ae.safetensors', 'hf:org/sd', 'hf:org/other']\n"
         "print([main(['inspect', name]) for name in names], file=sys.stderr)"
     )
@@ -181,9 +181,9 @@ def test_the_cache_of_the_hub_serves_without_a_network(tmp_path):
 
 def test_the_models_of_commands_and_of_runs_are_paths(hub):
     from flax_vae.inference.model import load_model
-    from train.build import load_start
-    from train.config.schema import TrainConfig
-    from train.errors import RunError
+    from flax_vae.train.build import load_start
+    from flax_vae.train.config.schema import TrainConfig
+    from flax_vae.train.errors import RunError
 
     with pytest.raises(FileNotFoundError, match="write hf:org/name$"):
         load_model("org/name", None, "float32")

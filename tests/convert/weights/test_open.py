@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from convert import PRESETS, ConversionError, expand
-from convert.errors import FileError
-from convert.formats.safetensors import read_tensors, write_tensors
-from convert.weights.diffusers_config import write_diffusers_config
-from convert.weights.folder import save_folder
-from convert.weights.open import open_weights
+from flax_vae.convert import PRESETS, ConversionError, expand
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats.safetensors import read_tensors, write_tensors
+from flax_vae.convert.weights.diffusers_config import write_diffusers_config
+from flax_vae.convert.weights.folder import save_folder
+from flax_vae.convert.weights.open import open_weights
 
 TINY = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 2), num_res_blocks=1)
 DIFFUSERS = "diffusion_pytorch_model"
@@ -236,8 +236,8 @@ def test_both_forms_in_one_folder_are_two_models(tmp_path):
 def test_a_checkpoint(tmp_path):
     import jax.numpy as jnp
 
-    from train.config.schema import TrainConfig
-    from train.run.checkpoints import Checkpoints
+    from flax_vae.train.config.schema import TrainConfig
+    from flax_vae.train.run.checkpoints import Checkpoints
 
     with Checkpoints(tmp_path / "checkpoints") as manager:
         manager.save(5, {"params": {"encoder": {"a": jnp.ones(3)}}}, TrainConfig(TINY), wait=True)
@@ -336,7 +336,7 @@ def test_verifying_can_be_left_out(tmp_path, diffusers_folder, form):
 def test_no_framework_is_loaded(tmp_path):
     save_folder(tmp_path / "model", TINY, random_weights())
     code = (
-        "import sys; from convert.weights.open import open_weights; open_weights(sys.argv[1])\n"
+        "import sys; from flax_vae.convert.weights.open import open_weights; open_weights(sys.argv[1])\n"
         "assert not {'jax', 'flax', 'orbax', 'torch', 'tensorstore'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "model"], check=True)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import PRESETS, expand, to_torch
-from convert.errors import FileError
-from convert.extras import install_command
-from convert.table.rows import flatten, unflatten
-from convert.weights.orbax_steps import list_step_folders, read_step, read_weights
-from train.config.schema import TrainConfig
-from train.run.checkpoints import Checkpoints
-from train.run.manifest import write_manifest
+from flax_vae.convert import PRESETS, expand, to_torch
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.extras import install_command
+from flax_vae.convert.table.rows import flatten, unflatten
+from flax_vae.convert.weights.orbax_steps import list_step_folders, read_step, read_weights
+from flax_vae.train.config.schema import TrainConfig
+from flax_vae.train.run.checkpoints import Checkpoints
+from flax_vae.train.run.manifest import write_manifest
 
 TINY = PRESETS["tiny"]
 
@@ -72,7 +72,8 @@ def test_steps_are_found_in_order(checkpoints):
 
 def test_neither_jax_nor_orbax_is_loaded(checkpoints):
     code = (
-        "import sys, numpy; from convert.weights.orbax_steps import read_step; _, found = read_step(sys.argv[1])\n"
+        "import sys, numpy; from flax_vae.convert.weights.orbax_steps import read_step\n"
+        "_, found = read_step(sys.argv[1])\n"
         "assert all(numpy.asarray(array).shape == array.shape for array in found.values())\n"
         "assert not {'jax', 'flax', 'orbax', 'torch'} & set(sys.modules)"
     )

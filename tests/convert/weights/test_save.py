@@ -10,15 +10,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert import LAYOUTS, PRESETS, ConversionError, expand
-from convert.errors import FileError
-from convert.formats.lazy import Deferred
-from convert.formats.safetensors import list_tensors, read_metadata, read_tensors, write_tensors
-from convert.table.identify import Weights
-from convert.table.rows import translate
-from convert.weights.folder import save_folder
-from convert.weights.load import load_weights
-from convert.weights.save import save_weights
+from flax_vae.convert import LAYOUTS, PRESETS, ConversionError, expand
+from flax_vae.convert.errors import FileError
+from flax_vae.convert.formats.lazy import Deferred
+from flax_vae.convert.formats.safetensors import list_tensors, read_metadata, read_tensors, write_tensors
+from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.rows import translate
+from flax_vae.convert.weights.folder import save_folder
+from flax_vae.convert.weights.load import load_weights
+from flax_vae.convert.weights.save import save_weights
 
 SMALL = {  # every preset with its own levels and switches, and widths that take no time
     name: replace(params, ch=32, num_res_blocks=1, ch_mult=(1, *(2 for _ in params.ch_mult[1:])))

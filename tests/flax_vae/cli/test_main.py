@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from convert.errors import ConversionError, FileError
 from flax_vae.cli import main as cli
+from flax_vae.convert.errors import ConversionError, FileError
 from flax_vae.errors import DataError, UserError
 
 ENCODE = "flax_vae.cli.encode"
@@ -74,10 +74,10 @@ def test_a_signal_ends_the_command_in_one_line_whatever_it_is_doing(signum, word
     code = f"""
 import hashlib, sys, types
 from flax_vae.__main__ import main
-from convert.console.interrupts import advise
+from flax_vae.convert.console.interrupts import advise
 
 def work(args):
-    from convert.files.atomic_file import new_file
+    from flax_vae.convert.files.atomic_file import new_file
     advise("flax-vae encode", "the same command goes on")
     with new_file({str(tmp_path / "a.png")!r}):
         print("begun", flush=True)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert import PRESETS, FileError
-from convert.files.atomic_file import new_file
-from convert.latents.dataset import LatentDataset
-from convert.latents.shard import ShardContent
-from convert.latents.statistics import LatentStatistics
 from flax_vae import AutoEncoder, init_params, save_pretrained
 from flax_vae.cli import main as cli
+from flax_vae.convert import PRESETS, FileError
+from flax_vae.convert.files.atomic_file import new_file
+from flax_vae.convert.latents.dataset import LatentDataset
+from flax_vae.convert.latents.shard import ShardContent
+from flax_vae.convert.latents.statistics import LatentStatistics
 from flax_vae.errors import UserError
 from flax_vae.folders.batches import BatchLimits
 from flax_vae.folders.decode import decode_folder

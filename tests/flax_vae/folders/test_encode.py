@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert import PRESETS
-from convert.latents.dataset import LatentDataset
-from convert.latents.shard import write_shard
 from flax_vae import AutoEncoder, init_params, save_pretrained
 from flax_vae.cli import main as cli
+from flax_vae.convert import PRESETS
+from flax_vae.convert.latents.dataset import LatentDataset
+from flax_vae.convert.latents.shard import write_shard
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import latent_noise
 from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.console.terminal import printable
+from flax_vae.convert.console.terminal import printable
 from flax_vae.errors import DataError
 from flax_vae.images.folder import list_folder
 from flax_vae.images.read import StorageError, image_size, read_image

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.extras import install_command
+from flax_vae.convert.extras import install_command
 from flax_vae.images.packed import ArraySource
 from flax_vae.images.read import StorageError
 from flax_vae.images.sources import open_images
-from train.config.schema import DataConfig
-from train.data.photographs import Photographs
-from train.errors import DataError
+from flax_vae.train.config.schema import DataConfig
+from flax_vae.train.data.photographs import Photographs
+from flax_vae.train.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 17, 3), np.uint8)
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert import PRESETS
-from convert.extras import install_command
 from flax_vae import AutoEncoder, save_pretrained
 from flax_vae.cli import main as cli
 from flax_vae.conditioning import same_time
+from flax_vae.convert import PRESETS
+from flax_vae.convert.extras import install_command
 from flax_vae.errors import UserError
 from flax_vae.images.comparison import WIDE, draw_comparison, visible_factor
 from flax_vae.images.scores import compare_images, psnr

@@ -17,8 +17,8 @@ from flax_vae.ops.convolution import convolve
 from flax_vae.ops.cpu import kernel_gradient, small_maps, winograd
 from flax_vae.ops.group_norm import GroupNorm
 from flax_vae.ops.upsampling import upsample_and_convolve
+from flax_vae.train.losses.perceptual import Lpips, Stage
 from tests.flax_vae.random_models import PLAIN, quick_jit, random_inputs, random_params
-from train.losses.perceptual import Lpips, Stage
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -12,23 +12,23 @@ import pytest
 import tyro
 from PIL import Image
 
-from convert import PRESETS, expand, save_folder
+from flax_vae.convert import PRESETS, expand, save_folder
+from flax_vae.train.cli import main as cli
+from flax_vae.train.cli.flags import Flags
+from flax_vae.train.cli.resolve import resolve
+from flax_vae.train.config.recipes import recipe
+from flax_vae.train.config.schema import TrainConfig
+from flax_vae.train.errors import TrainError
+from flax_vae.train.loop import Outcome
+from flax_vae.train.run.directory import RunDirectory
 from tests.train.conftest import SMALL
-from train.cli import main as cli
-from train.cli.flags import Flags
-from train.cli.resolve import resolve
-from train.config.recipes import recipe
-from train.config.schema import TrainConfig
-from train.errors import TrainError
-from train.loop import Outcome
-from train.run.directory import RunDirectory
 
-COMMAND = [sys.executable, "-m", "train.cli.main"]
+COMMAND = [sys.executable, "-m", "flax_vae.train.cli.main"]
 
 
 def test_help_answers_without_loading_a_framework():
     code = (
-        "import sys; from train.cli import main as cli\n"
+        "import sys; from flax_vae.train.cli import main as cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'jax', 'flax', 'orbax', 'PIL', 'torch'} & set(sys.modules)"
@@ -80,8 +80,8 @@ def test_processes_join_before_they_train(tmp_path, monkeypatch, capsys, args, m
         calls.append((config, workdir, accept_changed_data))
         return Outcome(None, 400, {})  # as every process but the first gets it
 
-    monkeypatch.setattr("train.devices.processes.join_processes", lambda *given: calls.append(given))
-    monkeypatch.setattr("train.loop.train", train)
+    monkeypatch.setattr("flax_vae.train.devices.processes.join_processes", lambda *given: calls.append(given))
+    monkeypatch.setattr("flax_vae.train.loop.train", train)
     assert cli.main(["--workdir", str(tmp_path), *args, *(["--accept-changed-data"] if args else [])]) == 0
     joined = [] if members is None else [members]
     assert calls == [*joined, (recipe("tiny"), tmp_path, bool(args))]
@@ -107,10 +107,10 @@ def test_one_of_several_processes_that_fails_does_not_wait_for_the_others(tmp_pa
         raise error
 
     left = []
-    monkeypatch.setattr("train.devices.processes.join_processes", lambda *given: None)
-    monkeypatch.setattr("train.devices.processes.leave", left.append)
+    monkeypatch.setattr("flax_vae.train.devices.processes.join_processes", lambda *given: None)
+    monkeypatch.setattr("flax_vae.train.devices.processes.leave", left.append)
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("train.loop.train", train)
+    monkeypatch.setattr("flax_vae.train.loop.train", train)
     status = cli.main(["--workdir", str(tmp_path), "--distributed"])
     assert left == [status] == [130 if isinstance(error, KeyboardInterrupt) else 1]
     assert capsys.readouterr().err.endswith(said)

@@ -9,13 +9,13 @@ import pytest
 import tyro
 from safetensors.numpy import load_file, save_file
 
-from convert import PRESETS, expand, save_folder
+from flax_vae.convert import PRESETS, expand, save_folder
+from flax_vae.train.cli.flags import Flags
+from flax_vae.train.cli.resolve import default_workdir, resolve
+from flax_vae.train.config.recipes import default, recipe
+from flax_vae.train.errors import RunError, TrainError
+from flax_vae.train.run.directory import RunDirectory
 from tests.train.conftest import SMALL
-from train.cli.flags import Flags
-from train.cli.resolve import default_workdir, resolve
-from train.config.recipes import default, recipe
-from train.errors import RunError, TrainError
-from train.run.directory import RunDirectory
 
 
 def flags(*args):

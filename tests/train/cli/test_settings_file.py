@@ -6,9 +6,9 @@ import math
 import pytest
 import yaml
 
-from train.cli.settings_file import merge, parse_assignment, parse_yaml, read_settings
-from train.config.recipes import recipe
-from train.errors import TrainError
+from flax_vae.train.cli.settings_file import merge, parse_assignment, parse_yaml, read_settings
+from flax_vae.train.config.recipes import recipe
+from flax_vae.train.errors import TrainError
 
 # Where YAML 1.1 says something else: a text, a text, an eight, false, a number of minutes, a date.
 VALUES = {

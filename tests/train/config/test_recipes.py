@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from convert import PRESETS
-from train.config.recipes import RECIPES, architecture, recipe
-from train.config.schema import GanConfig, LossConfig, TrainConfig, config_differences
+from flax_vae.convert import PRESETS
+from flax_vae.train.config.recipes import RECIPES, architecture, recipe
+from flax_vae.train.config.schema import GanConfig, LossConfig, TrainConfig, config_differences
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *PRESETS])

@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from convert import PRESETS
-from train.config.recipes import recipe
-from train.config.schema import (
+from flax_vae.convert import PRESETS
+from flax_vae.train.config.recipes import recipe
+from flax_vae.train.config.schema import (
     DataConfig,
     GanConfig,
     LossConfig,

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from flax_vae.images.read import StorageError
+from flax_vae.train.config.schema import DataConfig
+from flax_vae.train.data import listing
+from flax_vae.train.data.listing import data_listing, data_listing_digest, find_changes, how_listed
+from flax_vae.train.data.photographs import Photographs
 from tests.flax_vae.images.test_sources import WRITERS
-from train.config.schema import DataConfig
-from train.data import listing
-from train.data.listing import data_listing, data_listing_digest, find_changes, how_listed
-from train.data.photographs import Photographs
 
 
 @pytest.fixture

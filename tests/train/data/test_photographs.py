@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import train.data.photographs
+import flax_vae.train.data.photographs
 from flax_vae.images.read import StorageError, read_image
 from flax_vae.images.sizes import to_uint8
 from flax_vae.images.sources import FolderSource
-from train.config.schema import DataConfig
-from train.data.photographs import Photographs
-from train.data.prefetch import Batches
-from train.data.shipped import shipped_photographs
-from train.errors import DataError
+from flax_vae.train.config.schema import DataConfig
+from flax_vae.train.data.photographs import Photographs
+from flax_vae.train.data.prefetch import Batches
+from flax_vae.train.data.shipped import shipped_photographs
+from flax_vae.train.errors import DataError
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_the_shipped_photographs_are_six_with_licences_and_one_held_out():
 
 
 def test_photographs_beyond_the_memory_limit_are_decoded_when_drawn(folder, photographs, monkeypatch):
-    monkeypatch.setattr(train.data.photographs, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
     lazy = Photographs(DataConfig(folder=str(folder), crop_size=8))
     np.testing.assert_array_equal(lazy.batch(0, 0, 6), photographs.batch(0, 0, 6))
 
@@ -242,7 +242,7 @@ def test_skipped_images_are_replaced_reported_and_change_no_other_example(dirty,
     bad = {"c.png", "d.png", "e.png", "f.png"}
     shown, replaced = set(), 0
     monkeypatch.setattr(
-        train.data.photographs, "cut", lambda photograph, words, config: photograph
+        flax_vae.train.data.photographs, "cut", lambda photograph, words, config: photograph
     )  # a crop as large as it gets
     for index in range(120):
         wanted, got = clean.crop(0, 0, index), skipping.crop(0, 0, index)
@@ -259,7 +259,7 @@ def test_skipped_images_are_replaced_reported_and_change_no_other_example(dirty,
 def test_what_replaces_a_skipped_image_is_the_same_whenever_its_fault_is_found(dirty, monkeypatch):
     early = Photographs(dirty[1])
     wanted = [early.batch(0, step, 6) for step in range(12)]
-    monkeypatch.setattr(train.data.photographs, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
     for order in (range(12), range(11, -1, -1)):
         late = Photographs(dirty[1])
         assert len(late.problems) == 2  # headers tell of no more
@@ -275,14 +275,14 @@ def test_what_replaces_a_skipped_image_is_the_same_whenever_its_fault_is_found(d
 def test_more_bad_images_than_allowed_end_the_run(dirty, monkeypatch):
     with pytest.raises(DataError, match=r"4 of 19 images cannot be used, more than max_bad_fraction=0.2: .*c.png is 7"):
         Photographs(replace(dirty[1], max_bad_fraction=0.2))
-    monkeypatch.setattr(train.data.photographs, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
     photographs = Photographs(replace(dirty[1], max_bad_fraction=0.2))
     with pytest.raises(DataError, match="4 of 19 images cannot be used"):
         photographs.batch(0, 0, 100)
 
 
 def test_an_image_damaged_behind_its_header_ends_a_run_that_refuses_bad_ones(dirty, monkeypatch):
-    monkeypatch.setattr(train.data.photographs, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
     save_all(Path(dirty[1].folder), {"c.png": noise(9, 9), "d.png": noise(9, 9)})
     photographs = Photographs(replace(dirty[1], bad_files="refuse", max_bad_fraction=0.9))
     with pytest.raises(DataError, match=r"^\S+[ef]\.png cannot be decoded"):
@@ -297,7 +297,7 @@ def test_the_held_out_image_is_never_skipped(dirty):
 
 
 def test_a_failing_disk_ends_the_run_where_bad_images_are_skipped(dirty, monkeypatch):
-    monkeypatch.setattr(train.data.photographs, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
     photographs = Photographs(dirty[1])
     (Path(dirty[1].folder) / "a.png").unlink()
     with pytest.raises(StorageError, match="a.png cannot be opened .No such file"):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from flax_vae.images.read import StorageError
-from train.config.schema import DataConfig
-from train.data.photographs import Photographs
-from train.data.prefetch import Batches
-from train.errors import DataError
+from flax_vae.train.config.schema import DataConfig
+from flax_vae.train.data.photographs import Photographs
+from flax_vae.train.data.prefetch import Batches
+from flax_vae.train.errors import DataError
 
 SEED, BATCH = 3, 4
 

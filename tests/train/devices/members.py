@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_vae.train.config.schema import DataConfig, OptimConfig, TrainConfig
+from flax_vae.train.data.listing import data_listing
+from flax_vae.train.data.photographs import Photographs
+from flax_vae.train.devices import agreeing as module
+from flax_vae.train.devices.agreeing import agreement, facts_of_run, facts_of_start, gather_values, require_same_state
+from flax_vae.train.devices.processes import join_processes
+from flax_vae.train.errors import DataError, TrainError
 from tests.train.conftest import SMALL
-from train.config.schema import DataConfig, OptimConfig, TrainConfig
-from train.data.listing import data_listing
-from train.data.photographs import Photographs
-from train.devices import agreeing as module
-from train.devices.agreeing import agreement, facts_of_run, facts_of_start, gather_values, require_same_state
-from train.devices.processes import join_processes
-from train.errors import DataError, TrainError
 
 CONFIG = TrainConfig(model=SMALL, data=DataConfig(crop_size=16, bad_files="skip", max_bad_fraction=0.9))
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import jax
 import pytest
 
-from train.devices.parallel import PmapParallel
-from train.loop import train
-from train.report.metrics_log import Reporter
+from flax_vae.train.devices.parallel import PmapParallel
+from flax_vae.train.loop import train
+from flax_vae.train.report.metrics_log import Reporter
 
 STEPS, SAVE = 300, 50
 

@@ -18,15 +18,15 @@ import optax
 import pytest
 
 from flax_vae.ops.compilation import compiler_options
+from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from flax_vae.train.devices.parallel import make_parallel
+from flax_vae.train.errors import TrainError
+from flax_vae.train.losses.perceptual import NETS, Lpips
+from flax_vae.train.plan.dry_run import describe_run
+from flax_vae.train.step import train_step
 from tests.train.conftest import SMALL
 from tests.train.runs import ENVIRONMENT, ROOT
-from train.build import make_parts, make_state
-from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
-from train.devices.parallel import make_parallel
-from train.errors import TrainError
-from train.losses.perceptual import NETS, Lpips
-from train.plan.dry_run import describe_run
-from train.step import train_step
 
 STEPS = 3
 # At 32 pixels its maps have 7, 3 and 1 rows, those of the discriminator 16, 15 and 14: nothing that four can share.

@@ -11,10 +11,10 @@ import pytest
 import tyro
 import yaml
 
-import train
-from train.cli.flags import Flags
-from train.cli.plan import PlanFlags
-from train.config.recipes import recipe
+from flax_vae import train
+from flax_vae.train.cli.flags import Flags
+from flax_vae.train.cli.plan import PlanFlags
+from flax_vae.train.config.recipes import recipe
 
 HERE = Path(str(resources.files(train)))
 PAGE, JOBSET, SLURM = HERE / "PODS.md", HERE / "launch" / "jobset.yaml", HERE / "launch" / "slurm.sh"
@@ -70,7 +70,7 @@ def test_the_slurm_script_asks_to_run_again_when_it_was_stopped_and_only_then(tm
 
 
 def test_an_address_is_no_run_directory(capsys):
-    from train.cli.main import main
+    from flax_vae.train.cli.main import main
 
     assert main(["--workdir", "gs://bucket/run"]) == 1
     assert "mount the bucket" in capsys.readouterr().err

@@ -7,13 +7,13 @@ import numpy as np
 import optax
 import pytest
 
+from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from flax_vae.train.devices.parallel import make_parallel
+from flax_vae.train.errors import TrainError
+from flax_vae.train.gradients import example_noise
+from flax_vae.train.step import train_step
 from tests.train.conftest import SMALL
-from train.build import make_parts, make_state
-from train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
-from train.devices.parallel import make_parallel
-from train.errors import TrainError
-from train.gradients import example_noise
-from train.step import train_step
 
 STEPS = 3
 MODEL = replace(SMALL, ch_mult=(1,))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from flax_vae import from_pretrained
+from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.devices.parallel import make_parallel
+from flax_vae.train.loop import train
+from flax_vae.train.report.metrics_log import read_metrics
+from flax_vae.train.run.directory import RunDirectory
 from tests.train.runs import start
-from train.build import make_parts, make_state
-from train.devices.parallel import make_parallel
-from train.loop import train
-from train.report.metrics_log import read_metrics
-from train.run.directory import RunDirectory
 
 LIMIT = 60  # seconds that survivors may take to notice that another process died
 
@@ -56,7 +56,7 @@ def test_two_processes_train_what_one_process_and_one_device_train(recipe, tmp_p
     for name, (count, devices) in {"one process": (1, 4), "two processes": (2, 2)}.items():
         RunDirectory(tmp_path / name).begin(recipe)
         runs[name] = start(tmp_path / name, devices=devices, count=count)
-    monkeypatch.setattr("train.loop.make_parallel", partial(make_parallel, devices=jax.devices()[:1]))
+    monkeypatch.setattr("flax_vae.train.loop.make_parallel", partial(make_parallel, devices=jax.devices()[:1]))
     wanted = flat(train(recipe, tmp_path / "one device").state.params)
     moved = np.linalg.norm(wanted - flat(make_state(recipe, make_parts(recipe)).params))
     expected = read_metrics(tmp_path / "one device" / "metrics.jsonl")

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flax_vae.train.devices import rendezvous
+from flax_vae.train.devices.processes import join_processes
+from flax_vae.train.devices.rendezvous import meet
+from flax_vae.train.errors import TrainError
 from tests.train.runs import free_port
-from train.devices import rendezvous
-from train.devices.processes import join_processes
-from train.devices.rendezvous import meet
-from train.errors import TrainError
 
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # what an HTTP/2 server says first
 

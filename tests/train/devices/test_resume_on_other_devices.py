@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.config.schema import DataConfig, GanConfig, OptimConfig, TrainConfig
+from flax_vae.train.devices.parallel import make_parallel
+from flax_vae.train.run.checkpoints import Checkpoints
+from flax_vae.train.step import train_step
 from tests.train.conftest import SMALL
-from train.build import make_parts, make_state
-from train.config.schema import DataConfig, GanConfig, OptimConfig, TrainConfig
-from train.devices.parallel import make_parallel
-from train.run.checkpoints import Checkpoints
-from train.step import train_step
 
 CONFIG = TrainConfig(
     model=replace(SMALL, ch_mult=(1,), attn_levels=()),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from train.devices.parallel import MeshParallel
-from train.devices.state_checksums import checksums
+from flax_vae.train.devices.parallel import MeshParallel
+from flax_vae.train.devices.state_checksums import checksums
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8", "bool", "float8_e4m3fn"]
 

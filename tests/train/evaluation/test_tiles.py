@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.evaluation.tiles import TileScores, from_tiles, to_tiles
-from train.report.pictures import pair_grid, save_grid
+from flax_vae.train.evaluation.tiles import TileScores, from_tiles, to_tiles
+from flax_vae.train.report.pictures import pair_grid, save_grid
 
 rng = np.random.default_rng(0)
 

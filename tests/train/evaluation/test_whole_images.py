@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert import PRESETS, load_folder
 from flax_vae import AutoEncoder, from_pretrained, init_params, save_pretrained
+from flax_vae.convert import PRESETS, load_folder
 from flax_vae.images.scores import Comparison, ImageScores, psnr, ssim
 from flax_vae.images.sizes import to_float, to_uint8
 from flax_vae.images.sources import open_images
+from flax_vae.train.cli import evaluate as eval_cli
+from flax_vae.train.errors import DataError, TrainError
+from flax_vae.train.evaluation.fid import FrechetMeter, frechet_distance, load_extractor
+from flax_vae.train.evaluation.measured_scale import write_scale
+from flax_vae.train.evaluation.statistics import PosteriorStats, RunningCovariance
+from flax_vae.train.evaluation.tables import latent_lines, table
+from flax_vae.train.evaluation.whole_images import Evaluation, PerceptualDistance, Report
+from flax_vae.train.report.pictures import save_comparisons
+from flax_vae.train.run.directory import RunDirectory
 from tests.train.conftest import SMALL
-from train.cli import evaluate as eval_cli
-from train.errors import DataError, TrainError
-from train.evaluation.fid import FrechetMeter, frechet_distance, load_extractor
-from train.evaluation.measured_scale import write_scale
-from train.evaluation.statistics import PosteriorStats, RunningCovariance
-from train.evaluation.tables import latent_lines, table
-from train.evaluation.whole_images import Evaluation, PerceptualDistance, Report
-from train.report.pictures import save_comparisons
-from train.run.directory import RunDirectory
 
 rng = np.random.default_rng(0)
 
@@ -137,7 +137,7 @@ def test_extractors_that_misbehave_are_refused(extractor, message):
     [
         ("numpy", "module:function"),
         ("no_such_module:f", "no_such_module.py lies"),
-        ("train.evaluation.fid:nothing", "has no function 'nothing'"),
+        ("flax_vae.train.evaluation.fid:nothing", "has no function 'nothing'"),
     ],
 )
 def test_extractors_that_are_not_there_are_refused(name, message):
@@ -359,7 +359,7 @@ def test_a_scale_is_not_written_where_it_does_not_belong(tmp_path):
 
 def test_help_answers_without_loading_a_framework():
     code = (
-        "import sys; from train.cli import evaluate as eval_cli\n"
+        "import sys; from flax_vae.train.cli import evaluate as eval_cli\n"
         "try: eval_cli.main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
         "assert not {'jax', 'flax', 'numpy', 'PIL', 'torch'} & set(sys.modules)"
@@ -441,7 +441,7 @@ def test_what_the_caller_can_put_right_is_one_line(flags, message, params, three
 
 
 def test_of_many_images_the_worst_are_shown_and_equal_ones_have_no_json_number(tmp_path):
-    from train.evaluation.tables import write_report_json
+    from flax_vae.train.evaluation.tables import write_report_json
 
     gathered = PosteriorStats(1)
     gathered.add(rng.normal(size=(2, 2, 2, 1)), np.zeros((2, 2, 2, 1)))

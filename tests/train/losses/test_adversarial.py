@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.architecture.discriminator import DiscriminatorParams
-from train.losses.adversarial import (
+from flax_vae.convert.architecture.discriminator import DiscriminatorParams
+from flax_vae.train.losses.adversarial import (
     adaptive_weight,
     choose,
     hinge_d,

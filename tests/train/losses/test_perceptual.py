@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import ConversionError, FileError
-from convert.formats.safetensors import write_tensors
-from convert.table.rows import flatten
-from train.errors import TrainError
-from train.losses import lpips_weights
-from train.losses.lpips_weights import expand_lpips, from_torch_names, load_lpips_weights, to_torch_names
-from train.losses.perceptual import NETS, Features, Lpips, lpips, smallest_side
+from flax_vae.convert import ConversionError, FileError
+from flax_vae.convert.formats.safetensors import write_tensors
+from flax_vae.convert.table.rows import flatten
+from flax_vae.train.errors import TrainError
+from flax_vae.train.losses import lpips_weights
+from flax_vae.train.losses.lpips_weights import expand_lpips, from_torch_names, load_lpips_weights, to_torch_names
+from flax_vae.train.losses.perceptual import NETS, Features, Lpips, lpips, smallest_side
 
 # Five stages, as narrow as they go.
 SMALL = tuple(replace(stage, widths=(4,)) for stage in NETS["alex"])

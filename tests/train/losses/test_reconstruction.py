@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from flax_vae import Posterior
-from train.config.schema import LossConfig
-from train.losses.reconstruction import kl, l1, reconstruction_loss
+from flax_vae.train.config.schema import LossConfig
+from flax_vae.train.losses.reconstruction import kl, l1, reconstruction_loss
 
 rng = np.random.default_rng(0)
 

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from convert import PRESETS
 from flax_vae import AutoEncoder, init_params
+from flax_vae.convert import PRESETS
+from flax_vae.train.cli.plan import main
+from flax_vae.train.devices.chips import CHIPS
+from flax_vae.train.plan.compile import Memory, Plan, bytes_needed, largest, plan
+from flax_vae.train.plan.count_flops import count_operations
+from flax_vae.train.plan.table import HEAD, rows
+from flax_vae.train.plan.topologies import Target, local
 from tests.benchmarks.flops import work_flops
-from train.cli.plan import main
-from train.devices.chips import CHIPS
-from train.plan.compile import Memory, Plan, bytes_needed, largest, plan
-from train.plan.count_flops import count_operations
-from train.plan.table import HEAD, rows
-from train.plan.topologies import Target, local
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -174,7 +174,16 @@ PLANNED = {
 @pytest.mark.parametrize(("slice_", "hosts"), [("v5e:2x2", 1), ("v5e:4x4", 4)])
 @pytest.mark.parametrize("preset", PLANNED)
 def test_the_training_step_compiles_for_one_host_and_for_four_and_its_memory_fits(preset, slice_, hosts):
-    command = [sys.executable, "-m", "train.cli.main", "plan", *PLANNED[preset], "--topology", slice_, "--markdown"]
+    command = [
+        sys.executable,
+        "-m",
+        "flax_vae.train.cli.main",
+        "plan",
+        *PLANNED[preset],
+        "--topology",
+        slice_,
+        "--markdown",
+    ]
     # A quarter of the time, for programs that need no less memory.
     environment = os.environ | {"JAX_EXEC_TIME_OPTIMIZATION_EFFORT": "-1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)

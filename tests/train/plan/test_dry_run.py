@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import yaml
 
-from convert import expand, save_weights
-from convert.table.identify import Weights
-from train.build import load_start, make_parts, make_state
-from train.config.schema import GanConfig, TrainConfig
-from train.errors import RunError
-from train.plan.dry_run import describe_run
-from train.run.directory import RunDirectory
+from flax_vae.convert import expand, save_weights
+from flax_vae.convert.table.identify import Weights
+from flax_vae.train.build import load_start, make_parts, make_state
+from flax_vae.train.config.schema import GanConfig, TrainConfig
+from flax_vae.train.errors import RunError
+from flax_vae.train.plan.dry_run import describe_run
+from flax_vae.train.run.directory import RunDirectory
 
 
 @pytest.fixture(scope="module")

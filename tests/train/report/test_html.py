@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.table.rows import expand
-from train.errors import RunError
-from train.report.curves import HEIGHT, WIDTH, Series, chart, label, linear_ticks, log_ticks
-from train.report.html import write_report
-from train.run.directory import RunDirectory
+from flax_vae.convert.table.rows import expand
+from flax_vae.train.errors import RunError
+from flax_vae.train.report.curves import HEIGHT, WIDTH, Series, chart, label, linear_ticks, log_ticks
+from flax_vae.train.report.html import write_report
+from flax_vae.train.run.directory import RunDirectory
 
 VOID = {"meta", "input", "img", "line", "circle", "polyline"}
 

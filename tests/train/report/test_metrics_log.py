@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from train.errors import RunError
-from train.report.metrics_lines import read_lines, to_line
-from train.report.metrics_log import Metrics, Reporter, read_metrics
+from flax_vae.train.errors import RunError
+from flax_vae.train.report.metrics_lines import read_lines, to_line
+from flax_vae.train.report.metrics_log import Metrics, Reporter, read_metrics
 
 
 def test_what_lies_beyond_the_checkpoint_is_cut_off_and_so_is_half_a_line(tmp_path):
@@ -140,7 +140,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
 
 def test_the_time_left_is_that_of_updates_and_not_of_the_compiler(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("train.report.metrics_log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("flax_vae.train.report.metrics_log.time.monotonic", lambda: now[0])
     with Reporter(20, 100) as reporter:
         for step, seconds in [(21, 60.0), (22, 2.0), (23, 2.0), (24, 4.0)]:
             now[0] += seconds

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.errors import RunError
-from train.report.tensorboard import TensorBoard
+from flax_vae.train.errors import RunError
+from flax_vae.train.report.tensorboard import TensorBoard
 
 
 def read_events(path):

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert import PRESETS
-from convert.files.manifest import MANIFEST, digest_of, find_damage, read_manifest
-from train.config.schema import TrainConfig
-from train.errors import RunError
-from train.run.checkpoints import Checkpoints
-from train.run.manifest import write_manifest
+from flax_vae.convert import PRESETS
+from flax_vae.convert.files.manifest import MANIFEST, digest_of, find_damage, read_manifest
+from flax_vae.train.config.schema import TrainConfig
+from flax_vae.train.errors import RunError
+from flax_vae.train.run.checkpoints import Checkpoints
+from flax_vae.train.run.manifest import write_manifest
 
 STEPS = (5, 10)
 RUN = TrainConfig(model=PRESETS["tiny"])
@@ -407,7 +407,7 @@ def test_a_manifest_that_cannot_be_written_makes_no_step(kept, monkeypatch):
     def full(step, scores, number):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.run.checkpoints.write_manifest", full)
+    monkeypatch.setattr("flax_vae.train.run.checkpoints.write_manifest", full)
     with Checkpoints(kept, keep=1) as checkpoints:
         checkpoints.save(15, make_state(15), RUN)
         with pytest.raises(RunError, match="No space left on device"):
@@ -422,7 +422,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import orbax.checkpoint
 from tests.train.run.test_checkpoints import RUN, assert_is_of, like, make_state
-from train.run.checkpoints import Checkpoints
+from flax_vae.train.run.checkpoints import Checkpoints
 
 folder, rng, found = Path(sys.argv[1]), random.Random(0), []
 torn = 0  # lives that ended with a half-written step

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from flax_vae.train.cli.resolve import resolve
+from flax_vae.train.errors import RunError
+from flax_vae.train.run.directory import RunDirectory
+from flax_vae.train.run.manifest import write_manifest
 from tests.train.cli.test_resolve import flags
-from train.cli.resolve import resolve
-from train.errors import RunError
-from train.run.directory import RunDirectory
-from train.run.manifest import write_manifest
 
 LISTING = {"a.png": "5 bytes, sha256 0", "b.png": "6 bytes, sha256 1", "d.png": "7 bytes, sha256 2"}
 

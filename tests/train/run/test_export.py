@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from convert.cli.main import main as convert
-from convert.formats.safetensors import read_tensors
-from convert.weights.save import DIFFUSERS_WEIGHTS
 from flax_vae import from_pretrained
-from train.build import load_start
-from train.loop import train
+from flax_vae.convert.cli.main import main as convert
+from flax_vae.convert.formats.safetensors import read_tensors
+from flax_vae.convert.weights.save import DIFFUSERS_WEIGHTS
+from flax_vae.train.build import load_start
+from flax_vae.train.loop import train
 
 
 @pytest.fixture(scope="module", params=[0.9, 0.0], ids=["average", "no average"])

@@ -10,13 +10,13 @@ from functools import partial
 import jax
 import pytest
 
+from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.config.schema import GanConfig, OptimConfig
+from flax_vae.train.report.metrics_log import read_metrics
+from flax_vae.train.run.checkpoints import Checkpoints
+from flax_vae.train.run.directory import RunDirectory
+from flax_vae.train.run.lock_file import lock
 from tests.train.runs import Trainers
-from train.build import make_parts, make_state
-from train.config.schema import GanConfig, OptimConfig
-from train.report.metrics_log import read_metrics
-from train.run.checkpoints import Checkpoints
-from train.run.directory import RunDirectory
-from train.run.lock_file import lock
 
 KILLS = 10
 TOUCHES = (10, 100)  # of its files, before a trainer is killed: it may do up to four checkpoints

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 
-from train.errors import RunError
-from train.run.lock_file import LOCK, lock
+from flax_vae.train.errors import RunError
+from flax_vae.train.run.lock_file import LOCK, lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from train.run.lock_file import lock
+from flax_vae.train.run.lock_file import lock
 with lock(Path(sys.argv[1])) as problem:
     print(problem, flush=True)
     time.sleep(60)

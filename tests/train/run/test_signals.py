@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from train.run.signals import stop_requests
+from flax_vae.train.run.signals import stop_requests
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -86,11 +86,11 @@ def test_elsewhere_than_in_the_main_thread_nothing_is_installed(before):
 def test_within_a_command_a_run_answers_by_itself(count, sent, status, last):
     code = f"""
 import ctypes, os, signal, time
-from convert.console.interrupts import end_on_signals
+from flax_vae.convert.console.interrupts import end_on_signals
 end_on_signals("p")
 import jax
 jax.process_count = lambda: {count}
-from train.run.signals import stop_requests
+from flax_vae.train.run.signals import stop_requests
 if {count} > 1:  # JAX's handler is one of C, of which Python knows nothing
     ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # SIG_IGN
 with stop_requests() as stop:
