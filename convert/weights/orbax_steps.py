@@ -1,8 +1,9 @@
 """Checkpoints that training leaves, `checkpoints/STEP`: the parameters in them, as numpy arrays, without JAX.
 
-Orbax, which writes them, needs JAX to read them.  Underneath they are zarr arrays in one database, which the library
-tensorstore (it comes with orbax: the `train` extra) reads by itself; it is loaded when such a folder is read.  Neither
-notices a flipped bit in most places: the manifest of the step does (`flax_vae.convert.files.manifest`).
+Orbax restores numpy arrays by name too (`PyTreeCheckpointer.restore` with `restore_type=np.ndarray`), but it imports
+JAX and starts its backend, which on a TPU belongs to the run that is training.  So the arrays, stored as zarr in one
+OCDBT database, are read with tensorstore, which comes with orbax: without a backend, in a third of the time, and one by
+one.  Neither library detects most flipped bits; the manifest of the step does (`flax_vae.convert.files.manifest`).
 """
 
 import os
