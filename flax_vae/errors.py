@@ -18,9 +18,5 @@ class DataError(UserError):
     """An image, or a folder of them, is not fit for what is to be done with it."""
 
 
-class MissingError(UserError, ImportError):
-    """A package that is needed for this alone is not installed."""
-
-
 class NotFiniteError(UserError):
     """Weights, a loss or a gradient are NaN or infinite."""

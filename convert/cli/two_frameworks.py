@@ -9,23 +9,23 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+import flax_vae
 from flax_vae.convert.errors import ConversionError, FileError
 from flax_vae.convert.extras import needed
 from flax_vae.convert.formats import cast
 from flax_vae.convert.table import Weights, expand, flatten, to_flax
+from flax_vae.errors import DataError
+from flax_vae.images import read_image
 
-with needed("running both frameworks needs PyTorch and Pillow", "torch", "train", raises=ConversionError):
-    import jax
-    import jax.numpy as jnp
+with needed("running both frameworks needs PyTorch", "torch", raises=ConversionError):
     import torch
-    from PIL import Image
 
-    import flax_vae
     import torch_ref
-    from flax_vae.errors import DataError
-    from flax_vae.images import read_image
     from torch_ref.loading import to_tensor
 
 # In float32 rounding reaches about 1e-5 of a layer's RMS at published dimensions; a wrong weight shows from 1e-2 on.

@@ -16,7 +16,6 @@ import numpy as np
 
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.extras import needed
 from flax_vae.convert.files import UNVERIFIED, find_damage, is_number, read_object
 from flax_vae.convert.formats import ArrayLike, Deferred
 from flax_vae.convert.weights.averages import overlay
@@ -93,16 +92,15 @@ def read_step(
 
     Raises:
       FileNotFoundError: if there is no such folder.
-      FileError: if tensorstore is not installed, if the folder is no checkpoint of a training run or is damaged, or if
-        the state has no such part.
+      FileError: if the folder is no checkpoint of a training run or is damaged, or if the state has no such part.
     """
     step = Path(path)
     if not step.is_dir():
         raise FileNotFoundError(f"{path} does not exist; give the folder of one step, such as checkpoints/1000")
     if step.name.endswith(_UNFINISHED) or not (step / MARK).is_file():
         raise FileError(f"{path} is not a complete checkpoint of a training run: it holds no {MARK}")
-    with needed(f"{path} is a checkpoint, which needs tensorstore to read", "train", raises=FileError):
-        import tensorstore
+    import tensorstore  # 0.1 s, and the command line converts other files without it
+
     if verify:
         _verify(step)
     params = _architecture(step)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from flax_vae.convert.console import advise, parse_flags
-from flax_vae.convert.extras import IMAGES, require_extra
-from flax_vae.errors import MissingError
 
 Flags = TypeVar("Flags")
 
@@ -33,7 +31,6 @@ def run_command(
     """
     advise(prog, f"the same command {advice}")
     given = parse_flags(flags, prog=prog, args=args)
-    require_extra(IMAGES, "images", MissingError)
     try:
         return work(given)
     except KeyboardInterrupt:

@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"{PROG} {words[0]}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except ImportError as error:
-        sentence = str(error) if isinstance(error, UserError) else explain_missing(error)
+        sentence = explain_missing(error)
         if sentence is None:
             raise
         print(f"{PROG} {words[0]}: {sentence}", file=sys.stderr)

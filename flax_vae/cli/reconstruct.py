@@ -12,8 +12,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from flax_vae.convert.console import advise, parse_flags
-from flax_vae.convert.extras import IMAGES, require_extra
-from flax_vae.errors import DataError, MissingError, UserError
+from flax_vae.errors import DataError, UserError
 
 if TYPE_CHECKING:  # they load JAX and Pillow: not for --help
     from PIL.Image import Image
@@ -64,7 +63,6 @@ def main(args: Sequence[str]) -> int:
     """
     advise(PROG, "")
     flags = parse_flags(Reconstruct, prog=PROG, args=args, config=(tyro.conf.FlagCreatePairsOff,))
-    require_extra(IMAGES, "images", MissingError)
     from flax_vae.convert.console import printable
     from flax_vae.images import WIDE, save_png, stack
 

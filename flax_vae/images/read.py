@@ -13,16 +13,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from flax_vae.convert.console import printable as printable
-from flax_vae.convert.extras import needed
-from flax_vae.errors import DataError, MissingError
+from flax_vae.errors import DataError
+from flax_vae.images.colour import in_srgb
 from flax_vae.images.formats import READ, what_is
-
-with needed("image files are read by Pillow", "images", raises=MissingError):
-    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-
-    from flax_vae.images.colour import in_srgb
 
 _SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _REFUSED_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from flax_vae.convert.console import escaped_output, parse_flags, rewrite_line
-from flax_vae.convert.extras import IMAGES, require_extra
 from flax_vae.train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
@@ -73,7 +72,6 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     flags = parse_flags(EvalFlags, prog=PROG, args=args)
     try:
-        require_extra(IMAGES, "train", TrainError)
         return _run(flags)
     except (TrainError, OSError) as error:
         print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flax_vae.convert.console import advise, escaped_output, parse_flags, quiet_libraries
-from flax_vae.convert.extras import TRAIN, explain_missing, require_extra
+from flax_vae.convert.extras import explain_missing
 from flax_vae.train.cli import evaluate, plan
 from flax_vae.train.cli.flags import Flags
 from flax_vae.train.config import TrainConfig
@@ -42,10 +42,6 @@ def _main(args: list[str]) -> int:
     if args[:1] in (["eval"], ["plan"]):
         return {"eval": evaluate, "plan": plan}[args[0]].main(args[1:])
     flags = parse_flags(Flags, prog=PROG, args=args)
-    try:
-        require_extra(TRAIN, "train", TrainError)
-    except TrainError as error:
-        return _refuse(error)
     from flax_vae.train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
 
     try:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from flax_vae.convert.console import escaped_output, parse_flags
-from flax_vae.convert.extras import TRAIN, require_extra
 from flax_vae.train.cli.flags import Flags
 from flax_vae.train.errors import TrainError
 
@@ -82,7 +81,6 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     flags = parse_flags(PlanFlags, prog=PROG, args=args)
     try:
-        require_extra(TRAIN, "train", TrainError)
         return _run(flags)
     except (TrainError, ValueError, OSError) as error:
         print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)

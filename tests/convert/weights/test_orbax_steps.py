@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 
 from flax_vae.convert import PRESETS, expand, to_torch
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.extras import install_command
 from flax_vae.convert.table.rows import flatten, unflatten
 from flax_vae.convert.weights.orbax_steps import list_step_folders, read_step, read_weights
 from flax_vae.train.config.schema import TrainConfig
@@ -78,12 +76,6 @@ def test_neither_jax_nor_orbax_is_loaded(checkpoints):
         "assert not {'jax', 'flax', 'orbax', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, checkpoints / "5"], check=True)
-
-
-def test_without_tensorstore_the_remedy_is_named(checkpoints, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorstore", None)
-    with pytest.raises(FileError, match=f"needs tensorstore to read .*: {re.escape(install_command('train'))}$"):
-        read_step(checkpoints / "5")
 
 
 def test_what_is_no_step_is_refused(checkpoints, step, tmp_path):
