@@ -26,7 +26,7 @@ def make_parts(config: TrainConfig) -> Components:
     """The autoencoder, its optimiser and, where the recipe has one, its discriminator."""
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     # cuDNN's kernel wants an image's positions on one device, which cut images are too large for anyway.
-    attention = "tiles" if config.rows > 1 else "auto"
+    attention = "tiles" if config.devices_per_image > 1 else "auto"
     parts = Components(
         model=AutoEncoder(config.model, dtype=dtype, remat=config.remat, attention=attention),
         optimizer=make_optimizer(config.optim, config.steps),
@@ -75,8 +75,8 @@ def _create(config: TrainConfig, parts: Components, params: dict[str, Any] | Non
         parts.optimizer,
         config.seed,
         params=params,
-        transparent=config.transparent_start,
-        train=config.train,
+        identity=config.identity_init,
+        trainable=config.trainable,
         logvar=config.loss.logvar,
         learn_logvar=config.loss.learn_logvar,
         average=config.optim.ema_decay > 0,

@@ -166,7 +166,7 @@ def _losses(
             perceptual = partial(lpips, weights["lpips"], net=config.loss.lpips_net, dtype=model.dtype)
         return reconstruction_loss(reconstruction, images, divergence, logvar, config.loss, perceptual)
 
-    (reconstruction, divergence), pull_back = jax.vjp(reconstruct, trained_part(state.params, config.train))
+    (reconstruction, divergence), pull_back = jax.vjp(reconstruct, trained_part(state.params, config.trainable))
     (_, scores), (to_images, to_kl, to_logvar) = jax.value_and_grad(fidelity, argnums=(0, 1, 2), has_aux=True)(
         reconstruction, divergence, state.logvar
     )

@@ -12,7 +12,7 @@ from flax_vae.convert.architecture import NORM_GROUPS, AutoEncoderParams
 _CONTRAST = 20.0  # large beside the stream's own values, which are of order 1
 
 
-def make_transparent(params: dict[str, Any], record: AutoEncoderParams) -> dict[str, Any]:
+def identity_init(params: dict[str, Any], record: AutoEncoderParams) -> dict[str, Any]:
     """Changes fresh weights so that the stream runs through both halves of the model unhindered.
 
     1. The last convolution of each residual branch, attention included, becomes zero: the blocks start as identities.

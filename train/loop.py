@@ -110,7 +110,7 @@ class _Cast(NamedTuple):
 def _gather_cast(config: TrainConfig, run: RunDirectory, accept: bool) -> _Cast:
     if config.tensorboard:
         load_writer()  # before anything is written
-    parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows)
+    parallel = make_parallel(config.parallel, zero=config.zero, devices_per_image=config.devices_per_image)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     photographs, listing, changes = open_data(config, run, accept=accept)
     config = replace(config, data=replace(config.data, held_out=photographs.held_out_name))
@@ -256,7 +256,7 @@ def _greet(
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     count, platform = len(parallel.devices), parallel.devices[0].platform
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    processes += f", {config.rows} to an image" if config.rows > 1 else ""
+    processes += f", {config.devices_per_image} to an image" if config.devices_per_image > 1 else ""
     reporter.line(
         f"{run.path}: {weights:,} parameters; {len(photographs.names)} photographs and {photographs.held_out_name} "
         f"held out; {count} {platform} device{'s' if count > 1 else ''}{processes} ({config.parallel})"

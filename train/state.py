@@ -9,7 +9,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from flax_vae import AutoEncoder, init_params
-from flax_vae.train.identity_init import make_transparent
+from flax_vae.train.identity_init import identity_init
 
 # Statistics of the latents are measured, not learned.  What encodes, or is shared with what encodes, stays as it is
 # where only the decoder is trained.
@@ -61,9 +61,9 @@ class TrainState:
         return self.params if self.ema is None else {**self.params, **self.ema}
 
 
-def trained_part(params: dict[str, Any], train: str) -> dict[str, Any]:
+def trained_part(params: dict[str, Any], trainable: str) -> dict[str, Any]:
     """Those of the model's parameters that learn; `{**params, **part}` puts them back."""
-    return {name: part for name, part in params.items() if name not in _FROZEN[train]}
+    return {name: part for name, part in params.items() if name not in _FROZEN[trainable]}
 
 
 def learned(part: dict[str, Any], logvar: Any, learn_logvar: bool) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def create_state(
     seed: int,
     *,
     params: dict[str, Any] | None = None,
-    transparent: bool = False,
-    train: str = "all",
+    identity: bool = False,
+    trainable: str = "all",
     logvar: float = 0.0,
     learn_logvar: bool = False,
     average: bool = False,
@@ -96,8 +96,8 @@ def create_state(
       optimizer: what will update its parameters.
       seed: of the random weights.
       params: weights to begin with instead.
-      transparent: change random weights so that a small model learns faster; see `flax_vae.train.identity_init`.
-      train: which part learns, `all` or `decoder`.
+      identity: change random weights so that a small model learns faster; see `flax_vae.train.identity_init`.
+      trainable: which part learns, `all` or `decoder`.
       logvar: the loss's number.
       learn_logvar: whether the optimiser will update it too.
       average: whether a moving average is kept.
@@ -105,9 +105,9 @@ def create_state(
     """
     if params is None:
         params = init_params(model, jax.random.key(seed))
-        if transparent:
-            params = make_transparent(params, model.params)
-    part = trained_part(params, train)
+        if identity:
+            params = identity_init(params, model.params)
+    part = trained_part(params, trainable)
     start = jnp.asarray(logvar, jnp.float32)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

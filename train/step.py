@@ -136,7 +136,7 @@ def _accumulate(
 
 def _updated(state: TrainState, grads: Gradients, parts: Components, config: TrainConfig) -> TrainState:
     """The state with the weights, the averages and the optimisers' states of after the update."""
-    before = learned(trained_part(state.params, config.train), state.logvar, config.loss.learn_logvar)
+    before = learned(trained_part(state.params, config.trainable), state.logvar, config.loss.learn_logvar)
     updates, opt_state = parts.optimizer.update(grads.autoencoder, state.opt_state, before)
     part, logvar = unlearned(optax.apply_updates(before, updates), state.logvar)  # pyright: ignore[reportArgumentType]
     ema = state.ema

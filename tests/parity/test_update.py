@@ -58,7 +58,7 @@ CASES = {
     ),
     "decoder in parts": replace(
         LDM,
-        train="decoder",
+        trainable="decoder",
         start_from="elsewhere",
         optim=replace(LDM.optim, accumulate=2),
         loss=LossConfig(kl_weight=1e-2, logvar=0.5),
@@ -103,7 +103,7 @@ def twins(config: TrainConfig, dtype: str) -> Twins:
     weights, statistics = variables["params"], variables["batch_stats"]
     player = DiscriminatorState(weights, statistics, d_optimizer.init(weights))
     state = create_state(
-        parts.model, parts.optimizer, 0, params=params, train=config.train, logvar=config.loss.logvar,
+        parts.model, parts.optimizer, 0, params=params, trainable=config.trainable, logvar=config.loss.logvar,
         learn_logvar=config.loss.learn_logvar, average=True, discriminator=player,
     )  # fmt: skip
     state = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
@@ -213,7 +213,7 @@ def test_three_updates_agree(case):
                 assert_trees_agree({name: tree}, {name: theirs[name]}, TOLERANCE)
     changed = jax.tree.map(lambda new, old: bool(np.any(np.asarray(new) != np.asarray(old))), ours, both.ours)
     encoder = set(jax.tree.leaves(changed.params["encoder"]))
-    assert encoder == ({False} if config.train == "decoder" else {True})
+    assert encoder == ({False} if config.trainable == "decoder" else {True})
     assert all(jax.tree.leaves(changed.params["decoder"])) and all(jax.tree.leaves(changed.discriminator))
 
 

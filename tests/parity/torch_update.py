@@ -41,7 +41,7 @@ class TorchTrainer:
     ):
         self.config, self.model, self.discriminator = config, model.requires_grad_(True), discriminator
         self.perceptual, self.step, self.d_step = perceptual, 0, 0
-        if config.train == "decoder":
+        if config.trainable == "decoder":
             model.encoder.requires_grad_(False)
         self.logvar = logvar.requires_grad_(config.loss.learn_logvar)
         self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 
 from flax_vae import AutoEncoder, init_params
-from flax_vae.train.identity_init import group_offsets, make_transparent
+from flax_vae.train.identity_init import group_offsets, identity_init
 from tests.train.conftest import SMALL
 
 rng = np.random.default_rng(0)
@@ -15,7 +15,7 @@ rng = np.random.default_rng(0)
 def transparent(ch):
     model = AutoEncoder(replace(SMALL, ch=ch, ch_mult=(1,)))
     before = init_params(model, jax.random.key(0))
-    return before, make_transparent(before, model.params)
+    return before, identity_init(before, model.params)
 
 
 @pytest.fixture(scope="module")

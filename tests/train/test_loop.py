@@ -97,6 +97,19 @@ def test_five_and_five_steps_equal_ten_bit_for_bit(runs, small, stopped, capsys)
         assert (stopped / "export" / name).read_bytes() == (runs["straight"][0] / "export" / name).read_bytes()
 
 
+def test_a_run_that_an_earlier_version_began_goes_on_bit_for_bit(runs, small, stopped, capsys):
+    path = stopped / "config.json"
+    fields = json.loads(path.read_text())
+    before = {"trainable": "train", "devices_per_image": "rows", "identity_init": "transparent_start"}
+    path.write_text(json.dumps({before.get(name, name): value for name, value in fields.items()}))
+    small = dataclasses.replace(small, save_every=7)  # as it was stopped
+    outcome = train(small, stopped)
+    assert "changed" not in capsys.readouterr().out
+    for ours, theirs in zip(leaves(outcome.state), leaves(runs["straight"][1].state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(small.to_dict()))  # with the names of today
+
+
 def test_a_run_goes_on_under_the_other_parallel_mode(runs, small, stopped, capsys):
     outcome = train(dataclasses.replace(small, parallel="mesh"), stopped)
     assert "changed since this run began: parallel: 'pmap' -> 'mesh'" in capsys.readouterr().out

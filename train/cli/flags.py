@@ -48,7 +48,7 @@ class Flags:
     """Of a checkpoint of training that holds both, begin with the weights themselves, not with their moving average."""
     graft: FlagCreatePairsOff[bool] = False
     """Add to those weights, as zeros, the attention or time that the architecture has and they have not."""
-    train: Annotated[
+    trainable: Annotated[
         Literal["all", "decoder"] | None, arg(metavar="all|decoder", help_behavior_hint="(default: all)")
     ] = None
     """What learns; with decoder the latents stay what they were."""
@@ -58,7 +58,7 @@ class Flags:
     """How the step is compiled for all devices."""
     zero: FlagCreatePairsOff[bool] = False
     """Share out the optimisers' states and the average over the devices; needs --parallel mesh."""
-    rows: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
+    devices_per_image: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
     """Devices that share the rows of each image, where one is too large for a device; needs --parallel mesh."""
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
@@ -124,7 +124,19 @@ class Flags:
 # The part of the configuration in which each flag that changes it belongs.
 OWNERS: dict[str, tuple[str, ...]] = {
     "": (
-        *("steps", "seed", "start_from", "raw_weights", "graft", "train", "parallel", "zero", "rows", "dtype", "remat"),
+        *(
+            "steps",
+            "seed",
+            "start_from",
+            "raw_weights",
+            "graft",
+            "trainable",
+            "parallel",
+            "zero",
+            "devices_per_image",
+            "dtype",
+            "remat",
+        ),
         *("batch_size", "log_every", "eval_every", "save_every", "tensorboard"),
     ),
     "data": ("held_out", "bad_files", "resize", "crop_size"),

@@ -53,7 +53,7 @@ class PlanFlags:
     """How the step is compiled for all devices."""
     zero: FlagCreatePairsOff[bool] = False
     """Share out the optimisers' states and the average over the devices; needs --parallel mesh."""
-    rows: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
+    devices_per_image: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
     """Devices that share the rows of each image; needs --parallel mesh."""
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, arg(metavar="float32|bfloat16", help_behavior_hint=_RECIPE)

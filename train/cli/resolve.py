@@ -56,8 +56,8 @@ def _base(preset: str | None, start_from: str | None, model: dict[str, Any], wor
     stored = None if workdir is None else RunDirectory(workdir).stored_config()
     if stored is not None:
         # What differs in its architecture or its beginning is refused with a list, once all is known.
-        if start_from is not None and stored.transparent_start:
-            stored = dataclasses.replace(stored, transparent_start=False)
+        if start_from is not None and stored.identity_init:
+            stored = dataclasses.replace(stored, identity_init=False)
         return stored if preset is None else dataclasses.replace(stored, model=architecture(preset))
     if preset is not None:
         return recipe(preset, start_from)

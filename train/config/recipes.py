@@ -54,14 +54,14 @@ def _tiny(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
       expect:   a few minutes, about 27 dB PSNR and 0.79 SSIM on the held-out photograph
 
     Five photographs hold few colours, and a fresh norm hides an image's brightness from a small model; hence the
-    shuffled channels and the transparent start.  Without the first, the cat's green eyes come out orange at the same
-    PSNR; without the second, the run ends at 24.0 dB.
+    shuffled channels and the identity initialisation.  Without the first, the cat's green eyes come out orange at the
+    same PSNR; without the second, the run ends at 24.0 dB.
     """
     return TrainConfig(
         model=model,
         data=DataConfig(crop_size=32, shuffle_channels=True),
         optim=OptimConfig(learning_rate=7e-4, warmup_steps=30),
-        transparent_start=start_from is None,
+        identity_init=start_from is None,
         start_from=start_from,
         batch_size=8,
         steps=400,
@@ -123,8 +123,8 @@ def _flux1_finetune(model: AutoEncoderParams, start_from: str | None) -> TrainCo
       expect:   to begin at the published model's own scores (ImageNet at 256 pixels: 32.87 dB PSNR, 0.924 SSIM)
 
     Small steps and an average of the weights, so that latents stay where diffusion models expect them; with
-    `--train decoder` they stay exactly there.  The discriminator begins untrained, and judges only when the rest has
-    settled.  How the published weights were trained is not known; this is the field's recipe with care.
+    `--trainable decoder` they stay exactly there.  The discriminator begins untrained, and judges only when the rest
+    has settled.  How the published weights were trained is not known; this is the field's recipe with care.
     """
     return TrainConfig(
         model=model,
@@ -158,7 +158,7 @@ def _sd_decoder_finetune(model: AutoEncoderParams, start_from: str | None) -> Tr
         optim=OptimConfig(learning_rate=1e-5, schedule="constant", weight_decay=0.0, ema_decay=0.9999),
         loss=LossConfig(distance="mse", kl_weight=0.0, lpips_weight=0.1),
         start_from=start_from,
-        train="decoder",
+        trainable="decoder",
         batch_size=192,
         steps=280_000,
     )

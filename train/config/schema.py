@@ -239,15 +239,15 @@ class TrainConfig:
       raw_weights: whether a checkpoint of training gives its weights themselves and not their moving average.
       graft: those weights lack what the architecture adds to them (attention, time): add it as zeros, so that the
         function is the same; see `flax_vae.convert.table.grafting`.
-      train: `all`, or `decoder`: the encoder then stays as it was, bit for bit.
+      trainable: `all`, or `decoder`: the encoder then stays as it was, bit for bit.
       batch_size: crops per update, over all devices together.
       steps: updates of the whole run.
       seed: of the initial weights, the crops and the noise.
-      transparent_start: change the initial weights so that a small model learns faster; see
+      identity_init: change the initial weights so that a small model learns faster; see
         `flax_vae.train.identity_init`.
       parallel: how the step is compiled for several devices; both compute the same.
       zero: keep only a share of the optimisers' states and of the moving average on each device; needs `mesh`.
-      rows: devices that share the rows of each image, where one is too large for a device; needs `mesh`.
+      devices_per_image: devices that share the rows of each image, where one is too large for a device; needs `mesh`.
       dtype: of the computation.  Parameters, statistics of the normalisations and the optimiser's state are float32.
       remat: what the backward pass computes again instead of keeping; see `flax_vae.AutoEncoder`.
       log_every: updates between two lines of `metrics.jsonl`.
@@ -271,14 +271,14 @@ class TrainConfig:
     start_from: str | None = None
     raw_weights: bool = False
     graft: bool = False
-    train: Literal["all", "decoder"] = "all"
+    trainable: Literal["all", "decoder"] = "all"
     batch_size: int = 8
     steps: int = 100_000
     seed: int = 0
-    transparent_start: bool = False
+    identity_init: bool = False
     parallel: Literal["pmap", "mesh"] = "pmap"
     zero: bool = False
-    rows: int = 1
+    devices_per_image: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "attention", "blocks"] = "none"
     log_every: int = 50
@@ -292,12 +292,12 @@ class TrainConfig:
         check_types(self)
         at_least(0, most=2**63 - 1, seed=self.seed)
         at_least(0, max_skipped=self.max_skipped)
-        names = ("batch_size", "steps", "rows", "log_every", "eval_every", "save_every", "keep")
+        names = ("batch_size", "steps", "devices_per_image", "log_every", "eval_every", "save_every", "keep")
         at_least(1, **{name: getattr(self, name) for name in names})
         one_of(("pmap", "mesh"), parallel=self.parallel)
         one_of(("float32", "bfloat16"), dtype=self.dtype)
         one_of(("none", "attention", "blocks"), remat=self.remat)
-        one_of(("all", "decoder"), train=self.train)
+        one_of(("all", "decoder"), trainable=self.trainable)
         self._check_model()
         self._check_together()
 
@@ -306,10 +306,11 @@ class TrainConfig:
             raise ValueError(
                 f"crop_size={self.data.crop_size} is no multiple of {self.model.factor}, the factor of the model"
             )
-        if self.data.crop_size // self.model.factor % self.rows:
+        if self.data.crop_size // self.model.factor % self.devices_per_image:
             raise ValueError(
                 f"crop_size={self.data.crop_size} makes latents of {self.data.crop_size // self.model.factor} rows, "
-                f"which rows={self.rows} devices cannot share evenly; use a multiple of {self.model.factor * self.rows}"
+                f"which devices_per_image={self.devices_per_image} cannot share evenly; use a multiple of "
+                f"{self.model.factor * self.devices_per_image}"
             )
         if self.model.in_channels != 3 or self.model.out_ch != 3:
             raise ValueError(
@@ -324,20 +325,21 @@ class TrainConfig:
     def _check_together(self) -> None:
         if self.zero and self.parallel != "mesh":
             raise ValueError(f"zero=True shares states out over a mesh; parallel={self.parallel!r} must then be 'mesh'")
-        if self.rows > 1 and self.parallel != "mesh":
+        if self.devices_per_image > 1 and self.parallel != "mesh":
             raise ValueError(
-                f"rows={self.rows} cuts images over a mesh; parallel={self.parallel!r} must then be 'mesh'"
+                f"devices_per_image={self.devices_per_image} cuts images over a mesh; parallel={self.parallel!r} must "
+                "then be 'mesh'"
             )
         if self.raw_weights and self.start_from is None:
             raise ValueError("raw_weights=True chooses among the weights of a checkpoint; name it with start_from")
         if self.graft and self.start_from is None:
             raise ValueError("graft=True adds to published weights; name them with start_from")
-        if self.transparent_start and self.start_from is not None:
+        if self.identity_init and self.start_from is not None:
             raise ValueError(
-                f"transparent_start=True changes fresh weights, not those of start_from={self.start_from!r}; choose one"
+                f"identity_init=True changes fresh weights, not those of start_from={self.start_from!r}; choose one"
             )
-        if self.train == "decoder" and self.start_from is None:
-            raise ValueError("train='decoder' keeps an encoder as it is; name the weights it has with start_from")
+        if self.trainable == "decoder" and self.start_from is None:
+            raise ValueError("trainable='decoder' keeps an encoder as it is; name the weights it has with start_from")
         if self.gan.weight and self.data.crop_size < self.gan.record.smallest:
             raise ValueError(
                 f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which need "
@@ -360,6 +362,7 @@ class TrainConfig:
         Raises:
           ValueError: if a field is unknown (with the nearest known name), missing, or out of range.
         """
+        fields = rename_settings(fields)
         _refuse_unknown(cls, fields)
         if "model" not in fields:
             raise ValueError("the configuration lacks model, the architecture")
@@ -371,6 +374,22 @@ class TrainConfig:
 
 
 _PARTS = {"data": DataConfig, "optim": OptimConfig, "loss": LossConfig, "gan": GanConfig, "time": TimeConfig}
+
+
+# Names that settings had in earlier versions; files written then are still read.
+RENAMED = {"train": "trainable", "rows": "devices_per_image", "transparent_start": "identity_init"}
+
+
+def rename_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with the names of earlier versions replaced by those of today.
+
+    Raises:
+      ValueError: If a setting is given under both names.
+    """
+    for old, new in RENAMED.items():
+        if old in fields and new in fields:
+            raise ValueError(f"{old} and {new} are one setting; leave out {old}, the name of an earlier version")
+    return {RENAMED.get(name, name): value for name, value in fields.items()}
 
 
 def config_differences(before: TrainConfig, after: TrainConfig) -> list[str]:

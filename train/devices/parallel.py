@@ -32,12 +32,12 @@ class Parallel(ABC):
     Attributes:
       devices: all that take part, those of each process together.
       here: those of them that belong to this process.
-      rows: how many neighbouring devices share the rows of one image.
+      devices_per_image: how many neighbouring devices share the rows of one image.
       whole: sharding of what is whole on every device.
       split: sharding of a batch.
     """
 
-    def __init__(self, devices: Sequence[Any] | None = None, rows: int = 1):
+    def __init__(self, devices: Sequence[Any] | None = None, devices_per_image: int = 1):
         """Takes all devices of all processes, unless others are named.
 
         Raises:
@@ -47,18 +47,20 @@ class Parallel(ABC):
         self.devices = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
         local = set(jax.local_devices())
         self.here = [device for device in self.devices if device in local]
-        self.rows = rows
+        self.devices_per_image = devices_per_image
         each = math.gcd(*Counter(device.process_index for device in self.devices).values())
-        if each % rows:
+        if each % devices_per_image:
             fitting = [str(number) for number in range(1, each + 1) if each % number == 0]
             raise TrainError(
-                f"rows={rows} must divide {each}, the number of devices of a process, which keeps its images to "
-                f"itself; use {' or '.join(fitting)}"
+                f"devices_per_image={devices_per_image} must divide {each}, the number of devices of a process, which "
+                f"keeps its images to itself; use {' or '.join(fitting)}"
             )
-        mesh = Mesh(np.array(self.devices).reshape(-1, rows), (AXIS, ROWS)) if rows > 1 else _line(self.devices)
+        cut = devices_per_image > 1
+        grid = np.array(self.devices).reshape(-1, devices_per_image)
+        mesh = Mesh(grid, (AXIS, ROWS)) if cut else _line(self.devices)
         self.whole = NamedSharding(mesh, PartitionSpec())
         self.split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
-        self._groups = len(self.devices) // rows
+        self._groups = len(self.devices) // devices_per_image
         self._gather = jax.jit(lambda tree: tree, out_shardings=self.whole)
 
     def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
@@ -69,7 +71,8 @@ class Parallel(ABC):
         """
         count = self._groups * parts
         if batch_size % count:
-            shared = f"{self._groups} " + ("devices" if self.rows == 1 else f"groups of rows={self.rows} devices")
+            of = "" if self.devices_per_image == 1 else f"groups of devices_per_image={self.devices_per_image} "
+            shared = f"{self._groups} {of}devices"
             shared += f" in accumulate={parts} parts" if parts > 1 else ""
             raise TrainError(
                 f"batch_size={batch_size} cannot be shared evenly by {shared}; "
@@ -79,8 +82,8 @@ class Parallel(ABC):
     def share(self, batch_size: int) -> range:
         """Which examples of a batch this process reads."""
         each = batch_size // self._groups
-        first = self.devices.index(self.here[0]) // self.rows
-        return range(first * each, (first + len(self.here) // self.rows) * each)
+        first = self.devices.index(self.here[0]) // self.devices_per_image
+        return range(first * each, (first + len(self.here) // self.devices_per_image) * each)
 
     def batch_shape(self, batch_size: int, crop_size: int) -> jax.ShapeDtypeStruct:
         """What `place_batch` makes of all shares of a batch of squares, without the squares."""
@@ -167,8 +170,8 @@ class PmapParallel(Parallel):
 class MeshParallel(Parallel):
     """`jax.jit` over a mesh: the step sees the whole batch, and the compiler puts in the averages.
 
-    With `rows`, each image lies on as many devices, cut across, and with it all that is computed from it; the compiler
-    exchanges the rows next to a cut for convolutions, and sums statistics over all of the image's devices.
+    With `devices_per_image`, each image lies on as many devices, cut across, and with it all that is computed from it;
+    the compiler exchanges the rows next to a cut for convolutions, and sums statistics over all of the image's devices.
 
     With `zero`, each device keeps only its share of the optimisers' states and of the moving average; the compiler
     then scatters the gradients instead of summing them everywhere, and gathers the new weights.
@@ -176,8 +179,8 @@ class MeshParallel(Parallel):
     Source: Rajbhandari et al. 2020 (ZeRO), stage 1.
     """
 
-    def __init__(self, devices: Sequence[Any] | None = None, *, zero: bool = False, rows: int = 1):
-        super().__init__(devices, rows)
+    def __init__(self, devices: Sequence[Any] | None = None, *, zero: bool = False, devices_per_image: int = 1):
+        super().__init__(devices, devices_per_image)
         self._zero = zero
 
     def shardings(self, state: Any) -> Any:  # noqa: D102 - as in Parallel
@@ -214,6 +217,12 @@ class MeshParallel(Parallel):
         return self._ahead(jit)
 
 
-def make_parallel(mode: str, *, zero: bool = False, rows: int = 1, devices: Sequence[Any] | None = None) -> Parallel:
+def make_parallel(
+    mode: str, *, zero: bool = False, devices_per_image: int = 1, devices: Sequence[Any] | None = None
+) -> Parallel:
     """The way to run on several devices that a configuration names, `pmap` or `mesh`; the first has neither option."""
-    return PmapParallel(devices) if mode == "pmap" else MeshParallel(devices, zero=zero, rows=rows)
+    return (
+        PmapParallel(devices)
+        if mode == "pmap"
+        else MeshParallel(devices, zero=zero, devices_per_image=devices_per_image)
+    )

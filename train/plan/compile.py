@@ -104,7 +104,9 @@ def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float 
     Raises:
       TrainError: if the devices cannot share the batch, or the rows.
     """
-    parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows, devices=target.devices)
+    parallel = make_parallel(
+        config.parallel, zero=config.zero, devices_per_image=config.devices_per_image, devices=target.devices
+    )
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     parts = make_parts(config)
     state = jax.eval_shape(partial(make_state, config, parts))
@@ -143,7 +145,7 @@ def find_fitting(
       batch: whether the batch may change.  If so, each rematerialisation comes with the largest batch that fits; if
         not, the first rematerialisation with which the batch fits is the last that is yielded.
     """
-    least = target.count // config.rows * config.optim.accumulate
+    least = target.count // config.devices_per_image * config.optim.accumulate
     for remat in REMAT[REMAT.index(config.remat) :]:
         one = replace(config, remat=remat)
         if batch:
@@ -156,10 +158,6 @@ def find_fitting(
             yield (found := plan(one, target, name=name, dollars=dollars))
             if found.fits:
                 return
-
-
-def _plan_of(config: TrainConfig, target: Target, least: int, name: str, dollars: float | None, number: int) -> Plan:
-    return plan(replace(config, batch_size=number * least), target, name=name, dollars=dollars)
 
 
 def largest(plan_of: Callable[[int], Plan]) -> Plan | None:

@@ -33,7 +33,7 @@ def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: boo
     run.check(config)
     if config.tensorboard:
         load_writer()
-    parallel = make_parallel(config.parallel, zero=config.zero, rows=config.rows)
+    parallel = make_parallel(config.parallel, zero=config.zero, devices_per_image=config.devices_per_image)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     photographs, _, changes = open_data(config, run, accept=accept_changed_data)
     notes = [f"changed since this run began: {', '.join(changes)}"] if changes else []
@@ -55,7 +55,7 @@ def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: boo
 def _parameters(state: TrainState, constants: dict[str, Any], config: TrainConfig) -> Iterator[str]:
     yield "parameters:"
     yield f"  model           {_count(state.params):>15,}"
-    yield f"  that learn      {_count(trained_part(state.params, config.train)):>15,}"
+    yield f"  that learn      {_count(trained_part(state.params, config.trainable)):>15,}"
     if state.discriminator is not None:
         yield f"  discriminator   {_count(state.discriminator.params):>15,}"
     if constants:
@@ -67,7 +67,7 @@ def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, p
     places = parallel.shardings(state)
     rows = {
         "weights": _bytes(state.params, places.params),
-        "gradients": _bytes(trained_part(state.params, config.train)),
+        "gradients": _bytes(trained_part(state.params, config.trainable)),
         "optimiser": _bytes(state.opt_state, places.opt_state),
     }
     if state.ema is not None:
@@ -79,7 +79,7 @@ def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, p
         rows["LPIPS"] = _bytes(constants)
     rows["images"] = 4 * 3 * config.data.crop_size**2 * config.batch_size // len(parallel.devices)
     count, platform = len(parallel.devices), parallel.devices[0].platform
-    shared = f", {config.rows} to an image" if config.rows > 1 else ""
+    shared = f", {config.devices_per_image} to an image" if config.devices_per_image > 1 else ""
     yield f"memory in MiB on each of {count} {platform} device{'s' if count > 1 else ''}{shared}, without activations:"
     for name, size in rows.items():
         yield f"  {name:<15} {size / _MIB:>15,.1f}"

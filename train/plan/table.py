@@ -66,7 +66,7 @@ def _cells(plan: Plan) -> tuple[str, ...]:
 def _how(config: TrainConfig) -> str:
     """What decides the memory and the work, beside the model and the batch."""
     words = [config.parallel, config.dtype]
-    words += [f"{config.rows} rows"] if config.rows > 1 else []
+    words += [f"{config.devices_per_image} per image"] if config.devices_per_image > 1 else []
     words += ["zero"] if config.zero else []
     words += [f"in {config.optim.accumulate} parts"] if config.optim.accumulate > 1 else []
     words += [] if config.remat == "none" else [f"remat {config.remat}"]

@@ -24,12 +24,12 @@ DATA = "data.json"
 HISTORY = "history"  # in config.json, beside the fields of `TrainConfig`: what was changed after which step
 _OURS = (CONFIG, DATA, "metrics.jsonl", "samples", "checkpoints", "export", "report.html", "tensorboard")
 # What a run begins with.  Changed afterwards, the record would name an origin that the weights do not have.
-_ORIGIN = ("start_from", "raw_weights", "graft", "transparent_start")
+_ORIGIN = ("start_from", "raw_weights", "graft", "identity_init")
 # What changes nothing that a complete run has computed.  The content of the data is compared by itself.
 _HOW = frozenset(
     {
-        *("steps", "parallel", "zero", "rows", "remat", "log_every", "eval_every", "save_every", "keep", "max_skipped"),
-        *("tensorboard", "data.folder", "data.held_out"),
+        *("steps", "parallel", "zero", "devices_per_image", "remat", "log_every", "eval_every", "save_every", "keep"),
+        *("max_skipped", "tensorboard", "data.folder", "data.held_out"),
         *("data.bad_files", "data.max_bad_fraction", "data.max_bad_count"),
     }
 )

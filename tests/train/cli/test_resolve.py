@@ -39,11 +39,11 @@ def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
     assert resolve(flags(), tmp_path) == recipe("tiny")
     changed = resolve(
         flags(
-            *("--preset", "flux1", "--steps", 7, "--seed", 3, "--parallel", "mesh", "--zero", "--rows", 2),
+            *("--preset", "flux1", "--steps", 7, "--seed", 3, "--parallel", "mesh", "--zero", "--devices-per-image", 2),
             *("--data", "pictures", "--held-out", "x.png", "--crop-size", 16, "--batch-size", 4),
             *("--learning-rate", 0.5, "--warmup-steps", 2),
             *("--dtype", "bfloat16", "--remat", "attention", "--accumulate", 2, "--ema-decay", 0.75),
-            *("--start-from", "weights", "--graft", "--train", "decoder"),
+            *("--start-from", "weights", "--graft", "--trainable", "decoder"),
             *("--kl-weight", 0.25, "--log-every", 1, "--eval-every", 2, "--save-every", 3),
         ),
         tmp_path,
@@ -55,10 +55,10 @@ def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
         seed=3,
         start_from="weights",
         graft=True,
-        train="decoder",
+        trainable="decoder",
         parallel="mesh",
         zero=True,
-        rows=2,
+        devices_per_image=2,
         dtype="bfloat16",
         remat="attention",
         batch_size=4,
@@ -120,7 +120,7 @@ def test_weights_say_what_the_model_is_unless_a_preset_does(tmp_path, weights):
     assert resolve(flags("--set", f"start_from={weights}"), tmp_path).model == SMALL
     assert resolve(flags(*asked, "--preset", "flux1-finetune"), tmp_path).model == PRESETS["flux1"]
     path = file(tmp_path, preset="sd-decoder-finetune", start_from=str(weights))
-    assert resolve(flags("--config", path), tmp_path / "run").train == "decoder"
+    assert resolve(flags("--config", path), tmp_path / "run").trainable == "decoder"
     # A field of the architecture over that of the weights, which a graft adds.
     grafted = resolve(flags(*asked, "--graft", "--set", "model.attn_levels=null"), tmp_path / "run")
     assert grafted.model == replace(SMALL, attn_levels=None)

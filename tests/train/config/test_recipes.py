@@ -41,7 +41,12 @@ def test_latent_diffusion_is_trained_as_its_authors_did():
 
 def test_a_decoder_is_tuned_as_the_model_card_says():
     config = recipe("sd-decoder-finetune", "weights")
-    assert (config.model, config.train, config.batch_size, config.steps) == (PRESETS["sd1"], "decoder", 192, 280_000)
+    assert (config.model, config.trainable, config.batch_size, config.steps) == (
+        PRESETS["sd1"],
+        "decoder",
+        192,
+        280_000,
+    )
     assert (config.loss.distance, config.loss.lpips_weight, config.gan.weight) == ("mse", 0.1, 0.0)
     assert (config.optim.ema_decay, config.optim.schedule) == (0.9999, "constant")
 

@@ -36,13 +36,13 @@ def test_every_field_survives_json():
         start_from="flux1",
         raw_weights=True,
         graft=True,
-        train="decoder",
+        trainable="decoder",
         batch_size=3,
         steps=11,
         seed=5,
         parallel="mesh",
         zero=True,
-        rows=3,
+        devices_per_image=3,
         dtype="bfloat16",
         remat="blocks",
         log_every=2,
@@ -55,8 +55,36 @@ def test_every_field_survives_json():
     defaults = {
         name: value for name, value in TrainConfig(model=TINY).to_dict().items() if name not in ("model", "data")
     }
-    assert [name for name, value in config.to_dict().items() if value == defaults.get(name)] == ["transparent_start"]
+    assert [name for name, value in config.to_dict().items() if value == defaults.get(name)] == ["identity_init"]
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+# `config.json` of a run of `sd-decoder-finetune`, as version 0.1 wrote it before settings were renamed and added.
+OLD = """
+{"model": {"resolution": 256, "in_channels": 3, "ch": 128, "out_ch": 3, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2,
+"z_channels": 4, "scale_factor": 0.18215, "shift_factor": 0.0, "time_emb_dim": null, "attn_levels": [],
+"downsample_padding": "asymmetric", "quant_conv": true, "learnable_logvar": false, "time_embedding": "linear",
+"latent_norm": "scale", "clamp_logvar": true}, "data": {"folder": null, "held_out": null, "crop_size": 256,
+"shuffle_channels": false, "resize": null, "min_scale": 1.0, "flip": true, "bad_files": "refuse",
+"max_bad_fraction": 0.01, "max_bad_count": 10}, "optim": {"learning_rate": 1e-05, "schedule": "constant",
+"final_fraction": 0.01, "warmup_steps": 1000, "b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "clip_norm": 1.0,
+"accumulate": 1, "ema_decay": 0.9999}, "loss": {"distance": "mse", "reduction": "mean", "kl_weight": 0.0,
+"free_bits": 0.0, "sample": true, "lpips_weight": 0.1, "lpips_net": "vgg", "lpips_weights": null,
+"learn_logvar": false, "logvar": 0.0}, "gan": {"weight": 0.0, "start": 50001, "loss": "hinge", "adaptive": true,
+"r1": 0.0, "features": 64, "layers": 3, "learning_rate": 0.0001, "b1": 0.5, "b2": 0.9}, "time": {"sampler": "uniform",
+"low": 0.0, "high": 1000.0, "evaluate_at": 0.0}, "start_from": "weights", "raw_weights": false, "graft": false,
+"train": "decoder", "batch_size": 192, "steps": 280000, "seed": 0, "transparent_start": false, "parallel": "mesh",
+"zero": false, "rows": 2, "dtype": "float32", "remat": "none", "log_every": 50, "eval_every": 1000, "save_every": 200,
+"keep": 2, "max_skipped": 10, "tensorboard": false}
+"""
+
+
+def test_a_configuration_of_an_earlier_version_is_read():
+    config = TrainConfig.from_dict(json.loads(OLD))
+    assert config == dataclasses.replace(recipe("sd-decoder-finetune", "weights"), parallel="mesh", devices_per_image=2)
+    assert (config.trainable, config.devices_per_image, config.identity_init) == ("decoder", 2, False)
+    with pytest.raises(ValueError, match="rows and devices_per_image are one setting"):
+        TrainConfig.from_dict({**json.loads(OLD), "devices_per_image": 2})
 
 
 def test_differences_name_nested_fields():
@@ -85,15 +113,15 @@ BAD = [
     (lambda: TrainConfig(model=TINY, data=DataConfig(crop_size=30)), "crop_size=30 is no multiple of 4"),
     (lambda: TrainConfig(model=dataclasses.replace(PRESETS["seed"], time_emb_dim=7)), "time_emb_dim=7 must be even"),
     (lambda: TrainConfig(model=TINY, zero=True), "zero=True shares .* must then be 'mesh'"),
-    (lambda: TrainConfig(model=TINY, rows=0), "rows=0 must be a whole number of at least 1"),
-    (lambda: TrainConfig(model=TINY, rows=2), "rows=2 cuts .* must then be 'mesh'"),
+    (lambda: TrainConfig(model=TINY, devices_per_image=0), "devices_per_image=0 must be a whole number of at least 1"),
+    (lambda: TrainConfig(model=TINY, devices_per_image=2), "devices_per_image=2 cuts .* must then be 'mesh'"),
     (
-        lambda: TrainConfig(model=TINY, data=DataConfig(crop_size=36), parallel="mesh", rows=2),
-        "crop_size=36 makes latents of 9 rows, which rows=2 .* a multiple of 8",
+        lambda: TrainConfig(model=TINY, data=DataConfig(crop_size=36), parallel="mesh", devices_per_image=2),
+        "crop_size=36 makes latents of 9 rows, which devices_per_image=2 .* a multiple of 8",
     ),
     (lambda: TrainConfig(model=TINY, graft=True), "name them with start_from"),
-    (lambda: TrainConfig(model=TINY, start_from="x", transparent_start=True), "start_from='x'; choose one"),
-    (lambda: TrainConfig(model=TINY, train="decoder"), "name the weights it has with start_from"),
+    (lambda: TrainConfig(model=TINY, start_from="x", identity_init=True), "start_from='x'; choose one"),
+    (lambda: TrainConfig(model=TINY, trainable="decoder"), "name the weights it has with start_from"),
     (lambda: TrainConfig(model=TINY, batch_size=8, optim=OptimConfig(accumulate=3)), "accumulate=3 equal parts"),
     (lambda: TimeConfig(low=2.0, high=1.0), "low=2.0 must be less than high=1.0"),
     (lambda: GanConfig(loss="wgan"), "loss='wgan' must be 'hinge' or 'non_saturating'"),

@@ -45,11 +45,11 @@ ONE, *MANY = LAYOUTS = {"1x1": (1, 1, False), "4x2": (8, 2, False), "2x4": (8, 4
 
 def run(parts, start, weights, devices, rows, zero):
     """Three updates: all leaves of the state and all scores by name, and `temporaries`, bytes on one device."""
-    parallel = make_parallel("mesh", rows=rows, zero=zero, devices=jax.devices()[:devices])
+    parallel = make_parallel("mesh", devices_per_image=rows, zero=zero, devices=jax.devices()[:devices])
     parallel.check_batch_size(CONFIG.batch_size)
     images = np.random.default_rng(0).uniform(-1, 1, (STEPS, 4, 32, 32, 3)).astype(np.float32)
     state, constants = parallel.place_state(start), parallel.place_whole(weights)
-    step = parallel.compile(partial(train_step, parts=parts, config=replace(CONFIG, rows=rows, zero=zero)))
+    step = parallel.compile(partial(train_step, parts=parts, config=replace(CONFIG, devices_per_image=rows, zero=zero)))
     lowered = step.lower(state, parallel.batch_shape(4, 32), constants)
     program = lowered.compile(compiler_options=compiler_options("cpu"))
     found = {"temporaries": np.asarray(program.memory_analysis().temp_size_in_bytes)}
@@ -69,7 +69,7 @@ def run_all(folder):
     pair = np.zeros((2, 1, 32, 32, 3), np.float32)
     weights = {"lpips": jax.jit(Lpips(STAGES).init)(jax.random.key(1), *pair)["params"]}
     for layout, (devices, rows, zero) in LAYOUTS.items():
-        parts = replace(make_parts(replace(CONFIG, rows=rows)), **plain)
+        parts = replace(make_parts(replace(CONFIG, devices_per_image=rows)), **plain)
         np.savez(folder / f"{layout}.npz", **run(parts, start, weights, devices, rows, zero))  # pyright: ignore[reportArgumentType]
 
 
@@ -120,7 +120,7 @@ def test_each_process_reads_one_piece_of_a_batch_and_whole_images(monkeypatch, r
     read = []
     for process in range(2):
         monkeypatch.setattr("jax.local_devices", lambda: [chip for chip in POD if chip.process_index == process])  # noqa: B023
-        parallel = make_parallel("mesh", rows=rows, devices=POD)
+        parallel = make_parallel("mesh", devices_per_image=rows, devices=POD)
         where = parallel.split.devices_indices_map((8, 64, 64, 3))
         read.append(parallel.share(8))
         # What its devices hold is what it reads, each row of it once.
@@ -139,29 +139,35 @@ def test_nothing_need_be_here_of_what_is_compiled_for():
         parallel = make_parallel(mode, devices=POD)
         assert parallel.here == []
     assert make_parallel("pmap", devices=POD).batch_shape(16, 32).shape == (8, 2, 32, 32, 3)
-    cut = make_parallel("mesh", rows=2, devices=POD).batch_shape(16, 32)
+    cut = make_parallel("mesh", devices_per_image=2, devices=POD).batch_shape(16, 32)
     assert cut.shape == (16, 32, 32, 3)
     assert cut.sharding.shard_shape(cut.shape) == (4, 16, 32, 3)
 
 
 def test_what_devices_cannot_share_is_refused():
-    with pytest.raises(TrainError, match="rows=3 must divide 2, the number of devices of a process.*; use 1 or 2$"):
-        make_parallel("mesh", rows=3)
-    with pytest.raises(TrainError, match="rows=8 must divide 4"):
-        make_parallel("mesh", rows=8, devices=POD)
-    with pytest.raises(TrainError, match="batch_size=6 .* by 4 groups of rows=2 devices; use a multiple of 4"):
-        make_parallel("mesh", rows=2, devices=POD).check_batch_size(6)
+    with pytest.raises(
+        TrainError, match="devices_per_image=3 must divide 2, the number of devices of a process.*; use 1 or 2$"
+    ):
+        make_parallel("mesh", devices_per_image=3)
+    with pytest.raises(TrainError, match="devices_per_image=8 must divide 4"):
+        make_parallel("mesh", devices_per_image=8, devices=POD)
+    with pytest.raises(
+        TrainError, match="batch_size=6 .* by 4 groups of devices_per_image=2 devices; use a multiple of 4"
+    ):
+        make_parallel("mesh", devices_per_image=2, devices=POD).check_batch_size(6)
 
 
 def test_evaluation_takes_the_weights_of_a_cut_run():
-    parallel = make_parallel("mesh", rows=2)
+    parallel = make_parallel("mesh", devices_per_image=2)
     weight = parallel.bring_here(parallel.place_state(np.float32(3)))
     tiles = np.arange(4, dtype=np.float32)
     np.testing.assert_array_equal(parallel.map_here(lambda weight, x: weight * x)(weight, tiles), 3 * tiles)
 
 
 def test_a_dry_run_says_how_images_are_cut(small, tmp_path):
-    text = describe_run(replace(small, parallel="mesh", rows=2, data=replace(small.data, crop_size=20)), tmp_path)
+    text = describe_run(
+        replace(small, parallel="mesh", devices_per_image=2, data=replace(small.data, crop_size=20)), tmp_path
+    )
     assert "# memory in MiB on each of 2 cpu devices, 2 to an image, without activations:\n" in text
 
 

@@ -31,9 +31,9 @@ def run(mode, devices, sample=True, *, more=False, gan=GanConfig(), accumulate=1
         batch_size=4,
         parallel=mode,
         zero=zero,
-        rows=rows,
+        devices_per_image=rows,
     )
-    parallel = make_parallel(mode, zero=zero, rows=rows, devices=jax.local_devices()[:devices])
+    parallel = make_parallel(mode, zero=zero, devices_per_image=rows, devices=jax.local_devices()[:devices])
     # Plain descent keeps rounding rounding; Adam's first updates are all signs, and would blow it up.
     descent = optax.sgd(0.1, momentum=0.9 if more else None)
     parts = replace(make_parts(config), optimizer=descent, schedule=optax.constant_schedule(0.1))

@@ -90,11 +90,9 @@ def test_a_configuration_that_was_deleted_is_read_from_the_checkpoints(begun, sm
         begun.stored_config()
 
 
-@pytest.mark.parametrize(
-    "change", [{"start_from": "b"}, {"transparent_start": True}, {"start_from": "a", "graft": True}]
-)
+@pytest.mark.parametrize("change", [{"start_from": "b"}, {"identity_init": True}, {"start_from": "a", "graft": True}])
 def test_another_origin_is_refused_once_there_is_a_checkpoint(run, small, change):
-    stored = replace(small, start_from=None if "transparent_start" in change else "a")
+    stored = replace(small, start_from=None if "identity_init" in change else "a")
     run.begin(stored)
     assert len(run.check(replace(stored, **change))) == 1  # nothing was learned yet
     save(run, 5, stored)
@@ -104,7 +102,7 @@ def test_another_origin_is_refused_once_there_is_a_checkpoint(run, small, change
 
 def test_weights_for_a_run_of_fresh_ones_are_refused_as_another_origin(run):
     config = resolve(flags(), run.path)
-    assert config.transparent_start
+    assert config.identity_init
     run.begin(config)
     save(run, 5, config)
     with pytest.raises(RunError, match="another beginning .start_from: None -> 'weights'"):

@@ -42,7 +42,7 @@ def test_raw_weights_are_those_of_the_last_update(run, tmp_path):
     expected = {False: jax.device_get(state.averaged()), True: jax.device_get(state.params)}
     for raw, tree in expected.items():
         _, found = from_pretrained(step, raw_weights=raw)
-        begun = load_start(replace(config, start_from=str(step), raw_weights=raw, transparent_start=False))
+        begun = load_start(replace(config, start_from=str(step), raw_weights=raw, identity_init=False))
         for read in (found, begun):
             assert jax.tree.structure(read) == jax.tree.structure(tree)
             assert all(jax.tree.leaves(jax.tree.map(np.array_equal, jax.device_get(read), tree)))
