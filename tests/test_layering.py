@@ -28,7 +28,7 @@ MAY_IMPORT = {
     },
     "flax_vae.train": {
         *("flax_vae.convert", "flax_vae"),
-        *("einops", "flax", "jax", "jaxtyping", "numpy", "optax", "orbax", "PIL", "rich", "tyro"),
+        *("einops", "flax", "jax", "jaxtyping", "jinja2", "numpy", "optax", "orbax", "PIL", "rich", "tyro"),
         # Each for what its name says, inside functions or in a file that only a function imports.
         *("tensorboardX", "yaml"),
     },

@@ -1,39 +1,79 @@
-"""Line charts as inline SVG: axes, ticks, legend, nothing that a browser would have to fetch or run."""
+"""Line charts: places of curves, ticks and dots in an SVG, which `report.html.jinja` draws.
 
-import html
+Not a plotting library: matplotlib would add 75 MB to an installation, write curves four times as large and in colours
+that do not follow the page's dark mode, and thinning, smoothing and gaps would still be ours.
+"""
+
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 560, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 16, 34  # pixels of the margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 62, WIDTH - 14, 16, HEIGHT - 34  # edges of the plot
 _POINTS = 400  # a polyline has no more points than a chart has pixels
 _SMOOTH_FROM = 60  # points; shorter curves are drawn as they are
+_DOTS_TO = 25  # points; longer curves have no dots
 _DRAWN = (1e-290, 1e290)  # magnitudes; the arithmetic of the axes would leave the range of floats outside of these
 _LOG_RANGE = 20.0  # largest over smallest value that a linear axis still shows well
+
+Points = list[tuple[float, float]]
 
 
 class Series(NamedTuple):
     """One curve.
 
     Attributes:
-      name: for the legend.
-      points: of (step, value), by step; a value that is not finite, or far beyond float32, leaves a gap.
+      name: Name in the legend.
+      points: Pairs of step and value, by step; a value that is not finite, or far beyond float32, leaves a gap.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
 
 
-def chart(series: Sequence[Series], *, may_log: bool = False) -> str:
-    """Returns an `<svg>` of all curves over their steps; colours are the classes `s0`, `s1`, ... of the page.
+class Curve(NamedTuple):
+    """Places of one curve in a chart, in pixels from the top left corner.
+
+    Attributes:
+      name: Name in the legend.
+      last: Last finite value, as text.
+      lines: Points of each stretch without a gap; smoothed where the curve is long.
+      noisy: The same stretches before smoothing; empty where the curve is short.
+      dots: Points to mark; empty where there are many.
+    """
+
+    name: str
+    last: str
+    lines: list[Points]
+    noisy: list[Points]
+    dots: Points
+
+
+class Chart(NamedTuple):
+    """Places in a chart of `WIDTH` times `HEIGHT` pixels.
+
+    Attributes:
+      label: Sentence for readers who cannot see it.
+      x_ticks: Pairs of horizontal place and text.
+      y_ticks: Pairs of vertical place and text.
+      curves: Curves in the order of the legend.
+    """
+
+    label: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    curves: list[Curve]
+
+
+def chart(series: Sequence[Series], *, may_log: bool = False) -> Chart:
+    """Returns a chart of all curves over their steps.
 
     Args:
-      series: at least one; those without a finite value are left out.
-      may_log: use a logarithmic axis where all values are positive and span more than a factor of 20.
+      series: At least one curve; those without a finite value are left out.
+      may_log: Whether to use a logarithmic axis if all values are positive and span more than a factor of 20.
 
     Raises:
-      ValueError: if no curve has a finite value.
+      ValueError: If no curve has a finite value.
     """
     series = [Series(one.name, [(x, drawable(y)) for x, y in one.points]) for one in series]
     series = [one for one in series if any(math.isfinite(y) for _, y in one.points)]
@@ -43,14 +83,15 @@ def chart(series: Sequence[Series], *, may_log: bool = False) -> str:
     log = may_log and min(values) > 0 and max(values) > _LOG_RANGE * min(values)
     steps = [x for one in series for x, _ in one.points]
     x_ticks = linear_ticks(0, max(steps))
-    x_axis = _Axis([tick for tick in x_ticks if tick <= max(steps)], x_ticks[0], max(steps), _LEFT, WIDTH - _RIGHT)
+    x_axis = _Axis(x_ticks[0], max(steps), LEFT, RIGHT)
     y_ticks = log_ticks(min(values), max(values)) if log else linear_ticks(min(values), max(values))
-    y_axis = _Axis(y_ticks, y_ticks[0], y_ticks[-1], HEIGHT - _BOTTOM, _TOP, log)
-    parts = [_grid(x_axis, y_axis)]
-    parts += [_curve(one.points, f"s{index}", x_axis, y_axis) for index, one in enumerate(series)]
-    what = html.escape(f"{', '.join(one.name for one in series)} over steps{', logarithmic' if log else ''}")
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{what}">{"".join(parts)}</svg>'
-    return svg + _legend(series)
+    y_axis = _Axis(y_ticks[0], y_ticks[-1], BOTTOM, TOP, log)
+    return Chart(
+        f"{', '.join(one.name for one in series)} over steps{', logarithmic' if log else ''}",
+        [(x_axis(tick), label(tick)) for tick in x_ticks if tick <= max(steps)],
+        [(y_axis(tick), label(tick)) for tick in y_ticks],
+        [_curve(one, x_axis, y_axis) for one in series],
+    )
 
 
 def drawable(value: float) -> float:
@@ -60,7 +101,7 @@ def drawable(value: float) -> float:
 
 
 def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers, 1, 2 or 5 times a power of ten apart, from at most `low` to at least `high`."""
+    """Returns round numbers, 1, 2 or 5 times a power of ten apart, from at most `low` to at least `high`."""
     if high <= low:
         low, high = low - (abs(low) or 1.0) / 2, low + (abs(low) or 1.0) / 2
     rough = (high - low) / (most - 1)
@@ -71,7 +112,7 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, and twice and five times those where there are few, from at most `low` to at least `high`."""
+    """Returns powers of ten from at most `low` to at least `high`, and twice and five times those where few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps = (1, 2, 5) if last - first <= 2 else (1,)
     # One power more at each end: a logarithm is rounded, to below what it is of as well.
@@ -82,7 +123,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def label(value: float) -> str:
-    """A short number: 0.001, 12.5, 3k, 1.5M; very small ones as 2e-05."""
+    """Returns a short number: 0.001, 12.5, 3k, 1.5M; very small ones as 2e-05."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{suffix}"
@@ -90,9 +131,8 @@ def label(value: float) -> str:
 
 
 class _Axis(NamedTuple):
-    """From values, `low` to `high`, to pixels, `start` to `end`."""
+    """Maps values from `low` to `high` to pixels from `start` to `end`, rounded to a tenth."""
 
-    ticks: list[float]
     low: float
     high: float
     start: float
@@ -101,44 +141,25 @@ class _Axis(NamedTuple):
 
     def __call__(self, value: float) -> float:
         low, high, place = map(math.log10, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        return self.start + (place - low) / (high - low) * (self.end - self.start)
+        return round(self.start + (place - low) / (high - low) * (self.end - self.start), 1)
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis) -> str:
-    parts = []
-    for tick in y_axis.ticks:
-        y = y_axis(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{_LEFT - 8}" y="{y + 4:.1f}">{label(tick)}</text>')
-    bottom = HEIGHT - _BOTTOM
-    for tick in x_axis.ticks:
-        x = x_axis(tick)
-        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 18}">{label(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    return "".join(parts)
+def _curve(series: Series, x_axis: _Axis, y_axis: _Axis) -> Curve:
+    def places(points: Points) -> Points:
+        return [(x_axis(x), y_axis(y)) for x, y in points]
+
+    runs = _without_gaps(series.points)
+    lines, noisy, dots = runs, [], []
+    if (longest := max(map(len, runs))) >= _SMOOTH_FROM:
+        lines, noisy = [_smoothed(run) for run in runs], [_thinned(run) for run in runs]
+    elif longest <= _DOTS_TO:
+        dots = [point for run in runs for point in run]
+    last = label(runs[-1][-1][1])
+    return Curve(series.name, last, [places(run) for run in lines], [places(run) for run in noisy], places(dots))
 
 
-def _curve(points: Sequence[tuple[float, float]], colour: str, x_axis: _Axis, y_axis: _Axis) -> str:
-    runs = _without_gaps(points)
-    longest = max(map(len, runs))
-    if longest < _SMOOTH_FROM:
-        drawn = "".join(_polyline(run, colour, x_axis, y_axis) for run in runs)
-        if longest > 25:
-            return drawn
-        dots = (
-            f'<circle class="dot {colour}" cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="2.6"/>'
-            for r in runs
-            for x, y in r
-        )
-        return drawn + "".join(dots)
-    noisy = (_polyline(_thinned(run), f"noisy {colour}", x_axis, y_axis) for run in runs)
-    smooth = (_polyline(_smoothed(run), colour, x_axis, y_axis) for run in runs)
-    return "".join([*noisy, *smooth])
-
-
-def _without_gaps(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
-    runs: list[list[tuple[float, float]]] = [[]]
+def _without_gaps(points: Sequence[tuple[float, float]]) -> list[Points]:
+    runs: list[Points] = [[]]
     for x, y in points:
         if math.isfinite(y):
             runs[-1].append((x, y))
@@ -147,8 +168,8 @@ def _without_gaps(points: Sequence[tuple[float, float]]) -> list[list[tuple[floa
     return [run for run in runs if run]
 
 
-def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The least and the largest value of every stretch, so that no spike is lost."""
+def _thinned(points: Points) -> Points:
+    """Returns the least and the largest value of every stretch, so that no spike is lost."""
     size = -(-len(points) // (_POINTS // 2))
     if size <= 2:
         return points
@@ -159,8 +180,8 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The mean of a neighbourhood, a thirtieth of the curve to each side; narrower at the start, which is steep."""
+def _smoothed(points: Points) -> Points:
+    """Returns means over a thirtieth of the curve to each side; fewer at the start, which is steep."""
     sums = [0.0]
     for _, y in points:
         sums.append(sums[-1] + y)
@@ -170,17 +191,3 @@ def _smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
         first, last = index - min(reach, index), min(index + min(reach, index), count - 1)
         smooth.append((points[index][0], (sums[last + 1] - sums[first]) / (last + 1 - first)))
     return smooth
-
-
-def _polyline(points: list[tuple[float, float]], classes: str, x_axis: _Axis, y_axis: _Axis) -> str:
-    places = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in points)
-    return f'<polyline class="curve {classes}" points="{places}"/>'
-
-
-def _legend(series: Sequence[Series]) -> str:
-    entries = []
-    for index, one in enumerate(series):
-        last = next(y for _, y in reversed(one.points) if math.isfinite(y))
-        name = html.escape(one.name)
-        entries.append(f'<li><i class="s{index}"></i>{name}<b>{label(last)}</b></li>')
-    return f'<ul class="legend">{"".join(entries)}</ul>'

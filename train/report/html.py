@@ -1,20 +1,21 @@
 """`report.html`: a run on one page that opens anywhere, without a network, a server or a script."""
 
 import base64
-import html
+import functools
 import json
 import math
 import re
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flax_vae.convert.files import new_file
 from flax_vae.convert.table import expand
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.errors import RunError
-from flax_vae.train.report.curves import Series, chart, drawable
+from flax_vae.train.report import curves
 from flax_vae.train.report.metrics_log import read_metrics
 from flax_vae.train.run import RunDirectory
 
@@ -75,36 +76,35 @@ def write_report(path: Path) -> Path:
 
 
 def _page(name: str, config: TrainConfig, rows: list[dict[str, Any]], samples: list[Path]) -> str:
-    step = max((row["step"] for row in rows), default=0)
-    sections = [_head(name, config, step), _tiles(config, rows)]
-    charts = _charts(rows)
-    if charts:
-        sections.append(f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>')
-    if samples:
-        sections.append(f"<h2>Samples</h2>{_samples(samples, rows)}")
-    sections.append(f'<h2>Configuration</h2><div class="config">{"".join(_configuration(config.to_dict()))}</div>')
-    style = resources.files("flax_vae.train.report").joinpath("report.css").read_text(encoding="utf-8")
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(name)}</title><style>{style}</style></head><body><main>{''.join(sections)}"
-        "<footer>Written by flax-vae-train.</footer></main></body></html>\n"
+        _templates()
+        .get_template("report.html.jinja")
+        .render(
+            name=name,
+            config=config,
+            step=max((row["step"] for row in rows), default=0),
+            tiles=_tiles(config, rows),
+            cards=_cards(rows),
+            samples=_samples(samples, rows),
+            settings=_settings(config.to_dict()),
+            plot=curves,
+        )
     )
 
 
-def _head(name: str, config: TrainConfig, step: int) -> str:
-    model, done = config.model, min(step / config.steps, 1.0)
-    about = (
-        f"step {step:,} of {config.steps:,} · batches of {config.batch_size} · factor {model.factor}, "
-        f"{model.latent_channels} latent channels · {config.data.folder or 'the shipped photographs'}"
-    )
-    return (
-        f'<h1>{html.escape(name)}</h1><p class="about">{html.escape(about)}</p>'
-        f'<div class="bar"><div style="width:{100 * done:.1f}%"></div></div>'
+@functools.cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("flax_vae.train.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 
-def _tiles(config: TrainConfig, rows: list[dict[str, Any]]) -> str:
+def _tiles(config: TrainConfig, rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     tiles = []
     for column, title, unit, form in _TILES:
         known = [row[column] for row in rows if _is_number(row.get(column))]
@@ -113,23 +113,14 @@ def _tiles(config: TrainConfig, rows: list[dict[str, Any]]) -> str:
     losses = [row["loss"] for row in rows if _is_number(row.get("loss"))]
     tiles += [("Loss", f"{losses[-1]:.4g}", "")] if losses else []
     weights = sum(math.prod(row.shape) for row in expand(config.model))
-    tiles.append(
-        ("Parameters", f"{weights / 1e6:.1f}" if weights >= 1e5 else f"{weights:,}", "M" if weights >= 1e5 else "")
-    )
+    tiles += [("Parameters", *((f"{weights / 1e6:.1f}", "M") if weights >= 1e5 else (f"{weights:,}", "")))]
     speeds = sorted(row["images_per_second"] for row in rows if _is_number(row.get("images_per_second")))
     tiles += [("Speed, median", f"{speeds[len(speeds) // 2]:.4g}", "images/s")] if speeds else []
-    return (
-        '<div class="tiles">'
-        + "".join(
-            f'<div class="tile"><span>{title}</span><b>{value}</b><small>{unit}</small></div>'
-            for title, value, unit in tiles
-        )
-        + "</div>"
-    )
+    return tiles
 
 
-def _charts(rows: list[dict[str, Any]]) -> list[str]:
-    """One card per group of columns that belong together."""
+def _cards(rows: list[dict[str, Any]]) -> list[tuple[str, str, curves.Chart]]:
+    """Returns a chart for each group of columns that belong together."""
     columns = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value) and name != "step")
     groups: dict[str, list[str]] = {title: [] for title in _ORDER}
     panels = {panel.title: panel for panel in _PANELS}
@@ -138,38 +129,31 @@ def _charts(rows: list[dict[str, Any]]) -> list[str]:
         groups.setdefault(title, []).append(name)
     cards = []
     for title, names in groups.items():
-        panel = panels.get(title)
+        panel = panels.get(title, _Panel(title, "", re.compile("")))
         for first in range(0, len(names), _COLOURS):
             series = [_series(name, rows) for name in names[first : first + _COLOURS]]
-            note = f" <small>{panel.unit}</small>" if panel and panel.unit else ""
-            drawn = chart(series, may_log=panel is not None and panel.may_log)
-            cards.append(f'<section class="card"><h3>{html.escape(title)}{note}</h3>{drawn}</section>')
+            cards.append((title, panel.unit, curves.chart(series, may_log=panel.may_log)))
     return cards
 
 
-def _series(name: str, rows: list[dict[str, Any]]) -> Series:
-    return Series(name, [(row["step"], float(row[name])) for row in rows if isinstance(row.get(name), int | float)])
+def _series(name: str, rows: list[dict[str, Any]]) -> curves.Series:
+    points = [(row["step"], float(row[name])) for row in rows if isinstance(row.get(name), int | float)]
+    return curves.Series(name, points)
 
 
-def _samples(samples: list[Path], rows: list[dict[str, Any]]) -> str:
-    """Pictures of which one is shown at a time, the last at first; radio buttons need no script."""
+def _samples(samples: list[Path], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Returns pictures, of which the page shows one at a time; radio buttons need no script."""
     if len(samples) > _MOST_SAMPLES:
         last = len(samples) - 1
         samples = [samples[round(index * last / (_MOST_SAMPLES - 1))] for index in range(_MOST_SAMPLES)]
     psnr = {row["step"]: row["psnr"] for row in rows if _is_number(row.get("psnr"))}
-    parts = []
-    for index, sample in enumerate(samples):
+    found = []
+    for sample in samples:
         step = _step_of(sample)
         score = f" · PSNR {psnr[step]:.2f} dB" if step in psnr else ""
-        name = f"step {step:,}" if step >= 0 else html.escape(sample.stem)
-        checked = " checked" if index == len(samples) - 1 else ""
-        data = base64.b64encode(sample.read_bytes()).decode()
-        parts.append(
-            f'<input type="radio" name="sample" id="sample{index}"{checked}><label for="sample{index}">{name}</label>'
-            f'<figure><img alt="samples, {name}" src="data:image/png;base64,{data}">'
-            f"<figcaption>{name}{score} · pairs: the original left, its reconstruction right</figcaption></figure>"
-        )
-    return f'<div class="card samples">{"".join(parts)}</div>'
+        name = f"step {step:,}" if step >= 0 else sample.stem
+        found.append((name, score, base64.b64encode(sample.read_bytes()).decode()))
+    return found
 
 
 def _step_of(sample: Path) -> int:
@@ -177,18 +161,14 @@ def _step_of(sample: Path) -> int:
     return int(found[1]) if found else -1
 
 
-def _configuration(config: Mapping[str, Any]) -> list[str]:
-    """One card for the run itself, and one for each of its parts."""
+def _settings(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Returns the fields of the run itself, and those of each of its parts."""
     parts = {name: value for name, value in config.items() if isinstance(value, Mapping)}
     run = {name: value for name, value in config.items() if name not in parts}
-    cards = []
-    for title, fields in {"run": run, **parts}.items():
-        entries = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(_shown(value))}</td></tr>"
-            for name, value in fields.items()
-        )
-        cards.append(f'<section class="card"><h3>{html.escape(title)}</h3><table>{entries}</table></section>')
-    return cards
+    return {
+        title: {name: _shown(value) for name, value in fields.items()}
+        for title, fields in {"run": run, **parts}.items()
+    }
 
 
 def _shown(value: Any) -> str:
@@ -196,4 +176,4 @@ def _shown(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(drawable(value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(curves.drawable(value))
