@@ -29,7 +29,7 @@ from flax_vae.convert.cli.inspect import inspect
 from flax_vae.convert.errors import ConversionError, FileError
 from flax_vae.convert.files.manifest import find_damage
 from flax_vae.convert.latents.dataset import LatentDataset
-from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.identification import Weights
 from flax_vae.convert.table.rows import unflatten
 from flax_vae.convert.weights.folder import save_folder
 from flax_vae.convert.weights.load import resolve_architecture

@@ -1,4 +1,4 @@
-"""What a model is: the config of the autoencoder and of the discriminator, presets, argument checks.
+"""Architectures of the autoencoder and the discriminator, presets, and argument checks.
 
 Imports `flax_vae.convert.formats` for the names of dtypes; used by both models, Flax and PyTorch.
 """

@@ -1,7 +1,6 @@
-"""The architecture record: one frozen dataclass that determines every tensor of an autoencoder.
+"""The autoencoder's architecture: a frozen dataclass that determines every tensor of the model.
 
-Everything else follows from it: the modules that `torch_ref` and `flax_vae` build, and the finite table of weights
-that `convert` walks in both directions.
+`torch_ref` and `flax_vae` build their modules from it, and `convert` expands it into the table of weights.
 """
 
 import dataclasses
@@ -13,56 +12,56 @@ from typing import Any, Literal, get_args
 
 from flax_vae.convert.errors import shorten
 
-# Far beyond any published model, and small enough for the table of its tensors to be made in a moment.
+# Far beyond any published model, yet small enough that the table of its tensors is built in a moment.
 MAX_LEVELS = 12
 MAX_BLOCKS = 64
 MAX_COUNT = 1 << 16
 
-NORM_GROUPS = 32  # every GroupNorm of the family; each width must be a multiple of it
+NORM_GROUPS = 32  # groups of every GroupNorm; each width must be a multiple of it
 
-LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # of LDM, Stable Diffusion 3, diffusers and its former Flax models
+LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # as in LDM, Stable Diffusion 3, diffusers and its former Flax models
 
 Padding = Literal["symmetric", "asymmetric"]
 
 
 @dataclass(frozen=True)
 class AutoEncoderParams:
-    """What an autoencoder is, apart from its weights.
+    """Architecture of an autoencoder.
 
-    The first ten fields are the seed's, in the seed's order; the rest are switches whose defaults are the seed's
-    architecture.  Lists are accepted where tuples are stored, as the seed and JSON write them.
+    The first ten fields are those of the seed, in its order; the defaults of the others give its architecture.
+    Sequence fields accept lists, as in JSON, and store tuples.
 
     Attributes:
-      resolution: side of the training images in pixels.  Any multiple of `factor` can be encoded; this one is the
-        size at which published configurations place their attention, and the side of a default example.
-      in_channels: channels of the image that goes in.
-      ch: width of the first level.
-      out_ch: channels of the image that comes out.
-      ch_mult: width of each level as a multiple of `ch`; its length is the number of levels.
-      num_res_blocks: residual blocks per level of the encoder (the decoder has one more).
-      z_channels: latent channels.
-      scale_factor: the scaled latent is `scale_factor * (z - shift_factor)`.
-      shift_factor: see `scale_factor`.
-      time_emb_dim: width of the time embedding, or None for a model without time.
-      attn_levels: levels (0 = full resolution) whose residual blocks are each followed by attention; None means all of
-        them (the seed), `()` the middle block only (FLUX, Stable Diffusion).
-      downsample_padding: `"symmetric"` pads one pixel on every side (the seed); `"asymmetric"` one row below and one
-        column to the right (FLUX, Stable Diffusion).  The two give different latents from the same weights, and no
-        shape tells them apart.
-      quant_conv: whether 1x1 convolutions follow the encoder and precede the decoder (LDM, Stable Diffusion, FLUX.2).
-      learnable_logvar: whether one learned number is added to the posterior's logvar.
-      time_embedding: `"linear"` takes `time_emb_dim` numbers per image (the seed); `"sinusoidal"` takes one scalar per
-        image and spreads it over sines and cosines first.
+      resolution: Side of the training images in pixels.  The model encodes any multiple of `factor`; published
+        configurations place attention by this size, and it is the side of a default example.
+      in_channels: Channels of the input image.
+      ch: Width of the first level.
+      out_ch: Channels of the output image.
+      ch_mult: Width of each level as a multiple of `ch`; its length is the number of levels.
+      num_res_blocks: Residual blocks per level of the encoder (the decoder has one more).
+      z_channels: Channels of the raw latent.
+      scale_factor: Scale of latents; the scaled latent is `scale_factor * (z - shift_factor)`.
+      shift_factor: Shift of latents; see `scale_factor`.
+      time_emb_dim: Width of the time embedding, or None for a model without time.
+      attn_levels: Levels (0 = full resolution) whose residual blocks are each followed by attention; None means all
+        levels (the seed), `()` the middle block only (FLUX, Stable Diffusion).
+      downsample_padding: `"symmetric"` pads one pixel on every side (the seed); `"asymmetric"` one row
+        below and one column to the right (FLUX, Stable Diffusion).  The two give different latents from the same
+        weights, and no shape distinguishes them.
+      quant_conv: Whether 1x1 convolutions follow the encoder and precede the decoder (LDM, Stable Diffusion, FLUX.2).
+      learnable_logvar: Whether a learned scalar is added to the posterior's logvar.
+      time_embedding: `"linear"` takes `time_emb_dim` values per image (the seed); `"sinusoidal"` takes one
+        scalar per image and expands it into sines and cosines first.
       latent_norm: `"scale"` scales latents by `scale_factor` and `shift_factor`; `"batch_norm"` (FLUX.2) gathers 2 x 2
-        patches into channels and normalises each of the `4 * z_channels` with running statistics, which are kept with
-        the weights and never trained.
-      clamp_logvar: whether the posterior's logvar is limited to [-30, 20], as LDM, Stable Diffusion 3 and diffusers do;
-        samples, standard deviations and KL divergences depend on it where the encoder's logvar lies outside, means and
-        decoded images never.  The weights are the same with and without: an architecture passed to a loader decides,
-        and a stored configuration without this field means False.
+        patches into channels and normalises each of the `4 * z_channels` with running statistics, which are stored
+        with the weights and not trained.
+      clamp_logvar: Whether the posterior's logvar is limited to [-30, 20], as in LDM, Stable Diffusion 3 and diffusers.
+        Changes samples, standard deviations and KL divergences where the encoder's logvar lies outside, never means or
+        decoded images.  The weights do not depend on it: an architecture passed to a loader decides, and a stored
+        configuration without this field means False.
 
     Raises:
-      ValueError: if a field cannot describe a model; the message names the field, the value and the remedy.
+      ValueError: If a field is invalid; the message names the field, the value and the remedy.
 
     Source: seed module 8; the switches cover black-forest-labs/flux and CompVis/latent-diffusion.
     """
@@ -86,17 +85,17 @@ class AutoEncoderParams:
     clamp_logvar: bool = False
 
     def __post_init__(self):
-        # Frozen and hashable whatever sequence came in: linen compares modules by their fields, jit caches by hash.
+        # Frozen and hashable for every input sequence: linen compares modules by their fields, jit caches by hash.
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         if self.attn_levels is not None:
             levels = tuple(sorted(set(self.attn_levels)))
-            # One model, one record: all levels, written out, are what None means.
+            # None and the tuple of all levels describe one model, so they are stored alike.
             object.__setattr__(self, "attn_levels", None if levels == tuple(range(len(self.ch_mult))) else levels)
         self._check()
 
     def _check(self):
         if not self.ch_mult:
-            raise ValueError("ch_mult=() has no level; give one multiple of ch per level, e.g. (1, 2, 4)")
+            raise ValueError("ch_mult=() has no level; expected one multiple of ch per level, e.g. (1, 2, 4)")
         counts = {name: getattr(self, name) for name in ("resolution", "in_channels", "ch", "out_ch", "z_channels")}
         counts |= {f"ch_mult[{level}]": mult for level, mult in enumerate(self.ch_mult)}
         counts |= {"num_res_blocks": self.num_res_blocks}
@@ -121,14 +120,15 @@ class AutoEncoderParams:
                 )
         if self.resolution % self.factor:
             raise ValueError(
-                f"resolution={self.resolution} is no multiple of {self.factor}, the factor of {self.num_levels} levels"
+                f"resolution={self.resolution} must be a multiple of {self.factor}, the factor of {self.num_levels} "
+                "levels"
             )
         for name in ("scale_factor", "shift_factor"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"{name}={value!r} must be a finite number")
         if self.scale_factor == 0:
-            raise ValueError("scale_factor=0 would erase every latent; use 1.0 for unscaled latents")
+            raise ValueError("scale_factor=0 erases every latent; use 1.0 for unscaled latents")
         if self.latent_norm not in ("scale", "batch_norm"):
             raise ValueError(f"latent_norm={self.latent_norm!r} must be 'scale' or 'batch_norm' (FLUX.2)")
         if self.latent_norm == "batch_norm" and (self.scale_factor, self.shift_factor) != (1, 0):
@@ -175,47 +175,47 @@ class AutoEncoderParams:
 
     @property
     def factor(self) -> int:
-        """How many times smaller the latent is than the image along each side; h and w must be multiples of it."""
+        """Ratio of the image's side to the latent's side; h and w must be multiples of it."""
         return 2 ** (self.num_levels - 1) * self.patch
 
     @property
     def patch(self) -> int:
-        """Side of the patches of the raw latent that are gathered into channels; 1 where none are."""
+        """Side of the patches of the raw latent that are gathered into channels; 1 without patches."""
         return 2 if self.latent_norm == "batch_norm" else 1
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the latent that `encode` gives and `decode` takes."""
+        """Channels of the latent that `encode` returns and `decode` takes."""
         return self.z_channels * self.patch**2
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level."""
+        """Number of channels of each level."""
         return tuple(self.ch * mult for mult in self.ch_mult)
 
     def attends(self, level: int) -> bool:
-        """Whether the residual blocks of this level are each followed by attention."""
+        """Returns whether each residual block of this level is followed by attention."""
         return self.attn_levels is None or level in self.attn_levels
 
     def differences(self, other: "AutoEncoderParams") -> list[str]:
-        """Names of the fields in which two architectures differ and that change what a model computes.
+        """Returns the names of the fields that differ and change what a model computes.
 
-        The rest may differ between two records of the same weights: `resolution`, which places nothing here, and the
-        padding of a model that never halves its images.
+        Two architectures of the same weights may differ in the rest: `resolution`, and the padding of a model that
+        never downsamples.
         """
         idle = {"resolution"} | ({"downsample_padding"} if self.num_levels == other.num_levels == 1 else set())
         return [name for name, value in vars(self).items() if value != vars(other)[name] and name not in idle]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values, in order."""
+        """Returns all fields, in order, as values for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "AutoEncoderParams":
-        """The inverse of `to_dict`.
+        """Returns the architecture of a dictionary; the inverse of `to_dict`.
 
         Raises:
-          ValueError: if a field is unknown (with the nearest known name) or a required one is missing.
+          ValueError: If a field is unknown (the message suggests the nearest name) or a required one is missing.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:
@@ -226,20 +226,20 @@ class AutoEncoderParams:
         required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
         missing = [name for name in required if name not in fields]
         if missing:
-            raise ValueError(f"the architecture lacks {', '.join(missing)}")
+            raise ValueError(f"the architecture has no {', '.join(missing)}; expected every required field; add them")
         return cls(**fields)
 
 
 def _digits(value: int) -> str:
-    """Returns a number for a message; Python refuses to print very long ones."""
+    """Returns a number as text for a message; Python refuses to print very long ones."""
     return str(value) if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
 
 
 def check_padding(padding: str) -> None:
-    """Refuses a padding that is neither of the two.
+    """Checks that a padding is `"symmetric"` or `"asymmetric"`.
 
     Raises:
-      ValueError: naming both.
+      ValueError: If it is neither.
     """
     if padding not in get_args(Padding):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Argument checks shared by the Flax and PyTorch models, so both raise the same errors.
 
-They look at shapes and at the names of dtypes, which every array has.
+They read only shapes and dtype names, which arrays of both frameworks have.
 """
 
 from collections.abc import Iterable
@@ -15,63 +15,61 @@ SCALE_PIXELS = "scale pixels from 0 to 255 to [-1, 1] with images / 127.5 - 1"
 
 
 def check_image(params: AutoEncoderParams, images: Any, axes: str, *, moments_only: bool = False) -> None:
-    """Refuses images that the encoder would silently crop, that have the wrong channels, no floats, or none at all.
+    """Checks that the encoder can take a batch of images: axes, channels, size, dtype.
 
     Args:
-      params: the architecture.
-      images: the batch, an array or a tensor.
-      axes: their names in order, `"b h w c"` or `"b c h w"`.
-      moments_only: whether the latent need not fall into whole patches, because it stays raw.
+      params: Architecture of the model.
+      images: Batch of images, an array or a tensor.
+      axes: Names of the axes in order, `"b h w c"` or `"b c h w"`.
+      moments_only: Whether the latent stays raw, so that it need not divide into whole patches.
 
     Raises:
-      ValueError: naming the value, what was expected and the remedy.
+      ValueError: Names the value, the expected one and the remedy.
     """
     shape = tuple(images.shape)
     size = _name_axes(shape, axes, "images")
     check_numbers(images, "images", SCALE_PIXELS)
     if size["c"] != params.in_channels:
         raise ValueError(
-            f"images of shape {shape} have {size['c']} channels as {axes!r}, the model takes {params.in_channels}"
+            f"images of shape {shape} have {size['c']} channels as {axes!r}; expected {params.in_channels}"
         )
     f = params.factor // params.patch if moments_only else params.factor
     if any(size[side] % f or not size[side] for side in "hw"):
         padded = " x ".join(str(max(-(-size[side] // f), 1) * f) for side in "hw")
         raise ValueError(
-            f"images are {size['h']} x {size['w']} (height x width), the model takes positive multiples of {f}; "
+            f"images are {size['h']} x {size['w']} (height x width); expected positive multiples of {f}; "
             f"pad them to {padded}, or crop"
         )
 
 
 def check_latent(channels: int, latents: Any, axes: str) -> None:
-    """Refuses latents of another width than `channels`, of no floats, or none at all.
+    """Checks that the decoder can take a batch of latents: axes, channels, dtype.
 
     Args:
-      channels: of the latent that the decoder takes.
-      latents: the batch, an array or a tensor.
-      axes: their names in order, `"b h w c"` or `"b c h w"`.
+      channels: Number of channels of the latent that the decoder takes.
+      latents: Batch of latents, an array or a tensor.
+      axes: Names of the axes in order, `"b h w c"` or `"b c h w"`.
 
     Raises:
-      ValueError: naming the value, what was expected and the remedy.
+      ValueError: Names the value, the expected one and the remedy.
     """
     shape = tuple(latents.shape)
     size = _name_axes(shape, axes, "latents")
     check_numbers(latents, "latents", "pass what encode returns, or cast them to float32")
     if size["c"] != channels:
-        raise ValueError(
-            f"latents of shape {shape} have {size['c']} channels as {axes!r}, the decoder takes {channels}"
-        )
+        raise ValueError(f"latents of shape {shape} have {size['c']} channels as {axes!r}; expected {channels}")
 
 
 def check_time(params: AutoEncoderParams, time: Any | None, batch: int) -> None:
-    """Refuses a missing, superfluous or misshapen `time`, and one of whole numbers.
+    """Checks that `time` is given exactly if the model takes it, with the right shape and a floating dtype.
 
     Args:
-      params: the architecture.
-      time: an array or a tensor, or None where no time was given.
-      batch: how many images or latents there are.
+      params: Architecture of the model.
+      time: Array or tensor, or None if no time was passed.
+      batch: Number of images or latents.
 
     Raises:
-      ValueError: saying what the model takes.
+      ValueError: Names what the model takes.
     """
     if params.time_emb_dim is None:
         if time is not None:
@@ -85,16 +83,16 @@ def check_time(params: AutoEncoderParams, time: Any | None, batch: int) -> None:
     shape = tuple(time.shape)
     if shape != expected:
         raise ValueError(
-            f"time has shape {shape}; the {params.time_embedding!r} time embedding of this batch takes {expected}"
+            f"time has shape {shape}; the {params.time_embedding!r} time embedding of this batch expects {expected}"
         )
     check_numbers(time, "times", "cast them to float32")
 
 
 def check_time_emb(time_emb_dim: int | None, shape: Shape | None) -> None:
-    """Refuses a missing, superfluous or misshapen time embedding at a single block.
+    """Checks that a block receives a time embedding exactly if it takes one, with the right shape.
 
     Raises:
-      ValueError: saying what the block takes.
+      ValueError: Names what the block takes.
     """
     if time_emb_dim is None:
         if shape is not None:
@@ -102,32 +100,32 @@ def check_time_emb(time_emb_dim: int | None, shape: Shape | None) -> None:
     elif shape is None:
         raise ValueError(f"this block takes a time embedding (time_emb_dim={time_emb_dim}); pass time_emb")
     elif len(shape) != 2 or shape[1] != time_emb_dim:
-        raise ValueError(f"time_emb has shape {shape}; this block takes (b, {time_emb_dim})")
+        raise ValueError(f"time_emb has shape {shape}; expected (b, {time_emb_dim})")
 
 
 def check_noise(noise: Shape | None, sample: bool, latent: Shape) -> None:
-    """Refuses noise that would be ignored or broadcast; `noise` is None where none was given.
+    """Checks that noise is used and has the latent's shape; `noise` is None if none was passed.
 
     Raises:
-      ValueError: naming the shapes.
+      ValueError: Names the shapes.
     """
     if noise is None:
         return
     if not sample:
-        raise ValueError("noise is given but sample=False draws nothing; leave out one of the two")
+        raise ValueError("noise is given but sample=False does not sample; leave out one of the two")
     if noise != latent:
         raise ValueError(f"noise has shape {noise}, the latent {latent}; they must be equal")
 
 
 def check_weights(tensors: Iterable[Any], option: str) -> None:
-    """Refuses weights in a dtype that only stores them, because no arithmetic is defined for it.
+    """Checks that models can compute with the dtypes of the weights; some dtypes only store values.
 
     Args:
-      tensors: the weights as they were read.
-      option: name of the argument with which the caller chooses another dtype.
+      tensors: Weights as read from the file.
+      option: Name of the caller's argument that chooses another dtype.
 
     Raises:
-      ValueError: naming the dtypes and the option.
+      ValueError: Names the dtypes and the option.
     """
     others = sorted({dtype_name(t) for t in tensors if is_floating(t)} - FLOATS.keys())
     if others:
@@ -138,10 +136,10 @@ def check_weights(tensors: Iterable[Any], option: str) -> None:
 
 
 def check_numbers(array: Any, what: str, remedy: str) -> None:
-    """Refuses a batch of integers, of floats that only store numbers, or of nothing.
+    """Checks that a batch is not empty and has a floating dtype that supports arithmetic.
 
     Raises:
-      ValueError: naming the dtype or the shape, what was expected and the remedy.
+      ValueError: Names the dtype or the shape, the expected one and the remedy.
     """
     if dtype_name(array) not in FLOATS:
         raise ValueError(f"{what} are {dtype_name(array)}; expected {', '.join(FLOATS)}; {remedy}")
@@ -154,5 +152,5 @@ def check_numbers(array: Any, what: str, remedy: str) -> None:
 def _name_axes(shape: Shape, axes: str, what: str) -> dict[str, int]:
     names = axes.split()
     if len(shape) != len(names):
-        raise ValueError(f"{what} have shape {shape}, which is no {axes!r}; give all {len(names)} axes")
+        raise ValueError(f"{what} have shape {shape}; expected {axes!r}; pass all {len(names)} axes")
     return dict(zip(names, shape, strict=True))

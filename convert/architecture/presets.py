@@ -1,8 +1,9 @@
-"""The published architectures, the seed's, and one that trains in minutes.
+"""Presets: the published architectures, the seed's, and one that trains in minutes.
 
 The published ones limit the posterior's logvar (`clamp_logvar`), as LDM and diffusers do.  black-forest-labs' own code
-of FLUX.1 does not, and that of FLUX.2 uses the mean alone; diffusers runs both with the limits.  For FLUX.1 without
-them, pass `dataclasses.replace(PRESETS["flux1"], clamp_logvar=False)`; only logvars outside [-30, 20] differ.
+for FLUX.1 does not limit it, and their code for FLUX.2 uses only the mean; diffusers runs both with the limits.  For
+FLUX.1 without them, pass `dataclasses.replace(PRESETS["flux1"], clamp_logvar=False)`; only logvars outside [-30, 20]
+differ.
 """
 
 import difflib
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
 
-# The seed's demo, module 8: attention after every residual block, linear time.
+# The seed's demo, module 8: attention after every residual block, linear time embedding.
 _SEED = AutoEncoderParams(
     resolution=64,
     in_channels=3,
@@ -79,13 +80,13 @@ PRESETS: dict[str, AutoEncoderParams] = {
 
 
 def preset(name: str) -> AutoEncoderParams:
-    """The preset of that name.
+    """Returns the preset of a name.
 
     Raises:
-      ValueError: if there is none; the message lists the names and the nearest one.
+      ValueError: If the name is unknown; the message lists the names and suggests the nearest.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown preset {name!r}; {hint}There are {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r}; {hint}expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,4 +1,4 @@
-"""What can be said of a file or folder of weights without a model: `flax-vae-convert inspect`."""
+"""Describes a file or folder of weights without building a model: `flax-vae-convert inspect`."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,15 +8,15 @@ import numpy as np
 
 from flax_vae.convert.errors import ConversionError
 from flax_vae.convert.formats import DIGEST, ArrayLike, is_floating
-from flax_vae.convert.table import NOT_INFERABLE, Weights, fitting_presets, nearest_preset, understand
+from flax_vae.convert.table import NOT_INFERABLE, Weights, fitting_presets, identify, nearest_preset
 from flax_vae.convert.weights import WeightFile
 
 
 def inspect(source: WeightFile, prefix: str | None = None) -> dict[str, Any]:
-    """Returns a report that JSON can hold; its entry `problem` is None where the weights were understood.
+    """Returns a report for JSON; its entry `problem` is None if the weights were identified.
 
-    What nothing says, as of a bare file its scale, shift and padding, is None in its `architecture`.  Every tensor is
-    read once, one at a time, to find numbers that are not finite.
+    Unknown values in its `architecture` are None, such as scale, shift and padding of a single file.  Reads every
+    tensor once, one at a time, to find values that are not finite.
     """
     report: dict[str, Any] = {
         "path": str(source.path),
@@ -27,19 +27,19 @@ def inspect(source: WeightFile, prefix: str | None = None) -> dict[str, Any]:
     }
     tensors: Mapping[str, ArrayLike] = source.tensors
     try:
-        weights = understand(source.tensors, source.config, prefix=prefix, layout=source.layout)
+        weights = identify(source.tensors, source.config, prefix=prefix, layout=source.layout)
     except ConversionError as error:
         report["problem"] = str(error)
     else:
         tensors = weights.tensors
-        report |= _understood(weights)
+        report |= _identified(weights)
     report |= summary(tensors.values())
     report["non_finite"] = [name for name, tensor in tensors.items() if not _finite(tensor)]
     return report
 
 
 def summary(tensors: Iterable[ArrayLike]) -> dict[str, Any]:
-    """Counts tensors, numbers and dtypes."""
+    """Counts tensors, values and dtypes."""
     tensors = list(tensors)
     return {
         "tensors": len(tensors),
@@ -48,14 +48,14 @@ def summary(tensors: Iterable[ArrayLike]) -> dict[str, Any]:
     }
 
 
-def _understood(weights: Weights) -> dict[str, Any]:
+def _identified(weights: Weights) -> dict[str, Any]:
     nearest, differences = nearest_preset(weights.params)
     return {
         "layout": weights.layout,
         "prefix": weights.prefix,
         "left_out": list(weights.left_out),
         "architecture": weights.params.to_dict() | dict.fromkeys(_unknown(weights)),
-        "settled": weights.settled,
+        "config_known": weights.config_known,
         "unknown": _unknown(weights),
         "presets": fitting_presets(weights.params),
         "nearest_preset": nearest,
@@ -64,11 +64,11 @@ def _understood(weights: Weights) -> dict[str, Any]:
 
 
 def _unknown(weights: Weights) -> list[str]:
-    """The fields that neither a configuration nor a shape tells."""
-    if weights.settled:
+    """Returns the fields that neither a configuration nor a shape determines."""
+    if weights.config_known:
         return []
     told = {
-        "scale_factor": weights.params.latent_norm == "batch_norm",  # it takes their place
+        "scale_factor": weights.params.latent_norm == "batch_norm",  # replaces scale and shift
         "shift_factor": weights.params.latent_norm == "batch_norm",
         "time_embedding": weights.params.time_emb_dim is None,
     }

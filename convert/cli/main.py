@@ -1,7 +1,6 @@
 """The command `flax-vae-convert`.
 
-The first word chooses: `inspect`, `verify` and `table` are commands of their own, anything else is the SRC of a
-conversion.
+The first argument chooses the command: `inspect`, `verify` or `table`; anything else is the SRC of a conversion.
 """
 
 import json
@@ -22,7 +21,7 @@ from flax_vae.convert.errors import ConversionError, FileError, first_lines
 from flax_vae.convert.extras import explain_missing
 from flax_vae.convert.files import read_object
 from flax_vae.convert.formats import cast
-from flax_vae.convert.table import LAYOUTS, READABLE, Weights, expand, understand
+from flax_vae.convert.table import LAYOUTS, READABLE, Weights, expand, identify
 from flax_vae.convert.weights import (
     WeightFile,
     is_diffusers_config,
@@ -35,13 +34,13 @@ from flax_vae.convert.weights import (
 )
 
 PROG = "flax-vae-convert"
-SHOWN = 10  # differences, names: the first of a long list
+SHOWN = 10  # lines or names shown of a long list
 
 if TYPE_CHECKING:
     Layout = str
     AnyLayout = str
     Preset = str
-else:  # tyro lists the choices and refuses anything else
+else:  # tyro lists the choices and checks them
     Layout = Literal[LAYOUTS]
     AnyLayout = Literal[READABLE]
     Preset = Literal[tuple(PRESETS)]
@@ -51,29 +50,28 @@ PresetOption = Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(PRES
 
 @dataclass(frozen=True)
 class Convert:
-    """Converts the weights of an autoencoder; every tensor is checked, and every bit is kept.
+    """Converts the weights of an autoencoder; checks every tensor and keeps every bit.
 
-    Other commands (a SRC of one of these names is written ./inspect):
-      flax-vae-convert inspect FILE       says what a file holds
-      flax-vae-convert verify A B         says whether two files hold the same weights
-      flax-vae-convert table --preset P   shows the name of every weight in Flax and in each layout
+    Other commands (for a SRC of one of these names, write ./inspect):
+      flax-vae-convert inspect FILE       describes the content of a file
+      flax-vae-convert verify A B         compares the weights of two files
+      flax-vae-convert table --preset P   lists the name of every weight in Flax and in each layout
 
     Attributes:
-      src: a file or folder of weights: safetensors (whole or in shards), a PyTorch or Lightning checkpoint (also of a
-        whole Stable Diffusion model), a diffusers folder, a model folder, a checkpoint of training; or
+      src: File or folder of weights: safetensors (whole or in shards), a PyTorch or Lightning checkpoint (also of a
+        whole Stable Diffusion model), a diffusers folder, a model folder, a training checkpoint; or
         hf:org/name[/folder or file][@revision] on the Hugging Face hub
-      dst: a name that ends in .safetensors or .sft for one file, any other for a folder (flux and diffusers)
-      to: the names of the tensors in DST
-      preset: the architecture, where nothing beside SRC says it
-      config: the same as a config.json, of ours or of diffusers
-      dtype: round the numbers to this; otherwise every bit is kept
-      prefix: what stands before the names of the autoencoder in SRC, where SRC holds several
-      variant: which one of a diffusers folder that holds several, such as fp16
-      raw_weights: of a checkpoint of training, ours or LDM's, that holds both, take the weights themselves instead of
-        their moving average
-      to_prefix: put before every name in a file, such as first_stage_model.
-      force: replace DST if it exists
-      json: print one JSON object
+      dst: File to write, if it ends in .safetensors or .sft; otherwise a folder (flux and diffusers)
+      to: Layout of the tensor names in DST
+      preset: Architecture, if no configuration lies beside SRC
+      config: Architecture as a config.json, of flax-vae or of diffusers
+      dtype: Dtype to round to; by default every bit is kept
+      prefix: Prefix of the autoencoder's names in SRC, if SRC holds several autoencoders
+      variant: Variant to read from a diffusers folder that holds several, such as fp16
+      raw_weights: Read the raw weights of a training checkpoint (of flax-vae or LDM) instead of their moving average
+      to_prefix: Prefix of every name in the written file, such as first_stage_model.
+      force: Replace DST if it exists
+      json: Print one JSON object
     """
 
     src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
@@ -90,10 +88,10 @@ class Convert:
     json: bool = False
 
     def run(self) -> int:
-        """Reads, checks, converts and writes."""
+        """Reads, checks, converts and writes the weights."""
         source = _open(self.src, self.raw_weights, self.variant)
         if source.path.is_dir() and self.dst.resolve().is_relative_to(source.path.resolve()):
-            raise ConversionError(f"{self.dst} lies inside {source.path}, which is read; choose another place")
+            raise ConversionError(f"{self.dst} lies inside {source.path}, the source; choose another place")
         weights = resolve_architecture(source, _architecture(self.preset, self.config), self.prefix)
         before = summary(weights.tensors.values())
         after = summary((cast(weights.tensors, self.dtype) if self.dtype else weights.tensors).values())
@@ -131,17 +129,17 @@ class Convert:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Says what a file or folder holds: layout, architecture, dtypes, and what is wrong with it.
+    """Describes the content of a file or folder: layout, architecture, dtypes, and any problems.
 
-    The exit code is 1 if it holds no autoencoder of this family, or numbers that are not finite.
+    The exit code is 1 if it holds no autoencoder of this family, or values that are not finite.
 
     Attributes:
-      file: any SRC of a conversion
-      prefix: what stands before the names of the autoencoder, where FILE holds several
-      variant: which one of a diffusers folder that holds several, such as fp16
-      raw_weights: look at the weights themselves where the file holds their moving average too
-      tensors: list every tensor too
-      json: print one JSON object
+      file: File or folder of weights, as the SRC of a conversion
+      prefix: Prefix of the autoencoder's names, if FILE holds several autoencoders
+      variant: Variant to read from a diffusers folder that holds several, such as fp16
+      raw_weights: Read the raw weights, if the file also holds their moving average
+      tensors: List every tensor
+      json: Print one JSON object
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -169,20 +167,20 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Verify:
-    """Says whether two files or folders hold the same weights, bit for bit, whatever their layouts.
+    """Checks that two files or folders hold the same weights, bit for bit, in any layouts.
 
-    With --run both frameworks compute with them, and every block is compared: Flax with A, PyTorch with B, or with A
-    too if B is left out.  The exit code is 1 if anything differs.
+    With --run, also runs the models of both frameworks and compares every block: Flax with A, PyTorch with B, or with A
+    if B is left out.  The exit code is 1 if anything differs.
 
     Attributes:
-      a: any SRC of a conversion
-      b: another
-      run_picture: a picture to send through the models of both frameworks
-      preset: the architecture, where nothing beside A or B says it (--run needs it)
-      prefix: what stands before the names of the autoencoder in A, where A holds several
-      variant: which one of a diffusers folder A that holds several, such as fp16
-      raw_weights: compare the weights themselves where A or B holds their moving average too
-      json: print one JSON object
+      a: File or folder of weights, as the SRC of a conversion
+      b: File or folder to compare with
+      run_picture: Image to run through the models of both frameworks
+      preset: Architecture, if no configuration lies beside A or B (needed for --run)
+      prefix: Prefix of the autoencoder's names in A, if A holds several autoencoders
+      variant: Variant to read from a diffusers folder A that holds several, such as fp16
+      raw_weights: Compare the raw weights, if A or B also holds their moving average
+      json: Print one JSON object
     """
 
     a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
@@ -195,9 +193,9 @@ class Verify:
     json: bool = False
 
     def run(self) -> int:
-        """Compares, and prints what differs."""
+        """Compares the weights and prints the differences."""
         if self.b is None and self.run_picture is None:
-            raise ConversionError("verify needs something to compare with: give B, or --run PICTURE, or both")
+            raise ConversionError("verify has nothing to compare with A; pass B, or --run PICTURE, or both")
         report: dict[str, Any] = {"same": True}
         lines: list[str] = []
         if self.b is not None:
@@ -208,8 +206,8 @@ class Verify:
         return 0 if report["same"] else 1
 
     def _compare(self, other: Path, report: dict[str, Any], lines: list[str]) -> None:
-        a = _understand(_open(self.a, self.raw_weights, self.variant), self.preset, self.prefix)
-        b = _understand(_open(other, self.raw_weights), self.preset)
+        a = _identify(_open(self.a, self.raw_weights, self.variant), self.preset, self.prefix)
+        b = _identify(_open(other, self.raw_weights), self.preset)
         count, differences = compare_weights(a, b)
         report |= {"same": not differences, "tensors": count, "differences": [d._asdict() for d in differences]}
         if not differences:
@@ -226,7 +224,7 @@ class Verify:
         params = _architecture(self.preset)
         a = resolve_architecture(_open(self.a, self.raw_weights, self.variant), params, self.prefix)
         b = a if self.b is None else resolve_architecture(_open(self.b, self.raw_weights), params)
-        # jax and torch: seconds to load, and neither is needed for anything else
+        # jax and torch take seconds to import and are not needed elsewhere
         from flax_vae.convert.cli.two_frameworks import TOLERANCE, run_both
 
         drift = run_both(a, b, picture)
@@ -240,11 +238,11 @@ class Verify:
 
 @dataclass(frozen=True)
 class Table:
-    """Shows every weight of an architecture: its name and shape in Flax and in PyTorch, and the operation between them.
+    """Lists every weight of an architecture: name and shape in Flax and PyTorch, and the operation between them.
 
     Attributes:
-      preset: the architecture
-      layout: which of the names that are used for such models, one or several
+      preset: Architecture
+      layout: Layout of the names, one or several
     """
 
     preset: Preset
@@ -279,13 +277,13 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code.
 
     Args:
-      args: the words after the program's name; None takes those of the process.
+      args: Arguments after the program's name; None takes those of the process.
 
     Returns:
-      0; or 1 for bad input, and where `inspect` or `verify` found something wrong.
+      0; or 1 for invalid input, and if `inspect` or `verify` found a problem.
 
     Raises:
-      SystemExit: 2 for a misused command line, 0 after `--help`.
+      SystemExit: With code 2 for an invalid command line, 0 after `--help`.
     """
     words = list(sys.argv[1:] if args is None else args)
     quiet_libraries()  # `verify --run` loads JAX
@@ -294,7 +292,7 @@ def main(args: Sequence[str] | None = None) -> int:
         command, prog = COMMANDS[words[0]], f"{PROG} {words.pop(0)}"
     try:
         return parse_flags(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run()
-    except BrokenPipeError:  # no OSError of this command: `flax_vae.convert.console.run` ends it
+    except BrokenPipeError:  # an OSError, but not an error: `flax_vae.convert.console.run` handles it
         raise
     except ImportError as error:
         sentence = explain_missing(error)
@@ -304,14 +302,14 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except (ConversionError, FileError, OSError) as error:
         text = str(error)
-        for name in (str(Path(word)) for word in words):  # messages have several lines, names must not
+        for name in (str(Path(word)) for word in words):  # messages may have several lines, but names may not
             text = text.replace(name, printable(name)) if "\n" in name else text
         print(f"{PROG}: {text}", file=sys.stderr)
         return 1
 
 
 class _Counter:
-    """How much of a long work is done, on a terminal."""
+    """Shows the progress of a long operation on a terminal."""
 
     def __init__(self, what: str):
         self.what, self.shown = what, False
@@ -329,20 +327,20 @@ def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoder
     if config is None:
         return None if preset is None else PRESETS[preset]
     if preset is not None:
-        raise ConversionError("--preset and --config both say the architecture; give one of them")
+        raise ConversionError("--preset and --config both give the architecture; pass only one of them")
     if not config.is_file():
-        raise FileNotFoundError(f"{config} is no file; give a config.json of ours or of diffusers")
+        raise FileNotFoundError(f"{config} is not a file; pass a config.json of flax-vae or of diffusers")
     try:
         theirs = is_diffusers_config(read_object(config))
     except ValueError:
-        theirs = False  # whoever reads it says what is wrong with it
+        theirs = False  # reported when the file is read
     return read_diffusers_file(config) if theirs else read_config(config)
 
 
-def _understand(source: WeightFile, preset: str | None, prefix: str | None = None) -> Weights:
-    """For a comparison: what shapes do not tell need not be known."""
+def _identify(source: WeightFile, preset: str | None, prefix: str | None = None) -> Weights:
+    """Identifies the weights for a comparison, which does not need scale, shift and padding."""
     try:
-        return understand(source.tensors, source.config or _architecture(preset), prefix=prefix, layout=source.layout)
+        return identify(source.tensors, source.config or _architecture(preset), prefix=prefix, layout=source.layout)
     except ConversionError as error:
         raise ConversionError(f"{source.path}: {error}") from None
 
@@ -363,7 +361,7 @@ def _print_report(report: dict[str, Any]) -> None:
         unknown = report["unknown"]
         lines += [(name, "?" if name in unknown else value) for name, value in report["architecture"].items()]
         if unknown:
-            lines += [("?", "no shape tells; a preset or a configuration does (--preset, --config of a conversion)")]
+            lines += [("?", "not determined by shapes; to convert, pass --preset or --config")]
         fits = ", ".join(report["presets"])
         near = f"none; the nearest is {report['nearest_preset']}: {'; '.join(report['differences'])}"
         lines += [("presets", fits or near)]

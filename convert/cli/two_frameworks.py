@@ -55,8 +55,8 @@ def run_both(flax_weights: Weights, torch_weights: Weights, picture: str | os.Pa
     """Sends a picture through both, in float32 whatever the weights' dtype; the latent is the posterior's mean.
 
     Raises:
-      ConversionError: if the two are of different architectures.
-      FileError: if the picture cannot be read, or is too small.
+      ConversionError: If the two are of different architectures.
+      FileError: If the picture cannot be read, or is too small.
     """
     params = flax_weights.params
     if params.differences(torch_weights.params):
@@ -152,7 +152,7 @@ def difference(ours: Any, theirs: Any) -> float:
     """The largest absolute difference, in units of the RMS of `theirs`; NaN if anything is not finite.
 
     Raises:
-      AssertionError: if the shapes differ.
+      AssertionError: If the shapes differ.
     """
     ours, theirs = np.asarray(ours).astype(np.float64), np.asarray(theirs).astype(np.float64)
     assert ours.shape == theirs.shape, f"shapes differ: {ours.shape} and {theirs.shape}"

@@ -1,4 +1,4 @@
-"""Whether two files hold the same weights, whatever their layouts: `flax-vae-convert verify`."""
+"""Compares the weights of two files in any layouts: `flax-vae-convert verify`."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ from flax_vae.convert.table import Weights, flatten, to_flax
 
 
 class Difference(NamedTuple):
-    """One thing in which two sets of weights differ.
+    """One difference between two sets of weights.
 
     Attributes:
-      name: of a tensor in our names, or of a field of the architecture.
-      what: a few words.
-      largest: the largest absolute difference, where there are two arrays of one shape; NaN where only one has a NaN.
+      name: Flax path of a tensor, or name of an architecture field.
+      what: Short description.
+      largest: Largest absolute difference, for two arrays of one shape; NaN if only one has a NaN.
     """
 
     name: str
@@ -22,12 +22,12 @@ class Difference(NamedTuple):
 
 
 def compare_weights(a: Weights, b: Weights) -> tuple[int, list[Difference]]:
-    """Returns the number of tensors of `a` and all differences of `b` from it; none if every bit is the same.
+    """Returns the number of tensors of `a` and all differences of `b` from it; none if every bit is equal.
 
-    The count of batches that PyTorch keeps beside FLUX.2's statistics is no weight, and is not compared.
+    Ignores the batch count that PyTorch stores with FLUX.2's statistics, which is not a weight.
     """
     differences = []
-    if a.settled and b.settled:
+    if a.config_known and b.config_known:
         pairs = [(name, vars(a.params)[name], vars(b.params)[name]) for name in a.params.differences(b.params)]
         differences += [Difference(name, f"{one!r} and {two!r}") for name, one, two in pairs]
     ours, theirs = (flatten(to_flax(weights.tensors, weights.params, weights.layout)) for weights in (a, b))
@@ -44,7 +44,7 @@ def _between(name: str, one: np.ndarray, two: np.ndarray) -> list[Difference]:
         return [Difference(name, f"shapes {one.shape} and {two.shape}")]
     if one.dtype == two.dtype and _bits(one) == _bits(two):
         return []
-    # Where both are infinite, or both NaN, they do not differ.
+    # Two infinities of one sign, or two NaNs, count as equal.
     wide, other = one.astype(np.float64), two.astype(np.float64)
     with np.errstate(invalid="ignore"):
         apart = np.where((wide == other) | (np.isnan(wide) & np.isnan(other)), 0.0, np.abs(wide - other))

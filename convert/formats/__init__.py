@@ -1,4 +1,4 @@
-"""File formats of named tensors: safetensors, PyTorch's pickles, Flax's msgpack, weights split over several files.
+"""File formats of named tensors: safetensors, PyTorch pickles, Flax msgpack, and weights split into shards.
 
 NumPy only; imports `flax_vae.convert.files`.  Used by `flax_vae.convert.weights`, which chooses the format.
 """

@@ -1,4 +1,4 @@
-"""What a file of weights is by its first bytes, whatever it is called."""
+"""Identifies the format of a weights file by its first bytes, independent of its name."""
 
 import os
 import re
@@ -15,12 +15,12 @@ _NAMES = {"safetensors": "a safetensors file", "pickle": "a PyTorch checkpoint",
 
 
 class Content(NamedTuple):
-    """What a file holds.
+    """Format of a file's content.
 
     Attributes:
-      kind: which reader takes it; None where none does.
-      what: the same in words.
-      remedy: how to get weights instead, or an empty string.
+      kind: Format that a reader of this package accepts; None if no reader does.
+      what: Description for messages.
+      remedy: How to get weights instead; may be empty.
     """
 
     kind: Literal["safetensors", "pickle"] | None
@@ -29,14 +29,14 @@ class Content(NamedTuple):
 
 
 def content_of(path: str | os.PathLike[str]) -> Content | None:
-    """Returns what the first bytes of a file are unmistakably of, or None where they could be anything."""
+    """Returns the format that the first bytes of a file identify, or None if they identify none."""
     try:
         if not Path(path).is_file():
             return None
         size = Path(path).stat().st_size
         with open(path, "rb") as file:
             head = file.read(_HEAD)
-    except OSError:  # whoever reads it says what is wrong
+    except OSError:  # reported by the reader of the file
         return None
     if head.startswith(_LFS):
         number = re.search(rb"^size (\d{1,18})$", head, re.MULTILINE)
@@ -56,11 +56,11 @@ def content_of(path: str | os.PathLike[str]) -> Content | None:
 
 
 def foreign(path: str | os.PathLike[str], expected: str) -> str | None:
-    """Returns the sentence that refuses a file of another kind, or None where its content could be what is expected.
+    """Returns the error message for a file of another format, or None if its content could be the expected one.
 
     Args:
-      path: the file.
-      expected: a kind of `Content`, or any other word where neither of the two is expected.
+      path: File to check.
+      expected: Kind of `Content`, or any other description of what is expected.
     """
     found = content_of(path)
     if found is None or found.kind == expected:
@@ -69,7 +69,7 @@ def foreign(path: str | os.PathLike[str], expected: str) -> str | None:
 
 
 def incomplete(path: str | os.PathLike[str], expected: str, reason: object) -> str:
-    """Returns the sentence that refuses a file whose reader has failed with `reason`; `expected` as for `foreign`."""
+    """Returns the error message for a file that its reader rejected with `reason`; `expected` as for `foreign`."""
     name = _NAMES.get(expected, expected)
     return foreign(path, expected) or (
         f"{path} is not {name.replace('a ', 'a complete ', 1)} ({reason}); it was cut short or is of another format: "

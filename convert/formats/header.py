@@ -1,7 +1,7 @@
-"""The header of a safetensors file: eight bytes of length, then JSON that says where each tensor lies.
+"""The header of a safetensors file: eight bytes of length, then JSON with the position of each tensor.
 
-Reading is left to the safetensors library first, whose checks of lengths, offsets, shapes and overlaps are strict; only
-what it lets pass is refused here.  Writing is ours, because the library wants all tensors in memory at once.
+Reading first uses the safetensors library, which strictly checks lengths, offsets, shapes and overlaps; this module
+refuses what the library accepts nevertheless.  Writing is done here, because the library needs all tensors in memory.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401 - teaches numpy the names of bfloat16 and the float8s
+import ml_dtypes  # noqa: F401 - registers bfloat16 and the float8s with numpy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -20,8 +20,8 @@ from flax_vae.convert.errors import ConversionError, FileError, shorten
 from flax_vae.convert.files import loads_object, require_regular
 from flax_vae.convert.formats.content import incomplete
 
-# What numpy (with ml_dtypes) can hold, as safetensors and as numpy call it.  The order is that of the library's writer,
-# which sorts tensors by it: wide numbers first, so that each lies at a multiple of its own size.
+# Dtypes that numpy (with ml_dtypes) supports, by their safetensors names, in the order of the library's writer.  It
+# sorts tensors by dtype, wide ones first, so that each starts at a multiple of its item size.
 DTYPES = {
     "U64": "uint64",
     "I64": "int64",
@@ -45,22 +45,22 @@ DTYPES = {
 }
 NAMES = {numpy_name: name for name, numpy_name in DTYPES.items()}
 
-METADATA = "__metadata__"  # the one name in the header that is not a tensor's
-DIGEST = "data_sha256"  # our key in the metadata: SHA-256 of everything behind the header, in hexadecimal
-UNKNOWN = "0" * 64  # holds the digest's place until the data have been written
+METADATA = "__metadata__"  # the only name in the header that is not a tensor's
+DIGEST = "data_sha256"  # metadata key of this package: SHA-256 of all bytes after the header, in hexadecimal
+UNKNOWN = "0" * 64  # placeholder for the digest until the data are written
 MAX_HEADER = 16_000_000  # bytes; two hundred thousand tensors, a hundred times those of a whole checkpoint
-_LIBRARY_MAX = 100_000_000  # bytes; the library refuses longer ones, as it does what is no length at all
-_MAX_DIMENSIONS = 64  # of an array of numpy
+_LIBRARY_MAX = 100_000_000  # bytes; the library refuses longer headers and invalid lengths
+_MAX_DIMENSIONS = 64  # numpy's limit
 
 
 class TensorEntry(NamedTuple):
-    """Where one tensor lies.
+    """Position of one tensor in the file.
 
     Attributes:
-      shape: of the array.
-      dtype: as numpy calls it, or as safetensors does where numpy has no such dtype.
-      start: first byte in the file.
-      stop: the byte behind its last.
+      shape: Shape of the array.
+      dtype: Name of the dtype in numpy, or in safetensors if numpy has no such dtype.
+      start: Offset of the first byte in the file.
+      stop: Offset after the last byte.
     """
 
     shape: tuple[int, ...]
@@ -70,12 +70,12 @@ class TensorEntry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What stands before the data.
+    """Content of a header.
 
     Attributes:
-      tensors: name to place, sorted by name.
-      metadata: strings that the writer of the file left.
-      start: first byte of the data.
+      tensors: Positions by name, sorted by name.
+      metadata: Strings stored by the writer of the file.
+      start: Offset of the first byte of the data.
     """
 
     tensors: dict[str, TensorEntry]
@@ -84,11 +84,11 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Returns the header of a file whose header is sound; the data are not looked at.
+    """Returns the header of a file after checking it; does not read the data.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      FileError: if it is no complete safetensors file, or names something twice.
+      FileNotFoundError: If the file does not exist.
+      FileError: If it is not a complete safetensors file, or repeats a name.
     """
     require_regular(path)
     try:
@@ -96,7 +96,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             (length,) = struct.unpack("<Q", file.read(8))
             if MAX_HEADER < length <= _LIBRARY_MAX:
                 raise ValueError(f"its header takes {length:,} bytes; expected at most {MAX_HEADER:,}")
-            with safe_open(path, framework="np"):  # for its strictness
+            with safe_open(path, framework="np"):  # strict checks
                 pass
             fields = loads_object(file.read(length))
         for name, field in fields.items():
@@ -110,7 +110,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 class Fingerprint(NamedTuple):
-    """Identity of a file: cheap to read, and different for any two files that `write_tensors` writes.
+    """Identity of a file: cheap to read, and different for any two files written by `write_tensors`.
 
     Attributes:
       size: Length in bytes.
@@ -122,10 +122,10 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
-    """Returns the fingerprint of a file; its header is hashed and not parsed.
+    """Returns the fingerprint of a file, whose header is hashed but not parsed.
 
     Raises:
-      FileNotFoundError: If there is no such file.
+      FileNotFoundError: If the file does not exist.
       FileError: If it is shorter than its header.
     """
     with open(path, "rb") as file:
@@ -139,7 +139,7 @@ def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
 
 
 def _check_shape(name: str, shape: list[int]) -> None:
-    """Refuses shapes that numpy cannot hold; the library passes them if one side is 0."""
+    """Checks that numpy can hold a shape; the library accepts any if one side is 0."""
     if len(shape) > _MAX_DIMENSIONS or math.prod(side for side in shape if side) > np.iinfo(np.int64).max // 8:
         sides = shorten(map(str, shape), most=8)
         raise ValueError(f"tensor {name!r} has {len(shape)} dimensions ({sides}), more than an array can have")
@@ -152,12 +152,12 @@ def _entry(field: Mapping[str, Any], start: int) -> TensorEntry:
 
 
 class HeaderPlan(NamedTuple):
-    """How a file will be written.
+    """Layout of a file to be written.
 
     Attributes:
-      order: the names of the tensors, in the order of their data.
-      header: the bytes before the data, with `UNKNOWN` as the digest.
-      digest_at: where in them the digest belongs.
+      order: Names of the tensors, in the order of their data.
+      header: Bytes before the data, with `UNKNOWN` as the digest.
+      digest_at: Offset of the digest in the header.
     """
 
     order: list[str]
@@ -166,17 +166,17 @@ class HeaderPlan(NamedTuple):
 
 
 def plan_header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]) -> HeaderPlan:
-    """Returns the header of a file that is to hold tensors of these shapes and dtypes.
+    """Returns the header of a file for tensors of these shapes and dtypes.
 
     Raises:
-      ConversionError: if a name, a dtype or the metadata cannot be stored.
+      ConversionError: If a name, a dtype or the metadata cannot be stored.
     """
     _check_metadata(metadata)
     for name, (_, dtype) in tensors.items():
         _check_tensor(name, dtype)
     rank = {dtype: position for position, dtype in enumerate(NAMES)}
     order = sorted(tensors, key=lambda name: (rank[tensors[name][1].name], name.encode()))
-    # The digest comes first, so that its place does not depend on what anything else is called.
+    # The digest comes first, so that its offset does not depend on other names.
     fields: dict[str, Any] = {METADATA: {DIGEST: UNKNOWN} | {key: metadata[key] for key in sorted(metadata)}}
     fields[METADATA][DIGEST] = UNKNOWN
     offset = 0
@@ -202,9 +202,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
 
 def _check_tensor(name: str, dtype: np.dtype) -> None:
     if name == METADATA:
-        raise ConversionError(
-            f"a tensor cannot be called {METADATA!r}: safetensors keeps that name for itself; rename it"
-        )
+        raise ConversionError(f"a tensor cannot be called {METADATA!r}, which safetensors reserves; rename it")
     if not is_text(name):
         raise ConversionError(f"a tensor cannot be called {name!r}: names are strings of valid text; rename it")
     if dtype.name not in NAMES:
@@ -215,7 +213,7 @@ def _check_tensor(name: str, dtype: np.dtype) -> None:
 
 
 def is_text(value: object) -> bool:
-    """Whether it is a string that UTF-8 can hold; a lone surrogate would make a file that nobody can open."""
+    """Returns whether a value is a string that UTF-8 can encode; files with lone surrogates cannot be opened."""
     try:
         return isinstance(value, str) and bool(value.encode() or True)
     except UnicodeEncodeError:

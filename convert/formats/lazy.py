@@ -1,4 +1,4 @@
-"""Arrays that are made when they are asked for, so that a whole model need not be in memory twice."""
+"""Lazy arrays, computed when they are used, so that a model is not in memory twice."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,29 +8,29 @@ import numpy as np
 
 from flax_vae.convert.errors import ConversionError
 
-# The dtypes that a model computes in.  Those of eight bits only store weights.
+# Dtypes that models can compute in.  Dtypes of eight bits only store weights.
 FLOATS = {name: np.dtype(name) for name in ("float64", "float32", "float16", "bfloat16")}
 assert FLOATS["bfloat16"] == ml_dtypes.bfloat16
 
 
 def dtype_name(array: Any) -> str:
-    """Returns the name that numpy and ml_dtypes give the dtype of an array, or of a tensor of PyTorch."""
+    """Returns numpy's (or ml_dtypes') name for the dtype of an array or of a PyTorch tensor."""
     return str(array.dtype).removeprefix("torch.")
 
 
 def is_floating(array: Any) -> bool:
-    """Returns whether the numbers of an array are floating-point numbers, of any width."""
+    """Returns whether an array has a floating-point dtype, of any width."""
     return dtype_name(array).startswith(("float", "bfloat"))
 
 
 class Deferred:
-    """An array whose shape and dtype are known and whose numbers are not made yet.
+    """An array with known shape and dtype that is computed when used.
 
-    `numpy.asarray` makes them, anew each time; `write_tensors` does so for one tensor at a time.
+    `numpy.asarray` computes it, anew each time; `write_tensors` does so for one tensor at a time.
 
     Attributes:
-      shape: of the array.
-      dtype: of the array.
+      shape: Shape of the array.
+      dtype: Dtype of the array.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, make: Callable[[], np.ndarray]):
@@ -47,12 +47,12 @@ class Deferred:
 
 
 def apply(op: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], array: Any) -> Any:
-    """Returns `op(array)`, later if the array itself is one that is made later.
+    """Returns `op(array)`, lazily if the array is lazy.
 
     Args:
-      op: anything that moves numbers and keeps their dtype.
-      shape: of the result.
-      array: an array, or anything that numpy can turn into one.
+      op: Function that moves elements and keeps their dtype.
+      shape: Shape of the result.
+      array: Array, or anything that numpy converts to one.
     """
     if isinstance(array, Deferred):
         return Deferred(shape, array.dtype, lambda: op(np.asarray(array)))
@@ -60,17 +60,18 @@ def apply(op: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], array:
 
 
 def cast(tensors: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Returns the tensors with every float of another dtype rounded to `dtype`, when it is asked for.
+    """Returns the tensors with floats rounded to `dtype`, lazily.
 
-    Floats of eight bits become `dtype` too.  Whole numbers and booleans stay what they are: a counter is not a weight.
+    Floats of eight bits are converted to `dtype` too.  Integers and booleans keep their dtype, since a counter is not a
+    weight.
 
     Args:
-      tensors: name to array, or to anything else with a shape and a dtype.
-      dtype: one of float64, float32, float16, bfloat16.
+      tensors: Arrays by name, or other objects with a shape and a dtype.
+      dtype: One of float64, float32, float16, bfloat16.
 
     Raises:
-      ValueError: if `dtype` is none of them.
-      ConversionError: later, while an array is made, if a finite number of it is too large for `dtype`.
+      ValueError: If `dtype` is none of these.
+      ConversionError: When an array is computed, if one of its finite values is too large for `dtype`.
     """
     if dtype not in FLOATS:
         raise ValueError(f"dtype={dtype!r} must be one of {', '.join(FLOATS)}")
@@ -88,7 +89,7 @@ def _round(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     lost = int(np.count_nonzero(np.isfinite(array) & ~np.isfinite(rounded)))
     if lost:
         raise ConversionError(
-            f"{lost} numbers of tensor {name!r} are too large for {dtype} and would become infinite; use bfloat16 or "
+            f"{lost} values of tensor {name!r} are too large for {dtype} and would become infinite; use bfloat16 or "
             "float32"
         )
     return rounded

@@ -1,7 +1,7 @@
-"""What `flax.serialization` packs (`*.msgpack`): the trees of diffusers' former Flax models.  Reading only.
+"""Reads the files of `flax.serialization` (`*.msgpack`), parameter trees of diffusers' former Flax models.
 
-The format is small enough to be read without Flax: msgpack, in which an array is an extension of code 1 that holds
-msgpack again: its shape, the name of its dtype, and its bytes.  An array of more than a gibibyte is stored in pieces.
+The format is simple enough to read without Flax: in the msgpack file, an array is an extension of code 1 that again
+holds msgpack: its shape, the name of its dtype, and its bytes.  Arrays of more than a gibibyte are split into pieces.
 """
 
 import math
@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
+import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy
 import msgpack
 import numpy as np
 
@@ -23,18 +23,18 @@ _PIECES = "__msgpack_chunked_array__"
 
 
 def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Returns path to array, `{"encoder/conv_in/kernel": ...}`, sorted by path.
+    """Returns arrays by path, `{"encoder/conv_in/kernel": ...}`, sorted by path.
 
-    The whole file is read into memory; the arrays are read-only.
+    Reads the whole file into memory; the arrays are read-only.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      FileError: if it is damaged or holds anything else than a tree of named arrays.
+      FileNotFoundError: If the file does not exist.
+      FileError: If it is damaged or holds anything other than a tree of named arrays.
     """
     size = require_regular(path)
     try:
         with open(path, "rb") as file:
-            # From the file piece by piece: its bytes are in memory once, as arrays, and not a second time as a string.
+            # Streamed from the file, so that its bytes are in memory only once, as arrays.
             unpacker = msgpack.Unpacker(
                 file, ext_hook=_unpack, object_pairs_hook=_no_name_twice, raw=False, max_buffer_size=max(size, 1)
             )
@@ -42,17 +42,17 @@ def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if unpacker.tell() != size:
                 raise ValueError(f"{size - unpacker.tell():,} bytes follow its end")
         if not isinstance(tree, dict):
-            raise ValueError(f"it holds a {type(tree).__name__}, a tree of named arrays was expected")
+            raise ValueError(f"it holds a {type(tree).__name__}; expected a tree of named arrays")
         return dict(sorted(_flatten(tree, "").items()))
     except FileError:
         raise
-    except Exception as error:  # msgpack's own errors share no parent
+    except Exception as error:  # msgpack's errors have no common base
         raise FileError(incomplete(path, "msgpack", f"{type(error).__name__}: {error}")) from error
 
 
 def _unpack(code: int, data: bytes) -> Any:
     if code not in (_ARRAY, _SCALAR):
-        raise ValueError(f"it holds a msgpack extension of code {code}, which is no array")
+        raise ValueError(f"it holds a msgpack extension of code {code}; expected an array")
     shape, name, content = msgpack.unpackb(data, raw=True)
     return _to_array(shape, name.decode(), content)
 
@@ -75,7 +75,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
     leaves = {}
     for name, value in tree.items():
         if not isinstance(name, str) or not name or "/" in name:
-            raise ValueError(f"{prefix}{name!r} is no name of a parameter")
+            raise ValueError(f"{prefix}{name!r} is not the name of a parameter")
         if isinstance(value, dict) and _PIECES in value:
             value = _join(value)
         if isinstance(value, dict):

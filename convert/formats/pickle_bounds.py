@@ -1,4 +1,4 @@
-"""Bounds on a pickle before PyTorch reads it: small files that would take gigabytes or hours are refused."""
+"""Bounds on a pickle, checked before PyTorch reads it: refuses small files that would take gigabytes or hours."""
 
 import io
 import os
@@ -9,18 +9,20 @@ from typing import IO
 from flax_vae.convert.files import check_members
 
 _MAX_PICKLE = 8 << 20  # bytes of names and shapes; those of a whole Stable Diffusion checkpoint take under 1 MB
-_MAX_ITEMS = 1_000_000  # in one tuple and those inside it, each counted as often as it is named
+_MAX_ITEMS = 1_000_000  # in one tuple and the tuples inside it, each counted as often as it is referenced
 _LEGACY_PICKLES = 4  # before the data in a file of PyTorch < 1.6: magic number, version, system, content
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def check_bounds(path: str | os.PathLike[str]) -> None:
-    """Refuses a checkpoint whose parts are too many, compressed too well, or whose pickle is too large.
+    """Checks that a checkpoint has no extreme compression and no too large pickle, and not too many parts.
 
     Raises:
-      ValueError: With the bound that is exceeded.
+      ValueError: If a bound is exceeded; names the bound.
       OSError: If the file cannot be read.
-      zipfile.BadZipFile, zlib.error, NotImplementedError: If it is a damaged archive.
+      zipfile.BadZipFile: If the archive is damaged.
+      zlib.error: If the archive is damaged.
+      NotImplementedError: If the archive is damaged.
     """
     if zipfile.is_zipfile(path):
         _check_archive(path)
@@ -39,7 +41,7 @@ def _check_archive(path: str | os.PathLike[str]) -> None:
 
 
 def _check_legacy(path: str | os.PathLike[str]) -> None:
-    """Checks a file of PyTorch < 1.6; a file of another kind is left to PyTorch."""
+    """Checks a file of PyTorch < 1.6; ignores other files, which PyTorch refuses."""
     with open(path, "rb") as file:
         if _LEGACY_MAGIC not in file.read(32):
             return
@@ -50,16 +52,16 @@ def _check_legacy(path: str | os.PathLike[str]) -> None:
 
 
 def _check_tuples(stream: IO[bytes]) -> None:
-    """Refuses tuples that hold each other many times over: hashing one takes forever."""
+    """Checks that no tuple contains others so often that hashing it would not finish."""
     if _largest_tuple(stream) > _MAX_ITEMS:
         raise ValueError(f"it holds a tuple of more than {_MAX_ITEMS:,} items")
 
 
 def _largest_tuple(stream: IO[bytes]) -> int:
-    """Returns the items of a pickle's largest tuple, all levels together; stops at the first that is too large.
+    """Returns the number of items in a pickle's largest tuple, over all levels; stops at the first that is too large.
 
-    Follows the stack of the pickle with the number of items in place of each object.  A damaged pickle ends the count;
-    PyTorch says what is wrong with it.
+    Simulates the stack of the pickle with the number of items in place of each object.  A damaged pickle ends the
+    count; PyTorch reports the damage.
     """
     largest, stack, memo = 0, [], {}
     try:

@@ -1,7 +1,7 @@
-"""Checkpoints that PyTorch pickled: `.pt`, `.pth`, `.ckpt`, `.bin`.
+"""Reads checkpoints pickled by PyTorch: `.pt`, `.pth`, `.ckpt`, `.bin`.
 
-A pickle is a program.  PyTorch's `weights_only` reader runs none of it: it knows tensors, containers and numbers, and
-refuses everything else.  PyTorch itself is loaded when such a file is read, and for nothing else.
+A pickle is a program.  PyTorch's `weights_only` reader executes none of it: it supports tensors, containers and numbers
+and refuses everything else.  PyTorch is imported only when such a file is read.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# What PyTorch Lightning writes beside `state_dict`; none of it is a weight of the model.
+# Keys that PyTorch Lightning writes beside `state_dict`; none holds weights of the model.
 BOOKKEEPING = {
     *("epoch", "global_step", "pytorch-lightning_version", "loops", "callbacks", "optimizer_states", "lr_schedulers"),
     *("hparams_name", "hyper_parameters", "hparams_type", "datamodule_hparams_name", "datamodule_hyper_parameters"),
@@ -37,20 +37,20 @@ BOOKKEEPING = {
     *("checkpoint_callback_best_model_score", "early_stop_callback_wait", "early_stop_callback_patience"),
 }
 
-# What that bookkeeping is made of in the published Stable Diffusion and latent-diffusion checkpoints.  In the place of
-# each, the reader gets `_Inert`, so not even these are imported or called.
+# Classes that this bookkeeping uses in the published Stable Diffusion and latent-diffusion checkpoints.  The reader
+# replaces each by `_Inert`, so they are neither imported nor called.
 _INERT = re.compile(
     r"(pytorch_lightning|lightning|lightning_fabric|omegaconf)\..*|numpy\.(_?core\.multiarray\.scalar|dtype)"
     r"|numpy\.dtypes\.\w+|_codecs\.encode|typing\.\w+|pathlib\.\w+|argparse\.Namespace"
 )
 
-_DEPTH, _MOST = 8, 500_000  # dictionaries within dictionaries, and what is in all of them
-_REMEDY = "save the dictionary that is meant by itself: torch.save(model.state_dict(), ...)"
+_DEPTH, _MOST = 8, 500_000  # maximum nesting of dictionaries, and of their items in total
+_REMEDY = "save only the dictionary of weights: torch.save(model.state_dict(), ...)"
 _SHOWN = 20  # lines of one message
-# How many times larger a tensor may be than what is stored of it: one with a stride of 0 repeats its numbers.
+# Maximum ratio of a tensor's size to its stored bytes: a tensor with a stride of 0 repeats its values.
 _MOST_EXPANDED = 1000
 
-# Bit patterns that numpy has no name for, as integers of the same width and as ml_dtypes.
+# Dtypes that numpy has no name for, as integers of equal width and as ml_dtypes.
 BIT_PATTERNS = {
     "bfloat16": ("int16", ml_dtypes.bfloat16),
     "float8_e4m3fn": ("uint8", ml_dtypes.float8_e4m3fn),
@@ -61,16 +61,16 @@ BIT_PATTERNS = {
 
 
 def read_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Returns name to array, sorted by name, every bit as it was stored.
+    """Returns arrays by name, sorted by name, bit for bit as stored.
 
-    The arrays are read-only views of the file where its format allows it (all that PyTorch >= 1.6 writes).  Tensors in
-    dictionaries within the dictionary have the names of both, `"ema.encoder.conv_in.bias"`; where only one holds any,
-    as `state_dict` does in a file of PyTorch Lightning, its name is left out.  So is everything that is no tensor.
+    The arrays are read-only views of the file where its format allows it (all files of PyTorch >= 1.6).  Tensors in
+    nested dictionaries have joined names, `"ema.encoder.conv_in.bias"`; if only one dictionary holds tensors, as
+    `state_dict` does in a PyTorch Lightning file, its name is left out.  Ignores everything that is not a tensor.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      FileError: if PyTorch is not installed, if the file is damaged, holds code, or holds no named tensors, or tensors
-        that are no arrays.
+      FileNotFoundError: If the file does not exist.
+      FileError: If PyTorch is not installed, or if the file is damaged, holds code, holds no named tensors, or holds
+        tensors that cannot be arrays.
     """
     require_regular(path)
     arrays = {}
@@ -79,14 +79,14 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             arrays[name] = to_array(tensor)
         except TypeError as error:
             raise FileError(
-                f"{path}: tensor {name!r} has dtype {tensor.dtype}, which numpy cannot hold; store it as another one"
+                f"{path}: tensor {name!r} has dtype {tensor.dtype}, which numpy cannot hold; save it in another dtype"
             ) from error
         arrays[name].flags.writeable = False
     return arrays
 
 
 def to_array(tensor: "torch.Tensor") -> np.ndarray:
-    """Returns a tensor as an array, bit for bit; on the CPU as a view."""
+    """Returns a tensor as an array, bit for bit, as a view if it is on the CPU."""
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")
     if name in BIT_PATTERNS:
@@ -98,7 +98,7 @@ def to_array(tensor: "torch.Tensor") -> np.ndarray:
 
 
 class _Inert:
-    """Stands for an object that nobody needs; whatever it is called with, it does nothing."""
+    """Replaces an object that is not needed; accepts any arguments and does nothing."""
 
     def __init__(self, *args: object):
         pass
@@ -112,7 +112,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
         check_bounds(path)
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise FileError(f"{path} is not a PyTorch checkpoint that can be read: {error}") from error
-    purpose = f"{path} is pickled, which only PyTorch can read; give a safetensors file, or install PyTorch"
+    purpose = f"{path} is pickled, which only PyTorch can read; use a safetensors file, or install PyTorch"
     with needed(purpose, "torch", raises=FileError):
         import torch
     try:
@@ -124,26 +124,26 @@ def _load(path: str | os.PathLike[str]) -> Any:
             warnings.catch_warnings(),
             torch.serialization.safe_globals([(_Inert, name) for name in inert]),
         ):
-            warnings.simplefilter("ignore")  # about the pickle's protocol and old storages: of no use to the reader
+            warnings.simplefilter("ignore")  # about the pickle's protocol and old storages, irrelevant here
             if Path(path).suffix.lower() not in PICKLES:  # PyTorch reads .safetensors in another way
                 with open(path, "rb") as file:
                     return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # a damaged pickle makes PyTorch raise nearly anything
+    except Exception as error:  # for a damaged pickle, PyTorch may raise any exception
         code = re.search(r"GLOBAL (\w[\w.]*)", str(error))
         if code:
             raise FileError(
-                f"{path} holds code or foreign objects ({code[1]}), and none of that is ever run; where it comes from, "
+                f"{path} holds code or foreign objects ({code[1]}), which are never executed; where it comes from, "
                 "save the tensors alone: torch.save(model.state_dict(), ...)"
             ) from error
-        # PyTorch's own words advise to read without `weights_only`, which would run whatever the file holds.
+        # PyTorch's message advises to read without `weights_only`, which would execute the file's code.
         reason = next(iter(str(error).splitlines()), "") or "no reason given"
         reason = "its pickle cannot be read" if "weights" in reason.lower() else f"{type(error).__name__}: {reason}"
         raise FileError(incomplete(path, "pickle", reason)) from error
 
 
 def _is_stored(path: str | os.PathLike[str]) -> bool:
-    """Whether the members are uncompressed; PyTorch's own always are, and only those can be mapped."""
+    """Returns whether the members are uncompressed, as PyTorch writes them; only those can be mapped."""
     with zipfile.ZipFile(path) as archive:
         return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
 
@@ -155,18 +155,18 @@ def _foreign_names(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _names_before_1_6(path: str | os.PathLike[str]) -> set[str]:
-    """The classes and functions that a file of PyTorch's former format names, without importing any of them."""
+    """Returns the classes and functions that a file of PyTorch < 1.6 names, without importing them."""
     names: set[str] = set()
-    with open(path, "rb") as file, contextlib.suppress(Exception):  # damage is for the reader to report
-        for _ in range(4):  # a magic number, the version, the system, the content
+    with open(path, "rb") as file, contextlib.suppress(Exception):  # damage is reported by the reader
+        for _ in range(4):  # magic number, version, system, content
             names |= {str(arg).replace(" ", ".") for op, arg, _ in pickletools.genops(file) if op.name == "GLOBAL"}
     return names
 
 
 def _tensors_in(path: str | os.PathLike[str], content: Any) -> "dict[str, torch.Tensor]":
-    """Returns the named tensors of a checkpoint, without the name of a single dictionary that holds them all."""
+    """Returns the named tensors of a checkpoint; the name of a single dictionary that holds them all is left out."""
     if not isinstance(content, Mapping):
-        raise FileError(f"{path} holds a {type(content).__name__}; a dictionary of named tensors was expected")
+        raise FileError(f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors")
     if "state_dict" in content:
         content = {name: value for name, value in content.items() if name not in BOOKKEEPING}
     tensors = _flatten(path, content)
@@ -182,12 +182,12 @@ def _tensors_in(path: str | os.PathLike[str], content: Any) -> "dict[str, torch.
     strangers = {name: tensor for name, tensor in tensors.items() if not _is_plain(tensor)}
     if strangers:
         lines = [f"  {shorten([repr(name)])}: {_describe(tensor)}" for name, tensor in strangers.items()]
-        raise FileError("\n".join([f"{path} holds tensors that are no arrays:", *first_lines(lines, _SHOWN), _REMEDY]))
+        raise FileError("\n".join([f"{path} holds tensors that are not arrays:", *first_lines(lines, _SHOWN), _REMEDY]))
     return tensors
 
 
 def _flatten(path: str | os.PathLike[str], content: Mapping[Any, Any]) -> "dict[str, torch.Tensor]":
-    """All tensors in dictionaries within dictionaries, by their names joined with dots."""
+    """Returns all tensors in nested dictionaries, by their names joined with dots."""
     import torch
 
     tensors: dict[str, torch.Tensor] = {}
@@ -195,7 +195,7 @@ def _flatten(path: str | os.PathLike[str], content: Mapping[Any, Any]) -> "dict[
     while left:
         where, branch, depth = left.pop()
         seen += len(branch)
-        if depth > _DEPTH or seen > _MOST:  # a dictionary that holds itself, or another many times over
+        if depth > _DEPTH or seen > _MOST:  # a dictionary that contains itself, or another one many times
             raise FileError(f"{path} holds dictionaries nested more than {_DEPTH} deep, or too many; {_REMEDY}")
         for key, value in branch.items():
             name = f"{where}{key}"
@@ -203,9 +203,9 @@ def _flatten(path: str | os.PathLike[str], content: Mapping[Any, Any]) -> "dict[
                 left.append((f"{name}.", value, depth + 1))
             elif isinstance(value, torch.Tensor):
                 if not is_text(name):
-                    raise FileError(f"{path} holds a tensor whose name is no valid text: {name!a}; {_REMEDY}")
+                    raise FileError(f"{path} holds a tensor with a name that is not valid text: {name!a}; {_REMEDY}")
                 if name in tensors:
-                    raise FileError(f"{path} holds two tensors that are called {name!r}; {_REMEDY}")
+                    raise FileError(f"{path} holds two tensors of the name {name!r}; {_REMEDY}")
                 tensors[name] = value
     return tensors
 
@@ -217,7 +217,7 @@ def _holds_tensors(path: str | os.PathLike[str], value: object) -> bool:
 
 
 def _is_plain(tensor: "torch.Tensor") -> bool:
-    """Whether an array can hold it."""
+    """Returns whether numpy can hold a tensor."""
     import torch
 
     return (
@@ -230,7 +230,7 @@ def _is_plain(tensor: "torch.Tensor") -> bool:
 
 
 def _bytes_stored(value: Any) -> int | None:
-    """Returns the bytes that are stored of a tensor which claims far more numbers; None of any other object."""
+    """Returns the stored bytes of a tensor that claims far more elements, and None for any other object."""
     import torch
 
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_nested:
@@ -243,5 +243,5 @@ def _describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a dictionary of {len(value)}"
     if (stored := _bytes_stored(value)) is not None:
-        return f"a tensor of {value.numel():,} numbers, of which {stored:,} bytes are stored"
+        return f"a tensor of {value.numel():,} elements, of which {stored:,} bytes are stored"
     return f"a {type(value).__name__}" + (f" ({layout})" if (layout := getattr(value, "layout", None)) else "")

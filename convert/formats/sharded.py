@@ -1,7 +1,6 @@
-"""Weights split over several files, with an index that says which tensor lies in which.
+"""Reads weights split into shards, with an index that names the shard of each tensor.
 
-The index comes from whoever made the files, so the names in it are trusted with nothing: each must be the plain name of
-a file that lies in the folder of the index.
+The index is untrusted: each name in it must be the plain name of a file in the folder of the index.
 """
 
 import os
@@ -16,26 +15,26 @@ from flax_vae.convert.formats.content import foreign
 from flax_vae.convert.formats.pytorch import read_pickle
 from flax_vae.convert.formats.safetensors import list_tensors, read_tensors
 
-# The form of the shards; diffusers writes the name of a variant behind `index`.
+# Form of the shards' names; diffusers writes the name of a variant after `index`.
 _INDEX = re.compile(r"(?P<form>\.safetensors|\.bin)\.index(\.[\w-]+)?\.json")
 
 
 def is_index(name: str) -> bool:
-    """Whether a file of this name is an index: `*.safetensors.index.json` or `*.bin.index.json`."""
+    """Returns whether a file of this name is an index: `*.safetensors.index.json` or `*.bin.index.json`."""
     return _INDEX.search(name) is not None and name.endswith(".json")
 
 
 def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[str, np.ndarray]:
-    """Returns name to array of all the shards together, sorted by name.
+    """Returns arrays by name from all shards, sorted by name.
 
     Args:
-      path: the index; see `is_index`.
-      verify: see `flax_vae.convert.formats.read_tensors`.
+      path: Path of the index; see `is_index`.
+      verify: Whether to compare digests; see `flax_vae.convert.formats.read_tensors`.
 
     Raises:
-      FileNotFoundError: if there is no such index.
-      FileError: if the index or a shard is damaged or missing, if a name in the index leaves its folder, or if the
-        shards do not hold exactly what the index says; one error lists every difference.
+      FileNotFoundError: If the index does not exist.
+      FileError: If the index or a shard is damaged or missing, if a name in the index leaves its folder, or if the
+        shards do not hold exactly the tensors of the index; one error lists every difference.
     """
     index = Path(path)
     places = read_shard_index(index)
@@ -61,22 +60,22 @@ def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[st
 
 
 def read_shard_index(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Returns tensor to shard, as the index has it; the shards are not looked at.
+    """Returns the shard of each tensor, as listed in the index; does not check the shards.
 
     Raises:
-      FileNotFoundError: if there is no such index.
-      FileError: if it is not an index.
+      FileNotFoundError: If the index does not exist.
+      FileError: If it is not an index.
     """
     index = Path(path)
     if not index.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} does not exist; expected an index of shards")
     try:
         places = read_object(index, 1 << 28).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise ValueError("it has no 'weight_map' that names a file for each tensor")
         for tensor, name in places.items():
             if not isinstance(name, str):
-                raise ValueError(f"it places {tensor!r} in {name!r}, which is no name")
+                raise ValueError(f"it places {tensor!r} in {name!r}, which is not a file name")
     except ValueError as error:
         raise FileError(
             foreign(path, "the index of shards") or f"{path} is not the index of {_form(index)[1:]} files: {error}"
@@ -90,14 +89,12 @@ def _form(index: Path) -> str:
 
 
 def _locate(index: Path, name: str, form: str) -> Path:
-    # Backslash, colon and NUL mean something to one system or another, whatever they mean here.
+    # Backslash, colon and NUL are refused on every system, because some systems interpret them.
     if name in ("", ".", "..") or set(name) & set("/\\:\0") or not name.endswith(form):
-        raise FileError(
-            f"{index} names the shard {name!r}; only the plain name of a {form} file beside the index is followed"
-        )
+        raise FileError(f"{index} names the shard {name!r}; expected the plain name of a {form} file beside the index")
     shard = index.parent / name
     if not shard.exists():
-        raise FileError(f"{index} names the shard {name!r}, which is not there; download it too")
+        raise FileError(f"{index} names the shard {name!r}, which does not exist; download it too")
     real = shard.resolve()
     if real.parent not in (index.parent.resolve(), index.resolve().parent, *_hub_blobs(index)):
         raise FileError(
@@ -107,10 +104,10 @@ def _locate(index: Path, name: str, form: str) -> Path:
 
 
 def _hub_blobs(index: Path) -> list[Path]:
-    """Where the Hugging Face hub's cache keeps the files that its snapshots link to: `blobs` beside `snapshots`."""
+    """Returns where the Hugging Face hub's cache keeps the files that its snapshots link to: `blobs`."""
     folders = index.parent.absolute().parents
     return [folder.parent.resolve() / "blobs" for folder in folders if folder.name == "snapshots"]
 
 
 def _elsewhere(places: dict[str, str], tensor: str) -> str:
-    return f", and belongs in {places[tensor]}" if tensor in places else ", and the index does not know it"
+    return f", and belongs in {places[tensor]}" if tensor in places else ", and is not in the index"

@@ -1,6 +1,6 @@
-"""The latent data set: its index, its shards, the statistics of its channels.
+"""The latent data set: its index, its shards, and statistics of its channels.
 
-NumPy only; imports `flax_vae.convert.formats`.  Written by `flax_vae.folders`, read by whoever trains on latents.
+NumPy only; imports `flax_vae.convert.formats`.  Written by `flax_vae.folders`, read for training on latents.
 """
 
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         read_sources,
         write_shard,
     )
-    from flax_vae.convert.latents.statistics import LatentMoments, LatentStatistics
+    from flax_vae.convert.latents.statistics import ChannelStats, LatentStatistics
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -40,7 +40,7 @@ __all__ = [
     "LatentDataset",
     "LatentEntry",
     "LatentIndex",
-    "LatentMoments",
+    "ChannelStats",
     "LatentStatistics",
     "PLAN",
     "SKIPPED",

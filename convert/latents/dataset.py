@@ -1,4 +1,4 @@
-"""Reading the latents that `flax-vae encode` wrote: numpy, and neither framework."""
+"""Reads the latents written by `flax-vae encode`, with NumPy alone."""
 
 import operator
 import os
@@ -17,38 +17,38 @@ from flax_vae.convert.latents.shard import checksum, columns_sha256, name_of, re
 
 AxisOrder = Literal["hwc", "chw"]
 
-# Shards that are mapped at a time.  Each takes one of the files that a process may have open, of which 1,024 are usual.
+# Maximum number of mapped shards.  Each uses one open file, of which a process usually has 1,024.
 _MAPPED = 256
-_THREADS = 16  # look at the headers of shards, which is mostly waiting
+_THREADS = 16  # threads that check the headers of shards, which is mostly waiting
 
 
 class LatentDataset:
-    """The latents of a folder, by their position from 0: random access, from any number of threads or processes.
+    """The latents of a folder, by position from 0: random access from any number of threads or processes.
 
-    An entry is a dictionary: `latent`, or `mean` and `logvar` where moments were stored, float arrays `h w c`; `name`
-    of the image in the source folder; `height` and `width` of the original in pixels, of which the latent of a padded
-    image shows the upper left; `flipped`, whether it is the mirror image; `number` of the image in the sorted list of
-    the source.  A latent or a sample is scaled, as `AutoEncoder.encode` returns it; mean and logvar are raw.
+    An entry is a dictionary: `latent`, or `mean` and `logvar` if moments were stored, float arrays `h w c`; `name`,
+    path of the image in the source folder; `height` and `width` of the original in pixels, which fills the upper left
+    of a padded image; `flipped`, whether the entry is the mirror image; `number`, position of the image in the sorted
+    list of the source.  A latent or a sample is scaled, as returned by `AutoEncoder.encode`; mean and logvar are raw.
 
-    Shards are mapped into memory when an entry of theirs is asked for.  Entries lie sorted by the size of their latent.
+    Shards are mapped into memory on first use.  Entries are sorted by the size of their latent.
 
     Attributes:
-      folder: of the data set.
-      index: what is known of it; `index.encoding` says how the latents were made.
-      statistics: mean and deviation of each channel over all entries.
-      sizes: (height, width) of a latent to the positions of the entries of that size.
+      folder: Folder of the data set.
+      index: Content of `index.json`; `index.encoding` describes how the latents were made.
+      statistics: Mean and standard deviation of each channel over all entries.
+      sizes: Positions of the entries by (height, width) of their latent.
 
-    Example, numpy alone:
+    Example with NumPy:
       >>> latents = LatentDataset("latents")                                                    # doctest: +SKIP
       >>> for positions in latents.batches(32, seed=0):                                         # doctest: +SKIP
       ...     z = np.stack([latents[i]["latent"] for i in positions])
 
-    grain, for JAX; the data set is a source as it is:
+    With grain, for JAX; the data set is a grain source:
       >>> import grain                                                                          # doctest: +SKIP
       >>> source = grain.MapDataset.source(LatentDataset("latents"))                            # doctest: +SKIP
       >>> batches = source.shuffle(seed=0).batch(32).to_iter_dataset()                          # doctest: +SKIP
 
-    torch; `batches` keeps the sizes apart, and "chw" is how torch lays out images:
+    With PyTorch; a batch holds latents of one size, and "chw" is PyTorch's axis order:
       >>> from torch.utils.data import DataLoader                                               # doctest: +SKIP
       >>> latents = LatentDataset("latents", layout="chw")                                      # doctest: +SKIP
       >>> loader = DataLoader(latents, batch_sampler=latents.batches(32, seed=0), num_workers=4)  # doctest: +SKIP
@@ -67,18 +67,18 @@ class LatentDataset:
         """Reads the index, and compares the header of each shard with it.
 
         Args:
-          folder: what `flax-vae encode` wrote.
-          layout: of an entry's arrays: `"hwc"`, Flax's, or `"chw"`, torch's.
-          dtype: that the arrays are converted to, copies that may be written to; None gives read-only views of the
-            file, in the dtype that it holds.
-          verify: Whether data are compared with what was written.  None compares each latent with its CRC-32 when it
-            is read, at 1 GB/s and more; True also compares each shard with its SHA-256 when it is first mapped, which
-            reads all of it; False compares nothing but the headers.  Data sets of format 1 have no CRC-32.
+          folder: Folder written by `flax-vae encode`.
+          layout: Axis order of an entry's arrays: `"hwc"` as in Flax, or `"chw"` as in PyTorch.
+          dtype: Dtype of the returned arrays, which are writable copies; None returns read-only views of the file, in
+            its dtype.
+          verify: Whether to check the data.  None compares each latent with its CRC-32 when it is read, at 1 GB/s or
+            more; True also compares each shard with its SHA-256 when it is first mapped, which reads the whole shard;
+            False checks only the headers.  Data sets of format 1 have no CRC-32.
 
         Raises:
-          FileNotFoundError: if the folder is no latent data set, or one that is not complete.
-          FileError: if its index is damaged, or a shard is missing, cut short, or not the one of the index.
-          ValueError: if there is no such layout.
+          FileNotFoundError: If the folder is not a latent data set, or not a complete one.
+          FileError: If its index is damaged, or a shard is missing, truncated, or does not match the index.
+          ValueError: If the layout is unknown.
         """
         if layout not in get_args(AxisOrder):
             raise ValueError(f"layout={layout!r} must be 'hwc' or 'chw'")
@@ -97,15 +97,15 @@ class LatentDataset:
         return self.index.entries
 
     def __getitem__(self, position: SupportsIndex) -> dict[str, Any]:
-        """Returns one entry; see the class.
+        """Returns one entry; see the class for its keys.
 
         Raises:
-          IndexError: if there is no such position.
-          FileError: if the shard is damaged.
+          IndexError: If the position is out of range.
+          FileError: If the shard is damaged.
         """
         wanted = operator.index(position)
         if not -len(self) <= wanted < len(self):
-            raise IndexError(f"position {wanted} is not one of the {len(self)} latents in {self.folder}")
+            raise IndexError(f"position {wanted} is out of range; {self.folder} holds {len(self)} latents")
         wanted %= len(self)
         number = int(np.searchsorted(self._ends, wanted, side="right"))
         shard = self._shard(number)
@@ -117,16 +117,16 @@ class LatentDataset:
     def batches(
         self, batch_size: int, *, seed: int | None = None, epoch: int = 0, drop_last: bool = False
     ) -> list[list[int]]:
-        """The positions of all entries, in batches of equally large latents.
+        """Returns the positions of all entries in batches of latents of one size.
 
         Args:
-          batch_size: entries of a batch; the last of each size may be smaller.
-          seed: of the order of entries and batches, a pure function of (seed, epoch); None keeps that of the files.
-          epoch: see `seed`.
-          drop_last: leave the smaller batches out.
+          batch_size: Entries per batch; the last of each size may be smaller.
+          seed: Seed of the order of entries and batches, a pure function of (seed, epoch); None keeps the stored order.
+          epoch: Epoch number; see `seed`.
+          drop_last: Whether to leave out the smaller batches.
 
         Raises:
-          ValueError: if `batch_size` is less than 1.
+          ValueError: If `batch_size` is less than 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -140,7 +140,7 @@ class LatentDataset:
         return batches if rng is None else [batches[index] for index in rng.permutation(len(batches))]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is mapped: another process maps it anew."""
+        """Returns the state without mapped shards; another process maps them again."""
         return {name: value for name, value in vars(self).items() if name not in ("_mapped", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ class LatentDataset:
         with self._lock:
             shard = self._mapped.get(number)
             if shard is None:
-                while len(self._mapped) >= _MAPPED:  # an array that is in use keeps its map
+                while len(self._mapped) >= _MAPPED:  # arrays in use keep their map alive
                     self._mapped.popitem(last=False)
                 record = self.index.shards[number]
                 self._mapped[number] = shard = _Shard(self.folder, record, self.index.encoding.parts, self._verify)
@@ -166,12 +166,12 @@ class LatentDataset:
 
 
 class _Shard:
-    """One mapped file."""
+    """One mapped shard."""
 
     def __init__(self, folder: Path, record: ShardRecord, parts: tuple[str, ...], verify: bool | None):
         self.record = record
         self._path = path = folder / record.file
-        require_listed(folder, record)  # again: it may have been exchanged since
+        require_listed(folder, record)  # again: the file may have been replaced since
         self._tensors = tensors = read_tensors(path, verify=verify is True)
         expected = {name: record.entries for name in ("number", "height", "width", "flipped", "name_end")}
         expected |= {f"{part}/{run.height}x{run.width}": run.count for run in record.runs for part in parts}
@@ -186,7 +186,7 @@ class _Shard:
         self._ends = np.cumsum([run.count for run in record.runs])
 
     def entry(self, row: int) -> dict[str, Any]:
-        """Views of the file, and what is known of the entry."""
+        """Returns views of an entry's arrays, and its columns."""
         run = int(np.searchsorted(self._ends, row, side="right"))
         height, width, count = self.record.runs[run]
         inside = row - int(self._ends[run]) + count

@@ -1,23 +1,22 @@
-"""The files of a latent data set, a folder: what stands in the shards, and what in the index.
+"""Files of a latent data set, which is a folder: the layout of its shards and the content of its index.
 
-    index.json                   what was encoded and how, the statistics, and the list of the shards; written last
+    index.json                   encoding, statistics and the list of shards; written last
     statistics.json              mean and deviation of every channel, as in the index
     latents-00000.safetensors    a shard
-    skipped.jsonl                images that could not be read, where there are such
-    plan.json                    what `flax-vae encode` goes by when it is started again
-    images-00000.jsonl           name, height and width of each image of the plan; one such file more for each --append
+    skipped.jsonl                images that could not be read, if any
+    plan.json                    plan by which `flax-vae encode` resumes
+    images-00000.jsonl           name, height and width of each image of the plan; one more such file per --append
 
-A shard holds one tensor `n h w c` for each size of latent in it, and not one for each image: its header stays a few
-hundred bytes long however many images there are, and a tensor is a batch as it is.  What is known of each entry stands
-beside them as columns: `number` of the image in the source, `height` and `width` of the original in pixels, `flipped`,
-the UTF-8 bytes of all names with the end of each, `name` and `name_end`, `source_sha256` of the image file, and `crc32`
-of the latent.  Columns are mapped like the latents and
-need no parsing, so that millions of entries cost a reader neither time nor memory; and as shard and entries are one
-file, a rename makes both appear together.
+A shard holds one tensor `n h w c` per size of latent, not one per image: its header stays a few hundred bytes long for
+any number of images, and a tensor is a batch.  The properties of the entries are stored as columns: `number` of the
+image in the source, `height` and `width` of the original in pixels, `flipped`, the UTF-8 bytes of all names and the end
+of each, `name` and `name_end`, `source_sha256` of the image file, and `crc32` of the latent.  Columns are memory-mapped
+like the latents and need no parsing, so millions of entries cost a reader neither time nor memory.  A shard and its
+entries are one file, so a single rename publishes both.
 
-The index holds its own digest, and the size and the digest of the header of each shard, which holds the digest of the
-data: a shard that was exchanged, cut short or made by another run is found when the data set is opened.  Data sets of
-format 1, which were written before, have only the digest of the data.
+The index holds its own digest, and for each shard its size and the digest of its header, which in turn holds the digest
+of the data.  A shard that was replaced, truncated or made by another run is therefore detected when the data set is
+opened.  Data sets of the earlier format 1 have only the digest of the data.
 """
 
 import hashlib
@@ -39,26 +38,26 @@ INDEX, STATISTICS, SKIPPED, PLAN = "index.json", "statistics.json", "skipped.jso
 
 Store = Literal["mean", "moments", "sample"]
 StoreDtype = Literal["float32", "bfloat16", "float16"]
-_SELF = "sha256"  # the key of the index's own digest
+_SELF = "sha256"  # key of the index's own digest
 _SHARD = re.compile(r"latents-\d{5,}\.safetensors")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images became latents: whatever a number in a shard depends on, but for the images.
+    """Settings of an encoding: everything that the stored values depend on, except the images.
 
     Attributes:
-      encoder_sha256: of the weights that encode, and only those: a decoder that was trained further for the same
-        latents reads them too.
-      architecture: of the autoencoder.
-      store: `"mean"` of the posterior or a `"sample"` of it, scaled as `AutoEncoder.encode` returns them; or the
-        `"moments"`, mean and logvar, raw.
-      dtype: of the stored numbers.
-      compute_dtype: of the computation.
-      multiple: sides of the images were padded to multiples of it, in pixels.
-      flip: whether each image is followed by its mirror image.
-      seed: of the samples; None where none were drawn.
-      time: condition of a model that takes one.
+      encoder_sha256: SHA-256 of the encoder's weights alone, so that a decoder trained further for these latents
+        matches too.
+      architecture: Architecture of the autoencoder.
+      store: Stored quantity: `"mean"` of the posterior or a `"sample"` of it, scaled as returned by
+        `AutoEncoder.encode`; or `"moments"`, the raw mean and logvar.
+      dtype: Dtype of the stored values.
+      compute_dtype: Computation dtype.
+      multiple: Number of pixels that the sides of the images were padded to a multiple of.
+      flip: Whether each image is followed by its mirror image.
+      seed: Seed of the samples; None without sampling.
+      time: Time condition, for models that take one.
     """
 
     encoder_sha256: str
@@ -78,7 +77,7 @@ class Encoding:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What a shard holds of each entry: `latent`, or `mean` and `logvar`."""
+        """Names of the arrays of an entry: `latent`, or `mean` and `logvar`."""
         return ("mean", "logvar") if self.store == "moments" else ("latent",)
 
     @property
@@ -88,30 +87,31 @@ class Encoding:
 
     @property
     def channels(self) -> int:
-        """Of a stored latent."""
+        """Number of channels of a stored latent."""
         return self.architecture.latent_channels if self.scaled else self.architecture.z_channels
 
     @property
     def factor(self) -> int:
-        """Pixels of the padded image for each row, or column, of a stored latent."""
+        """Pixels of the padded image per row or column of a stored latent."""
         return self.architecture.factor // (1 if self.scaled else self.architecture.patch)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values."""
+        """Returns all fields as values for JSON."""
         return asdict(self) | {"architecture": self.architecture.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Encoding":
-        """The inverse of `to_dict`.
+        """Returns the encoding of a dictionary; the inverse of `to_dict`.
 
         Raises:
-          TypeError, ValueError: if the fields are not those of an encoding.
+          TypeError: If a field is missing or unknown.
+          ValueError: If a field has an invalid value.
         """
         return cls(**{**values, "architecture": AutoEncoderParams.from_dict(values["architecture"])})
 
 
 class Run(NamedTuple):
-    """Consecutive entries of a shard whose latents have one size: `height` x `width`, `count` of them."""
+    """Consecutive entries of a shard with one size of latent: `count` of `height` x `width`."""
 
     height: int
     width: int
@@ -120,13 +120,13 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What the index says of a shard.
+    """Entry of a shard in the index.
 
     Attributes:
-      file: its name.
-      entries: latents in it.
-      runs: their sizes, in order.
-      data_sha256: of everything behind the file's header, as the header itself has it.
+      file: Name of the shard.
+      entries: Number of latents in the shard.
+      runs: Sizes of the latents, in order.
+      data_sha256: SHA-256 of the data after the file's header, as stored in the header.
       size: Length of the file in bytes; None in format 1.
       header_sha256: SHA-256 of the file's header; None in format 1.
     """
@@ -141,14 +141,14 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class LatentIndex:
-    """What `index.json` says.
+    """Content of `index.json`.
 
     Attributes:
-      encoding: how the latents were made.
-      entries: latents in all shards.
-      images: that were encoded; twice as many entries with mirror images.
-      skipped: images that could not be.
-      shards: in order.
+      encoding: Settings of the encoding.
+      entries: Number of latents in all shards.
+      images: Number of encoded images; half the entries if mirror images are stored.
+      skipped: Number of images that could not be encoded.
+      shards: Shards in order.
       statistics: Mean and deviation of each channel over all entries.
     """
 
@@ -161,17 +161,17 @@ class LatentIndex:
 
 
 def images_file(part: int) -> str:
-    """Returns the name of the list of images of a part of the plan."""
+    """Returns the name of the image list for a part of the plan."""
     return f"images-{part:05d}.jsonl"
 
 
 def shard_file(number: int) -> str:
-    """The name of a shard."""
+    """Returns the name of a shard."""
     return f"latents-{number:05d}.safetensors"
 
 
 def dump_index(index: LatentIndex) -> str:
-    """Returns the text of `index.json`, a line for each shard."""
+    """Returns the text of `index.json`, with one line per shard."""
     encoding = index.encoding
     told = {"scaled": encoding.scaled, "factor": encoding.factor, "channels": encoding.channels}
     head = {"format": FORMAT, "encoding": encoding.to_dict()} | told
@@ -191,31 +191,31 @@ def write_index(folder: Path, index: LatentIndex) -> None:
 
 
 def read_latent_index(folder: str | os.PathLike[str]) -> LatentIndex:
-    """Reads `index.json`; the shards are not looked at.
+    """Reads `index.json`, without checking the shards.
 
     Raises:
-      FileNotFoundError: if the folder is no latent data set, or one that is not complete.
-      FileError: if the file is damaged, of a later format, or names files that are no shards beside it.
+      FileNotFoundError: If the folder is not a latent data set, or not a complete one.
+      FileError: If the file is damaged, of a later format, or names files other than shards beside it.
     """
     path = Path(folder) / INDEX
     if not path.is_file():
         if path.with_name(PLAN).is_file():
-            raise FileNotFoundError(f"{folder} is not complete; start the same flax-vae encode again, which goes on")
-        raise FileNotFoundError(f"{folder} holds no {INDEX}; give a folder that flax-vae encode has written")
+            raise FileNotFoundError(f"{folder} is not complete; run the same flax-vae encode again, which resumes it")
+        raise FileNotFoundError(f"{folder} holds no {INDEX}; expected a folder written by flax-vae encode")
     try:
         values = read_object(path, 1 << 28)
         if values["format"] not in (1, FORMAT):
-            raise ValueError(f"it is of format {values['format']!r}, and this program reads 1 and {FORMAT}")
+            raise ValueError(f"its format is {values['format']!r}; expected 1 or {FORMAT}")
         shards = tuple(_shard_record(shard) for shard in values["shards"])
         encoding = Encoding.from_dict(values["encoding"])
         entries, images, skipped = (int(values[name]) for name in ("entries", "images", "skipped"))
         if sum(shard.entries for shard in shards) != entries:
-            raise ValueError(f"its shards do not hold {entries} entries together")
+            raise ValueError(f"its shards do not hold {entries} entries in total")
         statistics = None
         if values["format"] != 1:
             statistics = LatentStatistics.from_dict(values["statistics"])
         if (statistics is not None or _SELF in values) and values.pop(_SELF) != _own_sha256(values):
-            raise ValueError("its content is not what was written: its SHA-256 differs")
+            raise ValueError("its SHA-256 differs from its content")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} is not the index of latents ({error}); get it again") from error
     statistics = statistics or _read_statistics(path.with_name(STATISTICS))
@@ -223,7 +223,7 @@ def read_latent_index(folder: str | os.PathLike[str]) -> LatentIndex:
 
 
 def _own_sha256(values: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of what an index says, however it is laid out."""
+    """Returns the SHA-256 of an index's values, independent of whitespace."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
@@ -237,8 +237,8 @@ def _read_statistics(path: Path) -> LatentStatistics:
 
 def _shard_record(values: Mapping[str, Any]) -> ShardRecord:
     record = ShardRecord(**{**values, "runs": tuple(Run(*map(int, run)) for run in values["runs"])})
-    if not _SHARD.fullmatch(record.file):  # it comes from whoever made the data set: nothing else is opened
-        raise ValueError(f"it names the shard {record.file!r}; a shard is called {shard_file(0)} or alike")
+    if not _SHARD.fullmatch(record.file):  # the name comes from an untrusted file; nothing else may be opened
+        raise ValueError(f"it names the shard {record.file!r}; expected a name of the form {shard_file(0)}")
     if sum(run.count for run in record.runs) != record.entries or any(min(run) < 1 for run in record.runs):
         raise ValueError(f"the sizes of {record.file} are not those of {record.entries} entries")
     return record

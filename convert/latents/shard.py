@@ -1,4 +1,4 @@
-"""One shard of latents: tensors by size, and columns of what is known of each entry."""
+"""Writes and reads a shard of latents: tensors by size, and columns with the properties of each entry."""
 
 import hashlib
 import json
@@ -14,16 +14,16 @@ import numpy as np
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.formats import DIGEST, ArrayLike, fingerprint, read_metadata, read_tensors, write_tensors
 from flax_vae.convert.latents.index import Run, ShardRecord, shard_file
-from flax_vae.convert.latents.statistics import LatentMoments
+from flax_vae.convert.latents.statistics import ChannelStats
 
 COLUMNS = ("number", "height", "width", "flipped", "name", "name_end", "source_sha256", "crc32")
 
 
 class LatentEntry(NamedTuple):
-    """What is known of one latent.
+    """Properties of one latent.
 
     Attributes:
-      number: Number of its image in the source.
+      number: Number of the image in the source.
       name: Path of the image within the source.
       height: Height of the original in pixels.
       width: Width of the original in pixels.
@@ -44,8 +44,8 @@ class Skip(NamedTuple):
 
     Attributes:
       name: Path of the image within the source.
-      reason: Error that reading it gave.
-      source_sha256: SHA-256 of the file in hexadecimal; None where it could not be opened.
+      reason: Error from reading it.
+      source_sha256: SHA-256 of the file in hexadecimal; None if it could not be opened.
     """
 
     name: str
@@ -55,45 +55,45 @@ class Skip(NamedTuple):
 
 @dataclass
 class ShardContent:
-    """What is to become a shard.
+    """Content of a shard to be written.
 
     Attributes:
-      entries: in order.
-      latents: batches `n h w c` by part, in the same order.
-      moments: of those latents.
-      skipped: images of the shard that could not be read.
+      entries: Entries in order.
+      latents: Batches `n h w c` by part, in the order of the entries.
+      moments: Channel statistics of the latents.
+      skipped: Images of the shard that could not be read.
     """
 
-    moments: LatentMoments
+    moments: ChannelStats
     entries: list[LatentEntry] = field(default_factory=list)
     latents: list[dict[str, np.ndarray]] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
 
     def add(self, entries: Sequence[LatentEntry], latents: dict[str, np.ndarray]) -> None:
-        """Takes a batch in."""
+        """Appends a batch."""
         self.entries += entries
         self.latents.append(latents)
-        self.moments += LatentMoments.of(*latents.values())
+        self.moments += ChannelStats.of(*latents.values())
 
 
 def write_shard(folder: Path, number: int, content: ShardContent, plan: str) -> None:
-    """Writes a shard, which appears whole under its name or not at all.
+    """Writes a shard atomically.
 
     Args:
-      folder: of the data set.
-      number: of the shard.
-      content: what goes in, latents of one size one after the other.
-      plan: SHA-256 of the plan that it is a part of.
+      folder: Folder of the data set.
+      number: Number of the shard.
+      content: Entries and latents, sorted by the size of the latent.
+      plan: SHA-256 of the plan that the shard belongs to.
 
     Raises:
-      ValueError: if latents are not sorted so.
+      ValueError: If the latents are not sorted by size.
     """
     runs: dict[tuple[int, int], list[dict[str, np.ndarray]]] = {}
     for batch in content.latents:
         shape = next(iter(batch.values())).shape
         size = (shape[1], shape[2])
         if size in runs and size != next(reversed(runs)):
-            raise ValueError(f"latents of {size[0]} x {size[1]} come in two runs; sort them by size")
+            raise ValueError(f"latents of {size[0]} x {size[1]} are not consecutive; sort them by size")
         runs.setdefault(size, []).append(batch)
     tensors: dict[str, ArrayLike] = {
         f"{part}/{height}x{width}": np.concatenate([batch[part] for batch in batches])
@@ -125,7 +125,7 @@ def write_shard(folder: Path, number: int, content: ShardContent, plan: str) -> 
 
 
 def columns_sha256(tensors: Mapping[str, np.ndarray]) -> str:
-    """Returns the SHA-256 of the columns of a shard, whose latents have a checksum each."""
+    """Returns the SHA-256 of the columns of a shard; each latent has a checksum of its own."""
     digest = hashlib.sha256()
     for name in COLUMNS:
         digest.update(np.ascontiguousarray(tensors[name]).tobytes())
@@ -133,7 +133,7 @@ def columns_sha256(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def checksum(latents: Sequence[np.ndarray]) -> int:
-    """Returns the CRC-32 of an entry, of its parts one after the other; at 1 GB/s and more."""
+    """Returns the CRC-32 of an entry, over its parts in order; runs at 1 GB/s or more."""
     crc = 0
     for latent in latents:
         crc = zlib.crc32(np.ascontiguousarray(latent).reshape(-1).view(np.uint8).data, crc)
@@ -145,29 +145,29 @@ def _checksums(batch: Mapping[str, np.ndarray]) -> list[int]:
 
 
 class ShardNotes(NamedTuple):
-    """What the header of a shard says.
+    """Metadata in the header of a shard.
 
     Attributes:
-      record: Line of the index.
-      plan: SHA-256 of the plan that the shard is a part of.
-      number: Number of the shard, which its name should have.
-      moments: Moments of its latents.
+      record: Entry of the shard in the index.
+      plan: SHA-256 of the plan that the shard belongs to.
+      number: Number of the shard, to compare with its name.
+      moments: Channel statistics of its latents.
       skipped: Images of the shard that could not be read.
     """
 
     record: ShardRecord
     plan: str
     number: int
-    moments: LatentMoments
+    moments: ChannelStats
     skipped: list[Skip]
 
 
 def read_notes(path: Path) -> ShardNotes:
-    """Reads what the header of a shard says; that the file is as long as its header promises is checked too.
+    """Reads the header of a shard, and checks that the file has the length that the header states.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      FileError: if it is not a whole shard.
+      FileNotFoundError: If the file does not exist.
+      FileError: If it is not a complete shard.
     """
     metadata = read_metadata(path)
     try:
@@ -175,18 +175,18 @@ def read_notes(path: Path) -> ShardNotes:
         skipped = [Skip(*skip) for skip in json.loads(metadata["skipped"])]
         entries = sum(run.count for run in runs)
         record = ShardRecord(path.name, entries, runs, metadata[DIGEST], *fingerprint(path))
-        moments = LatentMoments.loads(metadata["moments"])
+        moments = ChannelStats.loads(metadata["moments"])
         return ShardNotes(record, metadata["plan"], int(metadata["shard"]), moments, skipped)
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path} is no shard of latents ({error!r}); remove it and encode again") from error
+        raise FileError(f"{path} is not a shard of latents ({error!r}); remove it and encode again") from error
 
 
 def read_sources(path: Path) -> dict[str, str]:
-    """Reads all of a shard and returns the SHA-256 of each image file in it, in hexadecimal, by its name.
+    """Reads all of a shard and returns the SHA-256 of each image file in it, in hexadecimal, by name.
 
     Raises:
-      FileNotFoundError: If there is no such file.
-      FileError: If a bit of it is not as it was written.
+      FileNotFoundError: If the file does not exist.
+      FileError: If the file was changed after it was written.
     """
     tensors = read_tensors(path)
     if read_metadata(path).get("columns_sha256") != columns_sha256(tensors):
@@ -202,13 +202,13 @@ def name_of(tensors: Mapping[str, np.ndarray], row: int) -> str:
 
 
 def require_listed(folder: Path, record: ShardRecord) -> None:
-    """Checks by its header that a shard is the one that the index describes; the data are not read.
+    """Checks by its header that a shard matches the index; does not read the data.
 
     Raises:
-      FileError: If it is missing, cut short, or another one.
+      FileError: If it is missing, truncated, or does not match.
     """
     path = folder / record.file
-    remedy = "get it again, or start the same flax-vae encode, which makes it again"
+    remedy = "get it again, or run the same flax-vae encode, which makes it again"
     if not path.is_file():
         raise FileError(f"{path} is missing, and the index lists it; {remedy}")
     if record.header_sha256 is None:  # format 1

@@ -1,7 +1,7 @@
-"""Mean and deviation of the channels of latents, of more than fit into memory, in float64.
+"""Mean and deviation of latent channels in float64, for data that does not fit into memory.
 
-Every shard keeps its own moments, and those of a data set are put together in the order of the shards: the last bit of
-the result does not depend on who computed which shard when.
+Every shard stores its own statistics, and those of a data set are merged in the order of the shards, so the result does
+not depend, to the last bit, on which process computed which shard when.
 """
 
 import json
@@ -16,16 +16,16 @@ from flax_vae.convert.errors import FileError
 
 
 @dataclass(frozen=True)
-class LatentMoments:
-    """Moments of some latents, one number per channel.
+class ChannelStats:
+    """Count, mean and scatter of latents, one value per channel.
 
     Attributes:
-      count: positions, each of which holds one number of every channel.
-      mean: over them.
-      scatter: sum of squares about that mean.
-      variance: sum of the posteriors' own variances; zeros where only a latent is known.
+      count: Number of positions, each of which has one value of every channel.
+      mean: Mean over the positions.
+      scatter: Sum of squared deviations from the mean.
+      variance: Sum of the posterior variances; zeros if only latents are known.
 
-    Source: Chan, Golub & LeVeque 1979, for putting two together without losing digits.
+    Source: Chan, Golub & LeVeque 1979, for merging two of them without loss of precision.
     """
 
     count: int
@@ -34,13 +34,13 @@ class LatentMoments:
     variance: np.ndarray
 
     @classmethod
-    def nothing(cls, channels: int) -> "LatentMoments":
-        """Of no latents yet."""
+    def nothing(cls, channels: int) -> "ChannelStats":
+        """Returns the statistics of zero latents."""
         return cls(0, np.zeros(channels), np.zeros(channels), np.zeros(channels))
 
     @classmethod
-    def of(cls, mean: np.ndarray, logvar: np.ndarray | None = None) -> "LatentMoments":
-        """Of latents `... c`, or of posteriors with the natural logarithms of their variances, `... c` too."""
+    def of(cls, mean: np.ndarray, logvar: np.ndarray | None = None) -> "ChannelStats":
+        """Returns the statistics of latents `... c`, or of posteriors with log variances `... c`."""
         values = np.asarray(mean, np.float64).reshape(-1, mean.shape[-1])
         if not len(values):
             return cls.nothing(mean.shape[-1])
@@ -50,13 +50,13 @@ class LatentMoments:
             variance = np.exp(np.asarray(logvar, np.float64)).reshape(values.shape).sum(axis=0)
         return cls(len(values), centre, np.square(values - centre).sum(axis=0), variance)
 
-    def __add__(self, other: "LatentMoments") -> "LatentMoments":
-        """Of both together."""
+    def __add__(self, other: "ChannelStats") -> "ChannelStats":
+        """Returns the statistics of both sets of latents."""
         count = self.count + other.count
         if not count:
             return self
         delta = other.mean - self.mean
-        return LatentMoments(
+        return ChannelStats(
             count,
             self.mean + delta * (other.count / count),
             self.scatter + other.scatter + delta**2 * (self.count * other.count / count),
@@ -65,54 +65,54 @@ class LatentMoments:
 
     @property
     def channel_variance(self) -> np.ndarray:
-        """Of latents drawn from the posteriors, `Var[z] = Var[mean] + E[variance]`; nothing is drawn."""
+        """Returns the variance of latents drawn from the posteriors, `Var[z] = Var[mean] + E[variance]`, exactly."""
         return (self.scatter + self.variance) / self.count
 
     def overall(self) -> tuple[float, float]:
-        """Returns mean and standard deviation of all numbers together, whatever their channel.
+        """Returns mean and standard deviation of all values together, over all channels.
 
         Raises:
-          ValueError: if there are no latents, or all are equal, or one is not finite.
+          ValueError: If there are no latents, or all are equal, or one is not finite.
         """
         if not self.count:
-            raise ValueError("there are no latents to take statistics of")
+            raise ValueError("no latents; expected at least one")
         mean, std = float(self.mean.mean()), float(np.sqrt(self.channel_variance.mean() + self.mean.var()))
         if not math.isfinite(std) or std == 0:
             raise ValueError(
-                f"the latents have a standard deviation of {std}; look at the weights, they may be damaged"
+                f"the latents have a standard deviation of {std}; expected a positive number; check the weights"
             )
         return mean, std
 
     def dumps(self) -> str:
-        """As JSON, from which `loads` makes the same bits."""
+        """Returns a JSON text; `loads` restores every bit."""
         return json.dumps({name: np.asarray(value).tolist() for name, value in vars(self).items()})
 
     @classmethod
-    def loads(cls, text: str) -> "LatentMoments":
-        """The inverse of `dumps`."""
+    def loads(cls, text: str) -> "ChannelStats":
+        """Returns the statistics of a JSON text; the inverse of `dumps`."""
         values = json.loads(text)
         return cls(int(values.pop("count")), **{name: np.asarray(value, float) for name, value in values.items()})
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """What the latents of a data set look like; every position of every entry counts the same, padded ones too.
+    """Statistics of the latents of a data set; every position of every entry counts equally, padding included.
 
-    Of stored means they are the statistics of the means; of stored moments those of latents drawn from the posteriors,
-    `Var[z] = Var[mean] + E[variance]`, without drawing any; of stored samples those of the samples.
+    For stored means, these are statistics of the means; for stored samples, of the samples; for stored moments, of
+    latents drawn from the posteriors, computed exactly as `Var[z] = Var[mean] + E[variance]`.
 
     Attributes:
-      positions: how many were counted.
-      scaled: whether they are about scaled latents, as `encode` returns them, or about raw ones.
-      channel_mean: of each channel.
-      channel_std: standard deviation of each channel.
-      mean: over all channels.
-      std: standard deviation of all numbers together, whatever their channel.
-      shift_factor: of an architecture record under which these latents would have mean 0; None for models that
-        normalise each channel by itself instead (FLUX.2).
-      scale_factor: the same for deviation 1.
+      positions: Number of positions.
+      scaled: Whether they describe scaled latents, as returned by `encode`, or raw ones.
+      channel_mean: Mean of each channel.
+      channel_std: Standard deviation of each channel.
+      mean: Mean over all channels.
+      std: Standard deviation of all values together, over all channels.
+      shift_factor: Value for an architecture that gives these latents mean 0; None for models that normalise each
+        channel separately (FLUX.2).
+      scale_factor: Value for an architecture that gives these latents standard deviation 1, or None as above.
 
-    Source: CompVis/latent-diffusion `ddpm.py::on_train_batch_start`, `1 / std` over all numbers.
+    Source: CompVis/latent-diffusion `ddpm.py::on_train_batch_start`, `1 / std` over all values.
     """
 
     positions: int
@@ -126,20 +126,20 @@ class LatentStatistics:
 
     @classmethod
     def of(
-        cls, parts: Iterable[LatentMoments], channels: int, *, scaled: bool, factors: tuple[float, float] | None
+        cls, parts: Iterable[ChannelStats], channels: int, *, scaled: bool, factors: tuple[float, float] | None
     ) -> "LatentStatistics":
-        """Puts the moments of the shards together, in their order.
+        """Merges the statistics of the shards, in their order.
 
         Args:
-          parts: of each shard.
-          channels: of a latent.
-          scaled: whether the latents are scaled ones.
-          factors: scale and shift that they were scaled by, 1 and 0 for raw ones; None where channels are normalised.
+          parts: Statistics of each shard.
+          channels: Number of channels of a latent.
+          scaled: Whether the latents are scaled.
+          factors: Scale and shift of the latents, 1 and 0 for raw ones; None if channels are normalised.
 
         Raises:
-          ValueError: if there are no latents, or all are equal, or one is not finite.
+          ValueError: If there are no latents, or all are equal, or one is not finite.
         """
-        total = sum(parts, LatentMoments.nothing(channels))
+        total = sum(parts, ChannelStats.nothing(channels))
         mean, std = total.overall()
         scale, shift = factors or (1.0, 0.0)
         return cls(
@@ -154,15 +154,15 @@ class LatentStatistics:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values."""
+        """Returns all fields as values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LatentStatistics":
-        """The inverse of `to_dict`.
+        """Returns the statistics of a dictionary; the inverse of `to_dict`.
 
         Raises:
-          FileError: if a field is missing or unknown.
+          FileError: If a field is missing or unknown.
         """
         if set(values) != {field.name for field in fields(cls)}:
             raise FileError(f"statistics have the fields {', '.join(values)}; write them again, or get the data again")

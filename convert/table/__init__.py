@@ -1,6 +1,7 @@
-"""Which tensor is which: the table of weights in every layout, and the autoencoder in a state dict, identified.
+"""The table of weights: names, shapes and axis orders of every tensor in every layout.
 
-Touches no file; imports `flax_vae.convert.architecture`.  Used to convert, load and save.
+Also identifies the autoencoder in a state dict.  Reads no file; imports `flax_vae.convert.architecture`.  Used to
+convert, load and save.
 """
 
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from flax_vae.convert.table.adam import AdamState, adam_state_from_torch, adam_state_to_torch
     from flax_vae.convert.table.discriminator import discriminator_to_flax, discriminator_to_torch
     from flax_vae.convert.table.grafting import graft
-    from flax_vae.convert.table.identify import NOT_INFERABLE, Weights, fitting_presets, nearest_preset, understand
+    from flax_vae.convert.table.identification import NOT_INFERABLE, Weights, fitting_presets, identify, nearest_preset
     from flax_vae.convert.table.ops import CONV, SAME, Op
     from flax_vae.convert.table.rows import LAYOUTS, READABLE, Row, expand, flatten, to_flax, to_torch, unflatten
 else:
@@ -38,6 +39,6 @@ __all__ = [
     "nearest_preset",
     "to_flax",
     "to_torch",
-    "understand",
+    "identify",
     "unflatten",
 ]

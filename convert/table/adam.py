@@ -1,4 +1,4 @@
-"""The state of Adam and AdamW, between frameworks: a run that was begun in one goes on in the other."""
+"""Converts the state of Adam and AdamW between the frameworks, so that training resumes in the other one."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from flax_vae.convert.table.rows import expand, to_flax, to_torch
 
 
 class AdamState(NamedTuple):
-    """What Adam remembers, in our names.
+    """State of Adam under Flax parameter names.
 
     Attributes:
-      count: updates done.
-      mu: first moments, a tree like the parameters'; optax's `mu`, PyTorch's `exp_avg`.
-      nu: second moments; optax's `nu`, PyTorch's `exp_avg_sq`.
+      count: Number of updates done.
+      mu: First moments, a tree like the parameters; optax's `mu`, PyTorch's `exp_avg`.
+      nu: Second moments; optax's `nu`, PyTorch's `exp_avg_sq`.
     """
 
     count: int
@@ -27,10 +27,10 @@ class AdamState(NamedTuple):
 def adam_state_from_torch(
     count: int, exp_avg: Mapping[str, ArrayLike], exp_avg_sq: Mapping[str, ArrayLike], params: AutoEncoderParams
 ) -> AdamState:
-    """Returns the moments of PyTorch's parameters, by their names in the `flux` layout.
+    """Returns the Adam state of PyTorch moments keyed by parameter names in the `flux` layout.
 
     Raises:
-      ConversionError: if they are not those of the architecture.
+      ConversionError: If they do not match the architecture.
     """
     untrained = {  # buffers in PyTorch, leaves without a gradient in Flax
         row.theirs: np.zeros(row.torch_shape) for row in expand(params) if row.ours.startswith("bn/")
@@ -44,7 +44,7 @@ def adam_state_to_torch(
     """Returns `exp_avg` and `exp_avg_sq` of PyTorch's parameters; the inverse of `adam_state_from_torch`.
 
     Raises:
-      ConversionError: if they are not those of the architecture.
+      ConversionError: If they do not match the architecture.
     """
     untrained = {row.theirs for row in expand(params) if row.ours.startswith("bn/")}
     exp_avg, exp_avg_sq = (

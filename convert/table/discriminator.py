@@ -1,7 +1,7 @@
-"""The discriminator's weights: their names and layouts, and their conversion between the frameworks.
+"""Converts the discriminator's weights between the frameworks: names and layouts of its tensors.
 
-As in `flax_vae.convert.table.rows`, nothing is matched: the architecture is expanded into the list of all tensors, and
-both directions walk that list.
+As in `flax_vae.convert.table.rows`, no names are matched by pattern: the architecture is expanded into the list of all
+tensors, and both directions walk that list.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from flax_vae.convert.formats import ArrayLike
 from flax_vae.convert.table.ops import CONV, SAME
 from flax_vae.convert.table.rows import Row, flatten, require_floats, require_same, unflatten
 
-# How LDM's training checkpoints, which hold the losses as well, call what is `main.0.weight` in the module itself.
+# LDM's training checkpoints also hold the losses; there `main.0.weight` of the module has this prefix.
 PREFIX = "loss.discriminator."
 
-_COUNT = "/count"  # of batches, the one leaf that is no weight
-_COUNTERS = "iu"  # kinds of dtype
+_COUNT = "/count"  # number of batches, the only leaf that is not a weight
+_COUNTERS = "iu"  # dtype kinds
 _LARGEST_COUNT = np.iinfo(np.int32).max
 
 
@@ -29,13 +29,13 @@ def discriminator_to_flax(
     """Returns the Flax variables `{"params": ..., "batch_stats": ...}` of a state dict, as contiguous copies.
 
     Args:
-      state_dict: key to numpy array; keys that do not begin with `prefix` belong to others and are left out.
-      params: the discriminator that it belongs to.
-      prefix: `""` for the state dict of the module itself.
+      state_dict: Arrays by key; keys that do not begin with `prefix` are ignored.
+      params: Architecture of the discriminator.
+      prefix: Prefix of the keys; `""` for the state dict of the module itself.
 
     Raises:
-      ConversionError: if a tensor is missing, unexpected or misshapen, one error lists them all; if a weight is an
-        integer; or if a count of batches is none, or too large for the int32 that JAX has.
+      ConversionError: If a tensor is missing, unexpected or misshapen (one error lists them all), if a weight is an
+        integer, or if a batch count is not a whole number that fits int32, the integer type of JAX.
     """
     rows = _expand(params, prefix)
     require_same(
@@ -54,13 +54,13 @@ def discriminator_to_torch(
     """Returns the state dict of Flax variables, as contiguous copies; the inverse of `discriminator_to_flax`.
 
     Args:
-      variables: `{"params": ..., "batch_stats": ...}`, nested dictionaries of arrays.
-      params: the discriminator that they belong to.
-      prefix: put before every key.
+      variables: Nested dictionaries of arrays, `{"params": ..., "batch_stats": ...}`.
+      params: Architecture of the discriminator.
+      prefix: Prefix of every returned key.
 
     Raises:
-      ConversionError: if a leaf is missing, unexpected or misshapen, one error lists them all; if a weight is an
-        integer; or if a count of batches is none.
+      ConversionError: If a leaf is missing, unexpected or misshapen (one error lists them all), if a weight is an
+        integer, or if a batch count is not a whole number.
     """
     rows, leaves = _expand(params, prefix), flatten(variables)
     require_same(
@@ -74,7 +74,7 @@ def discriminator_to_torch(
 
 
 def _expand(params: DiscriminatorParams, prefix: str) -> list[Row]:
-    """Every tensor, in the order in which the PyTorch module registers them."""
+    """Returns a row for every tensor, in the order in which the PyTorch module registers them."""
     rows: list[Row] = []
 
     def add(collection: str, place: int, ours: str, theirs: str, *shape: int) -> None:
@@ -101,12 +101,12 @@ def _expand(params: DiscriminatorParams, prefix: str) -> list[Row]:
 
 
 def _count(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
-    """A count of batches in another dtype; every other leaf as it is."""
+    """Returns a batch count in another dtype, and any other leaf unchanged."""
     if not path.endswith(_COUNT):
         return leaf
     if leaf.dtype.kind not in _COUNTERS or not 0 <= leaf <= _LARGEST_COUNT:
         raise ConversionError(
-            f"{path} is {leaf} ({leaf.dtype}), a whole number from 0 to {_LARGEST_COUNT} was expected; set it to 0 to "
-            "go on, since no result depends on it"
+            f"{path} is {leaf} ({leaf.dtype}); expected a whole number from 0 to {_LARGEST_COUNT}; set it to 0, since "
+            "no result depends on it"
         )
     return leaf.astype(dtype)

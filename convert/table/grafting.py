@@ -1,8 +1,8 @@
-"""Published weights in an architecture that has more: attention at every level, conditioning on time.
+"""Adds modules to a published model without changing its function: attention at every level, time conditioning.
 
-What is added starts as nothing: an attention block whose `proj_out` is zero returns its input, a `time_mlp` of zeros
-adds zero.  So the grafted model's function is the published one's, whatever the time, and training goes on from there:
-the zeros have gradients, because what stands before them is not zero.
+New output layers start at zero: an attention block whose `proj_out` is zero returns its input, and a `time_mlp` of
+zeros adds zero.  The grafted model therefore computes the published function at any time and can be trained further:
+the zeros receive gradients, because their inputs are not zero.
 """
 
 from collections.abc import Mapping
@@ -28,35 +28,42 @@ def graft(
     time_embedding: Literal["linear", "sinusoidal"] = "linear",
     seed: int = 0,
 ) -> tuple[dict[str, ArrayLike], AutoEncoderParams]:
-    """Returns the weights and the architecture with attention and time added, and the same function.
+    """Adds attention and time conditioning to a model; the function that it computes stays the same.
 
-    Padding, quant convolutions, scale and shift stay those of `params`.
+    Padding, quant convolutions, scale and shift are those of `params`.
 
     Args:
-      state_dict: weights in the `flux` layout.
-      params: their architecture.
-      attention: whether to add attention after every residual block that has none.
-      time_emb_dim: width of the time embedding to add, or None.
-      time_embedding: which one.
-      seed: of the added weights that are not zero.
+      state_dict: Weights in the `flux` layout.
+      params: Architecture of the weights.
+      attention: Whether to add attention after every residual block that has none.
+      time_emb_dim: Width of the time embedding to add, or None.
+      time_embedding: Kind of time embedding to add.
+      seed: Seed of the added weights that are not zero.
+
+    Returns:
+      The weights and the architecture of the grafted model.
 
     Raises:
-      ConversionError: if there is nothing to add, the model is conditioned on time already, or the weights are not
-        those of `params`.
-      ValueError: if the grafted architecture cannot be.
+      ConversionError: If there is nothing to add, the model already has a time embedding, or the weights do not match
+        `params`.
+      ValueError: If the grafted architecture is invalid.
     """
     if time_emb_dim is not None and params.time_emb_dim is not None:
-        raise ConversionError(f"the model has a time embedding already (time_emb_dim={params.time_emb_dim})")
+        raise ConversionError(
+            f"the model already has a time embedding (time_emb_dim={params.time_emb_dim}); pass time_emb_dim=None"
+        )
     grafted = params
     if attention:
         grafted = replace(grafted, attn_levels=None)
     if time_emb_dim is not None:
         grafted = replace(grafted, time_emb_dim=time_emb_dim, time_embedding=time_embedding)
     if grafted == params:
-        raise ConversionError("there is nothing to graft: the model has attention at every level, and no time is asked")
+        raise ConversionError(
+            "nothing to graft: the model has attention at every level; pass time_emb_dim to add a time embedding"
+        )
     there = {row.theirs: row.torch_shape for row in expand(params)}
     if {key: tuple(array.shape) for key, array in state_dict.items()} != there:
-        raise ConversionError("the weights are not those of the architecture in the 'flux' layout; convert them first")
+        raise ConversionError("the weights do not match the architecture in the 'flux' layout; convert them first")
     dtype = next(iter(state_dict.values())).dtype
     rng = np.random.default_rng(seed)
     weights: dict[str, ArrayLike] = {}
@@ -66,7 +73,7 @@ def graft(
 
 
 def _start(row: Row, rng: np.random.Generator) -> np.ndarray:
-    """A new tensor: zero where it must be for the function to stay, otherwise as Flax would initialise it."""
+    """Returns a new tensor: zero where the function must not change, otherwise initialised as Flax does."""
     if row.ours.endswith("/scale"):
         return np.ones(row.torch_shape)
     if row.ours.endswith("/bias") or any(part in row.ours for part in _ZERO):

@@ -1,8 +1,8 @@
-"""The names that the layouts give to the same modules: one row a module, one column a family of layouts.
+"""Names of the same modules in every layout: one row per module, one column per family of layouts.
 
-`flux` is the seed's and black-forest-labs', `ldm` CompVis' (the same names, fewer modules), `flux2` FLUX.2's own file,
-`diffusers` Hugging Face's; `diffusers-legacy` (before 0.18), `diffusers-flax` (up to 0.39) and `flax`, the tree of
-parameters itself as training's checkpoints and msgpack files hold it, can only be read.
+`flux` is the layout of this project and of black-forest-labs, `ldm` of CompVis (the same names, fewer modules), `flux2`
+of FLUX.2's own file, `diffusers` of Hugging Face.  Read-only layouts: `diffusers-legacy` (before 0.18),
+`diffusers-flax` (up to 0.39) and `flax`, the parameter tree itself as in training checkpoints and msgpack files.
 `{s}` is encoder or decoder, `{l}` the level counted from full resolution, `{r}` from the bottom, `{b}` the block.
 """
 
@@ -62,16 +62,16 @@ _TORCH_OPS = {"conv": CONV, "projection": CONV, "linear": LINEAR, "vector": SAME
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to name and shape the tensors.
+    """Names and axis orders of the tensors in one layout.
 
     Attributes:
-      name: `"flux"`, ...
-      places: module to the template of its name; None where the layout has no name for it.
-      parts: module inside a block to its name; likewise.
-      ops: kind of array to the operation between it and ours.
-      writable: whether weights are written in it, or only read.
-      flax_names: whether names are those of a Flax tree: slashes, `list_0`, `kernel` and `scale`.
-      counts: whether a batch norm's count of batches is among the tensors.
+      name: Name of the layout, `"flux"` for example.
+      places: Name template by module; None where the layout has no such module.
+      parts: Name by module inside a block; None where the layout has no such module.
+      ops: Operation between the layout's array and ours, by kind of array.
+      writable: Whether weights can be written in this layout.
+      flax_names: Whether names follow a Flax tree: slashes, `list_0`, `kernel` and `scale`.
+      counts: Whether the tensors include a batch norm's number of batches.
     """
 
     name: str
@@ -86,16 +86,16 @@ class Layout:
         """Returns the name of a tensor, or None where the layout has none.
 
         Args:
-          place: of the module, a key of `places`.
-          part: module inside the block, a key of `parts`; `""` where the block is the module.
-          leaf: what the array is called in Flax.
-          **indices: `s`, `l`, `r` and `b` of the template.
+          place: Module, a key of `places`.
+          part: Module inside the block, a key of `parts`; `""` where the block is the module.
+          leaf: Name of the array in Flax.
+          **indices: Values of `s`, `l`, `r` and `b` in the template.
         """
         template, inner = self.places[place], self.parts[part] if part else ""
         if template is None or inner is None:
             return None
         module = ".".join(filter(None, (template.format(**indices), inner)))
-        if self.flax_names:  # as linen names the members of a list
+        if self.flax_names:  # linen's names for list members
             return re.sub(r"\.(\d+)", r"_\1", module).replace(".", "/") + f"/{leaf}"
         return f"{module}.{_TORCH_LEAVES.get(leaf, leaf)}"
 

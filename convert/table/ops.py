@@ -1,7 +1,6 @@
-"""The operations between an array of ours and an array of theirs: each knows its own inverse.
+"""Invertible operations between an array in our layout and the array in another layout.
 
-All of them only move numbers, so they are exact in every dtype, and they convert gradients, moving averages and Adam
-moments as well as weights.
+They only move elements, so they are exact in every dtype and also convert gradients, moving averages and Adam moments.
 """
 
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Op:
-    """A permutation of axes between their order and ours, after which ours may have leading axes of length one.
+    """A permutation of axes from their order to ours; our array may have extra leading axes of length one.
 
     Attributes:
-      name: what it is, for tables and errors: their axes -> ours.
-      axes: the axes of their array in the order of ours; None leaves them as they are.
-      ones: how many leading axes of length one ours has, and theirs does not.
+      name: Axes of their array -> axes of ours, for tables and errors.
+      axes: Axes of their array in our order; None keeps the order.
+      ones: Number of leading axes of length one that only our array has.
     """
 
     name: str
@@ -24,12 +23,12 @@ class Op:
     ones: int = 0
 
     def to_flax(self, array: np.ndarray) -> np.ndarray:
-        """Returns our array of theirs: a view, not a copy."""
+        """Returns our array, given theirs, as a view."""
         array = array if self.axes is None else np.transpose(array, self.axes)
         return array[(*(np.newaxis,) * self.ones, ...)]
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """Returns their array of ours, the inverse of `to_flax`: a view, not a copy."""
+        """Returns their array, given ours, as a view; the inverse of `to_flax`."""
         array = array[(*(0,) * self.ones, ...)]
         return array if self.axes is None else np.transpose(array, np.argsort(self.axes))
 
@@ -42,5 +41,5 @@ class Op:
 SAME = Op("same")
 CONV = Op("OIHW -> HWIO", (2, 3, 1, 0))
 LINEAR = Op("OI -> IO", (1, 0))
-CONV_AS_LINEAR = Op("OI -> 11IO", (1, 0), ones=2)  # a 1x1 convolution of ours that is a linear layer of theirs
-CONV_AS_DENSE = Op("IO -> 11IO", ones=2)  # ... of theirs in Flax
+CONV_AS_LINEAR = Op("OI -> 11IO", (1, 0), ones=2)  # our 1x1 convolution is their linear layer in PyTorch
+CONV_AS_DENSE = Op("IO -> 11IO", ones=2)  # our 1x1 convolution is their linear layer in Flax

@@ -1,8 +1,8 @@
-"""The table of weights: an architecture record is expanded into the finite list of its tensors.
+"""The table of weights: expands an architecture into the list of its tensors.
 
-Nothing is matched and no name is taken apart.  `expand` walks the architecture and writes down, for every tensor, our
-name, their name in the chosen layout, the operation between the two arrays and the shape; `to_flax` and `to_torch` walk
-that same list, strictly, in the two directions.  The names themselves are in `flax_vae.convert.table.layouts`.
+No names are matched by pattern.  `expand` walks the architecture and gives, for every tensor, our name, the name in the
+chosen layout, the operation between the two arrays and the shape.  `to_flax` and `to_torch` walk that list in the two
+directions and accept nothing else.  The names are in `flax_vae.convert.table.layouts`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,22 +19,22 @@ from flax_vae.convert.table.ops import Op
 LAYOUTS = tuple(name for name, layout in FAMILIES.items() if layout.writable)
 READABLE = tuple(FAMILIES)
 
-# Of a batch norm PyTorch also counts the batches.  Nothing is computed from the count, and JAX takes no gradient with
-# respect to a tree that holds an integer: it passes from file to file, and is zero where weights come from Flax.
+# PyTorch's batch norm also counts the batches.  No result depends on the count, and JAX cannot differentiate a tree
+# that holds an integer, so the count is copied from file to file and is zero for weights from Flax.
 _COUNT = "num_batches_tracked"
 COUNTER = f"bn/{_COUNT}"
 
-_LISTED = 1000  # lines of a kind in one message: more than any published model has tensors
+_LISTED = 1000  # lines of each kind in one message; no published model has more tensors
 
 
 class Row(NamedTuple):
-    """One tensor.
+    """One tensor of the table.
 
     Attributes:
-      ours: path in the Flax tree, `encoder/down_0/block_0/norm1/scale`.
-      theirs: key in the layout, `encoder.down.0.block.0.norm1.weight`.
-      op: the operation between the two arrays.
-      shape: of our array.
+      ours: Path in the Flax tree, `encoder/down_0/block_0/norm1/scale`.
+      theirs: Key in the layout, `encoder.down.0.block.0.norm1.weight`.
+      op: Operation between the two arrays.
+      shape: Shape of our array.
     """
 
     ours: str
@@ -44,14 +44,14 @@ class Row(NamedTuple):
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        """Shape of their array."""
+        """Shape of the array in the layout."""
         return self.op.torch_shape(self.shape)
 
 
 class _Leaf(NamedTuple):
     part: str  # module inside the block, "" where the block is the module
     name: str
-    kind: str  # of array, a key of `Layout.ops`
+    kind: str  # kind of array, a key of `Layout.ops`
     shape: tuple[int, ...]
 
 
@@ -137,14 +137,14 @@ def _walk(params: AutoEncoderParams) -> Iterator[_Module]:
 
 
 def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
-    """Returns the whole table of an architecture in a layout.
+    """Returns the table of an architecture in a layout.
 
     Raises:
-      ConversionError: if the layout has no name for a module of the architecture.
-      ValueError: if there is no such layout.
+      ConversionError: If the layout has no name for a module of the architecture.
+      ValueError: If the layout is unknown.
     """
     if layout not in FAMILIES:
-        raise ValueError(f"unknown layout {layout!r}; there are {', '.join(READABLE)}")
+        raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(READABLE)}")
     names, rows = FAMILIES[layout], []
     for module in _walk(params):
         indices = {"s": module.s, "l": module.level, "r": params.num_levels - 1 - module.level, "b": module.b}
@@ -155,7 +155,7 @@ def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
             ours = "/".join(filter(None, (str(OURS[module.place]).format(**indices), leaf.part, leaf.name)))
             if theirs is None:
                 raise ConversionError(
-                    f"the {layout!r} layout has no name for {ours}; such a model can be kept in the 'flux' layout"
+                    f"the {layout!r} layout has no name for {ours}; use the 'flux' layout for this model"
                 )
             rows.append(Row(ours, theirs, names.ops[leaf.kind], leaf.shape))
     return tuple(rows)
@@ -164,17 +164,17 @@ def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
 def to_flax(
     state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None = None
 ) -> dict[str, Any]:
-    """Returns the Flax tree of a state dict, as views of its arrays; what is made later (`Deferred`) stays so.
+    """Returns the Flax tree of a state dict, as views of its arrays; lazy arrays (`Deferred`) stay lazy.
 
     Args:
-      state_dict: key to numpy array.
-      params: the architecture that the state dict belongs to.
-      layout: one of `READABLE`; None recognises it by its keys.
+      state_dict: Arrays by key.
+      params: Architecture of the state dict.
+      layout: One of `READABLE`; None identifies it by the keys.
 
     Raises:
-      ConversionError: if a tensor is missing, unexpected or misshapen; one error lists them all.  If a weight is an
+      ConversionError: If a tensor is missing, unexpected or misshapen (one error lists them all), or if a weight is an
         integer.
-      ValueError: if there is no such layout.
+      ValueError: If the layout is unknown.
     """
     return unflatten({path: leaf for path, leaf in _to_ours(state_dict, params, layout).items() if path != COUNTER})
 
@@ -183,14 +183,14 @@ def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "
     """Returns the state dict of a Flax tree; the inverse of `to_flax`.
 
     Args:
-      tree: nested dictionaries of arrays, `model.init(...)["params"]`.
-      params: the architecture that the tree belongs to.
-      layout: one of `LAYOUTS`.
+      tree: Nested dictionaries of arrays, `model.init(...)["params"]`.
+      params: Architecture of the tree.
+      layout: One of `LAYOUTS`.
 
     Raises:
-      ConversionError: if a leaf is missing, unexpected or misshapen, one error lists them all; or if the layout has no
-        name for a module; if a weight is an integer.
-      ValueError: if there is no such layout.
+      ConversionError: If a leaf is missing, unexpected or misshapen (one error lists them all), if the layout has no
+        name for a module, or if a weight is an integer.
+      ValueError: If the layout is unknown.
     """
     return _from_ours(flatten(tree) | _no_batches(params), params, layout)
 
@@ -198,19 +198,19 @@ def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "
 def translate(
     state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None, to: str
 ) -> dict[str, Any]:
-    """Returns a state dict in another layout, as views; the numbers are the same bits.
+    """Returns a state dict in another layout, as views; the values keep their bits.
 
-    Nothing is read but shapes: arrays that are made later (`Deferred`) are made when the result's are asked for.
+    Reads only shapes: lazy arrays (`Deferred`) are read when the arrays of the result are.
 
     Args:
-      state_dict: key to numpy array.
-      params: the architecture that it belongs to.
-      layout: its layout; None recognises it by its keys.
-      to: the layout to return, one of `LAYOUTS`.
+      state_dict: Arrays by key.
+      params: Architecture of the state dict.
+      layout: Layout of the state dict; None identifies it by the keys.
+      to: Layout to return, one of `LAYOUTS`.
 
     Raises:
-      ConversionError: as `to_flax` and `to_torch`.
-      ValueError: if there is no such layout.
+      ConversionError: As for `to_flax` and `to_torch`.
+      ValueError: If a layout is unknown.
     """
     return _from_ours(_to_ours(state_dict, params, layout), params, to)
 
@@ -228,13 +228,13 @@ def _to_ours(state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, lay
 
 
 def _no_batches(params: AutoEncoderParams) -> dict[str, Any]:
-    """Returns the count of batches of weights that come without one."""
+    """Returns a batch count of zero, for weights that come without one."""
     return {COUNTER: np.zeros((), np.int64)} if params.latent_norm == "batch_norm" else {}
 
 
 def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str) -> dict[str, Any]:
     if layout not in LAYOUTS:
-        raise ValueError(f"weights cannot be written in the layout {layout!r}; there are {', '.join(LAYOUTS)}")
+        raise ValueError(f"layout {layout!r} cannot be written; expected one of {', '.join(LAYOUTS)}")
     rows = expand(params, layout)
     require_same(
         "the tree does not fit this architecture",
@@ -246,7 +246,7 @@ def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str
 
 
 def recognise(keys: Mapping[str, Any], params: AutoEncoderParams) -> str:
-    """Returns the layout whose whole set of keys for this architecture is nearest; strictness is left to `expand`."""
+    """Returns the layout whose set of keys for this architecture is nearest; `expand` then checks strictly."""
     distances: dict[str, int] = {}
     for layout in READABLE:
         try:
@@ -265,7 +265,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """Returns the nested dictionaries of a flat one; the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *branches, name = path.split("/")
@@ -277,15 +277,15 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_same(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuses tensors that are not the expected ones.
+    """Checks that the tensors are exactly the expected ones.
 
     Args:
-      what: they are, for the message.
-      found: their shapes by name.
-      expected: the same of what must be there.
+      what: Start of the error message, which names the tensors.
+      found: Shapes by name.
+      expected: Expected shapes by name.
 
     Raises:
-      ConversionError: that lists all that are missing, unexpected or misshapen.
+      ConversionError: If tensors are missing, unexpected or misshapen; the message lists all of them.
     """
     missing = [key for key in expected if key not in found]
     unexpected = [key for key in found if key not in expected]
@@ -296,22 +296,22 @@ def require_same(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapp
     lines += first_lines([f"  missing     {key} {expected[key]}" for key in missing], _LISTED)
     lines += first_lines([f"  unexpected  {key} {found[key]}" for key in unexpected], _LISTED)
     lines += first_lines(
-        [f"  misshapen   {key} is {found[key]}, must be {expected[key]}" for key in misshapen], _LISTED
+        [f"  misshapen   {key} has shape {found[key]}; expected {expected[key]}" for key in misshapen], _LISTED
     )
     lines += ["check that the architecture (preset or config.json) is the one the weights were trained with"]
     raise ConversionError("\n".join(lines))
 
 
 def require_floats(weights: Mapping[str, Any]) -> None:
-    """Refuses weights that are not floating-point numbers: integers are those of a quantised model, or none.
+    """Checks that all weights are floating-point; integers belong to a quantised model or are not weights.
 
     Raises:
-      ConversionError: naming the first, its dtype and how many there are.
+      ConversionError: If any is not; names the first, its dtype and how many there are.
     """
     others = {name: dtype_name(array) for name, array in weights.items() if not is_floating(array)}
     if others:
         name, dtype = next(iter(others.items()))
         raise ConversionError(
             f"{len(others):,} of {len(weights):,} weights are not floating-point, the first is {name} ({dtype}); "
-            "use the weights from before they were quantised"
+            "expected floating-point weights; use the weights from before quantisation"
         )

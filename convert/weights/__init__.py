@@ -1,4 +1,4 @@
-"""A path in, weights out, and back: files, model folders, training checkpoints, names on the Hugging Face hub.
+"""Opens and saves weights: files, model folders, training checkpoints, names on the Hugging Face hub.
 
 Imports `flax_vae.convert.formats` and `flax_vae.convert.table`; used by `from_pretrained` and `save_pretrained` of
 both frameworks.

@@ -1,8 +1,8 @@
-"""`config.json` of diffusers' autoencoders, and the architecture record: one becomes the other.
+"""Converts between diffusers' `config.json` and the architecture.
 
-Every key that diffusers knows is listed below, once: it is mapped, or it must have the one value that our architecture
-means, or it says nothing about the function of the model.  A key that is not listed is refused, because a model whose
-configuration was half understood gives wrong images without an error.
+Every key that diffusers knows is listed below, once: as one that is mapped, one that must have the only value that our
+architecture supports, or one that does not change the model.  Unlisted keys are refused, because a model with a
+partially read configuration gives wrong images without an error.
 """
 
 import difflib
@@ -16,9 +16,9 @@ from flax_vae.convert.files import read_object
 from flax_vae.convert.formats import foreign
 
 KL, FLUX2 = "AutoencoderKL", "AutoencoderKLFlux2"
-FLAX = "FlaxAutoencoderKL"  # of releases before 0.40; it knew fewer keys, and meant the same by them
+FLAX = "FlaxAutoencoderKL"  # in releases before 0.40; fewer keys, with equal meanings
 
-# What diffusers 0.42 takes where a file, perhaps of an earlier release, lacks the key.
+# Defaults of diffusers 0.42, used for keys that a file, perhaps of an earlier release, does not have.
 _SHARED: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -60,22 +60,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 DEFAULTS[FLAX] = DEFAULTS[KL]
 
 
-# The one value that our architecture means.
+# The only value that our architecture supports.
 _FIXED: dict[str, Any] = {
     "norm_num_groups": NORM_GROUPS,
     "mid_block_add_attention": True,
-    "latents_mean": None,  # statistics per channel; of the published autoencoders of this family only FLUX.2 has them
+    "latents_mean": None,  # statistics per channel; of this family's published autoencoders only FLUX.2 has them
     "latents_std": None,
     "batch_norm_eps": 1e-4,
     "patch_size": [2, 2],
 }
 
-_SILU = ("silu", "swish")  # two names of one function, which diffusers reads in upper case too
+_SILU = ("silu", "swish")  # two names of one function; diffusers also accepts them in upper case
 
-# What EMAModel of diffusers writes into the configuration beside a moving average.
+# Keys that diffusers' EMAModel adds to the configuration of a moving average.
 _EMA = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 
-# Changes nothing that the model computes from its weights, and returns as it was; see `kept_keys`.
+# Does not change what the model computes, and is written back unchanged; see `kept_keys`.
 _KEPT = ("act_fn", "batch_norm_momentum", "force_upcast", "sample_size")
 
 # plain, with attention after each residual block
@@ -84,23 +84,23 @@ _UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 
 
 def is_diffusers_config(fields: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is of diffusers' form, be it of an autoencoder or of anything else."""
+    """Returns whether a `config.json` has the form of diffusers' configurations, for any class."""
     return "_class_name" in fields
 
 
 def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
-    """Returns the architecture that a `config.json` of diffusers describes.
+    """Returns the architecture of a diffusers `config.json`.
 
-    A key that is absent means what diffusers takes for it.  Keys that change nothing that the model computes are passed
-    over: diffusers' private ones, which begin with an underscore, and those of a moving average.
+    Absent keys have diffusers' defaults.  Ignores keys that do not change what the model computes: private ones, which
+    begin with an underscore, and those of a moving average.
 
     Raises:
-      ConversionError: if the class, a key or a value is none that our architecture can express.
+      ConversionError: If our architecture cannot express the class, a key or a value.
     """
     fields = _as_written(fields)
     name = fields.get("_class_name")
     if not isinstance(name, str) or name not in DEFAULTS:
-        raise ConversionError(f"_class_name is {name!r}; only {', '.join(DEFAULTS)} are autoencoders of this family")
+        raise ConversionError(f"_class_name is {name!r}; expected one of {', '.join(DEFAULTS)}")
     defaults = DEFAULTS[name]
     unknown = [key for key in fields if key not in defaults and key not in _EMA and not key.startswith("_")]
     if unknown:
@@ -108,14 +108,14 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
         raise ConversionError(f"{name} has unknown keys, which may change what the model computes: {', '.join(hints)}")
     values = {key: _listed(value) for key, value in (defaults | dict(fields)).items()}
     if str(values["act_fn"]).lower() not in _SILU:
-        raise ConversionError(f"act_fn={values['act_fn']!r} is another architecture; here it is always 'silu'")
+        raise ConversionError(f"act_fn={values['act_fn']!r} is not supported; expected 'silu'")
     for key, meant in _FIXED.items():
         if key in values and values[key] != meant:
-            raise ConversionError(f"{key}={values[key]!r} is another architecture; here it is always {meant!r}")
+            raise ConversionError(f"{key}={values[key]!r} is not supported; expected {meant!r}")
     if values["use_quant_conv"] != values["use_post_quant_conv"]:
         raise ConversionError(
             f"use_quant_conv={values['use_quant_conv']!r} and use_post_quant_conv={values['use_post_quant_conv']!r}: "
-            "this architecture has both convolutions or neither"
+            "expected both or neither"
         )
     widths = _widths(values)
     try:
@@ -128,7 +128,7 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
             num_res_blocks=values["layers_per_block"],
             z_channels=values["latent_channels"],
             attn_levels=_attn_levels(values, len(widths)),
-            downsample_padding="asymmetric",  # the only one that diffusers' encoder blocks are built with
+            downsample_padding="asymmetric",  # diffusers' encoder blocks support no other
             quant_conv=values["use_quant_conv"],
             clamp_logvar=True,  # as `DiagonalGaussianDistribution` does
             **_latent_fields(name, values),
@@ -138,28 +138,27 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
 
 
 def kept_keys(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys of a `config.json` of diffusers that the architecture does not hold and that are to return.
+    """Returns the keys of a diffusers `config.json` that the architecture does not hold and that are written back.
 
-    Put over what `write_diffusers_config` gives for the same weights, they make a folder that went through this package
-    say what it said before.
+    Merged over the output of `write_diffusers_config` for the same weights, they restore the original file.
     """
     return {key: value for key, value in _as_written(fields).items() if key in _KEPT}
 
 
 def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
-    """Returns the `config.json` with which `diffusers.AutoencoderKL.from_pretrained` builds this architecture.
+    """Returns the `config.json` from which `diffusers.AutoencoderKL.from_pretrained` builds this architecture.
 
-    diffusers always limits the posterior's logvar, so a model without `clamp_logvar` gains it: means and decoded images
-    stay as they are.
+    diffusers always limits the posterior's logvar, so a model without `clamp_logvar` gains the limits; means and
+    decoded images do not change.
 
     Raises:
-      ConversionError: if diffusers cannot express it; the message says what stands in the way.
+      ConversionError: If diffusers cannot express it; the message names the reason.
     """
     for condition, sentence in (
         (params.time_emb_dim is not None, f"are not conditioned on time (time_emb_dim={params.time_emb_dim})"),
         (params.learnable_logvar, "have no learnable_logvar"),
         (params.downsample_padding != "asymmetric", "pad asymmetrically only (downsample_padding='symmetric')"),
-        (params.ch_mult[0] != 1, f"begin with the width of their first level (ch_mult={params.ch_mult})"),
+        (params.ch_mult[0] != 1, f"start at the width of their first level (ch_mult={params.ch_mult})"),
     ):
         if condition:
             raise ConversionError(f"diffusers cannot express this architecture: its autoencoders {sentence}")
@@ -167,7 +166,7 @@ def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
     name = _class_name(params)
     return {
         "_class_name": name,
-        "_diffusers_version": "0.42.1",  # the release whose meaning of these keys is written here
+        "_diffusers_version": "0.42.1",  # the release that defines the meaning of these keys
         "act_fn": "silu",
         "block_out_channels": list(params.widths),
         "down_block_types": [_DOWN[params.attends(level)] for level in levels],
@@ -186,11 +185,11 @@ def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
 
 
 def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:
-    """Reads the architecture from a `config.json` of diffusers.
+    """Reads the architecture from a diffusers `config.json`.
 
     Raises:
-      FileError: if the file is not JSON.
-      ConversionError: if our architecture cannot express what it describes.
+      FileError: If the file is not JSON.
+      ConversionError: If our architecture cannot express it.
     """
     try:
         fields = read_object(path)
@@ -204,7 +203,7 @@ def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:
         raise ConversionError(f"{path}: {error}") from error
 
 
-# How latents are normalised is where the classes differ, so it stands here by itself.
+# The classes differ in how latents are normalised, so that part is separate.
 
 
 def _class_name(params: AutoEncoderParams) -> str:
@@ -231,7 +230,7 @@ def _latent_keys(name: str, params: AutoEncoderParams) -> dict[str, Any]:
         "latents_mean": None,
         "latents_std": None,
         "scaling_factor": params.scale_factor,
-        "shift_factor": params.shift_factor,  # 0.0 and not None: pipelines of FLUX and SD3 add it unasked
+        "shift_factor": params.shift_factor,  # 0.0, not None: pipelines of FLUX and SD3 add it unconditionally
     }
 
 
@@ -247,13 +246,13 @@ def _widths(values: Mapping[str, Any]) -> list[int]:
     if values.get("decoder_block_out_channels") not in (None, widths):
         raise ConversionError(
             f"decoder_block_out_channels={values['decoder_block_out_channels']!r} differs from block_out_channels="
-            f"{widths}; here the decoder is as wide as the encoder"
+            f"{widths}; expected a decoder as wide as the encoder"
         )
     return widths
 
 
 def _attn_levels(values: Mapping[str, Any], num_levels: int) -> tuple[int, ...]:
-    """The levels with attention; diffusers numbers the decoder's from the lowest resolution."""
+    """Returns the levels with attention; diffusers numbers the decoder's from the lowest resolution."""
     found = {}
     for key, (plain, attending) in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         types = values[key]
@@ -261,21 +260,21 @@ def _attn_levels(values: Mapping[str, Any], num_levels: int) -> tuple[int, ...]:
             raise ConversionError(f"{key}={types!r} must name one block for each of {num_levels} levels")
         for kind in types:
             if kind not in (plain, attending):
-                raise ConversionError(f"{key} has {kind!r}; this architecture has {plain} and {attending} only")
+                raise ConversionError(f"{key} has {kind!r}; expected {plain} or {attending}")
         by_level = types if key == "down_block_types" else types[::-1]
         found[key] = tuple(level for level, kind in enumerate(by_level) if kind == attending)
     if found["down_block_types"] != found["up_block_types"]:
         raise ConversionError(
-            f"the encoder attends at levels {found['down_block_types']}, the decoder at {found['up_block_types']}; "
-            "here they are the same"
+            f"the encoder has attention at levels {found['down_block_types']}, the decoder at "
+            f"{found['up_block_types']}; expected equal levels"
         )
     return found["down_block_types"]
 
 
 def _side(sample_size: Any, factor: int) -> int:
-    """The side of an example image: the nearest multiple of the factor that is not smaller.
+    """Returns the side of an example image: the nearest multiple of the factor that is not smaller.
 
-    Nothing is computed from it.  Some files have height and width, some a side that the model itself would not take.
+    It enters no computation.  Some files give height and width, some a side that the model itself cannot take.
     """
     sides = sample_size if isinstance(sample_size, list) else [sample_size]
     if not sides or not all(type(side) is int and side > 0 for side in sides):
@@ -284,7 +283,7 @@ def _side(sample_size: Any, factor: int) -> int:
 
 
 def _as_written(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that count: of those in `_use_default_values` diffusers ignores what the file has for them."""
+    """Returns the keys that count: diffusers ignores the values of keys listed in `_use_default_values`."""
     defaulted = fields.get("_use_default_values") or []
     if not isinstance(defaulted, list):
         raise ConversionError(f"_use_default_values={defaulted!r} must be a list of keys")

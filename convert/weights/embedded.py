@@ -1,8 +1,8 @@
 """The architecture in the header of a safetensors file.
 
-It makes a single file complete, with the scale, shift and padding that no shape tells.  In a folder it guards the
-`config.json` beside the weights, in which nothing else would show a flipped bit, or the configuration of another model.
-Other programs pass over it.
+It completes a single file with the scale, shift and padding that shapes do not determine.  In a folder it protects the
+`config.json` beside the weights: a flipped bit or the configuration of another model is detected.  Other programs
+ignore it.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ from flax_vae.convert.errors import FileError
 from flax_vae.convert.files import loads_object
 
 KEY = "autoencoder"
-DIGEST = "autoencoder_sha256"  # of the text under `KEY`; earlier versions wrote none
+DIGEST = "autoencoder_sha256"  # digest of the text under `KEY`; earlier versions wrote none
 
 
 def write_architecture(params: AutoEncoderParams) -> dict[str, str]:
-    """Returns the entries of the metadata that say what the tensors are."""
+    """Returns the metadata entries that describe the architecture."""
     text = json.dumps(params.to_dict(), allow_nan=False)
     return {KEY: text, DIGEST: _digest(text)}
 
 
 def read_architecture(path: object, metadata: Mapping[str, str]) -> AutoEncoderParams | None:
-    """Returns what `write_architecture` left in the metadata of the file `path`, or None where it left nothing.
+    """Returns the architecture in the metadata of the file `path`, or None if there is none.
 
     Raises:
-      FileError: if the entry is there and does not describe an architecture, or is not as it was written.
+      FileError: If the entry does not describe an architecture, or was changed after it was written.
     """
     if DIGEST in metadata and _digest(metadata.get(KEY, "")) != metadata[DIGEST]:
         raise FileError(f"{path}: the entry {KEY!r} of its metadata is not as it was written; copy the file again")
@@ -43,17 +43,17 @@ def read_architecture(path: object, metadata: Mapping[str, str]) -> AutoEncoderP
 def check_config(
     config: Path, found: AutoEncoderParams, weights: Path, metadata: Mapping[str, str], *, idle: bool = True
 ) -> None:
-    """Refuses a configuration that is not the one that was written with the weights.
+    """Checks that a configuration is the one that was written with the weights.
 
     Args:
-      config: the file of the configuration.
-      found: the architecture in it.
-      weights: the file of the weights beside it.
-      metadata: of that file; nothing is checked if no architecture is in it.
-      idle: whether fields that change nothing that is computed must agree too.
+      config: Path of the configuration.
+      found: Architecture in the configuration.
+      weights: Path of the weights beside it.
+      metadata: Metadata of the weights; without an architecture in it, nothing is checked.
+      idle: Whether fields that do not change the computation must agree too.
 
     Raises:
-      FileError: that names the fields, both values, and what to do.
+      FileError: If they differ; names the fields, both values and the remedy.
     """
     written = read_architecture(weights, metadata)
     if written is None:

@@ -1,6 +1,6 @@
-"""Model folders: `config.json` beside `model.safetensors`, which is in the layout of PyTorch's own names.
+"""Model folders: `config.json` beside `model.safetensors`, which uses PyTorch's own names.
 
-PyTorch reads the weights without converting anything, Flax reads them through the table.
+PyTorch reads the weights without conversion, Flax through the table of weights.
 """
 
 import os
@@ -32,27 +32,28 @@ def save_folder(
 ) -> None:
     """Writes a model folder.
 
-    Under its own name the folder is either complete or as it was before; see `flax_vae.convert.files.atomic_folder`.
+    The folder appears under its name only when it is complete, and otherwise stays as it was; see
+    `flax_vae.convert.files.atomic_folder`.
 
     Args:
-      folder: the folder; missing folders above it are made.
-      params: the architecture.
-      state_dict: its weights in the `flux` layout.
-      force: whether an existing model folder may be replaced.
+      folder: Folder to write; missing parents are created.
+      params: Architecture.
+      state_dict: Weights in the `flux` layout.
+      force: Whether to replace an existing model folder.
 
     Raises:
-      ConversionError: if the weights are not those of the architecture.
-      FileExistsError: if the folder exists and `force` is not set, or if it holds anything else than a model.
+      ConversionError: If the weights do not match the architecture.
+      FileExistsError: If the folder exists and `force` is False, or if it holds anything other than a model.
     """
-    to_flax(state_dict, params, LAYOUT)  # for its strictness; the views cost nothing
+    to_flax(state_dict, params, LAYOUT)  # checks every tensor; the views cost nothing
     with new_folder(folder, (CONFIG, WEIGHTS), force=force) as fresh:
         write_json(fresh / CONFIG, params.to_dict())
         write_tensors(fresh / WEIGHTS, state_dict, metadata=header(params))
 
 
 def header(params: AutoEncoderParams) -> dict[str, str]:
-    """Returns the metadata of a file of weights."""
-    # Hugging Face's readers ask for the first entry before they trust a file.
+    """Returns the metadata of a weights file."""
+    # Hugging Face's readers require the first entry.
     return {"format": "pt"} | write_architecture(params)
 
 
@@ -62,17 +63,17 @@ def load_folder(
     """Reads a model folder, given the folder or the `model.safetensors` in it.
 
     Args:
-      path: either of the two.
-      verify: whether the configuration is compared with the one that was written with the weights, and these with their
-        digest; see `flax_vae.convert.formats.read_tensors`.
+      path: Model folder, or its `model.safetensors`.
+      verify: Whether to compare the configuration with the one that was written with the weights, and the weights with
+        their digest; see `flax_vae.convert.formats.read_tensors`.
 
     Returns:
-      The architecture, and its weights in the `flux` layout.
+      The architecture, and the weights in the `flux` layout.
 
     Raises:
-      FileNotFoundError: if the folder or one of its two files is missing.
-      FileError: if one of them cannot be understood, or is not as it was written.
-      ConversionError: if the weights are not those of the architecture.
+      FileNotFoundError: If the folder or one of its two files is missing.
+      FileError: If one of them cannot be parsed, or was changed after it was written.
+      ConversionError: If the weights do not match the architecture.
     """
     folder = Path(path)
     if not folder.exists():
@@ -87,7 +88,7 @@ def load_folder(
     params = read_config(folder / CONFIG)
     state_dict = read_tensors(folder / WEIGHTS, verify=verify)
     try:
-        to_flax(state_dict, params, LAYOUT)  # for its strictness; the views cost nothing
+        to_flax(state_dict, params, LAYOUT)  # checks every tensor; the views cost nothing
     except ConversionError as error:
         raise ConversionError(f"{folder}: {error}") from None
     if verify:
@@ -96,32 +97,32 @@ def load_folder(
 
 
 def write_config(folder: str | os.PathLike[str], params: AutoEncoderParams | None = None) -> None:
-    """Changes the configuration of a model folder, or declares that a change of its `config.json` is meant.
+    """Changes the configuration of a model folder, or accepts a change that was made to its `config.json`.
 
-    Its file of weights is written again, with the same tensors and another header, which takes about a second per
-    gigabyte.  If the process is killed between the two files, readers refuse the folder until the call is repeated.
+    Rewrites the weights file with the same tensors and a new header, which takes about a second per gigabyte.  If the
+    process is killed between the two files, readers refuse the folder until the call is repeated.
 
     Args:
-      folder: a model folder of ours or of diffusers.
-      params: the new architecture, for a folder of ours; None takes what `config.json` says now.
+      folder: Model folder, of this package or of diffusers.
+      params: New architecture, for a folder of this package; None takes the current `config.json`.
 
     Raises:
-      FileNotFoundError: if the folder has no configuration, or no file of weights.
-      FileError: if a file cannot be understood, or the weights are damaged.
-      ConversionError: if the weights are not those of the architecture.
-      ValueError: if `params` are given for a folder of diffusers.
+      FileNotFoundError: If the folder has no configuration, or no weights file.
+      FileError: If a file cannot be parsed, or the weights are damaged.
+      ConversionError: If the weights do not match the architecture.
+      ValueError: If `params` is given for a folder of diffusers.
     """
     config = Path(folder) / CONFIG
     try:
         theirs = is_diffusers_config(read_object(config))
     except ValueError:
-        theirs = False  # `read_config` says what is wrong with it
+        theirs = False  # `read_config` reports the error
     weights = Path(folder) / (DIFFUSERS_WEIGHTS if theirs else WEIGHTS)
     if params is not None and theirs:
-        raise ValueError(f"{config} is a configuration of diffusers; change it there, and leave params out")
+        raise ValueError(f"{config} is a configuration of diffusers; edit that file, and leave params out")
     params = params or (read_diffusers_file(config) if theirs else read_config(config))
     tensors, metadata = read_tensors(weights), read_metadata(weights)
-    to_flax(tensors, params)  # for its strictness; the views cost nothing
+    to_flax(tensors, params)  # checks every tensor; the views cost nothing
     if not theirs:
         with new_file(config, force=True) as file:
             write_json(file, params.to_dict())
@@ -132,7 +133,7 @@ def read_config(path: str | os.PathLike[str]) -> AutoEncoderParams:
     """Reads the architecture from a `config.json`.
 
     Raises:
-      FileError: if the file is not JSON or does not describe an architecture.
+      FileError: If the file is not JSON or does not describe an architecture.
     """
     try:
         return AutoEncoderParams.from_dict(read_object(path))

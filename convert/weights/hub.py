@@ -1,6 +1,6 @@
-"""Names on the Hugging Face hub where a path was expected: `hf:org/name[/folder or file][@revision]`.
+"""Downloads models of the Hugging Face hub, named `hf:org/name[/folder or file][@revision]` in place of a path.
 
-`huggingface_hub` is an extra and is loaded when such a name is met, and for nothing else.
+`huggingface_hub` is an optional dependency, imported only for such names.
 """
 
 import os
@@ -13,8 +13,8 @@ from flax_vae.convert.weights.open import is_weights_file
 
 PREFIX = "hf:"
 
-# No more than `open_weights` would take from such a folder, and of several copies of the same weights the one in full
-# precision: repositories keep pickles and half precision beside it.
+# The files that `open_weights` can take from such a folder; of several copies of the same weights, only the one in full
+# precision, since repositories keep pickles and half precision beside it.
 FILES = (
     "config.json",
     "model.safetensors",
@@ -35,10 +35,10 @@ _REPOSITORY = re.compile(f"{_PART}/{_PART}")
 _PATH = rf"{_PART}(/{_PART})*"
 _NAME = re.compile(rf"(?P<repository>{_PART}/{_PART})(/(?P<inside>{_PATH}))?(@(?P<revision>{_PATH}))?")
 
-# What went wrong, by the library's own errors, whose words are pages of advice.
+# Reasons by the name of the library's error; its own messages are pages long.
 _REASONS = {
     "GatedRepoError": "it is gated: accept its terms on its page, then log in with hf auth login",
-    "RepositoryNotFoundError": "there is no such repository, or it is private: log in with hf auth login",
+    "RepositoryNotFoundError": "the repository does not exist or is private: log in with hf auth login",
     "RevisionNotFoundError": "it has no such revision",
     "OfflineModeIsEnabled": "it is not in the local cache, and HF_HUB_OFFLINE is set",
     "LocalEntryNotFoundError": "it is not in the local cache, and the hub cannot be reached (is HF_HUB_OFFLINE set?)",
@@ -46,20 +46,19 @@ _REASONS = {
 
 
 def locate(path: str | os.PathLike[str], variant: str | None = None) -> Path:
-    """Returns the path itself, or where a model of the hub lies after it was downloaded, if need be.
+    """Returns a path unchanged, or the local path of a model on the hub, downloading it if necessary.
 
-    What begins with `hf:` is a name on the hub.  A string `org/name` is one too if nothing on this machine could be
-    meant: it does not exist, nor does a folder `org`, and it does not end as a file of weights does.  A `Path` never
-    is: commands pass those, so that no mistyped path becomes the model of a stranger.  Anything else is returned as it
-    is, for whoever opens it to refuse.
+    A string that begins with `hf:` is a name on the hub.  So is a string `org/name`, unless it can be a local path: it
+    exists, a folder `org` exists, or it ends like a weights file.  A `Path` is never a name on the hub; commands pass
+    a `Path`, so that a mistyped path does not download an unknown model.  Anything else is returned unchanged.
 
     Args:
-      path: a path, or a name on the hub.
-      variant: which files of a diffusers folder are downloaded; see `flax_vae.convert.weights.open_weights`.
+      path: Path, or name on the hub.
+      variant: Variant of a diffusers folder to download; see `flax_vae.convert.weights.open_weights`.
 
     Raises:
-      FileNotFoundError: if it is a name on the hub, and `huggingface_hub` is not installed or did not get it; or if it
-        could be one and is not taken for one.
+      FileNotFoundError: If the hub does not provide the model, if `huggingface_hub` is not installed, or if a `Path`
+        does not exist and has the form of a name on the hub.
     """
     text = path.as_posix() if isinstance(path, PurePath) else os.fspath(path)
     if text.startswith(PREFIX):
@@ -68,9 +67,7 @@ def locate(path: str | os.PathLike[str], variant: str | None = None) -> Path:
         return Path(path)
     local = is_weights_file(text) or Path(text).parent.is_dir()
     if local or not isinstance(path, str):
-        raise FileNotFoundError(
-            f"{path} does not exist; if a model on the Hugging Face hub is meant, write {PREFIX}{text}"
-        )
+        raise FileNotFoundError(f"{path} does not exist; for a model on the Hugging Face hub, write {PREFIX}{text}")
     return _download(PREFIX + text, variant)
 
 
@@ -78,7 +75,7 @@ def _download(text: str, variant: str | None) -> Path:
     name = _NAME.fullmatch(text.removeprefix(PREFIX))
     if name is None:
         raise FileNotFoundError(
-            f"{text} is no name on the Hugging Face hub; write hf:org/name[/folder or file][@revision]"
+            f"{text} is not a name on the Hugging Face hub; expected hf:org/name[/folder or file][@revision]"
         )
     with needed(f"{text} is on the Hugging Face hub, which needs huggingface_hub", "hub", raises=FileNotFoundError):
         from huggingface_hub import snapshot_download
@@ -87,8 +84,8 @@ def _download(text: str, variant: str | None) -> Path:
         snapshot = Path(
             snapshot_download(name["repository"], revision=name["revision"], allow_patterns=_patterns(inside, variant))
         )
-    except Exception as error:  # of the network, of the hub, of its cache: they share no parent
-        raise FileNotFoundError(f"{text}: the Hugging Face hub did not give it: {_reason(error)}") from error
+    except Exception as error:  # errors of the network, of the hub and of its cache have no common base
+        raise FileNotFoundError(f"{text}: download from the Hugging Face hub failed: {_reason(error)}") from error
     place = snapshot / inside
     repository = f"{name['repository']} on the Hugging Face hub"
     if is_weights_file(inside):
@@ -99,14 +96,14 @@ def _download(text: str, variant: str | None) -> Path:
         of = "" if variant is None else f"of the variant {variant!r} and "
         where = f"{PREFIX}{name['repository']}"
         raise FileNotFoundError(
-            f"{text}: {repository} has no {there} weights {of}of a known name; give a folder or a file of it, such as "
+            f"{text}: {repository} has no {there} weights {of}of a known name; name a folder or a file of it, such as "
             f"{where}/vae or {where}/FILE.safetensors"
         )
     return place
 
 
 def _patterns(inside: str, variant: str | None) -> list[str]:
-    """What to download of a repository: a file and what belongs to it, or what may be read of a folder."""
+    """Returns the files to download: one file and those it needs, or every readable file of a folder."""
     if not is_weights_file(inside):
         files = FILES if variant is None else [pattern.format(variant) for pattern in _VARIANT]
         return [f"{inside}/{file}" if inside else file for file in files]

@@ -1,4 +1,4 @@
-"""From any file or folder to an autoencoder's weights and everything that is known about them."""
+"""Loads an autoencoder's weights and architecture from any file or folder."""
 
 import os
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.architecture import preset as preset_named
 from flax_vae.convert.errors import ConversionError
-from flax_vae.convert.table import Weights, fitting_presets, nearest_preset, understand
+from flax_vae.convert.table import Weights, fitting_presets, identify, nearest_preset
 from flax_vae.convert.weights.hub import locate
 from flax_vae.convert.weights.open import WeightFile, open_weights
 
@@ -20,55 +20,55 @@ def load_weights(
     variant: str | None = None,
     prefix: str | None = None,
 ) -> Weights:
-    """Opens weights of any kind and settles what they are.
+    """Opens weights of any kind and determines their layout and architecture.
 
     Args:
-      path: a file or folder, see `flax_vae.convert.weights.open_weights`; or a model on the Hugging Face hub,
+      path: File or folder, see `flax_vae.convert.weights.open_weights`; or a model on the Hugging Face hub,
         `hf:org/name[/folder or file][@revision]`, see `flax_vae.convert.weights.locate`.
-      params: the architecture, or the name of a preset, where no configuration lies beside the weights.  Where one
-        does, both must agree, except in `clamp_logvar`, which `params` decides.
-      verify: see `flax_vae.convert.weights.open_weights`.
-      raw_weights: see `flax_vae.convert.weights.open_weights`.
-      variant: see `flax_vae.convert.weights.open_weights`.
-      prefix: what stands before the names of the autoencoder, where a file holds several.
+      params: Architecture or name of a preset, for weights without a configuration.  If there is a configuration, both
+        must agree, except in `clamp_logvar`, which `params` decides.
+      verify: Whether to compare digests; see `flax_vae.convert.weights.open_weights`.
+      raw_weights: Whether to take the raw weights; see `flax_vae.convert.weights.open_weights`.
+      variant: Variant of a diffusers folder; see `flax_vae.convert.weights.open_weights`.
+      prefix: Prefix of the autoencoder's names, where a file holds several.
 
     Raises:
-      FileNotFoundError: if it does not exist, or a part of it is missing.
-      FileError: if it is damaged or of no known kind.
-      ConversionError: if it holds no autoencoder of this family, or another one than `params` and the configuration
-        say, or if nothing says its scale, shift and padding.
-      ValueError: if there is no such preset.
+      FileNotFoundError: If it, or a part of it, does not exist.
+      FileError: If it is damaged or of an unknown kind.
+      ConversionError: If it holds no autoencoder of this family or not that of `params` and the configuration, or if
+        scale, shift and padding are unknown.
+      ValueError: If the preset is unknown.
     """
     source = open_weights(locate(path, variant), verify=verify, variant=variant, raw_weights=raw_weights)
     return resolve_architecture(source, preset_named(params) if isinstance(params, str) else params, prefix)
 
 
 def resolve_architecture(source: WeightFile, params: AutoEncoderParams | None, prefix: str | None = None) -> Weights:
-    """Returns the weights of a source, of which everything is known.
+    """Returns the weights of a source with their complete architecture.
 
     Raises:
-      ConversionError: as `load_weights`.
+      ConversionError: As for `load_weights`.
     """
     config = source.config
     if params is not None and config is not None:
-        # The same weights serve with and without, and a configuration of before the field existed has False.
+        # The weights do not depend on it, and configurations from before the field existed have False.
         config = replace(config, clamp_logvar=params.clamp_logvar)
         if differences := config.differences(params):
             fields = [f"{name} is {vars(config)[name]!r}, not {vars(params)[name]!r}" for name in differences]
-            raise ConversionError(f"{source.path}: the configuration beside the weights says {'; '.join(fields)}")
+            raise ConversionError(f"{source.path}: in the configuration beside the weights, {'; '.join(fields)}")
     try:
-        weights = understand(source.tensors, config or params, prefix=prefix, layout=source.layout)
+        weights = identify(source.tensors, config or params, prefix=prefix, layout=source.layout)
     except ConversionError as error:
         raise ConversionError(f"{source.path}: {error}") from None
-    if weights.settled:
+    if weights.config_known:
         return replace(weights, kept=source.kept)
     presets = fitting_presets(weights.params)
     if presets:
-        advice = f"its tensors fit {' and '.join(presets)}: say which with preset= (--preset)"
+        advice = f"the tensors fit {' and '.join(presets)}; choose with preset= (--preset)"
     else:
         near, differences = nearest_preset(weights.params)
         advice = (
             f"the nearest preset is {near} ({'; '.join(differences)}): convert it with flax-vae-convert SRC DST "
             "--to flux --config FILE, a config.json of ours or of diffusers"
         )
-    raise ConversionError(f"{source.path} says nothing of scale, shift and padding; {advice}")
+    raise ConversionError(f"{source.path} does not define scale, shift and padding; {advice}")

@@ -1,7 +1,7 @@
-"""One door for everything that weights come in: a file or a folder of any kind goes in, named arrays come out.
+"""Opens weights of any kind: a file or a folder in, named arrays out.
 
-What it is follows from its name and from what lies in it, never from a guess: a folder that could mean several things
-is refused with the list of them.  How the tensors are named is the business of the table of weights.
+The kind follows from the name and the content, and is never guessed: a folder that could hold several models is refused
+with a list of them.  The table of weights interprets the names of the tensors.
 """
 
 import os
@@ -36,13 +36,13 @@ Kind = Literal[
     "model folder", "orbax",
 ]  # fmt: skip
 
-# The names under which diffusers saves an autoencoder's weights: diffusion_pytorch_model.safetensors, and with a
-# variant diffusion_pytorch_model.fp16.safetensors; an index has it behind `index`, a shard before or behind its number.
+# Names of diffusers' weights files: diffusion_pytorch_model.safetensors, or with a variant
+# diffusion_pytorch_model.fp16.safetensors.  An index has the variant after `index`, a shard before or after its number.
 _DIFFUSERS = re.compile(
     r"diffusion_(pytorch|flax)_model(\.(?P<variant>[\w-]+?))?(?P<shard>-\d+-of-\d+)?(\.(?P<behind>[\w-]+))?"
     r"\.(?P<form>safetensors|bin|msgpack)(?P<index>\.index(\.(?P<last>[\w-]+))?\.json)?"
 )
-# Which of one variant's files is taken, the first before the others, as diffusers does it.
+# Order of preference among the files of one variant, as in diffusers.
 _ORDER = ("safetensors.index", "safetensors", "bin.index", "bin", "msgpack")
 _TAKES = "*.safetensors, *.sft, *.pt, *.pth, *.ckpt, *.bin, *.msgpack, *.safetensors.index.json, *.bin.index.json"
 _SUFFIXES: dict[str, Kind] = {
@@ -53,19 +53,19 @@ _SUFFIXES: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class WeightFile:
-    """Weights from somewhere, not yet understood.
+    """Weights as read from a file or folder, before their layout and architecture are identified.
 
     Attributes:
-      path: the file or the folder that the tensors came from; of a diffusers folder the file in it.
-      kind: what it is.
-      tensors: name to array, as named there.  Arrays are made or read from the disk when they are used.
-      config: the architecture, where one is written beside the weights.
-      metadata: strings in the header, of a safetensors file.
-      kept: what a configuration of diffusers says beyond the architecture; see
+      path: File or folder of the tensors; for a diffusers folder, the file in it.
+      kind: Kind of the file or folder.
+      tensors: Arrays by their names in the file, read from disk when used.
+      config: Architecture, if one is stored with the weights.
+      metadata: Strings in the header of a safetensors file.
+      kept: Entries of a diffusers configuration beyond the architecture; see
         `flax_vae.convert.weights.diffusers_config.kept_keys`.
-      averaged: whether the weights are the moving average that training kept; None where there is none.
-      notes: sentences about what could not be checked.
-      layout: how they are named, where what it is says so.
+      averaged: Whether the weights are the moving average of training; None without an average.
+      notes: Sentences about checks that were not possible.
+      layout: Layout of the tensors, if the kind determines it.
     """
 
     path: Path
@@ -84,27 +84,27 @@ def open_weights(
 ) -> WeightFile:
     """Opens weights of any kind.
 
-    Takes a safetensors file, the index of several, a PyTorch checkpoint, a msgpack file of diffusers' former Flax
-    models, a diffusers folder or a file in it, a model folder of ours or the file in it, a checkpoint of ours (the
-    folder of one step, or the `checkpoints` folder if it holds only one), and the directory of a run that has ended.
-    Safetensors files and pickles are told apart by their content, not by their names.
+    Accepts a safetensors file, the index of several, a PyTorch checkpoint, a msgpack file of diffusers' former Flax
+    models, a diffusers folder or a file in it, a model folder of this package or the file in it, a checkpoint of this
+    package (the folder of one step, or the `checkpoints` folder if it holds only one), and the directory of a finished
+    run.  Safetensors files and pickles are distinguished by content, not by name.
 
-    A diffusers folder may hold the same weights several times.  Of its variants the one without a name is taken, of
-    its forms safetensors before pickles before msgpack.
+    A diffusers folder may hold several copies of the same weights.  The default variant is the one without a name;
+    safetensors files are preferred over pickles, and pickles over msgpack.
 
     Args:
-      path: the file or the folder.
-      verify: whether digests are compared; see `flax_vae.convert.formats.read_tensors` and
+      path: File or folder.
+      verify: Whether to compare digests; see `flax_vae.convert.formats.read_tensors` and
         `flax_vae.convert.weights.orbax_steps.read_step`.
-      variant: name of the variant to take from a diffusers folder, such as `"fp16"`.
-      raw_weights: whether to take the weights themselves from a checkpoint of training, ours or LDM's, that also holds
-        their moving average.
+      variant: Name of the variant to take from a diffusers folder, `"fp16"` for example.
+      raw_weights: Whether to take the raw weights from a training checkpoint, of this package or of LDM, that also
+        holds their moving average.
 
     Raises:
-      FileNotFoundError: if it does not exist, or a part of it is missing.
-      FileError: if it is damaged, or is none of these, or could be several; the message lists what was found.
-      ConversionError: if its configuration describes another architecture than this family's, or a model folder's
-        weights are not those of its configuration.
+      FileNotFoundError: If it, or a part of it, does not exist.
+      FileError: If it is damaged, of an unknown kind, or ambiguous; the message lists what was found.
+      ConversionError: If its configuration describes an architecture of another family, or the weights of a model
+        folder do not match its configuration.
     """
     place = Path(path)
     if not place.exists():
@@ -158,10 +158,10 @@ def _open_folder(folder: Path, verify: bool, variant: str | None, raw_weights: b
 
 
 def _chosen(folder: Path, inside: list[str], variant: str | None) -> str | None:
-    """Returns the file to take of those that diffusers has written into a folder, or None where there are none.
+    """Returns the file to read among those that diffusers wrote into a folder, or None if there are none.
 
     Raises:
-      FileError: if there is no such variant, or only several with a name.
+      FileError: If there is no such variant, or only several named ones.
     """
     variants: dict[str, dict[str, str]] = {}
     shards_there = []
@@ -180,10 +180,10 @@ def _chosen(folder: Path, inside: list[str], variant: str | None) -> str | None:
         )
     named = ", ".join(filter(None, variants))
     if variant is not None and variant not in variants:
-        raise FileError(f"{folder} holds no variant {variant!r}; there is {named or 'none that has a name'}")
+        raise FileError(f"{folder} holds no variant {variant!r}; found {named or 'none that has a name'}")
     if variant is None and "" not in variants and len(variants) > 1:
         raise FileError(
-            f"{folder} holds several variants ({named}); say which with variant=, or --variant of flax-vae-convert"
+            f"{folder} holds several variants ({named}); choose one with variant=, or --variant of flax-vae-convert"
         )
     if not variants:
         return None
@@ -192,7 +192,7 @@ def _chosen(folder: Path, inside: list[str], variant: str | None) -> str | None:
 
 
 def _hint(folder: Path, inside: list[str]) -> str:
-    """What the folder may have been meant for."""
+    """Returns the end of an error message: what to open instead of the folder."""
     if "model_index.json" in inside and (folder / "vae").is_dir():
         return f"; its autoencoder is in {folder / 'vae'}"
     files = [name for name in inside if _reader(name) is not None]
@@ -214,7 +214,7 @@ def _open_step(step: Path, verify: bool, raw_weights: bool) -> WeightFile:
 
 def _open_diffusers(path: Path, verify: bool) -> WeightFile:
     config = path.with_name(CONFIG)
-    if not config.is_file():  # a file that was moved away from its folder is still a file
+    if not config.is_file():  # a file that was moved out of its folder is a plain weights file
         return _read_file(path, None, verify)
     source = _read_file(path, read_diffusers_file(config), verify)
     if verify and source.config is not None:
@@ -226,7 +226,7 @@ def _open_diffusers(path: Path, verify: bool) -> WeightFile:
 def _is_diffusers(config: Path) -> bool:
     try:
         return is_diffusers_config(read_object(config))
-    except ValueError:  # whoever reads it as a configuration says what is wrong with it
+    except ValueError:  # reported when it is read as a configuration
         return False
 
 
@@ -236,7 +236,7 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> We
     if content is not None and content.kind != kind:
         if content.kind is None:
             raise FileError(f"{path} is {content.what}, not weights; {content.remedy}")
-        # A name that says otherwise is wrong; a pickle must at least have the name of some weights.
+        # The content overrides a wrong name, but a pickle must at least have the name of a weights file.
         kind = content.kind if content.kind == "safetensors" or kind in ("safetensors", "pickle") else kind
     if kind in ("sharded safetensors", "sharded pickles"):
         return WeightFile(path, kind, read_shards(path, verify=verify), config)
@@ -248,16 +248,16 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> We
         return WeightFile(path, kind, read_pickle(path), config)
     if kind == "flax msgpack":
         return WeightFile(path, kind, read_msgpack(path), config)
-    raise FileError(f"{path} has a name of no known kind; give a folder, or a file of {_TAKES}")
+    raise FileError(f"{path} is of an unknown kind; expected a folder, or a file of {_TAKES}")
 
 
 def is_weights_file(name: str) -> bool:
-    """Whether a file of this name holds weights, or is the index of files that do."""
+    """Returns whether a file of this name holds weights, or is the index of such files."""
     return _reader(name) is not None
 
 
 def _reader(name: str) -> Kind | None:
-    """The kind of a file by its name."""
+    """Returns the kind of a file by its name."""
     if is_index(name):
         return "sharded safetensors" if ".safetensors." in name else "sharded pickles"
     return _SUFFIXES.get(Path(name).suffix.lower())

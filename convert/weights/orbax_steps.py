@@ -1,4 +1,4 @@
-"""Checkpoints that training leaves, `checkpoints/STEP`: the parameters in them, as numpy arrays, without JAX.
+"""Reads the parameters of training checkpoints, `checkpoints/STEP`, as numpy arrays without JAX.
 
 Orbax restores numpy arrays by name too (`PyTreeCheckpointer.restore` with `restore_type=np.ndarray`), but it imports
 JAX and starts its backend, which on a TPU belongs to the run that is training.  So the arrays, stored as zarr in one
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
+import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy
 import numpy as np
 
 from flax_vae.convert.architecture import AutoEncoderParams
@@ -20,25 +20,24 @@ from flax_vae.convert.files import UNVERIFIED, find_damage, is_number, read_obje
 from flax_vae.convert.formats import ArrayLike, Deferred
 from flax_vae.convert.weights.averages import overlay
 
-MARK = "_CHECKPOINT_METADATA"  # in the folder of a step
-_TREE = "_METADATA"  # in the folder of the state: the names of its arrays
+MARK = "_CHECKPOINT_METADATA"  # file in the folder of a step
+_TREE = "_METADATA"  # file in the folder of the state: names of its arrays
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def list_step_folders(folder: Path) -> list[Path]:
-    """Returns the steps in a folder of checkpoints, the earliest first."""
+    """Returns the step folders in a folder of checkpoints, the earliest first."""
     steps = [entry for entry in folder.iterdir() if is_number(entry.name) and (entry / MARK).is_file()]
     return sorted(steps, key=lambda step: int(step.name))
 
 
 class StoredStep(NamedTuple):
-    """The weights of one step.
+    """Weights of one step of a training run.
 
     Attributes:
-      params: the architecture that was trained.
-      tensors: path to array in Flax's names, `{"encoder/conv_in/kernel": ...}`; each is read from the disk when it is
-        asked for.
-      averaged: whether the tensors are the moving average; None where the run keeps none.
+      params: Architecture that was trained.
+      tensors: Arrays by Flax path, `{"encoder/conv_in/kernel": ...}`, read from disk when used.
+      averaged: Whether the tensors are the moving average; None if the run keeps none.
     """
 
     params: AutoEncoderParams
@@ -47,15 +46,16 @@ class StoredStep(NamedTuple):
 
 
 def read_weights(path: str | os.PathLike[str], *, raw_weights: bool = False, verify: bool = True) -> StoredStep:
-    """Reads the weights of one step of a training run: what the run would export.
+    """Reads the weights of one step of a training run, as the run would export them.
 
     Args:
-      path: the folder of the step.
-      raw_weights: whether to read the weights themselves where the run keeps their moving average.
-      verify: see `read_step`.
+      path: Folder of the step.
+      raw_weights: Whether to read the raw weights if the run keeps a moving average.
+      verify: Whether to compare all files with the manifest; see `read_step`.
 
     Raises:
-      FileNotFoundError, FileError: as `read_step`.
+      FileNotFoundError: As for `read_step`.
+      FileError: As for `read_step`.
     """
     params, tensors = read_step(path, verify=verify)
     if "ema" not in list_trees(path):
@@ -67,10 +67,10 @@ def read_weights(path: str | os.PathLike[str], *, raw_weights: bool = False, ver
 
 
 def list_trees(path: str | os.PathLike[str]) -> list[str]:
-    """Returns the parts of a step's state that hold arrays, such as `params`, `opt_state` and `ema`.
+    """Returns the names of the trees in a step's state that hold arrays: `params`, `opt_state` and `ema`, for example.
 
     Raises:
-      FileError: if nothing says which there are.
+      FileError: If the file that lists them is missing or damaged.
     """
     step = Path(path)
     return sorted({keys[0] for keys in _leaves(step, _object(step / "state" / _TREE))})
@@ -79,20 +79,20 @@ def list_trees(path: str | os.PathLike[str]) -> list[str]:
 def read_step(
     path: str | os.PathLike[str], tree: str = "params", *, verify: bool = True
 ) -> tuple[AutoEncoderParams, dict[str, Deferred]]:
-    """Reads a part of the state of one step of a training run.
+    """Reads one tree of the state of a training step.
 
     Args:
-      path: the folder of the step.
-      tree: the part of the state: the parameters, or anything else of the same form.
-      verify: whether all files are compared with the manifest of the step first, which reads them, at 1 to 2 GB/s.
+      path: Folder of the step.
+      tree: Name of the tree: the parameters, or another tree of the same structure.
+      verify: Whether to first compare all files with the manifest of the step, which reads them at 1 to 2 GB/s.
 
     Returns:
-      The architecture that was trained, and path to array in Flax's names, `{"encoder/conv_in/kernel": ...}`.  Each
-      array is read from the disk when it is asked for.
+      The architecture that was trained, and arrays by Flax path, `{"encoder/conv_in/kernel": ...}`, each read from disk
+      when used.
 
     Raises:
-      FileNotFoundError: if there is no such folder.
-      FileError: if the folder is no checkpoint of a training run or is damaged, or if the state has no such part.
+      FileNotFoundError: If the folder does not exist.
+      FileError: If the folder is not a checkpoint of a training run or is damaged, or if the state has no such tree.
     """
     step = Path(path)
     if not step.is_dir():
@@ -108,13 +108,13 @@ def read_step(
     leaves = _leaves(step, metadata)
     chosen = {"/".join(keys[1:]): keys for keys in leaves if keys[0] == tree and len(keys) > 1}
     if not chosen:
-        raise FileError(f"{path} has no {tree!r}; its state holds {', '.join(sorted({keys[0] for keys in leaves}))}")
+        raise FileError(f"{path} has no {tree!r}; expected one of {', '.join(sorted({keys[0] for keys in leaves}))}")
     files = {"driver": "file", "path": f"{(step / 'state').resolve().as_posix()}/"}
     database = {"driver": "ocdbt", "base": files}
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     arrays = {}
     for name, keys in sorted(chosen.items()):
-        # A chunk that is not there would otherwise read as zeros.
+        # Otherwise a missing chunk would be read as zeros.
         spec = {
             "driver": driver,
             "kvstore": database | {"path": ".".join(keys) + "/"},
@@ -173,6 +173,6 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except FileNotFoundError as error:
-        raise FileError(f"{path} is missing: the checkpoint is not complete, or not of a training run") from error
+        raise FileError(f"{path} is missing; expected a complete checkpoint of a training run") from error
     except ValueError as error:
-        raise FileError(f"{path} cannot be understood: {error}") from error
+        raise FileError(f"{path} cannot be parsed: {error}") from error

@@ -1,4 +1,4 @@
-"""The directory of a training run, where a model was expected: its export, if that is what the run came to."""
+"""Finds the exported model in the directory of a training run."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ EXPORT, CHECKPOINTS, METRICS = "export", "checkpoints", "metrics.jsonl"
 
 
 def is_run(folder: Path) -> bool:
-    """Returns whether a folder is the directory of a training run, and no model itself."""
+    """Returns whether a folder is the directory of a training run and not itself a model."""
     if (folder / WEIGHTS).exists():
         return False
     return (folder / METRICS).is_file() or _is_model(folder / EXPORT) or bool(_steps(folder))
@@ -20,7 +20,7 @@ def find_export(run: Path) -> Path:
     """Returns the model folder that a run exported.
 
     Raises:
-      FileError: if the run has not ended, or has been continued since; the message says what can be given instead.
+      FileError: If the run has not ended, or was continued after the export; the message lists alternatives.
     """
     export, steps = run / EXPORT, _steps(run)
     newest = run / CHECKPOINTS / str(steps[-1]) if steps else None
@@ -30,14 +30,14 @@ def find_export(run: Path) -> Path:
     asked = _asked_steps(run)
     if newest is not None and asked is not None and steps[-1] < asked:
         raise FileError(
-            f"{run} has done {steps[-1]} of {asked} steps, and {export} is from before it was continued; let the run "
-            f"end, or name one of them: {export} or {newest}"
+            f"{run} has done {steps[-1]} of {asked} steps, and {export} was written before it was continued; let the "
+            f"run end, or name one of them: {export} or {newest}"
         )
     return export
 
 
 def _steps(run: Path) -> list[int]:
-    """The numbers of its checkpoints, whole or not."""
+    """Returns the numbers of the run's checkpoints, complete or not."""
     folder = run / CHECKPOINTS
     return sorted(int(entry.name) for entry in folder.iterdir() if is_number(entry.name)) if folder.is_dir() else []
 
@@ -47,9 +47,9 @@ def _is_model(folder: Path) -> bool:
 
 
 def _asked_steps(run: Path) -> int | None:
-    """The steps of the whole run, as far as its configuration tells."""
+    """Returns the number of steps of the whole run, or None if its configuration does not give it."""
     try:
         steps = read_object(run / CONFIG).get("steps")
-    except (OSError, ValueError):  # whoever continues the run says what is wrong with it
+    except (OSError, ValueError):  # reported when the run is continued
         return None
     return steps if isinstance(steps, int) else None

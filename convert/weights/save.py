@@ -1,4 +1,4 @@
-"""Weights to disk, in any layout that can be written: the counterpart of `flax_vae.convert.weights.load`."""
+"""Saves weights in any layout that can be written; the counterpart of `flax_vae.convert.weights.load`."""
 
 import contextlib
 import os
@@ -31,33 +31,33 @@ def save_weights(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes weights in any layout, tensor after tensor.
+    """Writes weights in any layout, one tensor after another.
 
-    A `path` that ends in `.safetensors` or `.sft` becomes one file, whose header says the architecture.  Any other
-    becomes a folder: a model folder of ours for `"flux"`, and for `"diffusers"` one that
-    `AutoencoderKL.from_pretrained` (or `AutoencoderKLFlux2`) loads; the other layouts know no folders.  Names that end
-    as other files do, such as `.pt`, are refused.
+    If `path` ends in `.safetensors` or `.sft`, writes one file with the architecture in its header.  Otherwise writes a
+    folder: a model folder of this package for `"flux"`, and for `"diffusers"` one that `AutoencoderKL.from_pretrained`
+    (or `AutoencoderKLFlux2`) loads; the other layouts have no folders.  Refuses names that end like other files, such
+    as `.pt`.
 
     Args:
-      path: the file or the folder; missing folders above it are made.
-      weights: what `load_weights` gives, or `Weights(tensors, layout, params)`.
-      layout: one of `LAYOUTS`.
-      dtype: to which floats are rounded; None keeps every bit.
-      prefix: put before every name in a file, as `"first_stage_model."` in checkpoints of Stable Diffusion.
-      metadata: further strings for the header of a file.
-      force: whether an existing file, or a folder of the same kind, may be replaced.
-      progress: called before each tensor with how many are done and how many there are.
+      path: File or folder; missing parents are created.
+      weights: Result of `load_weights`, or `Weights(tensors, layout, params)`.
+      layout: One of `LAYOUTS`.
+      dtype: Floating dtype to round to; None keeps every bit.
+      prefix: Prefix of every name in a file, `"first_stage_model."` for example, as in Stable Diffusion checkpoints.
+      metadata: Further strings for the header of a file.
+      force: Whether to replace an existing file, or a folder of the same kind.
+      progress: Function called before each tensor with the number done and the total.
 
     Raises:
-      ConversionError: if the tensors are not those of the architecture; if the layout cannot express it, has no folder
-        or takes no prefix; if a number is too large for `dtype`; if the name is that of another kind of file, or of a
-        file that belongs to a model of several.
-      FileExistsError: if it exists and `force` is not set, or is a folder with anything else in it.
-      OSError: if it cannot be written, as on a full disk.
-      ValueError: if there is no such layout or dtype.
+      ConversionError: If the tensors do not match the architecture; if the layout cannot express it, has no folder or
+        takes no prefix; if a value is too large for `dtype`; if the name is that of another kind of file, or of a file
+        that is part of a model of several.
+      FileExistsError: If it exists and `force` is False, or if it is a folder with other files in it.
+      OSError: If it cannot be written, for example because the disk is full.
+      ValueError: If the layout or the dtype is unknown.
     """
     target, params = Path(path), weights.params
-    # What diffusers builds from is a configuration: what it cannot say must not get lost in a single file either.
+    # diffusers builds from a configuration, so a single file must not hold what the configuration cannot express.
     config = write_diffusers_config(params) | dict(weights.kept) if layout == "diffusers" else {}
     state_dict = weights.to(layout)
     if dtype is not None:
@@ -72,7 +72,7 @@ def save_weights(
         return
     if prefix or metadata:
         raise ConversionError(
-            f"{target} is to be a folder, which has no prefix and no metadata; write {target}.safetensors"
+            f"{target} is a folder, which takes no prefix and no metadata; write {target}.safetensors"
         )
     refuse_file_name(target)
     if layout == FOLDER_LAYOUT:
@@ -100,13 +100,13 @@ def _watch(tensors: Mapping[str, Any], progress: Callable[[int, int], None]) -> 
 
 
 def _refuse_part(target: Path) -> None:
-    """Refuses to replace a file that would no longer fit the configuration or the index beside it."""
+    """Refuses to replace a file that would no longer match the configuration or the index beside it."""
     real = target.resolve()
     if not real.exists():
         return
     if (real.parent / CONFIG).is_file() and (real.name == WEIGHTS or real.name.startswith("diffusion_")):
         raise ConversionError(
-            f"{target} belongs to the {CONFIG} beside it; give the folder {target.parent}, or another name"
+            f"{target} belongs to the {CONFIG} beside it; use the folder {target.parent}, or another name"
         )
     for index in filter(lambda entry: is_index(entry.name), real.parent.iterdir()):
         with contextlib.suppress(FileError):
@@ -115,6 +115,8 @@ def _refuse_part(target: Path) -> None:
 
 
 def _check_prefix(prefix: str) -> None:
-    """Refuses what could not be read again."""
+    """Checks that readers will recognise the prefix."""
     if not re.fullmatch(r"([\w-]+\.)*", prefix):
-        raise ConversionError(f"prefix={prefix!r} is none; write names that each end in a dot, as first_stage_model.")
+        raise ConversionError(
+            f"prefix={prefix!r} is invalid; expected names that each end in a dot: first_stage_model."
+        )

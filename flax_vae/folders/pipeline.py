@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flax_vae.convert.console import Progress, printable
-from flax_vae.convert.latents import Encoding, LatentEntry, LatentMoments, ShardContent, Skip
+from flax_vae.convert.latents import ChannelStats, Encoding, LatentEntry, ShardContent, Skip
 from flax_vae.errors import DataError, UserError, first_of
 from flax_vae.folders.batch_encoder import LatentEncoder
 from flax_vae.folders.batches import Batch, ImageEntry, Shard
@@ -152,7 +152,7 @@ class EncodePipeline:
 
     def _jobs(self, shards: Sequence[Shard]) -> Iterator[_Job]:
         for shard in shards:
-            content = ShardContent(LatentMoments.nothing(self.encoding.channels))
+            content = ShardContent(ChannelStats.nothing(self.encoding.channels))
             for batch in shard.batches:
                 yield _Job(shard.number, content, batch, batch is shard.batches[-1])
 

@@ -21,7 +21,7 @@ from flax_vae.convert.errors import FileError
 from flax_vae.convert.files.manifest import MANIFEST, find_damage, read_manifest
 from flax_vae.convert.formats.safetensors import write_tensors
 from flax_vae.convert.latents.dataset import LatentDataset
-from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.identification import Weights
 from flax_vae.convert.table.rows import unflatten
 from flax_vae.convert.weights.folder import save_folder
 from flax_vae.convert.weights.load import load_weights

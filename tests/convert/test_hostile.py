@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from flax_vae.convert import PRESETS, ConversionError, expand, to_flax
 from flax_vae.convert.cli.main import main
 from flax_vae.convert.formats.safetensors import write_tensors
-from flax_vae.convert.table.identify import understand
+from flax_vae.convert.table.identification import identify
 from flax_vae.convert.table.rows import READABLE, translate
 from flax_vae.convert.weights.folder import save_folder
 
@@ -76,7 +76,7 @@ def test_the_key_map_refuses_with_one_kind_of_error_or_understands_everything(la
     tensors = changed(weights(layout), changes)
     for params in (None, SMALL):
         try:
-            found = understand(tensors, params)
+            found = identify(tensors, params)
         except ConversionError as error:
             assert str(error)
         else:  # what it took is whole, and what it did not take is said
@@ -143,13 +143,13 @@ HOSTILE = {
         lambda path: write_tensors(path, {"lm_head.weight": np.ones((2, 2))}),
         "not the weights of an autoencoder",
     ),
-    "a shard above": (INDEX, index("../secret.safetensors"), "only the plain name of a .safetensors file"),
-    "an absolute shard": (INDEX, index("/etc/secret.safetensors"), "only the plain name of a .safetensors file"),
-    "a missing shard": (INDEX, index("absent.safetensors"), "which is not there"),
+    "a shard above": (INDEX, index("../secret.safetensors"), "the plain name of a .safetensors file"),
+    "an absolute shard": (INDEX, index("/etc/secret.safetensors"), "the plain name of a .safetensors file"),
+    "a missing shard": (INDEX, index("absent.safetensors"), "which does not exist"),
     "a linked shard": (INDEX, linked, "is a link to"),
     "an index of another format": (INDEX, lambda path: path.write_text("[]"), "is not the index of safetensors files"),
     "a cut msgpack": ("a.msgpack", lambda path: path.write_bytes(b"\x82\xa1a"), "not a complete msgpack file"),
-    "an unknown suffix": ("a.h5", lambda path: path.write_bytes(b"\x89HDF"), "a name of no known kind"),
+    "an unknown suffix": ("a.h5", lambda path: path.write_bytes(b"\x89HDF"), "of an unknown kind"),
     "code": ("a.ckpt", lambda path: path.write_bytes(pickle.dumps(Code(), protocol=2)), "a.ckpt"),
     "a cut pickle": ("a.pt", lambda path: path.write_bytes(b"PK\x03\x04"), "a.pt"),
 }
@@ -188,7 +188,7 @@ def test_wrong_shapes_are_named(here, capsys):
     write_tensors("a.safetensors", weights() | {"encoder.conv_in.bias": np.zeros(31, np.float32)})
     (here / "config.json").write_text(json.dumps(SMALL.to_dict()))
     assert main(["a.safetensors", "new", "--to", "flux", "--config", "config.json"]) == 1
-    assert "encoder.conv_in.bias is (31,), must be (32,)" in capsys.readouterr().err
+    assert "encoder.conv_in.bias has shape (31,); expected (32,)" in capsys.readouterr().err
     assert not (here / "new").exists()
 
 

@@ -71,7 +71,7 @@ def test_numbers_too_large_for_the_parameters_are_refused(tmp_path):
     model, params = make()
     params["decoder"]["conv_out"]["bias"] = jnp.full(3, 1e6)
     save_pretrained(tmp_path / "model", model, params)
-    with pytest.raises(ConversionError, match="3 numbers of tensor 'decoder.conv_out.bias' are too large for float16"):
+    with pytest.raises(ConversionError, match="3 values of tensor 'decoder.conv_out.bias' are too large for float16"):
         from_pretrained(tmp_path / "model", param_dtype=jnp.float16)
 
 

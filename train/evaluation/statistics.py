@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from flax_vae.convert.latents import LatentMoments
+from flax_vae.convert.latents import ChannelStats
 from flax_vae.train.errors import TrainError
 
 ACTIVE = 0.01  # least variance of the posterior's mean over the data of a channel that says something
@@ -92,14 +92,14 @@ class PosteriorStats:
     """Gathers `PosteriorSummary` over posteriors, one batch after the other."""
 
     def __init__(self, channels: int):
-        self._moments = LatentMoments.nothing(channels)
+        self._moments = ChannelStats.nothing(channels)
         self._divergence = 0.0
         self._images = 0
 
     def add(self, mean: Float[np.ndarray, "b h w z"], logvar: Float[np.ndarray, "b h w z"]) -> None:
         """Takes the posteriors of a batch in."""
         mean, logvar = np.asarray(mean, np.float64), np.asarray(logvar, np.float64)
-        self._moments += LatentMoments.of(mean, logvar)
+        self._moments += ChannelStats.of(mean, logvar)
         self._divergence += 0.5 * float(np.sum(mean**2 + np.exp(logvar) - 1.0 - logvar))
         self._images += len(mean)
 

@@ -56,8 +56,8 @@ def test_the_seeds_own_call_gives_the_seeds_architecture():
         ({"z_channels": 0}, "z_channels=0 must be a whole number"),
         ({"num_res_blocks": 1.5}, "num_res_blocks=1.5 must be a whole number"),
         ({"in_channels": True}, "in_channels=True must be a whole number"),
-        ({"resolution": 30}, "resolution=30 is no multiple of 4"),
-        ({"scale_factor": 0.0}, "would erase every latent"),
+        ({"resolution": 30}, "resolution=30 must be a multiple of 4"),
+        ({"scale_factor": 0.0}, "erases every latent"),
         ({"scale_factor": float("nan")}, "scale_factor=nan must be a finite number"),
         ({"shift_factor": "0"}, "shift_factor='0' must be a finite number"),
         ({"downsample_padding": "SAME"}, "'SAME' must be 'symmetric'"),
@@ -82,7 +82,7 @@ def test_unknown_and_missing_fields_are_named():
     with pytest.raises(ValueError, match="unknown architecture field 'z_chanels'; did you mean 'z_channels'"):
         AutoEncoderParams.from_dict({**fields, "z_chanels": 4})
     del fields["ch"], fields["ch_mult"]
-    with pytest.raises(ValueError, match="lacks ch, ch_mult"):
+    with pytest.raises(ValueError, match="no ch, ch_mult"):
         AutoEncoderParams.from_dict(fields)
 
 
@@ -118,13 +118,13 @@ def test_sizes_are_checked_with_the_remedy():
     check_image(params, batch(2, 3, 16, 24), "b c h w")
     with pytest.raises(ValueError, match="20 x 24 .* multiples of 8; pad them to 24 x 24"):
         check_image(params, batch(2, 20, 24, 3), "b h w c")
-    with pytest.raises(ValueError, match="have 24 channels as 'b h w c', the model takes 3"):
+    with pytest.raises(ValueError, match="have 24 channels as 'b h w c'; expected 3"):
         check_image(params, batch(2, 3, 16, 24), "b h w c")
-    with pytest.raises(ValueError, match="is no 'b h w c'; give all 4 axes"):
+    with pytest.raises(ValueError, match="expected 'b h w c'; pass all 4 axes"):
         check_image(params, batch(16, 16, 3), "b h w c")
     with pytest.raises(ValueError, match="positive multiples of 8"):
         check_image(params, batch(2, 0, 8, 3), "b h w c")
-    with pytest.raises(ValueError, match="have 4 channels as 'b h w c', the decoder takes 16"):
+    with pytest.raises(ValueError, match="have 4 channels as 'b h w c'; expected 16"):
         check_latent(params.latent_channels, batch(2, 5, 5, 4), "b h w c")
 
 
@@ -162,9 +162,9 @@ def test_time_is_checked():
     check_time(PRESETS["flux1"], None, 2)
     for params, time, message in [
         (seed, None, r"pass time of shape \(2, 32\)"),
-        (seed, batch(2), r"takes \(2, 32\)"),
-        (seed, batch(3, 32), r"takes \(2, 32\)"),
-        (sinusoidal, batch(2, 32), r"takes \(2,\)"),
+        (seed, batch(2), r"expects \(2, 32\)"),
+        (seed, batch(3, 32), r"expects \(2, 32\)"),
+        (sinusoidal, batch(2, 32), r"expects \(2,\)"),
         (PRESETS["flux1"], batch(2, 32), "has no time embedding"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -173,7 +173,7 @@ def test_time_is_checked():
 
 def test_noise_is_checked():
     check_noise(None, sample=False, latent=(1, 2))
-    with pytest.raises(ValueError, match="sample=False draws nothing"):
+    with pytest.raises(ValueError, match="sample=False does not sample"):
         check_noise((1, 2), sample=False, latent=(1, 2))
     with pytest.raises(ValueError, match="must be equal"):
         check_noise((1,), sample=True, latent=(1, 2))

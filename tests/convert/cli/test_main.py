@@ -13,7 +13,7 @@ from flax_vae.convert import LAYOUTS, PRESETS, ConversionError, expand
 from flax_vae.convert.cli.main import main
 from flax_vae.convert.extras import install_command
 from flax_vae.convert.formats.safetensors import read_tensors, write_tensors
-from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.identification import Weights
 from flax_vae.convert.weights.diffusers_config import write_diffusers_config
 from flax_vae.convert.weights.folder import load_folder, save_folder
 from flax_vae.convert.weights.save import save_weights
@@ -98,7 +98,7 @@ def test_a_preset_that_contradicts_the_folder_is_refused(work, capsys):
     assert main(["model", "same", "--to", "flux", "--preset", "tiny"]) == 0
     capsys.readouterr()
     message = refused(capsys, work, "model", "new", "--to", "flux", "--preset", "flux1")
-    assert "the configuration beside the weights says ch is 32, not 128" in message
+    assert "in the configuration beside the weights, ch is 32, not 128" in message
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_all_listed(work, capsys):
@@ -117,7 +117,7 @@ def test_bad_sources_are_refused(work, capsys):
     Path("empty").mkdir()
     tail = ("new", "--to", "flux")
     assert "absent does not exist; give a folder, or a file of" in refused(capsys, work, "absent", *tail)
-    assert "its tensors fit tiny: say which with preset= (--preset)" in refused(capsys, work, "ae.safetensors", *tail)
+    assert "the tensors fit tiny; choose with preset= (--preset)" in refused(capsys, work, "ae.safetensors", *tail)
     assert "empty holds no model" in refused(capsys, work, "empty", *tail)
     short = refused(capsys, work, "short.safetensors", *tail, "--preset", "tiny")
     assert "short.safetensors is not a complete safetensors file" in short
@@ -254,10 +254,10 @@ def test_inspect_says_what_a_file_holds(work, capsys):
     report = printed(capsys)
     assert (report["layout"], report["prefix"], report["kind"]) == ("flux", "", "safetensors")
     assert report["dtypes"] == {"float32": len(random_weights())} and report["tensors"] == len(random_weights())
-    assert report["presets"] == ["tiny"] and not report["settled"] and report["digest"] == "verified"
+    assert report["presets"] == ["tiny"] and not report["config_known"] and report["digest"] == "verified"
     assert main(["inspect", "model", "--json", "--tensors"]) == 0
     report = printed(capsys)
-    assert report["settled"] and report["architecture"] == TINY.to_dict()
+    assert report["config_known"] and report["architecture"] == TINY.to_dict()
     assert report["all_tensors"]["encoder.conv_in.bias"] == {"shape": [TINY.ch], "dtype": "float32"}
     assert main(["inspect", "model", "--tensors"]) == 0
     out = capsys.readouterr().out
@@ -307,7 +307,7 @@ def test_inspect_counts_what_it_does_not_understand(work, capsys):
 
 def test_inspect_refuses_what_it_cannot_read(work, capsys):
     Path("notes.txt").write_text("no weights")
-    assert "notes.txt has a name of no known kind" in refused(capsys, work, "inspect", "notes.txt")
+    assert "notes.txt is of an unknown kind" in refused(capsys, work, "inspect", "notes.txt")
     assert "absent does not exist" in refused(capsys, work, "inspect", "absent")
 
 
@@ -322,7 +322,7 @@ def test_verify_lists_what_differs(small, capsys):
     assert found["decoder/conv_out/bias"]["largest"] == pytest.approx(0.5, rel=1e-5)
     assert main(["verify", "model", "other"]) == 1
     assert capsys.readouterr().out.startswith("not the same: 3 differences in ")
-    assert "give B, or --run PICTURE" in refused(capsys, small, "verify", "model")
+    assert "pass B, or --run PICTURE" in refused(capsys, small, "verify", "model")
 
 
 def test_verify_sees_another_dtype_and_another_shape(small, capsys):

@@ -150,5 +150,5 @@ def test_tensors_that_repeat_one_number_are_refused(tmp_path):
     buffer = io.BytesIO()
     torch.save({"a": torch.ones(1).expand(1 << 30)}, buffer)
     (tmp_path / "a.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(FileError, match="a tensor of 1,073,741,824 numbers, of which 4 bytes are stored"):
+    with pytest.raises(FileError, match="a tensor of 1,073,741,824 elements, of which 4 bytes are stored"):
         read_pickle(tmp_path / "a.pt")

@@ -54,7 +54,7 @@ def test_floats_of_eight_bits_become_what_was_asked_for(tmp_path, source, dtype)
 
 def test_numbers_that_would_become_infinite_are_refused(tmp_path):
     tensors = {"fine": np.ones(3), "large": np.array([1.0, 1e6, -1e6])}
-    with pytest.raises(ConversionError, match="2 numbers of tensor 'large' are too large for float16.*use bfloat16"):
+    with pytest.raises(ConversionError, match="2 values of tensor 'large' are too large for float16.*use bfloat16"):
         write_tensors(tmp_path / "a.safetensors", cast(tensors, "float16"))
     assert list(tmp_path.iterdir()) == []
 

@@ -25,7 +25,7 @@ from flax_vae.convert.latents.index import (
     write_index,
 )
 from flax_vae.convert.latents.shard import LatentEntry, ShardContent, read_notes, write_shard
-from flax_vae.convert.latents.statistics import LatentMoments, LatentStatistics
+from flax_vae.convert.latents.statistics import ChannelStats, LatentStatistics
 
 MEAN = Encoding("0" * 64, PRESETS["tiny"], "mean", "float32", "float32", multiple=4)
 SIZES = [[(3, 2, 4), (2, 2, 1)], [(2, 2, 3), (1, 5, 2)], [(1, 5, 1)]]  # height, width, count: runs of three shards
@@ -36,7 +36,7 @@ def write(folder, encoding=MEAN, sizes=SIZES):
     """A data set of random numbers, and its entries as they should be read."""
     rng, expected, records, moments = np.random.default_rng(0), [], [], []
     for number, runs in enumerate(sizes):
-        content = ShardContent(LatentMoments.nothing(encoding.channels))
+        content = ShardContent(ChannelStats.nothing(encoding.channels))
         for height, width, count in runs:
             entries = [
                 LatentEntry(
@@ -84,7 +84,7 @@ def test_every_entry_is_read_as_it_was_written(written):
     for position in (*np.random.default_rng(0).permutation(len(expected)), -1, -len(expected)):
         same(latents[position], expected[position])
     assert sum(1 for _ in latents) == len(expected)
-    with pytest.raises(IndexError, match="position 11 is not one of the 11"):
+    with pytest.raises(IndexError, match="position 11 is out of range"):
         latents[11]
 
 
@@ -152,20 +152,20 @@ def test_statistics_are_those_of_all_numbers(written):
 def test_suggested_factors_undo_those_that_the_latents_have():
     raw = np.random.default_rng(0).normal(3, 5, (50, 2))
     of = LatentStatistics.of
-    from_raw = of([LatentMoments.of(raw)], 2, scaled=False, factors=(1.0, 0.0))
-    from_scaled = of([LatentMoments.of(0.25 * (raw - 7))], 2, scaled=True, factors=(0.25, 7.0))
+    from_raw = of([ChannelStats.of(raw)], 2, scaled=False, factors=(1.0, 0.0))
+    from_scaled = of([ChannelStats.of(0.25 * (raw - 7))], 2, scaled=True, factors=(0.25, 7.0))
     assert from_scaled.scale_factor == pytest.approx(from_raw.scale_factor, rel=1e-12)
     assert from_scaled.shift_factor == pytest.approx(from_raw.shift_factor, rel=1e-12)
-    assert of([LatentMoments.of(raw)], 2, scaled=True, factors=None).scale_factor is None
+    assert of([ChannelStats.of(raw)], 2, scaled=True, factors=None).scale_factor is None
     with pytest.raises(ValueError, match="standard deviation of 0.0"):
-        of([LatentMoments.of(np.ones((3, 2)))], 2, scaled=True, factors=None)
+        of([ChannelStats.of(np.ones((3, 2)))], 2, scaled=True, factors=None)
 
 
 def test_moments_of_posteriors_are_those_of_what_is_drawn_from_them():
     rng = np.random.default_rng(0)
     mean, logvar = rng.normal(1, 2, (4, 3, 3, 2)), rng.normal(0, 1, (4, 3, 3, 2))
-    parts = [LatentMoments.of(mean[:1], logvar[:1]), LatentMoments.of(mean[1:], logvar[1:])]
-    parts = [LatentMoments.loads(part.dumps()) for part in parts]
+    parts = [ChannelStats.of(mean[:1], logvar[:1]), ChannelStats.of(mean[1:], logvar[1:])]
+    parts = [ChannelStats.loads(part.dumps()) for part in parts]
     found = LatentStatistics.of(parts, 2, scaled=False, factors=(1.0, 0.0))
     variance = mean.var((0, 1, 2)) + np.exp(logvar).mean((0, 1, 2))
     np.testing.assert_allclose(np.square(found.channel_std), variance, rtol=1e-12)
@@ -187,7 +187,7 @@ def damaged(folder, change):
     ("change", "message"),
     [
         (lambda values: values["shards"][0].update(file="../secret.safetensors"), "names the shard '../secret"),
-        (lambda values: values.update(format=3), "of format 3, and this program reads 1 and 2"),
+        (lambda values: values.update(format=3), "its format is 3; expected 1 or 2"),
         (lambda values: values.update(format=1), "its SHA-256 differs"),
         (lambda values: values.update(entries=12), "do not hold 12 entries"),
         (lambda values: values["shards"][0].update(entries=7), "not those of 7 entries"),
@@ -253,7 +253,7 @@ def test_a_shard_that_is_not_that_of_the_index_is_found_when_the_data_set_is_ope
 def test_a_shard_of_another_run_with_the_same_shapes_is_found(tmp_path):
     write(tmp_path / "one")
     write(tmp_path / "two", replace(MEAN, store="sample", seed=1))
-    content = ShardContent(LatentMoments.nothing(16))
+    content = ShardContent(ChannelStats.nothing(16))
     entries = [LatentEntry(i, f"{i}.png", 4, 4, False, bytes(32)) for i in range(7)]
     content.add(entries[:4], {"latent": np.ones((4, 3, 2, 16), np.float32)})
     content.add(entries[4:6], {"latent": np.ones((2, 2, 2, 16), np.float32)})

@@ -120,7 +120,11 @@ def test_everything_wrong_is_listed_in_one_error():
         to_flax(state_dict, TINY)
     message = str(caught.value)
     assert "1 missing, 1 unexpected, 1 misshapen" in message
-    for part in (f"encoder.conv_in.bias ({TINY.ch},)", "decoder.surprise (3,)", f"must be (3, {TINY.widths[0]}, 3, 3)"):
+    for part in (
+        f"encoder.conv_in.bias ({TINY.ch},)",
+        "decoder.surprise (3,)",
+        f"expected (3, {TINY.widths[0]}, 3, 3)",
+    ):
         assert part in message
     with pytest.raises(ConversionError, match="1 missing, 0 unexpected, 0 misshapen"):
         tree = to_flax(random_state_dict(TINY), TINY)
@@ -135,7 +139,7 @@ def test_weights_of_another_architecture_are_refused():
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "complex64"])
 def test_integers_are_no_weights(dtype):
-    message = rf"^1 of {len(expand(TINY))} weights are not floating-point, the first is .*conv_out.* \({dtype}\); use "
+    message = rf"^1 of {len(expand(TINY))} weights are not floating-point, the first is .*conv_out.* \({dtype}\); "
     state_dict = random_state_dict(TINY)
     state_dict["decoder.conv_out.bias"] = np.zeros(3, dtype)
     with pytest.raises(ConversionError, match=message):
@@ -152,7 +156,7 @@ def test_the_count_of_batches_is_an_integer():
 
 
 def test_an_unknown_layout_is_refused():
-    with pytest.raises(ValueError, match="unknown layout 'keras'; there are flux"):
+    with pytest.raises(ValueError, match="unknown layout 'keras'; expected one of flux"):
         expand(TINY, "keras")
 
 

@@ -61,7 +61,7 @@ def test_the_average_of_another_model_is_left_alone():
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model_ema.encoderconv_inweight": None}, "lacks 1 weights of parts that it holds, such as encoder.conv_in"),
+        ({"model_ema.encoderconv_inweight": None}, "lacks 1 weights, such as encoder.conv_in"),
         (
             {"model_ema.encoderconv_inweight": np.ones(3)},
             r"holds encoder.conv_in.weight of shape \(3,\), the weights ",

@@ -182,21 +182,21 @@ def test_attention_is_placed_by_level_on_both_sides():
         "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
     }
     assert read_diffusers_config(fields).attn_levels == (1,)
-    with pytest.raises(ConversionError, match=r"the encoder attends at levels \(1,\), the decoder at \(2,\)"):
+    with pytest.raises(ConversionError, match=r"the encoder has attention at levels \(1,\), the decoder at \(2,\)"):
         read_diffusers_config(fields | {"up_block_types": fields["up_block_types"][::-1]})
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"_class_name": "AutoencoderTiny"}, "_class_name is 'AutoencoderTiny'; only AutoencoderKL, "),
+        ({"_class_name": "AutoencoderTiny"}, "_class_name is 'AutoencoderTiny'; expected one of AutoencoderKL, "),
         ({"_class_name": ["AutoencoderKL"]}, "_class_name is "),
-        ({"act_fn": "gelu"}, "act_fn='gelu' is another architecture; here it is always 'silu'"),
-        ({"norm_num_groups": 16}, "norm_num_groups=16 is another"),
-        ({"mid_block_add_attention": False}, "mid_block_add_attention=False is another"),
+        ({"act_fn": "gelu"}, "act_fn='gelu' is not supported; expected 'silu'"),
+        ({"norm_num_groups": 16}, "norm_num_groups=16 is not supported"),
+        ({"mid_block_add_attention": False}, "mid_block_add_attention=False is not supported"),
         ({"latents_mean": [0.1] * 4}, "latents_mean="),
         ({"latents_std": [1.1] * 4}, "latents_std="),
-        ({"use_quant_conv": False}, "use_quant_conv=False and use_post_quant_conv=True: this architecture has both"),
+        ({"use_quant_conv": False}, "use_quant_conv=False and use_post_quant_conv=True: expected both or neither"),
         ({"use_quant_conv": "no", "use_post_quant_conv": "no"}, "quant_conv='no' must be True or False"),
         ({"scaling_facto": 1.0}, "unknown keys.*scaling_facto=1.0 .did you mean 'scaling_factor'"),
         ({"quantization_config": {}}, "unknown keys, which may change what the model computes: quantization_config"),
@@ -204,7 +204,7 @@ def test_attention_is_placed_by_level_on_both_sides():
         ({"patch_size": [2, 2]}, "unknown keys"),
         ({"down_block_types": ["DownEncoderBlock2D"] * 3}, "must name one block for each of 4 levels"),
         ({"down_block_types": "DownEncoderBlock2D"}, "must name one block for each of 4 levels"),
-        ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types has 'DownBlock2D'; this architecture has"),
+        ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types has 'DownBlock2D'; expected DownEncoderBlock2D"),
         ({"up_block_types": [["x"]] * 4}, "up_block_types has"),
         ({"block_out_channels": [128, 192, 512, 512]}, "must be whole multiples of the first, 128"),
         ({"block_out_channels": []}, "must be a list of whole numbers"),
@@ -266,7 +266,7 @@ def test_what_the_architecture_does_not_hold_returns_to_diffusers():
         ({"time_emb_dim": 8}, r"its autoencoders are not conditioned on time \(time_emb_dim=8\)"),
         ({"learnable_logvar": True}, "its autoencoders have no learnable_logvar"),
         ({"downsample_padding": "symmetric"}, "its autoencoders pad asymmetrically only"),
-        ({"ch_mult": (2, 2, 4)}, r"begin with the width of their first level \(ch_mult=\(2, 2, 4\)\)"),
+        ({"ch_mult": (2, 2, 4)}, r"start at the width of their first level \(ch_mult=\(2, 2, 4\)\)"),
     ],
 )
 def test_what_diffusers_cannot_express_is_refused_with_a_sentence(change, complaint):

@@ -11,7 +11,7 @@ import pytest
 from flax_vae.convert import PRESETS, ConversionError, expand
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.formats.safetensors import write_tensors
-from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.identification import Weights
 from flax_vae.convert.weights.folder import load_folder, read_config, save_folder, write_config
 from flax_vae.convert.weights.load import load_weights
 from flax_vae.convert.weights.save import save_weights
@@ -194,7 +194,7 @@ def test_what_is_no_model_folder_is_refused(folder, tmp_path):
         (b'{"resolution": 64', "delimiter"),
         (b"\xff\xfe\xfa", "decode"),
         (b"[1, 2]", "it holds a list"),
-        (b"{}", "lacks resolution, in_channels"),
+        (b"{}", "no resolution, in_channels"),
         (b'{"resolutoin": 64}', "did you mean 'resolution'"),
         (json.dumps(TINY.to_dict() | {"ch_mult": 3}).encode(), "int"),
         (json.dumps(TINY.to_dict() | {"ch": 33}).encode(), "make ch a multiple of 32"),

@@ -16,7 +16,7 @@ import pytest
 from flax_vae.convert import PRESETS, expand
 from flax_vae.convert.cli.main import main
 from flax_vae.convert.extras import install_command
-from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.identification import Weights
 from flax_vae.convert.weights.hub import FILES, locate
 from flax_vae.convert.weights.load import load_weights
 from flax_vae.convert.weights.save import save_weights
@@ -102,14 +102,14 @@ def test_what_is_no_name_is_never_asked_for(hub, path):
 @pytest.mark.parametrize("path", ["runs/tiny", "org/ae.safetensors", "org/vae.ckpt", Path("org/name")])
 def test_a_mistyped_path_is_never_asked_for(hub, path):
     Path("runs").mkdir()
-    with pytest.raises(FileNotFoundError, match=f"^{path} does not exist; if a model on .* is meant, write hf:{path}$"):
+    with pytest.raises(FileNotFoundError, match=f"^{path} does not exist; for a model on .*, write hf:{path}$"):
         load_weights(path)
     assert hub == []
 
 
 def test_commands_ask_for_what_is_called_hf(hub, capsys):
     assert main(["inspect", "org/name"]) == 1
-    assert "org/name does not exist; if a model on the Hugging Face hub is meant, write hf:" in capsys.readouterr().err
+    assert "org/name does not exist; for a model on the Hugging Face hub, write hf:" in capsys.readouterr().err
     assert hub == []
     assert main(["inspect", "hf:org/name@main"]) == 0
     assert main(["hf:org/name", "new", "--to", "flux"]) == 0
@@ -119,7 +119,7 @@ def test_commands_ask_for_what_is_called_hf(hub, capsys):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("org/absent", "there is no such repository, or it is private: log in with hf auth login"),
+        ("org/absent", "the repository does not exist or is private: log in with hf auth login"),
         ("org/gated", "it is gated: accept its terms on its page, then log in with hf auth login"),
         ("org/broken", "503: no service"),
     ],
@@ -127,12 +127,12 @@ def test_commands_ask_for_what_is_called_hf(hub, capsys):
 def test_what_the_hub_does_not_give_is_one_sentence(hub, name, reason):
     with pytest.raises(FileNotFoundError) as error:
         load_weights(f"hf:{name}")
-    assert str(error.value) == f"hf:{name}: the Hugging Face hub did not give it: {reason}"
+    assert str(error.value) == f"hf:{name}: download from the Hugging Face hub failed: {reason}"
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:name", "hf:../x", "hf:org/name/../x", "hf:/org/name", "hf:org/name@"])
 def test_what_begins_with_hf_and_is_no_name_is_refused(hub, name):
-    with pytest.raises(FileNotFoundError, match="is no name on the Hugging Face hub; write hf:org/name"):
+    with pytest.raises(FileNotFoundError, match="is not a name on the Hugging Face hub; expected hf:org/name"):
         load_weights(name)
     assert hub == []
 
@@ -175,8 +175,8 @@ def test_the_cache_of_the_hub_serves_without_a_network(tmp_path):
     *errors, codes = ended.stderr.splitlines()
     assert codes == "[0, 0, 0, 1, 1]"
     assert len(errors) == 2
-    assert "hf:org/sd: org/sd on the Hugging Face hub has no root with weights of a known name; give" in errors[0]
-    assert "hf:org/other: the Hugging Face hub did not give it: it is not in the local cache, and" in errors[1]
+    assert "hf:org/sd: org/sd on the Hugging Face hub has no root with weights of a known name" in errors[0]
+    assert "hf:org/other: download from the Hugging Face hub failed: it is not in the local cache, and" in errors[1]
 
 
 def test_the_models_of_commands_and_of_runs_are_paths(hub):

@@ -59,7 +59,7 @@ def test_parameters_return_bit_for_bit(checkpoints, params):
 def test_other_parts_of_the_state_can_be_asked_for(checkpoints, params):
     _, found = read_step(checkpoints / "5", tree="opt_state")
     assert set(found) == {f"0/{name}" for name in flatten(params)}
-    with pytest.raises(FileError, match="5 has no 'ema'; its state holds opt_state, params, step"):
+    with pytest.raises(FileError, match="5 has no 'ema'; expected one of opt_state, params, step"):
         read_step(checkpoints / "5", tree="ema")
 
 
@@ -93,7 +93,7 @@ def test_what_is_no_step_is_refused(checkpoints, step, tmp_path):
 @pytest.mark.parametrize("name", ["config/metadata", "state/_METADATA"])
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(None, "is missing"), (b"{", "cannot be understood"), (b"[]", "it holds a list"), (b"{}", "does not describe")],
+    [(None, "is missing"), (b"{", "cannot be parsed"), (b"[]", "it holds a list"), (b"{}", "does not describe")],
 )
 def test_damaged_descriptions_are_refused(step, name, content, complaint):
     (step / name).unlink()
@@ -156,6 +156,6 @@ def test_the_moving_average_is_read_unless_the_raw_weights_are_asked_for(params,
         assert (config, which) == (TINY, said)
         assert found.keys() == expected.keys()
         assert all(np.asarray(found[name]).tobytes() == array.tobytes() for name, array in expected.items())
-    with pytest.raises(FileError, match="3: the moving average lacks 1 weights .*, such as decoder/conv_in/kernel"):
+    with pytest.raises(FileError, match="3: the moving average lacks 1 weights, such as decoder/conv_in/kernel"):
         read_weights(tmp_path / "3")
     assert read_weights(tmp_path / "3", raw_weights=True).averaged is False

@@ -14,7 +14,7 @@ from flax_vae.convert import LAYOUTS, PRESETS, ConversionError, expand
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.formats.lazy import Deferred
 from flax_vae.convert.formats.safetensors import list_tensors, read_metadata, read_tensors, write_tensors
-from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.identification import Weights
 from flax_vae.convert.table.rows import translate
 from flax_vae.convert.weights.folder import save_folder
 from flax_vae.convert.weights.load import load_weights
@@ -79,7 +79,7 @@ def test_single_files_say_the_architecture_and_keep_every_bit(tmp_path, layout, 
     save_weights(path, Weights(random_weights(dtype=dtype), "flux", TINY), layout, metadata={"step": "3"})
     assert read_metadata(path)["step"] == "3"
     back = load_weights(path)
-    assert back.params == TINY and back.settled
+    assert back.params == TINY and back.config_known
     assert_same(back.to("flux"), random_weights(dtype=dtype))
     with pytest.raises(ConversionError, match="scale_factor is 0.5, not 0.3611"):
         load_weights(path, "flux1")
@@ -132,15 +132,15 @@ def test_a_folder_of_another_kind_is_never_replaced(tmp_path, one, other):
     ("params", "name", "layout", "options", "message"),
     [
         (TINY, "model", "ldm", {}, "'ldm' layout has no folders.*call the file .*model.safetensors"),
-        (TINY, "model", "flux", {"prefix": "vae."}, "has no prefix"),
+        (TINY, "model", "flux", {"prefix": "vae."}, "takes no prefix"),
         (
             TINY,
             "model.safetensors",
             "flux",
             {"prefix": "vae"},
-            "prefix='vae' is none; write names that",
+            "prefix='vae' is invalid; expected names",
         ),
-        (TINY, "model.safetensors", "flux", {"prefix": "../"}, "prefix='../' is none"),
+        (TINY, "model.safetensors", "flux", {"prefix": "../"}, "prefix='../' is invalid"),
         (SMALL["seed"], "model.safetensors", "ldm", {}, "no name for encoder/down_0/block_0/time_mlp"),
         (SMALL["seed-flux"], "model.safetensors", "diffusers", {}, "pad asymmetrically only"),
         (SMALL["flux2"], "model.safetensors", "ldm", {}, "no name for bn/running_mean"),
@@ -189,7 +189,7 @@ def test_a_part_of_a_model_is_never_replaced(tmp_path, layout):
     (tmp_path / "link.safetensors").symlink_to(part)
     before = everything_in(tmp_path)
     for path in (part, tmp_path / "link.safetensors"):
-        with pytest.raises(ConversionError, match=f"{path} belongs to the config.json beside it; give the folder"):
+        with pytest.raises(ConversionError, match=f"{path} belongs to the config.json beside it; use the folder"):
             save_weights(path, source, "ldm", force=True)
     assert everything_in(tmp_path) == before
     (part.parent / "config.json").rename(part.parent / f"{part.stem}.safetensors.index.json")

@@ -79,7 +79,7 @@ def test_latent_statistics_are_those_of_drawn_latents():
 def test_latents_that_say_nothing_are_refused(value):
     gathered = PosteriorStats(1)
     gathered.add(np.full((1, 2, 2, 1), value), np.full((1, 2, 2, 1), -np.inf))
-    with pytest.raises(TrainError, match="look at the weights"):
+    with pytest.raises(TrainError, match="check the weights"):
         gathered.result()
 
 

@@ -8,7 +8,7 @@ import pytest
 from flax_vae.convert import LAYOUTS, PRESETS, ConversionError, expand
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.formats.safetensors import write_tensors
-from flax_vae.convert.table.identify import NOT_INFERABLE, fitting_presets, nearest_preset, understand
+from flax_vae.convert.table.identification import NOT_INFERABLE, fitting_presets, identify, nearest_preset
 from flax_vae.convert.table.rows import READABLE, translate
 from flax_vae.convert.weights.folder import save_folder
 from flax_vae.convert.weights.load import load_weights
@@ -41,14 +41,14 @@ def expressible(layout):
 @pytest.mark.parametrize(("layout", "preset"), [(layout, name) for layout in READABLE for name in expressible(layout)])
 def test_layout_and_architecture_are_recognised(layout, preset):
     params = PRESETS[preset]
-    weights = understand(zeros(params, layout))
-    assert not weights.settled
+    weights = identify(zeros(params, layout))
+    assert not weights.config_known
     assert replace(weights.params, **NOT_INFERABLE) == untold(params)
     # Names alone do not tell layouts apart that give a model the same names.
     assert {row.theirs for row in expand(params, weights.layout)} == {row.theirs for row in expand(params, layout)}
-    settled = understand(zeros(params, layout), params)
-    assert settled.settled
-    assert settled.params == params
+    known = identify(zeros(params, layout), params)
+    assert known.config_known
+    assert known.params == params
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_layout_and_architecture_are_recognised(layout, preset):
 )
 def test_prefixes_of_the_wild(prefix):
     tensors = zeros(TINY, "ldm", prefix) | {"cond_stage.out.weight": np.zeros(3)}
-    weights = understand(tensors, TINY)
+    weights = identify(tensors, TINY)
     assert weights.prefix == prefix
     assert weights.left_out == ("cond_stage.out.weight",)
     assert set(weights.tensors) == {row.theirs for row in expand(TINY, "ldm")}
@@ -72,25 +72,25 @@ def test_the_training_baggage_of_ldm_is_left_out():
         "loss.discriminator.main.0.weight": np.zeros(3),
         "model_ema.decay": np.ones(1),
     }
-    weights = understand(zeros(TINY, "ldm") | baggage, TINY)
+    weights = identify(zeros(TINY, "ldm") | baggage, TINY)
     assert set(weights.left_out) == set(baggage)
 
 
 def test_no_autoencoder_is_refused():
     with pytest.raises(ConversionError, match="not the weights of an autoencoder"):
-        understand({"lm_head.weight": np.zeros((2, 2))})
+        identify({"lm_head.weight": np.zeros((2, 2))})
 
 
 def test_of_several_autoencoders_one_is_chosen():
     tensors = zeros(TINY) | {key: np.ones(t.shape) for key, t in zeros(TINY, prefix="vae.").items()}
-    with pytest.raises(ConversionError, match=r"several autoencoders, under '', 'vae.'; say which with .*--prefix"):
-        understand(tensors)
+    with pytest.raises(ConversionError, match=r"several autoencoders, under '', 'vae.'; choose one with .*--prefix"):
+        identify(tensors)
     for prefix, value in (("", 0), ("vae.", 1), ("vae", 1)):
-        weights = understand(tensors, TINY, prefix=prefix)
+        weights = identify(tensors, TINY, prefix=prefix)
         assert all(tensor.flat[0] == value for tensor in map(np.asarray, weights.tensors.values()))
         assert len(weights.left_out) == len(weights.tensors)
-    with pytest.raises(ConversionError, match="no autoencoder stands under 'ema.'; there is '', 'vae.'"):
-        understand(tensors, prefix="ema.")
+    with pytest.raises(ConversionError, match="no autoencoder under 'ema.'; found '', 'vae.'"):
+        identify(tensors, prefix="ema.")
 
 
 def test_names_of_wrappers_within_the_halves_are_passed_over():
@@ -102,9 +102,9 @@ def test_names_of_wrappers_within_the_halves_are_passed_over():
         return key
 
     tensors = {wrapped(key): tensor for key, tensor in zeros(TINY).items()}
-    assert set(understand(tensors, TINY).tensors) == set(zeros(TINY))
+    assert set(identify(tensors, TINY).tensors) == set(zeros(TINY))
     with pytest.raises(ConversionError, match="two tensors 'encoder.conv_in.bias', one of them inside a wrapper"):
-        understand(tensors | {"encoder.conv_in.bias": np.zeros(32)}, TINY)
+        identify(tensors | {"encoder.conv_in.bias": np.zeros(32)}, TINY)
 
 
 @pytest.mark.parametrize("prefix", ["", "vae."])
@@ -112,8 +112,8 @@ def test_names_of_wrappers_within_the_halves_are_passed_over():
 def test_half_an_autoencoder_is_called_so(half, other, prefix):
     tensors = {key: t for key, t in zeros(TINY, prefix=prefix).items() if half.split()[1] in key}
     under = f" .under '{prefix}'." if prefix else ""
-    with pytest.raises(ConversionError, match=f"there is only {half}{under}, without .* the rest of {other}; give"):
-        understand(tensors, TINY)
+    with pytest.raises(ConversionError, match=f"only {half}{under}; expected .* the rest of {other}"):
+        identify(tensors, TINY)
 
 
 @pytest.mark.parametrize("layout", ["flux", "ldm", "diffusers", "diffusers-legacy"])
@@ -124,24 +124,24 @@ def test_convolutions_of_one_pixel_may_be_matrices_and_back(layout, ones):
     rows = [row.theirs for row in expand(SQUARE, layout) if row.shape[:2] == (1, 1)]
     assert len(rows) > 8
     given = expected | {key: expected[key].reshape(*expected[key].shape[:2], *(1,) * ones) for key in rows}
-    found = understand(given, SQUARE).tensors
+    found = identify(given, SQUARE).tensors
     assert all(np.array_equal(np.asarray(found[key]), array) for key, array in expected.items())
     given[rows[0]] = given[rows[0]].reshape(1, *given[rows[0]].shape)
     with pytest.raises(ConversionError, match="misshapen"):
-        understand(given, SQUARE)
+        identify(given, SQUARE)
 
 
 def test_widths_that_cannot_be_expressed_are_said():
     tensors = zeros(TINY) | {"encoder.down.1.block.0.conv1.weight": np.zeros((48, 96, 3, 3))}
-    with pytest.raises(ConversionError, match=r"cannot be .* here: its levels are \[96, 48, 128\] wide, and here"):
-        understand(tensors)
+    with pytest.raises(ConversionError, match=r"its levels have widths \[96, 48, 128\]"):
+        identify(tensors)
 
 
 def test_models_of_compvis_are_called_ldm():
-    assert understand(zeros(PRESETS["sd1"])).layout == "ldm"
-    assert understand(zeros(PRESETS["flux1"])).layout == "flux"
-    assert understand(zeros(PRESETS["sd3"], prefix="first_stage_model.")).layout == "ldm"
-    assert understand(zeros(PRESETS["sd1"]), PRESETS["sd1"], layout="flux").layout == "flux"
+    assert identify(zeros(PRESETS["sd1"])).layout == "ldm"
+    assert identify(zeros(PRESETS["flux1"])).layout == "flux"
+    assert identify(zeros(PRESETS["sd3"], prefix="first_stage_model.")).layout == "ldm"
+    assert identify(zeros(PRESETS["sd1"]), PRESETS["sd1"], layout="flux").layout == "flux"
 
 
 def test_the_difference_from_the_nearest_layout_is_listed():
@@ -149,7 +149,7 @@ def test_the_difference_from_the_nearest_layout_is_listed():
     del tensors["encoder.mid_block.attentions.0.to_q.bias"]
     tensors["encoder.mid_block.attentions.0.extra"] = np.zeros(2)
     with pytest.raises(ConversionError) as caught:
-        understand(tensors)
+        identify(tensors)
     message = str(caught.value)
     assert "'diffusers' layout" in message
     assert "1 missing, 1 unexpected" in message
@@ -157,15 +157,15 @@ def test_the_difference_from_the_nearest_layout_is_listed():
 
 
 def test_another_architecture_than_was_said_is_explained():
-    with pytest.raises(ConversionError, match="^the shapes speak of another architecture: ch is 32, not 128; "):
-        understand(zeros(TINY), PRESETS["flux1"])
+    with pytest.raises(ConversionError, match="^the shapes belong to another architecture: ch is 32, not 128; "):
+        identify(zeros(TINY), PRESETS["flux1"])
 
 
 def test_a_resolution_never_stops_a_load(tmp_path):
     save_folder(tmp_path / "model", replace(TINY, resolution=1024), zeros(TINY))
-    assert load_weights(tmp_path / "model", "tiny").settled
+    assert load_weights(tmp_path / "model", "tiny").config_known
     assert load_weights(tmp_path / "model", replace(TINY, resolution=32)).params.resolution == 1024
-    with pytest.raises(ConversionError, match="says downsample_padding is 'asymmetric', not 'symmetric'$"):
+    with pytest.raises(ConversionError, match="weights, downsample_padding is 'asymmetric', not 'symmetric'$"):
         load_weights(tmp_path / "model", replace(TINY, resolution=32, downsample_padding="symmetric"))
 
 
@@ -186,7 +186,7 @@ def test_presets_that_fit_and_the_nearest():
 def test_padding_is_never_guessed(tmp_path):
     write_tensors(tmp_path / "ae.safetensors", zeros(TINY))
     with pytest.raises(
-        ConversionError, match=r"says nothing of scale, shift and padding; its tensors fit tiny: .*--preset"
+        ConversionError, match=r"does not define scale, shift and padding; the tensors fit tiny; .*--preset"
     ):
         load_weights(tmp_path / "ae.safetensors")
     assert load_weights(tmp_path / "ae.safetensors", "tiny").params == TINY
@@ -246,5 +246,5 @@ def test_what_has_no_name_is_refused_with_a_sentence():
     for layout in ("ldm", "diffusers", "flux2"):
         with pytest.raises(ConversionError, match=f"the '{layout}' layout has no name for .*time_mlp.*'flux' layout"):
             expand(PRESETS["seed"], layout)
-    with pytest.raises(ValueError, match="cannot be written in the layout 'diffusers-legacy'"):
+    with pytest.raises(ValueError, match="layout 'diffusers-legacy' cannot be written"):
         translate(zeros(TINY), TINY, "flux", "diffusers-legacy")

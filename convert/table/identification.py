@@ -1,8 +1,7 @@
-"""What a heap of named tensors is: which of them are an autoencoder, in which layout, of which architecture.
+"""Identifies the autoencoder in a state dict: its layout and architecture.
 
-The shapes tell the widths, the levels and the switches that add tensors.  They do not tell scale, shift and padding,
-and a wrong one of these gives wrong images without an error: those come
-from a configuration or a preset, or not at all.
+Widths, levels and optional modules are inferred from shapes.  Scale, shift and padding cannot be inferred, and a wrong
+value gives wrong images without an error; they come only from a configuration or a preset.
 """
 
 import re
@@ -18,20 +17,20 @@ from flax_vae.convert.formats import ArrayLike, apply
 from flax_vae.convert.table.layouts import FAMILIES, Layout
 from flax_vae.convert.table.rows import expand, translate
 
-# What wrappers put into names, before the halves or within them: DataParallel, torch.compile, FSDP, checkpointing.
+# Module names that wrappers insert, before or inside the halves: DataParallel, torch.compile, FSDP, checkpointing.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
-# The first convolution of each half, by which it is found; what stands before `encoder` and `decoder` is the prefix.
+# The first convolution of each half identifies it; the text before `encoder` or `decoder` is the prefix.
 _ANCHOR = re.compile(
     rf"(?P<prefix>(.*\.)?)(?P<half>encoder|decoder)(\.({'|'.join(_WRAPPERS)}))*\.conv_in\.weight"
     r"|(?P<flax_prefix>(.*/)?)(?P<flax_half>encoder|decoder)/conv_in/kernel",
     re.DOTALL,
 )
 
-# What Lightning keeps beside an autoencoder that was trained with LDM: the discriminator, and a flattened average.
-BAGGAGE = ("loss.", "model_ema.")
+# Other tensors in a Lightning checkpoint of an autoencoder trained with LDM: the discriminator and a flattened average.
+TRAINING_ONLY = ("loss.", "model_ema.")
 
-# What no shape tells, and what they are taken for until a configuration or a preset says it.
+# Fields that no shape determines, with the values used until a configuration or a preset gives them.
 NOT_INFERABLE = {
     "resolution": 256,
     "scale_factor": 1.0,
@@ -44,36 +43,36 @@ NOT_INFERABLE = {
 
 @dataclass(frozen=True)
 class Weights:
-    """An autoencoder's weights, understood.
+    """Weights of an autoencoder with their layout and architecture.
 
     Attributes:
-      tensors: key to array, in `layout`.
-      layout: how they are named and shaped.
-      params: the architecture; where `settled` is off, only as far as shapes tell.
-      settled: whether scale, shift and padding were said by a configuration or a preset.
-      prefix: what stood before every key and was taken off.
-      left_out: keys of the source that belong to something else.
-      kept: what a configuration of diffusers says beyond the architecture; a folder for diffusers says it again.
+      tensors: Arrays by key, in `layout`.
+      layout: Name of the layout.
+      params: Architecture; where `config_known` is False, only as far as shapes determine it.
+      config_known: Whether a configuration or a preset gave scale, shift and padding.
+      prefix: Prefix that was removed from every key.
+      left_out: Keys of the source that do not belong to the autoencoder.
+      kept: Entries of a diffusers configuration beyond the architecture, written back when saving for diffusers.
     """
 
     tensors: Mapping[str, ArrayLike]
     layout: str
     params: AutoEncoderParams
-    settled: bool = True
+    config_known: bool = True
     prefix: str = ""
     left_out: tuple[str, ...] = ()
     kept: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, layout: str) -> dict[str, Any]:
-        """Returns the tensors in another layout, as views; what is made later stays so.
+        """Returns the tensors in another layout, as views; lazy arrays stay lazy.
 
         Raises:
-          ConversionError: if they are not those of the architecture, or the layout cannot express it.
+          ConversionError: If they do not match the architecture, or the layout cannot express it.
         """
         return translate(self.tensors, self.params, self.layout, layout)
 
 
-def understand(
+def identify(
     tensors: Mapping[str, ArrayLike],
     params: AutoEncoderParams | None = None,
     *,
@@ -83,35 +82,35 @@ def understand(
     """Finds the autoencoder among the tensors, its layout and its architecture.
 
     Args:
-      tensors: key to array; more than an autoencoder may be in it.
-      params: the architecture where it is known; otherwise it is inferred as far as shapes tell.
-      prefix: what stands before the names of the autoencoder, where there are several; None takes the only one.
-      layout: their layout where it is known.
+      tensors: Arrays by key; may hold more than an autoencoder.
+      params: Architecture, if known; None infers it as far as shapes determine it.
+      prefix: Prefix of the autoencoder's keys, where there are several autoencoders; None takes the only one.
+      layout: Layout of the tensors, if known.
 
     Raises:
-      ConversionError: if there is no autoencoder of this family, or more than one and no `prefix`; if it is not
-        complete, with the nearest layout and the difference; if it is not of the architecture `params`.
+      ConversionError: If there is no autoencoder of this family, or more than one and no `prefix`; if tensors are
+        missing (names the nearest layout and the difference); if they do not match the architecture `params`.
     """
     inside, prefix, left_out = _find(tensors, prefix)
     nearest, inferred = _nearest(inside, prefix, left_out)
     layout = layout or nearest
     try:
         inside = _as_in_layout(inside, layout, params or inferred)
-        translate(inside, params or inferred, layout, "flux")  # for its strictness; the views cost nothing
+        translate(inside, params or inferred, layout, "flux")  # checks every tensor; the views cost nothing
     except ConversionError as error:
         told = _differences(inferred, params) if params else []
-        hint = f"the shapes speak of another architecture: {'; '.join(told)}\n" if told else ""
+        hint = f"the shapes belong to another architecture: {'; '.join(told)}\n" if told else ""
         raise ConversionError(f"{hint}{error}") from None
     return Weights(inside, layout, params or inferred, params is not None, prefix, left_out)
 
 
 def fitting_presets(inferred: AutoEncoderParams) -> list[str]:
-    """Names of the presets whose tensors these are."""
+    """Returns the names of the presets that have exactly these tensors."""
     return [name for name, params in PRESETS.items() if not _differences(inferred, params)]
 
 
 def nearest_preset(inferred: AutoEncoderParams) -> tuple[str, list[str]]:
-    """The preset that differs in the fewest fields that shapes tell, and those fields."""
+    """Returns the preset that differs in the fewest inferable fields, and those fields."""
     name = min(PRESETS, key=lambda name: len(_differences(inferred, PRESETS[name])))
     return name, _differences(inferred, PRESETS[name])
 
@@ -127,7 +126,7 @@ def _find(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[dict[st
     inside, left_out = {}, []
     for key in tensors:
         name = key.removeprefix(prefix)
-        if not key.startswith(prefix) or name.startswith(BAGGAGE) or key.startswith(others):
+        if not key.startswith(prefix) or name.startswith(TRAINING_ONLY) or key.startswith(others):
             left_out.append(key)
             continue
         name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
@@ -138,7 +137,7 @@ def _find(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[dict[st
 
 
 def _choose(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[str, tuple[str, ...]]:
-    """The prefix of the autoencoder, and the longer ones that begin with it and are of others."""
+    """Returns the prefix of the autoencoder, and the longer prefixes that belong to other modules."""
     halves: dict[str, set[str]] = {"encoder": set(), "decoder": set()}
     for match in filter(None, map(_ANCHOR.fullmatch, tensors)):
         halves[match["half"] or match["flax_half"]].add((match["prefix"] or match["flax_prefix"]) or "")
@@ -147,11 +146,11 @@ def _choose(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[str, 
     if wanted is not None:
         known = [prefix for prefix in there if prefix.rstrip("./") == wanted.rstrip("./")]
         if not known:
-            raise ConversionError(f"no autoencoder stands under {wanted!r}; there is {_listed(there) or 'none'}")
+            raise ConversionError(f"no autoencoder under {wanted!r}; found {_listed(there) or 'none'}")
         (prefix,) = known
     elif len(whole) > 1:
         raise ConversionError(
-            f"there are several autoencoders, under {_listed(whole)}; say which with prefix=, or --prefix of "
+            f"several autoencoders, under {_listed(whole)}; choose one with prefix=, or with --prefix of "
             "flax-vae-convert"
         )
     elif not there:
@@ -165,8 +164,8 @@ def _choose(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[str, 
         half, other = ("encoder", "decoder") if prefix in halves["encoder"] else ("decoder", "encoder")
         under = f" (under {prefix!r})" if prefix else ""
         raise ConversionError(
-            f"there is only {half == 'encoder' and 'an' or 'a'} {half}{under}, without {other}.conv_in and the rest of "
-            f"{other == 'encoder' and 'an' or 'a'} {other}; give the file that holds both halves"
+            f"only {half == 'encoder' and 'an' or 'a'} {half}{under}; expected {other}.conv_in and the rest of "
+            f"{other == 'encoder' and 'an' or 'a'} {other} as well; use the file that holds both halves"
         )
     return prefix, tuple(other for other in there if other != prefix and other.startswith(prefix))
 
@@ -176,13 +175,13 @@ def _listed(prefixes: set[str]) -> str:
 
 
 def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str, ...]) -> tuple[str, AutoEncoderParams]:
-    """The layout, and the architecture inferred in it, whose whole set of keys is nearest to the one that is there."""
+    """Returns the layout whose set of keys is nearest to the tensors, and the architecture inferred in it."""
     candidates: list[tuple[int, bool, str, AutoEncoderParams]] = []
     reasons = []
     for name, layout in FAMILIES.items():
         try:
             params = _infer(tensors, layout)
-        except (KeyError, IndexError):  # lacks what every model has in this layout
+        except (KeyError, IndexError):  # lacks a tensor that every model has in this layout
             continue
         except ValueError as error:
             reasons.append(str(error))
@@ -191,10 +190,10 @@ def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str,
             keys = {row.theirs for row in expand(params, name)}
         except ConversionError:  # no name for a module of this architecture
             continue
-        # Black Forest Labs and CompVis use the same names; CompVis' models have quant convolutions, and stand in
-        # checkpoints of Lightning.
-        baggage = any(key.startswith(BAGGAGE) for key in left_out)
-        compvis = params.quant_conv or "first_stage_model." in prefix or baggage
+        # Black Forest Labs and CompVis use the same names.  CompVis' models have quant convolutions or are stored in
+        # Lightning checkpoints.
+        training_only = any(key.startswith(TRAINING_ONLY) for key in left_out)
+        compvis = params.quant_conv or "first_stage_model." in prefix or training_only
         candidates.append((len(keys ^ set(tensors)), (name == "ldm") != compvis, name, params))
     if not candidates and reasons:
         raise ConversionError(f"the tensors are those of an autoencoder that cannot be expressed here: {reasons[0]}")
@@ -208,7 +207,7 @@ def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str,
 
 
 def _as_in_layout(tensors: dict[str, ArrayLike], layout: str, params: AutoEncoderParams) -> dict[str, ArrayLike]:
-    """Gives convolutions of one pixel the axes that they have in their layout: some files hold matrices."""
+    """Reshapes 1x1 convolutions to the axes of their layout; some files store them as matrices."""
     if FAMILIES[layout].flax_names:
         return tensors
     result = dict(tensors)
@@ -234,7 +233,7 @@ def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParam
         theirs = tensors[key(place, part, leaf, **indices)].shape
         if len(theirs) != len(layout.ops[kind].torch_shape((1, 1, 1, 1) if kind == "conv" else (1, 1))):
             raise KeyError(place)
-        return layout.ops[kind].to_flax(np.broadcast_to(np.zeros(()), theirs)).shape  # a view of one number
+        return layout.ops[kind].to_flax(np.broadcast_to(np.zeros(()), theirs)).shape  # a view of one element
 
     def has(place: str, part: str, leaf: str, **indices: Any) -> bool:
         return layout.places[place] is not None and key(place, part, leaf, **indices) in tensors
@@ -249,10 +248,10 @@ def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParam
     *_, in_channels, ch = shape("conv", "in", "", "kernel")
     widths = [shape("conv", "down", "conv1", "kernel", l=level)[-1] for level in range(levels)]
     if any(width % ch for width in widths):
-        raise ValueError(f"its levels are {widths} wide, and here each is a multiple of the first convolution's {ch}")
+        raise ValueError(f"its levels have widths {widths}; expected multiples of the first convolution's {ch}")
     if not levels or not blocks:
         raise KeyError("down")
-    factor = 2**levels  # nothing is computed from a resolution, but it must be one that the levels can halve
+    factor = 2**levels  # the resolution enters no computation, but must be divisible by every level
     return AutoEncoderParams(
         in_channels=in_channels,
         ch=ch,
