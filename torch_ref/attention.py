@@ -1,4 +1,4 @@
-"""Scaled dot-product attention of one head."""
+"""Single-head scaled dot-product attention."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from torch import Tensor
 def attention(
     q: Float[Tensor, "b n c"], k: Float[Tensor, "b m c"], v: Float[Tensor, "b m c"]
 ) -> Float[Tensor, "b n c"]:
-    """Returns `softmax(q kᵀ / sqrt(c)) v`, the full matrix at once.
+    """Returns `softmax(q kᵀ / sqrt(c)) v`, computed with the full matrix of scores.
 
     Source: seed module 2.  Twin: `flax_vae.attention`.
     """

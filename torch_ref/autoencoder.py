@@ -11,14 +11,14 @@ from torch_ref.latents import LatentNorm
 
 
 class AutoEncoder(nn.Module):
-    """Images to scaled latents and back.
+    """Encodes images to scaled latents and decodes them.
 
     Shapes: images `b c h w` in [-1, 1]; raw latents `b z H W`; scaled latents `b c h/f w/f` with `f = params.factor`
-    and `c = params.latent_channels`, the same as raw ones except under `LatentNorm`.  `time` is `b t` numbers
-    (`time_embedding="linear"`) or `b` scalars (`"sinusoidal"`), and absent where `params.time_emb_dim` is None.
+    and `c = params.latent_channels`, equal to raw shapes except under `LatentNorm`.  `time` has shape `b t`
+    (`time_embedding="linear"`) or `b` (`"sinusoidal"`), and is left out if `params.time_emb_dim` is None.
 
     Attributes:
-      params: the architecture.
+      params: Architecture.
 
     Source: seed module 8; black-forest-labs/flux `modules/autoencoder.py::AutoEncoder`; the quant convolutions are
     CompVis/latent-diffusion's `AutoencoderKL`.  Twin: `flax_vae.autoencoder`.
@@ -46,16 +46,16 @@ class AutoEncoder(nn.Module):
         sample: bool = True,
         noise: Float[Tensor, "b z H W"] | None = None,
     ) -> Float[Tensor, "b c h/f w/f"]:
-        """Returns the scaled latent; see `scale`.
+        """Returns the scaled latents of images; see `scale`.
 
         Args:
-          x: images in [-1, 1].
-          time: see the class.
-          sample: draw z from the posterior, as the seed does; otherwise z is its mean.
-          noise: standard normal numbers to draw with, for results that can be compared across frameworks.
+          x: Images in [-1, 1].
+          time: Time condition; see the class.
+          sample: Whether to sample z from the posterior, as in the seed; otherwise z is its mean.
+          noise: Standard normal noise for sampling, for results that can be compared across frameworks.
 
         Raises:
-          ValueError: on wrong sizes or channels, on missing, superfluous or misshapen `time` or `noise`.
+          ValueError: If sizes or channels are wrong, or if `time` or `noise` is missing, superfluous or misshapen.
         """
         check_image(self.params, x, "b c h w")
         z = self.reg(self.moments(x, time), sample=sample, noise=noise)
@@ -64,10 +64,10 @@ class AutoEncoder(nn.Module):
     def decode(
         self, z: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None
     ) -> Float[Tensor, "b c h*f w*f"]:
-        """Returns the images, nominally in [-1, 1], of scaled latents.
+        """Returns the images of scaled latents, nominally in [-1, 1].
 
         Raises:
-          ValueError: on wrong channels, on missing, superfluous or misshapen `time`.
+          ValueError: If channels are wrong, or if `time` is missing, superfluous or misshapen.
         """
         time_emb = self.embed_time(time, batch=z.shape[0])
         z = self.unscale(z)
@@ -76,10 +76,10 @@ class AutoEncoder(nn.Module):
         return self.decoder(z, time_emb)
 
     def posterior(self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None) -> Posterior:
-        """Returns the distribution of the raw latent.
+        """Returns the posterior of images, over raw latents.
 
         Raises:
-          ValueError: as `encode`.
+          ValueError: As for `encode`.
         """
         return self.reg.posterior(self.moments(x, time))
 
@@ -91,11 +91,11 @@ class AutoEncoder(nn.Module):
         sample: bool = True,
         noise: Float[Tensor, "b z H W"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Returns the images decoded from their own latents; arguments as for `encode`."""
+        """Returns the reconstructions of images; arguments as for `encode`."""
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Tensor, "b z H W"]) -> Float[Tensor, "b c h w"]:
-        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or as `LatentNorm` does."""
+        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or that of `LatentNorm`."""
         if self.params.latent_norm == "batch_norm":
             return self.bn.normalise(z)
         return self.params.scale_factor * (z - self.params.shift_factor)
@@ -104,7 +104,7 @@ class AutoEncoder(nn.Module):
         """Returns the raw latent of a scaled one; the inverse of `scale`.
 
         Raises:
-          ValueError: on wrong channels.
+          ValueError: If channels are wrong.
         """
         check_latent(self.params.latent_channels, z, "b c h w")
         if self.params.latent_norm == "batch_norm":
@@ -114,16 +114,16 @@ class AutoEncoder(nn.Module):
     def moments(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None
     ) -> Float[Tensor, "b 2*z h/f w/f"]:
-        """Returns what `DiagonalGaussian` makes a mean and a logvar of, one after the other along the channels; raw."""
+        """Returns the raw moments, from which `DiagonalGaussian` takes mean and logvar along the channels."""
         time_emb = self.embed_time(time, batch=x.shape[0])
         moments = self.encoder(x, time_emb)
         return self.quant_conv(moments) if self.params.quant_conv else moments
 
     def embed_time(self, time: Float[Tensor, "b ..."] | None, batch: int) -> Float[Tensor, "b t"] | None:
-        """Returns the vector that every residual block receives, or None for a model without time.
+        """Returns the time embedding that every residual block receives, or None for a model without time.
 
         Raises:
-          ValueError: on missing, superfluous or misshapen `time`.
+          ValueError: If `time` is missing, superfluous or misshapen.
         """
         check_time(self.params, time, batch)
         if time is None or self.params.time_emb_dim is None:

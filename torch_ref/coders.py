@@ -1,6 +1,6 @@
 """Encoder and decoder: levels of residual blocks around a middle block.
 
-The levels are classes of their own, where the seed fills anonymous modules; the names of the weights are the same.
+Each level is a class, where the seed builds anonymous modules; the names of the weights are equal.
 """
 
 from itertools import pairwise
@@ -27,14 +27,14 @@ class MidBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """Returns a map of the same shape."""
+        """Returns a feature map of the shape of `x`."""
         x = self.block_1(x, time_emb)
         x = self.attn_1(x)
         return self.block_2(x, time_emb)
 
 
 class DownLevel(nn.Module):
-    """One resolution of the encoder: residual blocks, attention after each where wanted, then half the size.
+    """One resolution of the encoder: residual blocks, each followed by attention if `attend`, then downsampling.
 
     Source: an element of `down` in seed module 5.  Twin: `flax_vae.coders`.
     """
@@ -58,7 +58,7 @@ class DownLevel(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d h2 w2"]:
-        """Returns the next level's map."""
+        """Returns the input of the next level."""
         for index, block in enumerate(self.block):
             x = block(x, time_emb)
             if self.attn:
@@ -67,7 +67,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """One resolution of the decoder: residual blocks, attention after each where wanted, then twice the size.
+    """One resolution of the decoder: residual blocks, each followed by attention if `attend`, then upsampling.
 
     Source: an element of `up` in seed module 6.  Twin: `flax_vae.coders`.
     """
@@ -91,7 +91,7 @@ class UpLevel(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d h2 w2"]:
-        """Returns the next finer level's map."""
+        """Returns the input of the next finer level."""
         for index, block in enumerate(self.block):
             x = block(x, time_emb)
             if self.attn:
@@ -100,10 +100,10 @@ class UpLevel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image to moments: the mean and logvar of the posterior, one after the other along the channels.
+    """Computes the moments of images: mean and logvar of the posterior, concatenated along the channels.
 
     Attributes:
-      params: the architecture.
+      params: Architecture.
 
     Source: seed module 5; black-forest-labs/flux `modules/autoencoder.py::Encoder`.  Twin: `flax_vae.coders`.
     """
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
           torch.Size([1, 64, 16, 16])
 
         Raises:
-          ValueError: if h or w is no multiple of the factor, the channels differ, or `time_emb` is missing or
+          ValueError: If h or w is not a multiple of the factor, the channels differ, or `time_emb` is missing or
             superfluous.
         """
         check_image(self.params, x, "b c h w", moments_only=True)
@@ -156,10 +156,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Raw latent to image.
+    """Computes images from raw latents.
 
     Attributes:
-      params: the architecture.
+      params: Architecture.
 
     Source: seed module 6; black-forest-labs/flux `modules/autoencoder.py::Decoder`.  Twin: `flax_vae.coders`.
     """
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
     def forward(
         self, z: Float[Tensor, "b z h w"], time_emb: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b c h*f w*f"]:
-        """Returns images, nominally in [-1, 1], of raw latents.
+        """Returns the images of raw latents, nominally in [-1, 1].
 
         Example:
           >>> decoder = Decoder(PRESETS["seed"])
@@ -197,7 +197,7 @@ class Decoder(nn.Module):
           torch.Size([1, 3, 64, 64])
 
         Raises:
-          ValueError: if the latent's channels differ, or `time_emb` is missing or superfluous.
+          ValueError: If the latent's channels differ, or `time_emb` is missing or superfluous.
         """
         check_latent(self.params.z_channels, z, "b c h w")
         # z to the coarsest level

@@ -1,4 +1,4 @@
-"""The discriminator that autoencoders are trained against: it judges patches, not whole images.
+"""The PatchGAN discriminator: classifies patches of an image instead of the whole image.
 
 Shapes: `b` batch, `c` channels, `h w` height and width.  Torch is `b c h w`.
 """
@@ -9,25 +9,25 @@ from torch import Tensor, nn
 from flax_vae.convert.architecture import KERNEL, DiscriminatorParams
 
 NORM_EPS = 1e-5
-MOMENTUM = 0.1  # the share of the new batch in the running statistics
+MOMENTUM = 0.1  # weight of the new batch in the running statistics
 SLOPE = 0.2
-STD = 0.02  # of fresh kernels about 0 and scales about 1
+STD = 0.02  # standard deviation of initial kernels (mean 0) and scales (mean 1)
 
 
 def conv(in_channels: int, features: int, stride: int, *, bias: bool) -> nn.Conv2d:
-    """A 4x4 convolution with one pixel of padding.  A fresh bias is PyTorch's: the source leaves it alone."""
+    """Returns a 4x4 convolution with one pixel of padding; its bias is initialised by PyTorch, as in the source."""
     module = nn.Conv2d(in_channels, features, KERNEL, stride, padding=1, bias=bias)
     nn.init.normal_(module.weight, 0, STD)
     return module
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Normalises every channel over the batch and all positions to mean 0 and variance 1, then scales and shifts it.
+    """Normalises every channel over batch and positions to mean 0 and variance 1, then scales and shifts it.
 
-    The running variance is the unbiased one, `n / (n - 1)` times that which normalises.
+    The running variance is the unbiased one, `n / (n - 1)` times the variance of the normalisation.
 
     Attributes:
-      channels: of input and output.
+      channels: Channels of input and output.
 
     Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).  Twin: `flax_vae.discriminator`.
     """
@@ -38,12 +38,12 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Discriminator(nn.Module):
-    """Convolutions that give a logit for every patch of an image: positive means real.
+    """Computes a logit for every patch of an image; positive means real.
 
-    The first is not normalised and the last gives the logits; those between are followed by batch norm.
+    The first convolution is not normalised and the last returns the logits; a batch norm follows each of the others.
 
     Attributes:
-      params: see `flax_vae.convert.architecture.DiscriminatorParams`.
+      params: Architecture; see `flax_vae.convert.architecture.DiscriminatorParams`.
 
     Source: Isola et al. 2017 (arXiv:1611.07004); CompVis/taming-transformers `NLayerDiscriminator`.  Twin:
     `flax_vae.discriminator`.
@@ -61,11 +61,12 @@ class Discriminator(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h2 w2"]:
         """Returns the logits of images in [-1, 1].
 
-        `train()` normalises with the statistics of the batch and moves the running ones, `eval()` uses those.
+        In `train()` mode, normalises with the statistics of the batch and updates the running ones; in `eval()` mode,
+        uses the running ones.
 
         Raises:
-          ValueError: if the images have other channels or are too small, or, in training, if the batch is a single
-            number per channel somewhere.
+          ValueError: If the images have wrong channels or are too small, or, in training, if a layer has a single value
+            per channel in the batch.
         """
         self.params.check_images(images, "b c h w")
         return self.main(images)

@@ -11,11 +11,11 @@ from flax_vae.convert.architecture import LOGVAR_MAX, LOGVAR_MIN, check_noise
 
 @dataclass(frozen=True)
 class Posterior:
-    """The Gaussian that the encoder gives for each image, one mean and variance per latent number; raw, unscaled.
+    """Posterior of raw, unscaled latents: one mean and variance per latent value.
 
     Attributes:
-      mean: `b z h w`.
-      logvar: natural logarithm of the variance, `b z h w`.
+      mean: Mean, `b z h w`.
+      logvar: Natural logarithm of the variance, `b z h w`.
     """
 
     mean: Float[Tensor, "b z h w"]
@@ -23,23 +23,23 @@ class Posterior:
 
     @property
     def std(self) -> Float[Tensor, "b z h w"]:
-        """The standard deviation."""
+        """Standard deviation, `b z h w`."""
         return torch.exp(0.5 * self.logvar)
 
     def mode(self) -> Float[Tensor, "b z h w"]:
-        """The most probable latent, which is the mean."""
+        """Returns the most probable latent, which is the mean."""
         return self.mean
 
     def sample(
         self, generator: torch.Generator | None = None, *, noise: Float[Tensor, "b z h w"] | None = None
     ) -> Float[Tensor, "b z h w"]:
-        """A latent drawn with torch's own randomness, or `mean + std * noise` with the caller's."""
+        """Returns a latent sampled with PyTorch's generator, or `mean + std * noise` with the given noise."""
         if noise is None:
             noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + self.std * noise
 
     def kl(self) -> Float[Tensor, " b"]:
-        """Divergence from the standard normal, in nats per image: `0.5 * sum(mean² + var - 1 - logvar)`.
+        """Returns the KL divergence from the standard normal, in nats per image: `0.5 * sum(mean² + var - 1 - logvar)`.
 
         Source: Kingma & Welling 2014, appendix B; CompVis/latent-diffusion `distributions.py`.
         """
@@ -47,14 +47,14 @@ class Posterior:
 
 
 class DiagonalGaussian(nn.Module):
-    """Splits moments into mean and logvar and draws a latent.
+    """Splits moments into mean and logvar and samples a latent.
 
     Attributes:
-      sample: whether a call draws; otherwise it returns the mean.
-      chunk_dim: axis that holds mean and logvar one after the other.
-      learnable_logvar: whether a learned number `logvar_scaling` is *added* to logvar: on the variance it acts as the
-        factor `exp(logvar_scaling)`.
-      clamp_logvar: whether logvar is then limited to [-30, 20].
+      sample: Whether a call samples; otherwise it returns the mean.
+      chunk_dim: Axis along which mean and logvar are concatenated.
+      learnable_logvar: Whether a learned scalar `logvar_scaling` is *added* to logvar; it multiplies the variance by
+        `exp(logvar_scaling)`.
+      clamp_logvar: Whether logvar is then limited to [-30, 20].
 
     Source: seed module 7; the limits are CompVis/latent-diffusion's, `distributions.py`.  Twin: `flax_vae.gaussian`.
     """
@@ -71,7 +71,7 @@ class DiagonalGaussian(nn.Module):
             self.logvar_scaling = nn.Parameter(torch.zeros(1))
 
     def posterior(self, moments: Float[Tensor, "b 2*z h w"]) -> Posterior:
-        """The distribution itself."""
+        """Returns the posterior of moments."""
         mean, logvar = torch.chunk(moments, 2, dim=self.chunk_dim)
         if self.learnable_logvar:
             logvar = logvar + self.logvar_scaling
@@ -86,15 +86,15 @@ class DiagonalGaussian(nn.Module):
         sample: bool | None = None,
         noise: Float[Tensor, "b z h w"] | None = None,
     ) -> Float[Tensor, "b z h w"]:
-        """Returns a raw latent: drawn (with the caller's `noise` where given), or the mean.
+        """Returns a raw latent: a sample (with the given `noise`, if any), or the mean.
 
         Args:
-          moments: mean and logvar along `chunk_dim`.
-          sample: overrides the attribute of the same name.
-          noise: standard normal numbers shaped like the latent.
+          moments: Mean and logvar, concatenated along `chunk_dim`.
+          sample: Whether to sample; None uses the attribute.
+          noise: Standard normal noise with the shape of the latent.
 
         Raises:
-          ValueError: if `noise` has another shape, or is given where nothing is drawn.
+          ValueError: If `noise` has another shape, or is given without sampling.
         """
         posterior = self.posterior(moments)
         sample = self.sample if sample is None else sample

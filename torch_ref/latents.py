@@ -1,4 +1,4 @@
-"""From raw latents to those that diffusion models are trained on, and back."""
+"""Converts between raw latents and the latents that diffusion models are trained on."""
 
 import torch
 from einops import rearrange
@@ -9,12 +9,12 @@ NORM_EPS = 1e-4
 
 
 class LatentNorm(nn.Module):
-    """FLUX.2's normalisation: 2 x 2 patches become channels, and each is normalised with running statistics.
+    """Normalises latents as FLUX.2 does: gathers 2 x 2 patches into channels and uses running statistics.
 
     The statistics are buffers: part of the weights, and not trained.
 
     Attributes:
-      channels: of the patched latent, `4 * z_channels`, in the order `(c pi pj)`.
+      channels: Channels of the patched latent, `4 * z_channels`, in the order `(c pi pj)`.
 
     Source: black-forest-labs/flux2 `autoencoder.py`; diffusers `AutoencoderKLFlux2`.  Twin: `flax_vae.latents`.
     """
@@ -30,7 +30,7 @@ class LatentNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
     def normalise(self, z: Float[Tensor, "b z 2*h 2*w"]) -> Float[Tensor, "b 4*z h w"]:
-        """Returns the patched latent, each channel with its running mean taken away and divided by its deviation."""
+        """Returns the patched latent; subtracts each channel's running mean and divides by its standard deviation."""
         z = rearrange(z, "b c (h pi) (w pj) -> b (c pi pj) h w", pi=2, pj=2)
         return (z - self._mean()) / self._std()
 

@@ -1,4 +1,4 @@
-"""The blocks: swish, normalisation, attention, residual block, down- and upsampling.
+"""Building blocks: swish, normalisation, attention, residual block, down- and upsampling.
 
 Shapes: `b` batch, `c` channels, `h w` height and width, `t` width of the time embedding.  Torch is `b c h w`.
 """
@@ -16,7 +16,7 @@ NORM_EPS = 1e-6
 
 
 def swish(x: Tensor) -> Tensor:
-    """Returns `x * sigmoid(x)`, of the same shape as `x`.  Source: seed module 1."""
+    """Returns `x * sigmoid(x)`, with the shape of `x`.  Source: seed module 1."""
     return x * torch.sigmoid(x)
 
 
@@ -29,7 +29,7 @@ class Swish(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """The family's normalisation: 32 groups, epsilon 1e-6, a learned scale and shift per channel."""
+    """Returns the normalisation of all blocks: 32 groups, epsilon 1e-6, learned scale and shift per channel."""
     return nn.GroupNorm(num_groups=NORM_GROUPS, num_channels=channels, eps=NORM_EPS, affine=True)
 
 
@@ -39,7 +39,7 @@ class AttnBlock(nn.Module):
     `x + proj_out(softmax(q kᵀ / sqrt(c)) v)` with q, k, v 1x1 convolutions of the normalised input.
 
     Attributes:
-      in_channels: width of input and output.
+      in_channels: Channels of input and output.
 
     Source: seed module 2; black-forest-labs/flux `modules/autoencoder.py::AttnBlock`.  Twin: `flax_vae.layers`.
     """
@@ -54,7 +54,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(in_channels, in_channels, kernel_size=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Returns the map with every position informed by all others."""
+        """Returns the feature map after attention over all positions."""
         height = x.shape[2]
         h = self.norm(x)
         q, k, v = (rearrange(project(h), "b c h w -> b (h w) c") for project in (self.q, self.k, self.v))
@@ -67,9 +67,9 @@ class ResnetBlock(nn.Module):
     """Two normalised, activated 3x3 convolutions, added to their input.
 
     Attributes:
-      in_channels: width of the input.
-      out_channels: width of the output; where it differs, a 1x1 `nin_shortcut` carries the input over.
-      time_emb_dim: width of the time embedding that is projected and added between the convolutions, or None.
+      in_channels: Channels of the input.
+      out_channels: Channels of the output; if they differ, a 1x1 `nin_shortcut` projects the input.
+      time_emb_dim: Width of the time embedding that is projected and added between the convolutions, or None.
 
     Source: seed module 3; black-forest-labs/flux `modules/autoencoder.py::ResnetBlock`.  Twin: `flax_vae.layers`.
     """
@@ -85,17 +85,17 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, stride=1, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=1, padding=0)
-        # In the seed's order: torch.optim saves its state by the number of each parameter, not by its name.
+        # The seed's order: torch.optim stores its state by the number of each parameter, not by its name.
         if time_emb_dim is not None:
             self.time_mlp = nn.Linear(time_emb_dim, out_channels)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b d h w"]:
-        """Returns the map, `out_channels` wide.
+        """Returns a feature map with `out_channels` channels.
 
         Raises:
-          ValueError: if `time_emb` is missing or superfluous.
+          ValueError: If `time_emb` is missing or superfluous.
         """
         check_time_emb(self.time_emb_dim, None if time_emb is None else tuple(time_emb.shape))
         h = self.conv1(swish(self.norm1(x)))
@@ -110,13 +110,13 @@ class ResnetBlock(nn.Module):
 class Downsample(nn.Module):
     """Halves height and width with a 3x3 convolution of stride 2.
 
-    `"symmetric"` pads one pixel on every side, as the seed does; `"asymmetric"` one row below and one column to the
-    right, as FLUX and Stable Diffusion do.  For even h both give h / 2 but see different pixels; for odd h the first
+    `"symmetric"` pads one pixel on every side, as in the seed; `"asymmetric"` one row below and one column to the
+    right, as in FLUX and Stable Diffusion.  For even h both give h / 2, from different pixels; for odd h the first
     gives ceil(h / 2), the second floor(h / 2).
 
     Attributes:
-      in_channels: width of input and output.
-      padding: which of the two.
+      in_channels: Channels of input and output.
+      padding: `"symmetric"` or `"asymmetric"`.
 
     Source: seed module 4; black-forest-labs/flux `modules/autoencoder.py::Downsample`.  Twin: `flax_vae.layers`.
     """
@@ -130,17 +130,17 @@ class Downsample(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Returns the map at half the size."""
+        """Returns the feature map at half the size."""
         if self.padding == "asymmetric":
             x = F.pad(x, (0, 1, 0, 1))
         return self.conv(x)
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: every pixel becomes four, then a 3x3 convolution.
+    """Doubles height and width by nearest-neighbour upsampling, followed by a 3x3 convolution.
 
     Attributes:
-      in_channels: width of input and output.
+      in_channels: Channels of input and output.
 
     Source: seed module 4.  Twin: `flax_vae.layers`.
     """
@@ -151,5 +151,5 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=1, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
-        """Returns the map at twice the size."""
+        """Returns the feature map at twice the size."""
         return self.conv(self.upsample(x))

@@ -1,4 +1,4 @@
-"""Weights from any file or folder; model folders, whose tensors have this package's own names."""
+"""Loads weights from any file or folder, and saves model folders, whose tensors have this package's own names."""
 
 import os
 from dataclasses import replace
@@ -25,27 +25,27 @@ def from_pretrained(
     """Returns the model of a file or folder, with its weights.
 
     Args:
-      path: what `flax_vae.from_pretrained` takes.
-      preset: likewise.
-      dtype: Dtype of the parameters; None keeps what the file holds.
-      raw_weights: likewise.
-      variant: likewise.
-      prefix: likewise.
+      path: File, folder or name on the hub, as for `flax_vae.from_pretrained`.
+      preset: Architecture or name of a preset, as for `flax_vae.from_pretrained`.
+      dtype: Dtype of the parameters; None keeps that of the file.
+      raw_weights: Whether to take the raw weights instead of their moving average.
+      variant: Variant of a diffusers folder.
+      prefix: Prefix of the autoencoder's names, where a file holds several.
 
     Raises:
-      FileNotFoundError: if there is no such file or folder, or a part of it is missing.
-      FileError: if a file is damaged, or of no known kind.
-      ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell, or if
-        a number is too large for `dtype`.
-      ValueError: if there is no such preset, if models cannot compute in the dtype of the weights, see `dtype`, or if
-        `dtype` is none of theirs.
+      FileNotFoundError: If the file or folder, or a part of it, does not exist.
+      FileError: If a file is damaged, or of an unknown kind.
+      ConversionError: If the tensors do not match the architecture, if scale, shift and padding are unknown, or if a
+        value is too large for `dtype`.
+      ValueError: If the preset is unknown, if models cannot compute in the dtype of the weights (see `dtype`), or if
+        `dtype` is not a dtype of models.
     """
     weights = load_weights(path, preset, raw_weights=raw_weights, variant=variant, prefix=prefix)
     if dtype is None:
         check_weights(weights.tensors.values(), "dtype=")
     else:
         weights = replace(weights, tensors=cast(weights.tensors, str(dtype).removeprefix("torch.")))
-    with torch.device("meta"):  # the weights come from the file: nothing to allocate or to initialise twice
+    with torch.device("meta"):  # the weights come from the file, so nothing is allocated or initialised twice
         model = AutoEncoder(weights.params)
     state_dict = {key: to_tensor(array) for key, array in weights.to("flux").items()}
     model.load_state_dict(state_dict, strict=True, assign=True)
@@ -56,18 +56,18 @@ def save_pretrained(path: str | os.PathLike[str], model: AutoEncoder, *, force: 
     """Writes a model folder; the inverse of `from_pretrained`.
 
     Args:
-      path: the folder to make.
-      model: the model.
-      force: replace an existing model folder.
+      path: Folder to write.
+      model: Model to save.
+      force: Whether to replace an existing model folder.
 
     Raises:
-      FileExistsError: if the folder exists and `force` is off.
+      FileExistsError: If the folder exists and `force` is False.
     """
     save_folder(path, model.params, {key: to_array(t) for key, t in model.state_dict().items()}, force=force)
 
 
 def to_tensor(array: ArrayLike) -> Tensor:
-    """Returns a copy as a tensor, bit for bit: the inverse of `to_array`."""
+    """Returns a copy as a tensor, bit for bit; the inverse of `to_array`."""
     array = np.array(array, order="C")
     if array.dtype.name in BIT_PATTERNS:
         integers, _ = BIT_PATTERNS[array.dtype.name]

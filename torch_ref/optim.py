@@ -1,4 +1,4 @@
-"""The moments of `torch.optim.Adam` and `AdamW`, out and in: see `flax_vae.convert.table.adam`."""
+"""Reads and writes the state of `torch.optim.Adam` and `AdamW`; see `flax_vae.convert.table.adam`."""
 
 import torch
 
@@ -9,18 +9,18 @@ from torch_ref.loading import to_tensor
 
 
 def read_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder) -> AdamState:
-    """Returns what the optimiser remembers of the model's parameters.
+    """Returns the optimizer's state of the model's parameters.
 
     Raises:
-      ValueError: if it has not made an update of all of them, or not as many of each.
+      ValueError: If a parameter has had no update, or the numbers of updates differ.
     """
     states = {name: optimizer.state[weight] for name, weight in model.named_parameters() if weight in optimizer.state}
     missing = [name for name, _ in model.named_parameters() if name not in states]
     counts = {int(state["step"]) for state in states.values()}
     if missing or len(counts) != 1:
         raise ValueError(
-            f"Adam's state is not whole: {len(missing)} parameters have none ({', '.join(missing[:3])}), the others "
-            f"have {sorted(counts)} updates; make at least one update of every parameter, and the same number"
+            f"Adam's state is incomplete: {len(missing)} parameters have none ({', '.join(missing[:3])}), the others "
+            f"have {sorted(counts)} updates; expected equally many updates, at least one, of every parameter"
         )
     exp_avg, exp_avg_sq = (
         {name: to_array(state[moment]) for name, state in states.items()} for moment in ("exp_avg", "exp_avg_sq")
@@ -29,10 +29,10 @@ def read_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder) -> AdamSt
 
 
 def write_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder, moments: AdamState) -> None:
-    """Gives the optimiser the moments, so that its next update is number `moments.count + 1`; the inverse.
+    """Sets the optimizer's state, so that its next update has number `moments.count + 1`; inverts `read_moments`.
 
     Raises:
-      ConversionError: if they are not those of the model.
+      ConversionError: If it does not match the model.
     """
     exp_avg, exp_avg_sq = adam_state_to_torch(moments, model.params)
     for name, weight in model.named_parameters():

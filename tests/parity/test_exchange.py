@@ -110,7 +110,7 @@ def test_without_the_moments_the_path_is_another(straight):
 
 def test_moments_survive_both_ways_bit_for_bit():
     run = InTorch(PARAMS, random_state_dict(PARAMS))
-    with pytest.raises(ValueError, match="Adam's state is not whole"):
+    with pytest.raises(ValueError, match="Adam's state is incomplete"):
         read_moments(run.optimizer, run.model)
     run.run(range(2))
     moments = read_moments(run.optimizer, run.model)
