@@ -14,7 +14,7 @@ def read_adam_state(opt_state: Any) -> AdamState:
     """Returns what Adam remembers, wherever in a chain it stands.
 
     Raises:
-      ValueError: if there is no Adam in the state, or more than one.
+      ValueError: If there is no Adam in the state, or more than one.
     """
     state = _adam(opt_state)
     return AdamState(int(np.asarray(state.count)), *jax.device_get((state.mu, state.nu)))
@@ -24,7 +24,7 @@ def write_adam_state(opt_state: Any, moments: AdamState) -> Any:
     """Returns the state with these moments, and every count in it (of a schedule, say) set to theirs; the inverse.
 
     Raises:
-      ValueError: if there is no Adam in the state, or more than one.
+      ValueError: If there is no Adam in the state, or more than one.
     """
     state = _adam(opt_state)
     mu, nu = (

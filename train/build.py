@@ -45,7 +45,7 @@ def make_constants(config: TrainConfig) -> dict[str, Any]:
     """What the losses need and nobody trains: the weights of LPIPS.
 
     Raises:
-      RunError: if they cannot be had.
+      RunError: If they cannot be had.
     """
     if not config.loss.lpips_weight:
         return {}
@@ -99,7 +99,7 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
     """The weights that the record names to begin with, in float32, or None.
 
     Raises:
-      RunError: if they cannot be read, or are of another architecture.
+      RunError: If they cannot be read, or are of another architecture.
       NotFiniteError: If a weight is NaN or infinite.
     """
     if config.start_from is None:

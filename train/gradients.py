@@ -12,7 +12,7 @@ from flax_vae import AutoEncoder
 from flax_vae.discriminator import Discriminator
 from flax_vae.train.conditioning import sample_times
 from flax_vae.train.config import GanConfig, TrainConfig
-from flax_vae.train.losses import adaptive_weight, choose, kl, lpips, r1_penalty, reconstruction_loss, wide
+from flax_vae.train.losses import adaptive_weight, at_least_float32, choose, kl, lpips, r1_penalty, reconstruction_loss
 from flax_vae.train.state import TrainState, learned, trained_part
 
 Scores = dict[str, Float[Array, ""]]
@@ -152,13 +152,13 @@ def _losses(
         apply = cast(Callable[..., Any], partial(model.apply, {"params": {**state.params, **part}}))
         # Encoding
         # Drawn in bfloat16, normal numbers are only 128 different ones; summed in it, a divergence has no units.
-        posterior = jax.tree.map(wide, apply(images, time, method="posterior"))
+        posterior = jax.tree.map(at_least_float32, apply(images, time, method="posterior"))
         z = posterior.mode()
         if config.loss.sample:
             z = posterior.sample(noise=example_noise(key, index, z))
         # Decoding
         reconstruction = apply(apply(z, method="scale"), time, method="decode")
-        return wide(reconstruction), kl(posterior, config.loss.free_bits)
+        return at_least_float32(reconstruction), kl(posterior, config.loss.free_bits)
 
     def fidelity(reconstruction: Any, divergence: Any, logvar: Any) -> tuple[Float[Array, ""], Scores]:
         perceptual = None
@@ -209,7 +209,11 @@ def _judge(
         real, batch_stats = logits(params, batch_stats, images)
         fake, batch_stats = logits(params, batch_stats, reconstruction)
         loss = losses.discriminator(real, fake)
-        scores = {"d_loss": loss, "logits_real": jnp.mean(wide(real)), "logits_fake": jnp.mean(wide(fake))}
+        scores = {
+            "d_loss": loss,
+            "logits_real": jnp.mean(at_least_float32(real)),
+            "logits_fake": jnp.mean(at_least_float32(fake)),
+        }
         if config.r1:
             scores["r1"] = r1_penalty(lambda images: logits(params, batch_stats, images)[0], images)
             loss = loss + 0.5 * config.r1 * scores["r1"]

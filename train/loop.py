@@ -130,14 +130,14 @@ def _train(run: RunDirectory, cast: _Cast, stop: StopRequest, notes: list[str]) 
                 f"{run.path} has {start} steps behind it, more than steps={config.steps}; ask for more steps"
             )
         state = _restore_or_create(checkpoints, start, config, parts, parallel)
-        constants = parallel.place_whole(constants)
+        constants = parallel.replicate(constants)
         if first:
             run.begin(config, listing, changes)
         metrics = Metrics(run.metrics, start, write=first)
 
         # One step, compiled once.
         step_fn = parallel.compile(partial(train_step, parts=parts, config=config))
-        share = parallel.share(config.batch_size)
+        share = parallel.local_slice(config.batch_size)
         batches = Batches(
             photographs, config.seed, start, config.steps, config.batch_size, parallel.place_batch,
             share=slice(share.start, share.stop),
@@ -185,7 +185,7 @@ def _train(run: RunDirectory, cast: _Cast, stop: StopRequest, notes: list[str]) 
                 if stopping and not last:
                     return Outcome(state, step, {}, stop.signum)
 
-            params = parallel.bring_here(state.averaged())
+            params = parallel.gather(state.averaged())
             if not first:
                 return Outcome(state, config.steps, {})
             row = _final_scores(run, config.steps) or _look(evaluate, parallel, state, config.steps, run, reporter)
@@ -220,7 +220,7 @@ def _check(numbers: dict[str, float], step: int, config: TrainConfig, checkpoint
     """Ends a run that has stopped learning.
 
     Raises:
-      NotFiniteError: if more updates in a row than allowed were left out, or all of a run that ends.
+      NotFiniteError: If more updates in a row than allowed were left out, or all of a run that ends.
     """
     in_a_row = int(numbers["in_a_row"])
     if in_a_row > config.max_skipped:
@@ -315,7 +315,7 @@ def _look(
     evaluate: Evaluator, parallel: Parallel, state: TrainState, step: int, run: RunDirectory, reporter: Reporter
 ) -> dict[str, float]:
     """Evaluates on the held-out photograph, and keeps a picture of it; without scores if it is not finite."""
-    params = parallel.bring_here(state.averaged())
+    params = parallel.gather(state.averaged())
     if jax.process_index():
         return {}
     try:

@@ -239,13 +239,13 @@ def test_a_complete_run_is_never_relabelled(runs, small, tmp_path, folder):
     shutil.copy(folder / "a.png", tmp_path / "other" / "d.png")
     (tmp_path / "empty").mkdir()
     for change, message in [
-        ({"start_from": str(workdir / "export")}, "with another beginning .start_from: None -> "),
+        ({"start_from": str(workdir / "export")}, "with another start .start_from: None -> "),
         (
             {"data": dataclasses.replace(small.data, folder=str(tmp_path / "other"))},
             "other data .data: 1 edited .d.png",
         ),
         ({"data": dataclasses.replace(small.data, folder=str(tmp_path / "empty"))}, "cannot be used: .*holds 0 images"),
-        ({"seed": 1}, "learns nothing more .seed: 0 -> 1"),
+        ({"seed": 1}, "trains no further .seed: 0 -> 1"),
     ]:
         with pytest.raises(RunError, match=message):
             train(dataclasses.replace(small, **change), workdir, accept_changed_data=True)

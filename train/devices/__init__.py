@@ -1,4 +1,4 @@
-"""One pure step on all devices of all processes, and what devices can do at best.
+"""Runs one pure step on all devices of all processes, and lists what devices can do.
 
 Imports `flax_vae.train.state`; used by the loop and by the plan.
 """

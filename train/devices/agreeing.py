@@ -1,6 +1,6 @@
-"""Comparison of what the processes of one run start from and compute: where they differ, all of them end.
+"""Compares the inputs and states of the processes of a run, and ends all of them if they differ.
 
-Nothing here depends on the settings of a run: the same collective operations take place whatever they are.
+The collective operations are always the same, independent of the settings of a run.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from flax_vae.train.config import TrainConfig, flatten_config
 from flax_vae.train.devices.state_checksums import checksums
 from flax_vae.train.errors import RunError, TrainError
 
-WAIT_SECONDS = 600  # for a process that is alive, and still reads headers or verifies a checkpoint
+WAIT_SECONDS = 600  # timeout for a process that is alive but still reads headers or verifies a checkpoint
 _CHUNK = 4096
-_SHOW = 3  # differences in one error
+_SHOW = 3  # number of differences shown in one error
 _PACKAGES = ("flax", "jax", "jaxlib", "optax", "orbax-checkpoint")
-# Addresses may differ between machines; what lies there is compared instead.
+# Paths may differ between machines; their content is compared instead.
 _ADDRESSES = ("data.folder", "start_from", "loss.lpips_weights")
 SETTINGS = "settings"
 _LONGEST = 40  # characters of a value in an error
@@ -38,16 +38,16 @@ Sections = dict[str, Mapping[str, Any]]
 
 @contextlib.contextmanager
 def agreement() -> Iterator[Sections]:
-    """Ends all processes of a run with one sentence if this block fails in one of them, or gives different facts.
+    """Ends all processes of a run with one error if this block fails in one of them, or if their facts differ.
 
-    All processes must enter it, and nothing in it may wait for another process.
+    All processes must enter it, and nothing inside may wait for another process.
 
     Yields:
-      A dictionary to be filled: a heading, such as `settings`, to names and JSON values.
+      A dictionary to fill: names and JSON values by heading, `settings` for example.
 
     Raises:
-      RunError: if another process failed in this block, with its message; or if the facts differ, naming the process,
-        the fact and both values.
+      RunError: If another process failed in this block, with its message; or if the facts differ, with the process, the
+        fact and both values.
     """
     facts: Sections = {}
     if jax.process_count() == 1:
@@ -56,7 +56,7 @@ def agreement() -> Iterator[Sections]:
     failure: Exception | None = None
     try:
         yield facts
-    except Exception as error:  # whatever it is, the others must hear of it
+    except Exception as error:  # every failure must be reported to the other processes
         failure = error
     text = failure and (str(failure) if isinstance(failure, TrainError | ValueError) else repr(failure))
     reports = gather_values({"failure": text, "digests": {heading: _digest(facts[heading]) for heading in facts}})
@@ -69,10 +69,10 @@ def agreement() -> Iterator[Sections]:
 
 
 def require_same_state(state: Any, step: int) -> None:
-    """Compares the replicated part of the state in all processes.
+    """Checks that the replicated part of the state is equal in all processes.
 
     Raises:
-      RunError: in all processes, naming the first leaves that differ.
+      RunError: In all processes, if it differs; names the first leaves that do.
     """
     if jax.process_count() == 1:
         return
@@ -86,13 +86,13 @@ def require_same_state(state: Any, step: int) -> None:
 
 
 def facts_of_run(config: TrainConfig, listing: Mapping[str, str], constants: Any) -> Sections:
-    """Returns what must be equal in all processes before the first step: settings, versions, data, constants.
+    """Returns settings, versions, data and constants, which must be equal in all processes before the first step.
 
-    Nothing is computed for a run of one process.
+    Returns nothing for a run of one process.
 
     Args:
       config: Settings.
-      listing: Content of the images, as `flax_vae.train.data.data_listing` makes it.
+      listing: Content of the images, as returned by `flax_vae.train.data.data_listing`.
       constants: Constants of the losses.
     """
     if jax.process_count() == 1:
@@ -107,7 +107,7 @@ def facts_of_run(config: TrainConfig, listing: Mapping[str, str], constants: Any
 
 
 def facts_of_start(state: Any) -> Sections:
-    """Returns the checksums of the state before the first step; nothing for a run of one process."""
+    """Returns checksums of the state before the first step; nothing for a run of one process."""
     return {} if jax.process_count() == 1 else {"initial": checksums(state)}
 
 
@@ -115,7 +115,7 @@ def gather_values(value: Any) -> list[Any]:
     """Returns the JSON values of all processes, in order.
 
     Raises:
-      RunError: if a process does not take part in time, or the processes have different numbers of devices.
+      RunError: If a process does not take part in time, or the numbers of devices per process differ.
     """
     data, sizes = _encode(value)
     rows = _gather(data)
@@ -123,7 +123,7 @@ def gather_values(value: Any) -> list[Any]:
 
 
 def _broadcast(value: Any, process: int) -> Any:
-    """Returns the JSON value of one process in all of them."""
+    """Returns the JSON value of one process in all processes."""
     data, sizes = _encode(value)
     with jax.transfer_guard("allow"):
         row = multihost_utils.broadcast_one_to_all(data, is_source=jax.process_index() == process)
@@ -131,22 +131,22 @@ def _broadcast(value: Any, process: int) -> Any:
 
 
 def _encode(value: Any) -> tuple[np.ndarray, list[int]]:
-    """Returns the value as bytes, padded to a length common to all processes, and how many of them count in each."""
+    """Returns the value as bytes, padded to a length common to all processes, and the unpadded lengths."""
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = _gather(np.array(data.size, np.int32)).tolist()
-    length = _CHUNK * -(-max(sizes) // _CHUNK)  # few different ones, so that few programs are compiled
+    length = _CHUNK * -(-max(sizes) // _CHUNK)  # few different lengths, so that few programs are compiled
     return np.pad(data, (0, length - data.size)), sizes
 
 
 def _gather(array: np.ndarray) -> np.ndarray:
-    """Returns equally shaped arrays of all processes, stacked, after a wait that has an end."""
+    """Returns arrays of equal shape from all processes, stacked; waits with a timeout."""
     try:
         key = f"flax-vae-agreement-{next(_numbers)}"
         multihost.get_barrier_sync_fn()(key=key, timeout_ms=1000 * WAIT_SECONDS)
     except RuntimeError as error:
         first_line = next(iter(str(error).splitlines()), "")
         raise RunError(
-            f"not all processes came within {WAIT_SECONDS} s to compare what they do ({first_line}); start all again"
+            f"not all processes arrived within {WAIT_SECONDS} s to compare their state ({first_line}); start all again"
         ) from error
     local, total, count = jax.local_device_count(), jax.device_count(), jax.process_count()
     if local * count != total:
@@ -162,7 +162,7 @@ def _compare(mine: Sections, digests: list[dict[str, str]]) -> None:
         for heading in mine:
             if theirs.get(heading) == digests[0].get(heading):
                 continue
-            # Only now, and of two processes: a listing of data may be long.
+            # Only now, and only from two processes: a listing of data may be long.
             own = mine[heading]
             found = _differences(heading, _broadcast(own, 0), _broadcast(own, process), process)
             raise RunError(

@@ -1,17 +1,17 @@
-"""What accelerators can do at best, as their makers publish it."""
+"""Peak performance of accelerators, as published by their makers."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator.
+    """Published figures of one accelerator.
 
     Attributes:
-      flops: dense bfloat16 operations per second, a multiply-add being two.
-      bandwidth: bytes per second between the chip and its memory; None where the name leaves it open.
-      memory: bytes of that memory; None where the name leaves it open.
-      dollars: an hour of it on demand, in the cheapest American region; None where nobody lists one.
+      flops: Dense bfloat16 operations per second; a multiply-add counts as two.
+      bandwidth: Memory bandwidth in bytes per second; None if the name does not determine it.
+      memory: Memory in bytes; None if the name does not determine it.
+      dollars: Price per hour on demand, in the cheapest American region; None if unknown.
     """
 
     flops: float
@@ -20,7 +20,7 @@ class Chip:
     dollars: float | None = None
 
 
-# By what JAX calls the device.  Sources: cloud.google.com/tpu/docs, "System architecture" page of each version, and
+# By JAX's name of the device.  Sources: cloud.google.com/tpu/docs, "System architecture" page of each version, and
 # cloud.google.com/tpu/pricing as of 2025; NVIDIA's data sheets, of the SXM form where there are several.
 CHIPS = {
     "TPU v4": Chip(275e12, 1228e9, 32 * 2**30, 3.22),
@@ -40,10 +40,10 @@ CHIPS = {
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """What is published of a device, or None where nothing is known (such as of a CPU).
+    """Returns the published figures of a device, or None if there are none (as for a CPU).
 
     Args:
-      device_kind: as `jax.Device.device_kind` says it; NVIDIA's go on with form and memory.
+      device_kind: Value of `jax.Device.device_kind`; NVIDIA's also contain form and memory.
     """
     names = [name for name in CHIPS if device_kind == name or device_kind.startswith((name + " ", name + "-"))]
     # "TPU v5 lite" also begins with "TPU v5".
@@ -51,6 +51,6 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Largest number of bfloat16 operations per second, or None where it is not known."""
+    """Returns the peak number of bfloat16 operations per second, or None if unknown."""
     chip = find_chip(device_kind)
     return chip and chip.flops

@@ -1,4 +1,4 @@
-"""A step that is compiled ahead of its first call, which then says what it costs."""
+"""A training step that is compiled ahead of time, with its cost."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,25 +9,26 @@ from flax_vae.ops import release_compiler_memory
 
 
 class CompiledStep:
-    """Compiles at the first call, once: a batch of another shape later is an error, not another compilation.
+    """Compiles at the first call, once; a batch of another shape later is an error, not a recompilation.
 
     Attributes:
-      flops: operations of one call on one device, as the compiler counts them; None until then, or if it does not say.
+      flops: Operations of one call on one device, as counted by the compiler; None before the first call, or if the
+        compiler does not count them.
     """
 
     def __init__(self, jit: Callable[[Any], Any], options: dict[str, Any] | None):
-        """Compiles nothing yet.
+        """Stores the arguments; nothing is compiled yet.
 
         Args:
-          jit: from a state to the function to lower.
-          options: of the compiler.
+          jit: Function that takes a state and returns the function to lower.
+          options: Compiler options.
         """
         self._jit, self._options = jit, options
         self._compiled: Any = None
         self.flops: float | None = None
 
     def lower(self, state: Any, batch: Any, constants: Any) -> Any:
-        """The program of arrays, or of their shapes, before it is compiled."""
+        """Returns the lowered program for arrays, or for their shapes, before compilation."""
         return self._jit(state).lower(state, batch, constants)
 
     def __call__(self, state: Any, batch: jax.Array, constants: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Two ways to run one pure step on all devices of all processes; no other file knows which.
+"""Two ways to run one pure step on all devices of all processes, behind one interface.
 
-The state has no device axis, so a checkpoint written under one way restores under the other, and on another number of
-devices.  Each process reads its own share of a batch.
+The state has no device axis, so a checkpoint written with one of them can be restored with the other, and on another
+number of devices.  Each process reads its own slice of a batch.
 """
 
 import math
@@ -25,28 +25,28 @@ ROWS = "rows"
 
 
 class Parallel(ABC):
-    """Data parallelism over devices, by default all there are.
+    """Data parallelism over devices, by default all devices.
 
-    A step can also be compiled for devices that are elsewhere, such as those of `jax.experimental.topologies`.
+    A step can also be compiled for devices that are not attached, such as those of `jax.experimental.topologies`.
 
     Attributes:
-      devices: all that take part, those of each process together.
-      here: those of them that belong to this process.
-      devices_per_image: how many neighbouring devices share the rows of one image.
-      whole: sharding of what is whole on every device.
-      split: sharding of a batch.
+      devices: Devices of all processes, grouped by process.
+      local_devices: Devices of this process.
+      devices_per_image: Number of neighbouring devices over which the rows of one image are split.
+      replicated: Sharding of arrays that every device holds in full.
+      batch_sharding: Sharding of a batch.
     """
 
     def __init__(self, devices: Sequence[Any] | None = None, devices_per_image: int = 1):
-        """Takes all devices of all processes, unless others are named.
+        """Uses all devices of all processes, unless others are given.
 
         Raises:
-          TrainError: if an image's devices would belong to several processes.
+          TrainError: If the devices of one image would belong to several processes.
         """
-        # The chips of a pod are numbered across its hosts, but what a process reads of a batch is one piece.
+        # The chips of a pod are numbered across hosts, but each process reads a contiguous slice of a batch.
         self.devices = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
         local = set(jax.local_devices())
-        self.here = [device for device in self.devices if device in local]
+        self.local_devices = [device for device in self.devices if device in local]
         self.devices_per_image = devices_per_image
         each = math.gcd(*Counter(device.process_index for device in self.devices).values())
         if each % devices_per_image:
@@ -58,16 +58,16 @@ class Parallel(ABC):
         cut = devices_per_image > 1
         grid = np.array(self.devices).reshape(-1, devices_per_image)
         mesh = Mesh(grid, (AXIS, ROWS)) if cut else _line(self.devices)
-        self.whole = NamedSharding(mesh, PartitionSpec())
-        self.split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.batch_sharding = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
         self._groups = len(self.devices) // devices_per_image
-        self._gather = jax.jit(lambda tree: tree, out_shardings=self.whole)
+        self._gather = jax.jit(lambda tree: tree, out_shardings=self.replicated)
 
     def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
-        """Refuses a batch whose parts the devices cannot share evenly.
+        """Checks that the devices can share each part of a batch evenly.
 
         Raises:
-          TrainError: naming all numbers.
+          TrainError: If they cannot; names all numbers.
         """
         count = self._groups * parts
         if batch_size % count:
@@ -79,51 +79,51 @@ class Parallel(ABC):
                 f"use a multiple of {count}, such as {-(-batch_size // count) * count}"
             )
 
-    def share(self, batch_size: int) -> range:
-        """Which examples of a batch this process reads."""
+    def local_slice(self, batch_size: int) -> range:
+        """Returns the indices of the examples in a batch that this process reads."""
         each = batch_size // self._groups
-        first = self.devices.index(self.here[0]) // self.devices_per_image
-        return range(first * each, (first + len(self.here) // self.devices_per_image) * each)
+        first = self.devices.index(self.local_devices[0]) // self.devices_per_image
+        return range(first * each, (first + len(self.local_devices) // self.devices_per_image) * each)
 
     def batch_shape(self, batch_size: int, crop_size: int) -> jax.ShapeDtypeStruct:
-        """What `place_batch` makes of all shares of a batch of squares, without the squares."""
-        return jax.ShapeDtypeStruct((batch_size, crop_size, crop_size, 3), np.float32, sharding=self.split)
+        """Returns the shape and sharding of a batch of square crops, as made by `place_batch`."""
+        return jax.ShapeDtypeStruct((batch_size, crop_size, crop_size, 3), np.float32, sharding=self.batch_sharding)
 
     def shardings(self, state: Any) -> Any:
-        """Where every leaf of a state lies, as a tree like it."""
-        return jax.tree.map(lambda leaf: self.whole, state)
+        """Returns the sharding of every leaf of a state, as a tree."""
+        return jax.tree.map(lambda leaf: self.replicated, state)
 
     def place_state(self, state: Any) -> Any:
-        """The state, which every process made alike, where it belongs."""
+        """Puts the state, which is equal in all processes, onto the devices."""
         return jax.device_put(state, self.shardings(state))
 
-    def place_whole(self, tree: Any) -> Any:
-        """Constants, whole on every device."""
-        return jax.device_put(tree, self.whole)
+    def replicate(self, tree: Any) -> Any:
+        """Puts constants onto every device in full."""
+        return jax.device_put(tree, self.replicated)
 
-    def bring_here(self, tree: Any) -> Any:
-        """A part of the state, whole on every device of this process; all processes must ask for it together."""
+    def gather(self, tree: Any) -> Any:
+        """Returns a part of the state, in full on every device of this process; a collective call of all processes."""
         whole = tree
         if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
             whole = self._gather(tree)
-        if len(self.here) == len(self.devices):
+        if len(self.local_devices) == len(self.devices):
             return whole
-        place = NamedSharding(_line(self.here), PartitionSpec())
+        place = NamedSharding(_line(self.local_devices), PartitionSpec())
         local = lambda leaf: jax.make_array_from_single_device_arrays(  # noqa: E731
             leaf.shape, place, [shard.data for shard in leaf.addressable_shards]
         )
         return jax.tree.map(local, whole)
 
-    def map_here(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, np.ndarray], np.ndarray]:
-        """Compiles `function(params, batch) -> batch` for this process's devices, each of which gets a share."""
-        mesh = _line(self.here)
+    def compile_local(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, np.ndarray], np.ndarray]:
+        """Compiles `function(params, batch) -> batch` for this process's devices, over which the batch is split."""
+        mesh = _line(self.local_devices)
         whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
         compiled = jax.jit(function, in_shardings=(whole, split), out_shardings=split)
         return lambda params, batch: jax.device_get(compiled(params, jax.device_put(batch, split)))
 
     @abstractmethod
     def place_batch(self, share: np.ndarray) -> jax.Array:
-        """The whole batch, each device holding its part, of this process's share."""
+        """Returns the global batch of all processes, given the slice that this process read."""
 
     @abstractmethod
     def compile(self, step: Callable[..., Any]) -> CompiledStep:
@@ -133,8 +133,8 @@ class Parallel(ABC):
         return CompiledStep(jit, compiler_options(self.devices[0].platform))
 
     def _donated(self) -> tuple[int, ...]:
-        # The old state makes room for the new one.  Not on CPU: there a checkpoint that is being written in the
-        # background may still be reading the very same memory.
+        # The memory of the old state is reused for the new one.  Not on CPU, where a checkpoint that is written in the
+        # background may still read that memory.
         return () if self.devices[0].platform == "cpu" else (0,)
 
 
@@ -143,10 +143,12 @@ def _line(devices: Sequence[Any]) -> Mesh:
 
 
 class PmapParallel(Parallel):
-    """`jax.pmap`: the step is told the name of the device axis and averages over it."""
+    """Uses `jax.pmap`: the step receives the name of the device axis and averages over it."""
 
     def place_batch(self, share: np.ndarray) -> jax.Array:  # noqa: D102 - as in Parallel
-        return jax.make_array_from_process_local_data(self.split, share.reshape(len(self.here), -1, *share.shape[1:]))
+        return jax.make_array_from_process_local_data(
+            self.batch_sharding, share.reshape(len(self.local_devices), -1, *share.shape[1:])
+        )
 
     def batch_shape(self, batch_size: int, crop_size: int) -> jax.ShapeDtypeStruct:  # noqa: D102 - as in Parallel
         whole, count = super().batch_shape(batch_size, crop_size), len(self.devices)
@@ -168,13 +170,13 @@ class PmapParallel(Parallel):
 
 
 class MeshParallel(Parallel):
-    """`jax.jit` over a mesh: the step sees the whole batch, and the compiler puts in the averages.
+    """Uses `jax.jit` over a mesh: the step is written for the global batch, and the compiler inserts the averages.
 
-    With `devices_per_image`, each image lies on as many devices, cut across, and with it all that is computed from it;
-    the compiler exchanges the rows next to a cut for convolutions, and sums statistics over all of the image's devices.
+    With `devices_per_image`, each image and its feature maps are split by rows over several devices; the compiler
+    exchanges the rows next to a boundary for convolutions, and sums statistics over all devices of an image.
 
-    With `zero`, each device keeps only its share of the optimisers' states and of the moving average; the compiler
-    then scatters the gradients instead of summing them everywhere, and gathers the new weights.
+    With `zero`, each device keeps only its shard of the optimizer states and of the moving average; the compiler then
+    reduce-scatters the gradients instead of all-reducing them, and all-gathers the new weights.
 
     Source: Rajbhandari et al. 2020 (ZeRO), stage 1.
     """
@@ -192,25 +194,25 @@ class MeshParallel(Parallel):
         return replace(whole, opt_state=cut.opt_state, ema=cut.ema, discriminator=player)
 
     def _cut(self, leaf: Any) -> Sharding:
-        """Along the longest axis that the devices can share evenly."""
+        """Returns a sharding along the longest axis that the devices divide evenly."""
         count = len(self.devices)
         axes = [axis for axis, size in enumerate(leaf.shape) if size % count == 0]
         if not axes:
-            return self.whole
+            return self.replicated
         longest = max(axes, key=lambda axis: leaf.shape[axis])
-        mesh = self.whole.mesh
+        mesh = self.replicated.mesh
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, mesh.axis_names))
 
     def place_batch(self, share: np.ndarray) -> jax.Array:  # noqa: D102 - as in Parallel
-        return jax.make_array_from_process_local_data(self.split, share)
+        return jax.make_array_from_process_local_data(self.batch_sharding, share)
 
     def compile(self, step: Callable[..., Any]) -> CompiledStep:  # noqa: D102 - as in Parallel
         def jit(state: Any) -> Any:
             places = self.shardings(state)
             return jax.jit(
                 step,
-                in_shardings=(places, self.split, self.whole),
-                out_shardings=(places, self.whole),
+                in_shardings=(places, self.batch_sharding, self.replicated),
+                out_shardings=(places, self.replicated),
                 donate_argnums=self._donated(),
             )
 
@@ -220,7 +222,7 @@ class MeshParallel(Parallel):
 def make_parallel(
     mode: str, *, zero: bool = False, devices_per_image: int = 1, devices: Sequence[Any] | None = None
 ) -> Parallel:
-    """The way to run on several devices that a configuration names, `pmap` or `mesh`; the first has neither option."""
+    """Returns the parallelism that a configuration names, `pmap` or `mesh`; `pmap` has neither option."""
     return (
         PmapParallel(devices)
         if mode == "pmap"

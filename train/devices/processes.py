@@ -1,4 +1,4 @@
-"""Several processes that train one model together: how each finds the others, before it touches a device."""
+"""Connects several processes that train one model together, before they use a device."""
 
 import math
 import os
@@ -11,14 +11,14 @@ import jax
 from flax_vae.train.devices.rendezvous import meet
 from flax_vae.train.errors import TrainError
 
-# A process that has been silent for so long is dead, and the others then end with an error instead of waiting for it
-# in their next sum over devices.  JAX's own default is 100 s.
+# A process that has been silent for so long counts as dead; the others then end with an error instead of waiting for it
+# in their next all-reduce.  JAX's default is 100 s.
 HEARTBEAT_SECONDS = 30
 
-JOIN_SECONDS = 45  # for processes that are started by hand or by a script, at about the same moment
+JOIN_SECONDS = 45  # for processes that are started by hand or by a script, at about the same time
 _FEWEST_SECONDS = 10  # for JAX to connect processes that have met
 _LEAVE_SECONDS = 5
-_LAUNCHER_SECONDS = 300  # JAX's own default, for those that a cluster starts
+_LAUNCHER_SECONDS = 300  # JAX's default, for processes that a cluster starts
 
 
 def join_processes(
@@ -28,27 +28,27 @@ def join_processes(
     *,
     timeout: float | None = None,
 ) -> None:
-    """Makes this process one of several; `jax.devices()` are then those of all of them.
+    """Makes this process one of several; `jax.devices()` then lists the devices of all of them.
 
-    Call it before anything else of JAX.  Without arguments everything is taken from the surroundings: a TPU pod, SLURM
-    or Open MPI.
+    Call it before any other function of JAX.  Without arguments, everything is taken from the environment: a TPU pod,
+    SLURM or Open MPI.
 
     Args:
-      coordinator: `HOST:PORT` of process 0, which all others can reach.
-      count: how many processes there are.
-      index: which one this is, from 0.
-      timeout: Seconds to wait for the other processes; None means 45 where a coordinator is given, and elsewhere 300.
+      coordinator: Address `HOST:PORT` of process 0, reachable for all others.
+      count: Number of processes.
+      index: Index of this process, from 0.
+      timeout: Seconds to wait for the other processes; None means 45 with a coordinator, and 300 without.
 
     Raises:
-      TrainError: if an argument is wrong or missing, if there is nothing to take them from, if process 0 cannot be
-        reached, another process does not come in time, an index is started twice, or the port is taken.
+      TrainError: If an argument is wrong or missing, if the environment does not provide them, if process 0 cannot be
+        reached, if another process does not arrive in time, if an index is started twice, or if the port is taken.
 
     Source: `jax.distributed.initialize`.
     """
     given = {"coordinator": coordinator, "processes": count, "process": index}
     missing = [name for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
-        raise TrainError(f"{' and '.join(missing)} must be given too; name HOST:PORT, how many there are and which one")
+        raise TrainError(f"{' and '.join(missing)} must be given too: HOST:PORT, the number of processes and the index")
     if coordinator is not None and count is not None and index is not None:
         host, port = _address(coordinator)
         if not 0 <= index < count:
@@ -67,16 +67,16 @@ def join_processes(
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the interpreter without waiting for long, so that processes that still run notice that this one is gone.
+    """Ends the interpreter without a long wait, so that processes that still run notice the end of this one.
 
-    The ordinary end of an interpreter waits for all processes to end, for five minutes; if this one failed alone, the
-    others meanwhile wait for its part of a sum.
+    A normal exit waits up to five minutes for all processes to end; if only this one failed, the others meanwhile wait
+    for its part of an all-reduce.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     goodbye.start()
-    goodbye.join(_LEAVE_SECONDS)  # at once, where all of them end
+    goodbye.join(_LEAVE_SECONDS)  # returns at once if all processes end
     os._exit(status)
 
 

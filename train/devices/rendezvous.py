@@ -1,11 +1,11 @@
-"""The meeting of several processes before JAX connects them.
+"""Counts the processes of a run before JAX connects them.
 
-`jax.distributed.initialize` aborts the interpreter, in every process and also in those of a run that is going on, if an
-index is started twice, a process is missing, or something else listens at the coordinator's port.  So the processes
-first count themselves here, at that same port; process 0 then closes it, and JAX opens it again.
+`jax.distributed.initialize` aborts the interpreter, in every process and also in those of a running job, if an index is
+started twice, a process is missing, or another program listens at the coordinator's port.  Therefore the processes
+first count themselves here, at that port; process 0 then closes it, and JAX opens it again.
 
-Each message is one line of JSON.  Process 0 greets, a process says which one it is, and process 0 answers when all have
-come, or when they cannot.
+Each message is one line of JSON.  Process 0 greets, each process sends its index, and process 0 answers when all have
+arrived or when they cannot.
 """
 
 import contextlib
@@ -19,32 +19,32 @@ from typing import Any
 
 from flax_vae.train.errors import TrainError
 
-_NAME, _WAIT = "flax-vae-rendezvous", "seconds"  # of the greeting
+_NAME, _WAIT = "flax-vae-rendezvous", "seconds"  # fields of the greeting
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # a client's preface and its settings
 _LONGEST = 4096  # bytes of a message
-_BUSY_SECONDS = 10.0  # in which the port of a run that is just ending becomes free
+_BUSY_SECONDS = 10.0  # time for the port of a run that is ending to become free
 _GREETING_SECONDS = 5.0
-_START_SECONDS = 30.0  # that JAX's service may take
+_START_SECONDS = 30.0  # timeout for the start of JAX's service
 _RETRY_SECONDS = 0.2
 
 
 class _NotOurs(Exception):
-    """What listens at the coordinator's address is no rendezvous."""
+    """The program at the coordinator's address is not a rendezvous."""
 
 
 def meet(host: str, port: int, count: int, index: int, timeout: float) -> None:
-    """Returns when all processes have come, and JAX's own service can be started or reached at the address.
+    """Returns when all processes have arrived, and JAX's service can be started or reached at the address.
 
     Args:
-      host: Name or address of the machine that runs process 0.
-      port: Coordinator's port on it.
+      host: Name or address of the machine of process 0.
+      port: Coordinator port on that machine.
       count: Number of processes.
-      index: Number of this process, from 0.
+      index: Index of this process, from 0.
       timeout: Seconds to wait for the others.
 
     Raises:
-      TrainError: in every process that has come, if one of them is missing after that time, if an index was started
-        twice, or if `count` differs; and if the port is taken or process 0 cannot be reached.
+      TrainError: In every process that has arrived, if one is missing after the timeout, if an index was started twice,
+        or if `count` differs; and if the port is taken or process 0 cannot be reached.
     """
     deadline = time.monotonic() + timeout
     if index:
@@ -56,10 +56,10 @@ def meet(host: str, port: int, count: int, index: int, timeout: float) -> None:
 
 
 def _listen(host: str, port: int, count: int) -> socket.socket:
-    """Opens the port on every address of this machine, as JAX will.
+    """Opens the port on every address of this machine, as JAX does.
 
     Raises:
-      TrainError: if it is taken.
+      TrainError: If it is taken.
     """
     give_up = time.monotonic() + _BUSY_SECONDS
     while True:
@@ -68,7 +68,7 @@ def _listen(host: str, port: int, count: int) -> socket.socket:
             family = socket.AF_INET6 if dual else socket.AF_INET
             return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=max(count, 16))
         except OSError as error:
-            with contextlib.suppress(OSError, _NotOurs):  # if it is a rendezvous, another process 0 holds it
+            with contextlib.suppress(OSError, _NotOurs):  # a rendezvous there belongs to another process 0
                 _ask(host, port, {"index": 0, "count": count}, time.monotonic() + _GREETING_SECONDS)
             if time.monotonic() > give_up:
                 reason = os.strerror(error.errno or 0)
@@ -90,7 +90,7 @@ class _Visitor:
 
 @dataclass
 class _Meeting:
-    """What process 0 knows while it waits for the others."""
+    """State of process 0 while it waits for the others."""
 
     listener: socket.socket
     count: int
@@ -98,7 +98,7 @@ class _Meeting:
     visitors: list[_Visitor] = field(default_factory=list)
 
     def hold(self, deadline: float) -> None:
-        """Waits for all, and tells all of them how that ended."""
+        """Waits for all processes, and sends all of them the result."""
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(self.listener, selectors.EVENT_READ)
@@ -133,10 +133,10 @@ class _Meeting:
             selector.register(connection, selectors.EVENT_READ, self.visitors[-1])
 
     def _hear(self, visitor: _Visitor) -> bool:
-        """Reads what a visitor sent; whether it stays: it may have ended, or be something else that tried the port.
+        """Reads a message; returns whether to keep the connection, which may have ended or belong to another program.
 
         Raises:
-          TrainError: if it is a process that does not fit the others.
+          TrainError: If the process does not fit the others.
         """
         try:
             chunk = visitor.connection.recv(_LONGEST)
@@ -151,7 +151,7 @@ class _Meeting:
         if message is None or not isinstance(message.get("index"), int):
             return False
         index, count = message["index"], message.get("count")
-        visitor.index = -1  # is told how this ends, without being counted
+        visitor.index = -1  # receives the result without being counted
         if count != self.count:
             raise TrainError(
                 f"process {index} was started with processes={count}, process 0 with {self.count}; give all of them "
@@ -181,10 +181,10 @@ def _missing_text(missing: list[int], count: int, timeout: float) -> str:
 
 
 def _report_to_first(host: str, port: int, hello: dict[str, Any], deadline: float, timeout: float) -> None:
-    """Tells process 0 that this process has come, and waits for its answer.
+    """Registers this process with process 0, and waits for its answer.
 
     Raises:
-      TrainError: if it cannot be reached, or its answer is an error.
+      TrainError: If process 0 cannot be reached, or answers with an error.
     """
     reason, busy = "", None
     while time.monotonic() < deadline:
@@ -207,12 +207,12 @@ def _report_to_first(host: str, port: int, hello: dict[str, Any], deadline: floa
 
 
 def _ask(host: str, port: int, hello: dict[str, Any], deadline: float) -> None:
-    """One visit to process 0.
+    """Connects to process 0 once.
 
     Raises:
-      TrainError: if the processes cannot be joined.
-      OSError: if there is no connection, or it ends early.
-      _NotOurs: if somebody else listens there.
+      TrainError: If the processes cannot be joined.
+      OSError: If there is no connection, or it ends early.
+      _NotOurs: If another program listens there.
     """
     left = max(deadline - time.monotonic(), _RETRY_SECONDS)
     with socket.create_connection((host, port), timeout=left) as connection, connection.makefile("rb") as lines:
@@ -227,7 +227,7 @@ def _ask(host: str, port: int, hello: dict[str, Any], deadline: float) -> None:
         if first is None or first.get(_NAME) != 1 or not isinstance(first.get(_WAIT), float | int):
             raise _NotOurs("it is a run that is going on, or another program")
         connection.sendall(_encode(hello))
-        connection.settimeout(first[_WAIT] + _GREETING_SECONDS)  # process 0 decides how long
+        connection.settimeout(first[_WAIT] + _GREETING_SECONDS)  # process 0 sets the timeout
         answer = _decode(lines.readline(_LONGEST))
     if answer is None:
         raise ConnectionError("process 0 ended")
@@ -236,10 +236,10 @@ def _ask(host: str, port: int, hello: dict[str, Any], deadline: float) -> None:
 
 
 def _wait_for_jax(host: str, port: int) -> None:
-    """Returns when JAX's service, which speaks HTTP/2, answers there.
+    """Returns when JAX's service, which uses HTTP/2, answers at the address.
 
     Raises:
-      TrainError: if it does not within the time.
+      TrainError: If it does not answer in time.
     """
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
@@ -252,7 +252,7 @@ def _wait_for_jax(host: str, port: int) -> None:
             if len(frame) > 3 and frame[3] == 4:  # SETTINGS
                 return
         time.sleep(_RETRY_SECONDS)
-    raise TrainError(f"process 0 came to {host}:{port} and ended before it started JAX's service; its message says why")
+    raise TrainError(f"process 0 came to {host}:{port} and ended before it started JAX's service; see its message")
 
 
 def _encode(message: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Checksums of a state, by which copies that should be equal are compared without moving them."""
+"""Checksums of a state, to compare copies that should be equal without moving them."""
 
 import hashlib
 from functools import lru_cache
@@ -13,16 +13,16 @@ _AXIS = "copies"
 
 
 def checksums(tree: Any) -> dict[str, str]:
-    """Returns a checksum of each leaf that is whole on every device, by its path.
+    """Returns a checksum of each leaf that is replicated, by its path.
 
-    The sums are computed where the leaf lies, once for each of this process's devices; two copies that differ in one
-    bit have different ones.  Leaves of which each device holds a share are left out.
+    Each of this process's devices computes the checksum of its copy; copies that differ in one bit have different
+    checksums.  Sharded leaves are left out.
 
     Args:
       tree: A pytree of jax or numpy arrays.
 
     Returns:
-      Path to checksum; where the devices of this process hold different copies, it names all of theirs.
+      Checksums by path; if the copies of this process's devices differ, the text names all of them.
     """
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -35,7 +35,7 @@ def checksums(tree: Any) -> dict[str, str]:
 
 
 def _of_copies(leaf: jax.Array) -> jax.Array:
-    """Returns two words for each copy that this process holds."""
+    """Returns two words for each copy of this process."""
     shards = leaf.addressable_shards
     mesh = Mesh(np.array([shard.device for shard in shards]), (_AXIS,))
     place = NamedSharding(mesh, PartitionSpec())
@@ -45,14 +45,14 @@ def _of_copies(leaf: jax.Array) -> jax.Array:
 
 @lru_cache
 def _compiled(mesh: Mesh) -> Any:
-    # Each device sums what it holds: a plain program could take one copy for all of them.
+    # Each device sums its own copy; a plain program could use one copy for all.
     return jax.jit(
         jax.shard_map(_words, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(_AXIS), check_vma=False)
     )
 
 
 def _words(leaf: jax.Array) -> jax.Array:
-    """Returns two sums of hashed words of the leaf, modulo 2**32, in which every order of adding gives the same."""
+    """Returns two sums of hashed words of the leaf, modulo 2**32; the result does not depend on the order."""
     bits = jnp.uint8 if leaf.dtype == jnp.bool_ else jnp.dtype(f"uint{8 * min(leaf.dtype.itemsize, 4)}")
     words = jax.lax.bitcast_convert_type(leaf.astype(bits) if leaf.dtype == jnp.bool_ else leaf, bits)
     words = words.ravel().astype(jnp.uint32)
@@ -62,7 +62,7 @@ def _words(leaf: jax.Array) -> jax.Array:
 
 
 def _mix(words: jax.Array) -> jax.Array:
-    """Returns other numbers, every bit of which depends on all bits of the input.
+    """Returns hashed words, every bit of which depends on all bits of the input.
 
     Source: Appleby, MurmurHash3, the finaliser of 32 bits.
     """
@@ -72,6 +72,6 @@ def _mix(words: jax.Array) -> jax.Array:
 
 
 def _text(words: np.ndarray) -> str:
-    """Returns the checksum, or all of them where they differ."""
+    """Returns the checksum, or all checksums if they differ."""
     texts = [f"{first:08x}{second:08x}" for first, second in words.tolist()]
     return texts[0] if len(set(texts)) == 1 else f"{' and '.join(texts)} on its devices"

@@ -55,16 +55,18 @@ class Evaluator:
         """
         self._photograph = photograph
         self._tile = max(TILE, model.params.factor)  # both are powers of two: one divides the other
-        self._count = -(-_TILES_AT_ONCE // len(parallel.here)) * len(parallel.here)
-        self._reconstruct = parallel.map_here(_reconstructor(model, config))
-        self._lpips_weights = None if lpips_weights is None else jax.device_put(lpips_weights, parallel.here[0])
+        self._count = -(-_TILES_AT_ONCE // len(parallel.local_devices)) * len(parallel.local_devices)
+        self._reconstruct = parallel.compile_local(_reconstructor(model, config))
+        self._lpips_weights = (
+            None if lpips_weights is None else jax.device_put(lpips_weights, parallel.local_devices[0])
+        )
         self._lpips = jax.jit(lambda weights, a, b: lpips(weights, a, b, net=config.loss.lpips_net)[0])
 
     def __call__(self, params: Any) -> TileScores:
         """Reconstructs the photograph in tiles of 64 x 64 (its border repeated up to whole ones) and compares.
 
         Args:
-          params: of the model, on this process's devices; see `Parallel.bring_here`.
+          params: Parameters on this process's devices; see `Parallel.gather`.
 
         Raises:
           NotFiniteError: If the reconstruction holds NaN or infinite values.

@@ -1,4 +1,4 @@
-"""What the autoencoder and its discriminator minimise: reconstruction, KL, LPIPS, adversarial.
+"""Losses of the autoencoder and the discriminator: reconstruction, KL, LPIPS, adversarial.
 
 Imports `flax_vae.train.config`; used by the step.
 """
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.train.losses.adversarial import adaptive_weight, choose, r1_penalty, wide
+    from flax_vae.train.losses.adversarial import adaptive_weight, at_least_float32, choose, r1_penalty
     from flax_vae.train.losses.lpips_weights import load_lpips_weights, lpips_shapes
     from flax_vae.train.losses.perceptual import lpips, smallest_side, stages_of
     from flax_vae.train.losses.reconstruction import kl, reconstruction_loss
@@ -26,5 +26,5 @@ __all__ = [
     "reconstruction_loss",
     "smallest_side",
     "stages_of",
-    "wide",
+    "at_least_float32",
 ]

@@ -1,7 +1,7 @@
-"""What a discriminator and the autoencoder that it judges minimise.
+"""Adversarial losses of the discriminator and the autoencoder.
 
-Shapes: logits `b h w 1`, one for every patch, positive where the discriminator takes it for real; images `b h w c` in
-[-1, 1].  Every mean is over all patches of all images, in float32 at least.
+Shapes: logits `b h w 1`, one per patch, positive for patches classified as real; images `b h w c` in [-1, 1].  Every
+mean is over all patches of all images, in at least float32.
 """
 
 from collections.abc import Callable
@@ -15,43 +15,43 @@ from jaxtyping import Array, Float, PyTree
 Logits = Float[Array, "b h w 1"]
 Scalar = Float[Array, ""]
 
-LONGEST = 1e4  # the adaptive weight is at most this many times the plain one
-SHORTEST = 1e-4  # added to the length of the gradient that it divides by
+LONGEST = 1e4  # upper bound on the ratio of gradient norms in the adaptive weight
+SHORTEST = 1e-4  # added to the gradient norm in the denominator
 
 
 def hinge_d(real: Logits, fake: Logits) -> Scalar:
-    """`(mean relu(1 - real) + mean relu(1 + fake)) / 2`: content once the two are a margin of 1 from zero.
+    """Returns `(mean relu(1 - real) + mean relu(1 + fake)) / 2`, which is zero beyond a margin of 1.
 
     Source: Lim and Ye 2017 (arXiv:1705.02894); CompVis/taming-transformers `vqperceptual.py::hinge_d_loss`.
     """
-    return 0.5 * (_mean(jax.nn.relu(1 - wide(real))) + _mean(jax.nn.relu(1 + wide(fake))))
+    return 0.5 * (_mean(jax.nn.relu(1 - at_least_float32(real))) + _mean(jax.nn.relu(1 + at_least_float32(fake))))
 
 
 def hinge_g(fake: Logits) -> Scalar:
-    """`-mean fake`, what the autoencoder minimises beside `hinge_d`."""
+    """Returns `-mean fake`, the autoencoder's loss with `hinge_d`."""
     return -_mean(fake)
 
 
 def non_saturating_d(real: Logits, fake: Logits) -> Scalar:
-    """`(mean softplus(-real) + mean softplus(fake)) / 2`: half the cross-entropy of telling the two apart, in nats.
+    """Returns `(mean softplus(-real) + mean softplus(fake)) / 2`, half the binary cross-entropy in nats.
 
     Source: Goodfellow et al. 2014 (arXiv:1406.2661); CompVis/taming-transformers `vqperceptual.py::vanilla_d_loss`,
     which pairs it with `hinge_g`.
     """
-    return 0.5 * (_mean(jax.nn.softplus(-wide(real))) + _mean(jax.nn.softplus(wide(fake))))
+    return 0.5 * (_mean(jax.nn.softplus(-at_least_float32(real))) + _mean(jax.nn.softplus(at_least_float32(fake))))
 
 
 def non_saturating_g(fake: Logits) -> Scalar:
-    """`mean softplus(-fake)`, what the autoencoder minimises beside `non_saturating_d`: its gradient never vanishes."""
-    return _mean(jax.nn.softplus(-wide(fake)))
+    """Returns `mean softplus(-fake)`, the autoencoder's loss with `non_saturating_d`; its gradient does not vanish."""
+    return _mean(jax.nn.softplus(-at_least_float32(fake)))
 
 
 class Adversarial(NamedTuple):
-    """The losses of the two sides.
+    """Pair of losses for the discriminator and the autoencoder.
 
     Attributes:
-      discriminator: of the logits of real images and of reconstructions.
-      autoencoder: of the logits of reconstructions.
+      discriminator: Loss of the logits of real images and of reconstructions.
+      autoencoder: Loss of the logits of reconstructions.
     """
 
     discriminator: Callable[[Logits, Logits], Scalar]
@@ -65,10 +65,10 @@ LOSSES = {
 
 
 def choose(name: str) -> Adversarial:
-    """Returns the pair of losses of that name.
+    """Returns the pair of losses of a name.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: If the name is unknown.
     """
     if name not in LOSSES:
         raise ValueError(f"loss={name!r} must be one of {', '.join(LOSSES)}")
@@ -78,43 +78,43 @@ def choose(name: str) -> Adversarial:
 def adaptive_weight(
     nll_grad: PyTree[Float[Array, "..."]], g_grad: PyTree[Float[Array, "..."]], weight: float
 ) -> Scalar:
-    """`weight * clip(|nll_grad| / (|g_grad| + 1e-4), 0, 1e4)`, through which no gradient passes.
+    """Returns `weight * clip(|nll_grad| / (|g_grad| + 1e-4), 0, 1e4)`, with gradients stopped.
 
-    Multiplied by it, the adversarial gradient is about `weight` times as long as the other.
+    Scaled by it, the norm of the adversarial gradient is about `weight` times that of `nll_grad`.
 
     Args:
-      nll_grad: of the reconstruction's loss, by the kernel of the decoder's last convolution; averaged over the whole
-        batch, on every device.
-      g_grad: of the adversarial loss, likewise.
-      weight: that factor (LDM: 0.5).
+      nll_grad: Gradient of the reconstruction loss with respect to the kernel of the decoder's last convolution,
+        averaged over the whole batch on every device.
+      g_grad: Gradient of the adversarial loss with respect to that kernel, averaged as above.
+      weight: Ratio of the two norms (LDM: 0.5).
 
     Source: Esser et al. 2021 (arXiv:2012.09841), eq. 7; CompVis/latent-diffusion `contperceptual.py`.
     """
-    nll, g = (optax.tree.norm(jax.tree.map(wide, grad)) for grad in (nll_grad, g_grad))
+    nll, g = (optax.tree.norm(jax.tree.map(at_least_float32, grad)) for grad in (nll_grad, g_grad))
     return jax.lax.stop_gradient(weight * jnp.clip(nll / (g + SHORTEST), 0, LONGEST))
 
 
 def r1_penalty(logits_fn: Callable[[Float[Array, "b h w c"]], Logits], real: Float[Array, "b h w c"]) -> Scalar:
-    """The squared length of the gradient of the summed logits by a real image, mean over the images.
+    """Returns the squared norm of the gradient of the summed logits with respect to an image, averaged over images.
 
-    The caller multiplies by `gamma / 2` to have the paper's regulariser.  It is differentiable by whatever
-    `logits_fn` closes over.  Where that normalises with the statistics of the batch, an image's gradient includes how
-    it moves the logits of the others.
+    Multiply by `gamma / 2` for the regulariser of the paper.  Differentiable with respect to the variables that
+    `logits_fn` closes over.  If `logits_fn` normalises with batch statistics, the gradient of an image includes its
+    effect on the logits of the others.
 
     Args:
-      logits_fn: the discriminator, of images alone.
-      real: the images.
+      logits_fn: Discriminator as a function of images alone.
+      real: Real images.
 
     Source: Mescheder et al. 2018 (arXiv:1801.04406), eq. 9.
     """
-    grads = jax.grad(lambda images: jnp.sum(wide(logits_fn(images))))(real)
-    return jnp.mean(jnp.sum(jnp.square(wide(grads)), axis=tuple(range(1, real.ndim))))
+    grads = jax.grad(lambda images: jnp.sum(at_least_float32(logits_fn(images))))(real)
+    return jnp.mean(jnp.sum(jnp.square(at_least_float32(grads)), axis=tuple(range(1, real.ndim))))
 
 
-def wide(x: Any) -> Array:
-    """In float32 at least: the mean of many bfloat16 numbers would be rounded away."""
+def at_least_float32(x: Any) -> Array:
+    """Returns an array in at least float32; a mean over many bfloat16 values would lose precision."""
     return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _mean(x: Array) -> Scalar:
-    return jnp.mean(wide(x))
+    return jnp.mean(at_least_float32(x))

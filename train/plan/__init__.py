@@ -1,4 +1,4 @@
-"""What a run would take: a dry run here, or its step compiled for devices that are elsewhere.
+"""Estimates the memory, time and cost of a run: a dry run here, or the step compiled for other devices.
 
 Imports `flax_vae.train.build` and `flax_vae.train.devices`; used by the commands.
 """

@@ -1,4 +1,4 @@
-"""What a run would take on devices that need not be here: its very step, compiled for them ahead of time."""
+"""Estimates the memory, time and cost of a run on given devices, by compiling its step for them ahead of time."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from flax_vae.train.plan.count_flops import count_operations
 from flax_vae.train.plan.topologies import Target
 from flax_vae.train.step import train_step
 
-REMAT = ("none", "attention", "blocks")  # each keeps less than the one before
+REMAT = ("none", "attention", "blocks")  # in order of decreasing memory
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Memory:
     """Bytes on one device while a step runs.
 
     Attributes:
-      arguments: state, batch and constants; a donated state is also where the new one goes.
-      temporaries: activations, gradients, workspace.
-      code: the program.
-      total: all at once, at most; where the compiler gave up it is what it asked for, and the others are None.
+      arguments: State, batch and constants; a donated state is also the memory of the new one.
+      temporaries: Activations, gradients, workspace.
+      code: Program.
+      total: Peak of all; if compilation failed, the amount that it asked for, and the others are None.
     """
 
     total: int
@@ -40,18 +40,18 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one step would take.
+    """Estimate for one step.
 
     Attributes:
-      name: of the recipe.
-      target: the devices.
-      config: of the run.
-      memory: on each device.
-      fits: whether that fits the device; None where nobody knows what it has.
-      operations: of one step on one device, those of `flax_vae.train.plan.count_flops`.
-      traffic: bytes between a device and its memory as the compiler counts them, which counts what a loop repeats
-        once; None if it does not say.
-      dollars: an hour of one device, where it is known.
+      name: Name of the recipe.
+      target: Devices.
+      config: Settings of the run.
+      memory: Memory on each device.
+      fits: Whether that fits the device; None if the size of its memory is unknown.
+      operations: Operations of one step on one device, from `flax_vae.train.plan.count_flops`.
+      traffic: Bytes between a device and its memory as counted by the compiler, which counts the body of a loop once;
+        None if it does not count them.
+      dollars: Price of one device per hour, if known.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Plan:
 
     @property
     def chip(self) -> Chip | None:
-        """What is published of the device."""
+        """Published figures of the device."""
         return find_chip(self.target.kind)
 
     @property
     def seconds(self) -> float | None:
-        """No step is shorter: the longer of computing at the published peak and of moving the data (a roofline).
+        """Lower bound on the seconds per step: the larger of computing time and memory time at the peak (a roofline).
 
         Source: Williams, Waterman and Patterson 2009, "Roofline".
         """
@@ -81,28 +81,28 @@ class Plan:
 
     @property
     def images_per_second(self) -> float | None:
-        """No run is faster."""
+        """Upper bound on the images per second."""
         return self.config.batch_size / self.seconds if self.seconds else None
 
     @property
     def dollars_per_million(self) -> float | None:
-        """Of images learned from, at that speed: no run is cheaper."""
+        """Lower bound on the price of training on a million images."""
         if self.images_per_second is None or self.dollars is None:
             return None
         return self.dollars * self.target.count / 3600 * 1e6 / self.images_per_second
 
 
 def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float | None = None) -> Plan:
-    """Compiles the step of a run for the devices, as the run itself would.
+    """Compiles the step of a run for the devices, as the run itself does.
 
     Args:
-      config: of the run; no images and no weights are read.
-      target: the devices.
-      name: what to call it.
-      dollars: an hour of one device; None takes what is published.
+      config: Settings of the run; no images and no weights are read.
+      target: Devices.
+      name: Name of the plan.
+      dollars: Price of one device per hour; None takes the published price.
 
     Raises:
-      TrainError: if the devices cannot share the batch, or the rows.
+      TrainError: If the devices cannot share the batch or the rows evenly.
     """
     parallel = make_parallel(
         config.parallel, zero=config.zero, devices_per_image=config.devices_per_image, devices=target.devices
@@ -135,15 +135,15 @@ def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float 
 def find_fitting(
     config: TrainConfig, target: Target, *, name: str = "", dollars: float | None = None, batch: bool = True
 ) -> Iterator[Plan]:
-    """Yields what fits, beginning with the rematerialisation that was asked for and going on to more.
+    """Yields plans that fit, starting with the rematerialisation of the settings and increasing it.
 
     Args:
-      config: of the run.
-      target: the devices, of which the memory is known.
-      name: as for `plan`.
-      dollars: as for `plan`.
-      batch: whether the batch may change.  If so, each rematerialisation comes with the largest batch that fits; if
-        not, the first rematerialisation with which the batch fits is the last that is yielded.
+      config: Settings of the run.
+      target: Devices of known memory.
+      name: Name of the plan; see `plan`.
+      dollars: Price of one device per hour; see `plan`.
+      batch: Whether the batch may change.  If so, yields the largest batch that fits for each rematerialisation; if
+        not, stops at the first rematerialisation with which the batch fits.
     """
     least = target.count // config.devices_per_image * config.optim.accumulate
     for remat in REMAT[REMAT.index(config.remat) :]:
@@ -163,7 +163,7 @@ def find_fitting(
 def largest(plan_of: Callable[[int], Plan]) -> Plan | None:
     """Returns the plan of the largest number that fits, or None if not even 1 does.
 
-    Memory grows nearly in proportion, so two numbers say where a third is worth a compilation.
+    Memory grows nearly linearly, so two plans predict which number is worth compiling next.
     """
     best, low, high = plan_of(1), 1, None
     if not best.fits:
@@ -182,11 +182,11 @@ def largest(plan_of: Callable[[int], Plan]) -> Plan | None:
 
 
 def _next(totals: dict[int, int], memory: int, low: int, high: int | None) -> int:
-    """Where the line through the last two numbers meets the memory, but nowhere that is known already."""
+    """Returns where the line through the last two numbers meets the memory, between the known bounds."""
     one, other = sorted(totals)[-2:] if high is None else (low, high)
     each = max((totals[other] - totals[one]) / (other - one), 1.0)
     guess = one + int((memory - totals[one]) / each)
-    # A line that promises much after two points is checked on the way.
+    # A line that extrapolates far from two points is checked halfway.
     return min(max(guess, low + 1), 8 * low if high is None else high - 1)
 
 
@@ -201,7 +201,7 @@ def _float32(shape: Sequence[int]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
 
 
-# What the TPU compiler says of a program that it gave up, and how much that would have needed at least.
+# Messages of the TPU compiler for a program that does not fit, with the amount that it needs at least.
 _NEEDED = (
     re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM"),
     re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"),
@@ -209,7 +209,7 @@ _NEEDED = (
 
 
 def bytes_needed(message: str) -> int | None:
-    """Bytes that a program would have needed, from the error of compiling it; None if it is about something else."""
+    """Returns the bytes that a program needs, from the error of compiling it; None for other errors."""
     for pattern in _NEEDED:
         if found := pattern.search(message):
             return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2]))))

@@ -1,4 +1,4 @@
-"""Floating-point operations of a traced program: convolutions and products, which are nearly all there are."""
+"""Counts the floating-point operations of a traced program: convolutions and matrix products, nearly all of them."""
 
 import math
 from typing import Any
@@ -9,21 +9,20 @@ from jax.interpreters import partial_eval
 
 
 def count_operations(function: Any, *args: Any) -> int:
-    """Returns the operations of one call, a multiply-add being two.
+    """Returns the operations of one call; a multiply-add counts as two.
 
-    What a loop repeats is counted as often as it is repeated, which compilers' own counts leave out, and what the
-    backward pass computes again is counted again.  Of alternatives it is the longest: the one with a discriminator
-    that has begun.
+    Counts the body of a loop for every iteration, which compilers' own counts do not, and recomputation in the backward
+    pass again.  Of several branches it takes the longest, which is the one with an active discriminator.
 
     Args:
-      function: anything that JAX can trace.
-      *args: its arguments, or their shapes.
+      function: Function that JAX can trace.
+      *args: Arguments, or their shapes.
 
     Raises:
-      ValueError: on a loop of unknown length.
+      ValueError: If there is a loop of unknown length.
     """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
-    # What nobody uses is not computed: of a whole backward pass, perhaps only one kernel's gradient is wanted.
+    # Unused results are not computed; of a whole backward pass, perhaps only one kernel's gradient is needed.
     used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(used)
 
@@ -45,7 +44,7 @@ def _convolution(equation: Any) -> int:
 
 
 def _holes(equation: Any) -> int:
-    """Of how many places in a spread-out input only one holds a number: the rest is not computed."""
+    """Returns how many positions of a dilated input share one value; the others are zeros and are not computed."""
     return math.prod(equation.params["lhs_dilation"])
 
 
@@ -64,7 +63,7 @@ def _while(equation: Any) -> int:
 
 
 def _inside(equation: Any) -> int:
-    """Of whatever a call calls."""
+    """Returns the operations of the function that a call calls."""
     values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, (Jaxpr, ClosedJaxpr)))
     inner = (value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in values)
     return sum(_count(jaxpr) for jaxpr in inner if isinstance(jaxpr, Jaxpr))

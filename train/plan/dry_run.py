@@ -1,4 +1,4 @@
-"""What a run would be, without running it.  Loads JAX; compiles nothing but what places a few arrays."""
+"""Describes a run without starting it.  Imports JAX; compiles only the placement of a few arrays."""
 
 import math
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ _MIB = 2**20
 
 
 def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False) -> str:
-    """The configuration as YAML, and as its comments the sizes, the memory and the files that would be read.
+    """Returns the configuration as YAML, with sizes, memory and the files to be read as comments.
 
-    The text is a file for `--config`.  Nothing is written, and what a run would refuse is refused.
+    The text is a valid file for `--config`.  Writes nothing, and raises the errors that the run itself raises.
 
     Raises:
-      TrainError: as `flax_vae.train.loop.train`, for the directory, the images, the batch size, and the weights.
+      TrainError: As for `flax_vae.train.loop.train`, for the directory, the images, the batch size, and the weights.
     """
     run = RunDirectory(workdir)
     config = run.fixed(config)
@@ -63,7 +63,7 @@ def _parameters(state: TrainState, constants: dict[str, Any], config: TrainConfi
 
 
 def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, parallel: Parallel) -> Iterator[str]:
-    """Bytes on one device of what a step begins with, and of the gradients."""
+    """Yields lines with the bytes on one device of the initial state and of the gradients."""
     places = parallel.shardings(state)
     rows = {
         "weights": _bytes(state.params, places.params),
@@ -73,7 +73,7 @@ def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, p
     if state.ema is not None:
         rows["average"] = _bytes(state.ema, places.ema)
     if state.discriminator is not None:
-        # Its own gradients too.
+        # The discriminator's gradients too.
         rows["discriminator"] = _bytes(state.discriminator, places.discriminator) + _bytes(state.discriminator.params)
     if constants:
         rows["LPIPS"] = _bytes(constants)
@@ -106,7 +106,7 @@ def _count(tree: Any) -> int:
 
 
 def _bytes(tree: Any, places: Any = None) -> int:
-    """Of all leaves; of one device's share of them, where it is said how they are placed."""
+    """Returns the bytes of all leaves, or of one device's shards if shardings are given."""
     leaves = jax.tree.leaves(tree)
     shapes = [leaf.shape for leaf in leaves]
     if places is not None:

@@ -1,4 +1,4 @@
-"""The table of `flax-vae-train plan`."""
+"""Formats the table of `flax-vae-train plan`."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,22 +9,22 @@ HEAD = (
     "devices", "model", "how", "hosts", "px", "batch",
     "state", "work", "GiB of", "TFLOP", "GB", "s >=", "img/s <=", "$/M >=",
 )  # fmt: skip
-_WORDS = 3  # of these columns are of words
+_WORDS = 3  # number of text columns, which come first
 
 LEGEND = """\
-state, work: GiB on each device of the state, batch and constants, and of all that lives inside a step.  GiB of: all of
-it with the program, of what the device has.  TFLOP: convolutions and products of one step on one device.  GB: between
-it and its memory, as the compiler counts it (what a loop repeats, once).  s: no step is shorter, by the published peak
-in bfloat16 and the published bandwidth, whichever takes longer; what devices say to each other is not in it.
-img/s and $/M (a million images learned from) follow from that, and from published prices on demand."""
+state, work: GiB on each device of the state, batch and constants, and of all temporaries of a step.  GiB of: both and
+the program, of the memory of the device.  TFLOP: convolutions and products of one step on one device.  GB: traffic
+between it and its memory, as the compiler counts it (the body of a loop once).  s: lower bound per step, by the
+published bfloat16 peak or the published bandwidth, whichever takes longer; without communication between devices.
+img/s and $/M (price of training on a million images) follow from that, and from published prices on demand."""
 
 
 def rows(plans: Sequence[Plan], *, markdown: bool = False) -> Iterator[str]:
-    """The lines of the table.
+    """Yields the lines of the table.
 
     Args:
-      plans: one a line.
-      markdown: as GitHub's, instead of for a terminal.
+      plans: Plans, one per line.
+      markdown: Whether to format for GitHub instead of a terminal.
     """
     table = [HEAD, *(_cells(plan) for plan in plans)]
     if markdown:
@@ -64,7 +64,7 @@ def _cells(plan: Plan) -> tuple[str, ...]:
 
 
 def _how(config: TrainConfig) -> str:
-    """What decides the memory and the work, beside the model and the batch."""
+    """Returns the settings that determine memory and work, besides the model and the batch."""
     words = [config.parallel, config.dtype]
     words += [f"{config.devices_per_image} per image"] if config.devices_per_image > 1 else []
     words += ["zero"] if config.zero else []

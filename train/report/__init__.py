@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics, pictures, a page, TensorBoard.
+"""Reports of a run: metrics, images, an HTML page, TensorBoard.
 
 Imports `flax_vae.train.evaluation` and `flax_vae.train.run`; used by the loop.
 """

@@ -58,7 +58,7 @@ def write_report(path: Path) -> Path:
       The file, which replaces an older one when it is complete.
 
     Raises:
-      RunError: if there is no run in that directory, or the file cannot be written.
+      RunError: If there is no run in that directory, or the file cannot be written.
     """
     run = RunDirectory(path)
     config = run.stored_config() if path.is_dir() else None

@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl`: written with a checksum each, and read one by one, whatever happened to the others."""
+"""Reads and writes the lines of `metrics.jsonl`; each has a checksum and is read independently of the others."""
 
 import json
 import math
@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 from flax_vae.train.errors import RunError
 
-_CHECK = "crc32"  # of the line without it, in hexadecimal; a text, which no chart takes for a score
+_CHECK = "crc32"  # key of the line's checksum, in hexadecimal; a string, so that charts do not treat it as a score
 _BEGINNING = re.compile(rb'\{"step": (\d{1,18})[,}]')
 _LARGEST_STEP = 2**53
 
 
 class Lines(NamedTuple):
-    """The content of a file.
+    """Content of a metrics file.
 
     Attributes:
-      rows: by step, one for each.
-      damaged: lines that are no row as it was written, and rows whose step comes again later in the file.
-      unfinished: the end of the file, where its last line was cut off while it was written; b"" otherwise.
+      rows: Rows by step, one for each.
+      damaged: Lines that were changed after writing, and rows with a step that occurs again later in the file.
+      unfinished: End of the file if its last line was cut off while it was written; b"" otherwise.
     """
 
     rows: list[dict[str, Any]]
@@ -30,16 +30,16 @@ class Lines(NamedTuple):
 
 
 def to_line(row: Mapping[str, Any]) -> str:
-    """Returns a row as a line; numbers that are not finite, for which JSON has no word, are left out."""
+    """Returns a row as a line; values that are not finite are left out, because JSON cannot express them."""
     fields = {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
     return json.dumps(fields | {_CHECK: _checksum(fields)}) + "\n"
 
 
 def read_lines(path: Path) -> Lines:
-    """Reads all that can be read.
+    """Reads all rows that can be read.
 
     Raises:
-      RunError: if the file cannot be read at all.
+      RunError: If the file cannot be read at all.
     """
     try:
         content = path.read_bytes()
@@ -51,7 +51,7 @@ def read_lines(path: Path) -> Lines:
     rows: dict[int, tuple[dict[str, Any], bytes]] = {}
     damaged = []
     for line in (*lines, unfinished):
-        text = line.strip(b"\0 \t\r")  # after a power cut a file system may leave zeros
+        text = line.strip(b"\0 \t\r")  # some file systems leave zeros after a power failure
         row = _to_row(text)
         if row is not None:
             if row["step"] in rows:
@@ -64,13 +64,13 @@ def read_lines(path: Path) -> Lines:
 
 
 def step_of(unfinished: bytes) -> int | None:
-    """Returns the step that a line is about which was cut off behind it."""
+    """Returns the step of a line that was cut off after it."""
     beginning = _BEGINNING.match(unfinished)
     return int(beginning[1]) if beginning else None
 
 
 def _to_row(line: bytes) -> dict[str, Any] | None:
-    """Returns the row, or None if the line is none, or not as it was written.  Earlier versions wrote no checksum."""
+    """Returns the row, or None if the line is invalid or was changed.  Earlier versions wrote no checksum."""
     try:
         row = json.loads(line.decode("utf-8"))
         step = row["step"]
@@ -79,7 +79,7 @@ def _to_row(line: bytes) -> dict[str, Any] | None:
             return None
         if expected is not None and expected != _checksum(row):
             return None
-        [float(value) for value in row.values() if isinstance(value, int)]  # an integer may be larger than any float
+        [float(value) for value in row.values() if isinstance(value, int)]  # an integer can exceed the range of floats
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
     return row

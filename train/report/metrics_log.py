@@ -1,4 +1,4 @@
-"""What a run says: a progress bar on a terminal, plain lines elsewhere, and `metrics.jsonl` for programs."""
+"""Reports metrics: a progress bar on a terminal, plain lines elsewhere, and `metrics.jsonl` for programs."""
 
 import sys
 import time
@@ -15,25 +15,25 @@ _SHOWN = ("loss", "l1", "mse", "charbonnier", "kl", "lpips", "d_loss", "d_weight
 
 
 class Metrics:
-    """`metrics.jsonl`: one object per line, `step` first, never two lines for the same step.
+    """Writes `metrics.jsonl`: one object per line, `step` first, one line per step.
 
-    What a run wrote after the checkpoint that it resumes from is cut off, for it will be written again.  Lines that are
-    damaged are moved to `metrics.jsonl.damaged`.
+    On resume, lines after the step of the checkpoint are removed, because they are written again.  Damaged lines are
+    moved to `metrics.jsonl.damaged`.
 
     Attributes:
-      problems: a sentence about the damaged lines, if there were any.
+      problems: A sentence about damaged lines, if there were any.
     """
 
     def __init__(self, path: Path, resumed_step: int, *, write: bool = True):
-        """Opens the file, without what lies beyond `resumed_step`.
+        """Opens the file and removes lines after `resumed_step`.
 
         Args:
-          path: of the file.
-          resumed_step: updates done.
-          write: False in all processes but the first.
+          path: Path of the file.
+          resumed_step: Number of updates done.
+          write: Whether this process writes; False in all processes but the first.
 
         Raises:
-          RunError: if the file cannot be read or written.
+          RunError: If the file cannot be read or written.
         """
         self._path, self._write = path, write
         self.problems: list[str] = []
@@ -42,7 +42,7 @@ class Metrics:
         lines = read_lines(path)
         damaged = list(lines.damaged)
         begun = step_of(lines.unfinished)
-        if lines.unfinished and (begun is None or begun <= resumed_step):  # otherwise it will be written again
+        if lines.unfinished and (begun is None or begun <= resumed_step):  # later steps are written again
             damaged.append(lines.unfinished)
         try:
             if damaged:
@@ -56,7 +56,7 @@ class Metrics:
             ) from error
 
     def write(self, step: int, scores: Mapping[str, float]) -> None:
-        """Adds a line; numbers that are not finite, for which JSON has no word, are left out."""
+        """Adds a line; values that are not finite are left out, because JSON cannot express them."""
         if self._write:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(to_line({"step": step, **scores}))
@@ -72,19 +72,19 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows that are as they were written, by step.
+    """Returns the intact rows, by step.
 
     Raises:
-      RunError: if the file cannot be read.
+      RunError: If the file cannot be read.
     """
     return read_lines(path).rows
 
 
 class Reporter:
-    """Talks to a person on standard output."""
+    """Prints progress on standard output."""
 
     def __init__(self, start: int, steps: int, *, quiet: bool = False):
-        """Prepares for the updates `start + 1` to `steps`; all but the first of several processes are quiet."""
+        """Prepares for the updates `start + 1` to `steps`; all processes but the first are quiet."""
         self._quiet = quiet
         self._steps, self._start = steps, start
         self._bar: Any = None
@@ -93,7 +93,7 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         if sys.stdout.isatty() and not self._quiet:
-            from rich import progress  # only where there is a terminal to draw on
+            from rich import progress  # imported only for a terminal
 
             self._bar = progress.Progress(
                 progress.TextColumn("[bold]step"),
@@ -113,7 +113,7 @@ class Reporter:
             self._bar.stop()
 
     def line(self, text: str) -> None:
-        """One line, above the bar if there is one."""
+        """Prints a line, above the bar if there is one."""
         if self._quiet:
             return
         if self._bar is None:
@@ -122,16 +122,16 @@ class Reporter:
             self._bar.console.print(escaped(text), markup=False, highlight=False)
 
     def advance(self, step: int) -> None:
-        """Moves the bar to `step` updates done.  Time is taken from the first of them on, which was compiled for."""
+        """Moves the bar to `step` updates done.  Timing starts after the first update, which includes compilation."""
         if self._last is None:
             self._last = (step, time.monotonic())
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Shows the scores of update `step`."""
+        """Prints the scores of update `step`."""
         now, left = time.monotonic(), ""
-        if self._last is not None and step > self._last[0]:  # at the pace of late
+        if self._last is not None and step > self._last[0]:  # at the recent rate
             seconds = (now - self._last[1]) / (step - self._last[0]) * (self._steps - step)
             left = f"  about {seconds:.0f} s left"
             self._last = (step, now)

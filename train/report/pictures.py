@@ -1,4 +1,4 @@
-"""PNG grids: tiles of the held-out photograph, each beside its reconstruction; and the worst of a data set."""
+"""Writes PNG grids: tiles of the held-out photograph beside their reconstructions, and the worst of a data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from flax_vae.train.evaluation import TILE, TileScores, to_tiles
 _PAIRS_PER_ROW = 4
 _MOST_ROWS = 6
 _GAP = 4
-_ZOOM = 2  # a tile of 64 pixels is small on today's screens
+_ZOOM = 2  # enlarges tiles of 64 pixels, which are small on a screen
 _LAYOUT = PanelLayout()
-_AMPLIFIED = 4  # a difference that matters is still nearly black; the same for all, which are compared with each other
+_AMPLIFIED = 4  # makes small differences visible; equal for all images, so that they can be compared
 
 
 def save_grid(path: Path, evaluation: TileScores) -> None:
@@ -27,7 +27,7 @@ def save_grid(path: Path, evaluation: TileScores) -> None:
 
 
 def pair_grid(pairs: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "gh gw 3"]:
-    """Lays pictures of one size out on white, row by row; evenly chosen ones where there are too many."""
+    """Arranges images of one size on white, row by row; selects evenly spaced ones if there are too many."""
     most = _PAIRS_PER_ROW * _MOST_ROWS
     if len(pairs) > most:
         pairs = [pairs[index * len(pairs) // most] for index in range(most)]
@@ -43,9 +43,9 @@ def pair_grid(pairs: list[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "gh 
 
 
 def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """Writes one row per image: original, reconstruction and their difference, under its name and scores.
+    """Writes a row per image, under its name and scores: original, reconstruction and difference.
 
-    The difference is the absolute one of each channel, four times as bright.
+    The difference is absolute per channel and four times as bright.
     """
     rows = []
     for comparison in comparisons:

@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard: scalars and pictures, each step once however often the run was resumed."""
+"""Writes scalars and images for TensorBoard; each step appears once, however often the run was resumed."""
 
 import math
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from PIL import Image
 from flax_vae.convert.extras import needed
 from flax_vae.train.errors import RunError
 
-_FLUSH_SECONDS = 10  # a person may be watching
+_FLUSH_SECONDS = 10  # short, because TensorBoard may be open
 
 
 def load_writer() -> Any:
-    """Returns tensorboardX's class of writers.
+    """Returns tensorboardX's writer class.
 
     Raises:
       RunError: If tensorboardX is not installed.
@@ -27,25 +27,24 @@ def load_writer() -> Any:
 
 
 class TensorBoard:
-    """An event file in a folder of such files.
+    """Writes an event file into a folder of event files.
 
-    What earlier files hold of steps after the checkpoint that a run resumes from is declared void, and TensorBoard
-    forgets it: those steps will be written again.
+    Events of earlier files after the step of the resumed checkpoint are purged, because those steps are written again.
     """
 
     def __init__(self, folder: Path, resumed_step: int):
         """Opens a new file.
 
         Args:
-          folder: of the event files of this run; made if missing.
-          resumed_step: updates that are behind us.
+          folder: Folder of this run's event files; created if missing.
+          resumed_step: Number of updates done.
 
         Raises:
-          RunError: if tensorboardX is not installed, or the folder cannot be written.
+          RunError: If tensorboardX is not installed, or the folder cannot be written.
         """
         writer = load_writer()
         try:
-            # The suffix: files are named by the second, and a quick second start would overwrite the first one's.
+            # Files are named by the second; the suffix keeps a quick second start from overwriting the first file.
             suffix = f".{resumed_step}"
             self._writer: Any = writer(
                 str(folder), purge_step=resumed_step + 1, flush_secs=_FLUSH_SECONDS, filename_suffix=suffix
@@ -60,17 +59,17 @@ class TensorBoard:
         self._writer.close()
 
     def scalars(self, step: int, scores: Mapping[str, float]) -> None:
-        """Adds one point to each curve.  A name such as `held_out/psnr` stands in the group before its slash."""
+        """Adds a point to each curve; the part of a name before its slash, as in `held_out/psnr`, is its group."""
         for name, value in scores.items():
             if math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Adds a picture, such as a grid of samples."""
+        """Adds an image, a grid of samples for example."""
         self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def show(self, step: int, scores: Mapping[str, float], picture: Path | None) -> None:
-        """Adds a point to each curve, and a picture from its file where there is one."""
+        """Adds a point to each curve, and an image from its file if there is one."""
         self.scalars(step, scores)
         if picture is not None and picture.exists():
             with Image.open(picture) as image:

@@ -1,4 +1,4 @@
-"""The run directory: config, checkpoints, the newest intact one, one trainer at a time, requests to stop.
+"""The run directory: config, checkpoints, recovery, a lock against a second trainer, stop requests.
 
 Imports `flax_vae.train.config` and `flax_vae.train.data`; used by the loop and by the commands.
 """

@@ -1,8 +1,8 @@
-"""Checkpoints of the state, by orbax; no other file knows that.
+"""Saves and restores checkpoints of the state; the only module that uses orbax for it.
 
-Each is written under another name, gets a manifest of its files (`flax_vae.train.run.manifest`) and is then renamed,
-and only then is an older one deleted: a process that is killed at any moment leaves whole ones behind.  What a disk
-does to them later is found before they are restored.
+Each checkpoint is written under a temporary name, gets a manifest of its files (`flax_vae.train.run.manifest`) and is
+then renamed; only then is an older one deleted.  A process that is killed at any moment therefore leaves complete
+checkpoints behind.  Later damage on disk is detected before a checkpoint is restored.
 """
 
 import contextlib
@@ -36,30 +36,30 @@ _SHOW = 3  # leaves named in one error
 
 
 class Checkpoints:
-    """The checkpoints of one run.  Steps are numbers of completed updates.
+    """Checkpoints of one run, by step, the number of completed updates.
 
-    In a run of several processes every one of them calls every method, on one file system.
+    In a run of several processes, every process calls every method, on one file system.
 
     Attributes:
-      problems: a sentence for each step that `newest_good` found wanting.
+      problems: A sentence for each step that `newest_good` could not use.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, best: tuple[str, Literal["max", "min"]] | None = None):
-        """Opens the folder, which is made when something is saved.
+        """Prepares the folder, which is created at the first save.
 
-        One more step always stays: the newest whose weights a later update has shown to give finite numbers.  A run
-        that diverges, and saves on, never pushes it out.
+        One further step is always kept: the newest that a later finite update has shown to be good.  A run that
+        diverges and keeps saving therefore never deletes it.
 
         Args:
-          folder: of the checkpoints.
-          keep: how many of the last steps stay.
-          best: name of a score, and which of its values is best: that step stays too.
+          folder: Folder of the checkpoints.
+          keep: Number of latest steps to keep.
+          best: Name of a score, and whether its maximum or minimum is best; that step is kept too.
 
         Raises:
-          RunError: if `keep` is less than 1.
+          RunError: If `keep` is less than 1.
         """
         if keep < 1:
-            raise RunError(f"keep={keep} would keep no checkpoint; keep at least 1")
+            raise RunError(f"keep={keep} would keep no checkpoint; expected at least 1")
         self.problems: list[str] = []
         self._folder, self._keep, self._best = folder, keep, best
         self._good: set[int] = set()  # verified in this process
@@ -71,35 +71,35 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
         try:
-            self._close()  # waits for what is being written
+            self._close()  # waits for background writes
         except Exception as error:
-            if kind is None:  # otherwise the error on its way out is the one to hear of
+            if kind is None:  # otherwise the exception that is being raised is the one to report
                 raise RunError(f"{self._folder}: the last checkpoint could not be written ({error})") from error
 
     @property
     def latest_step(self) -> int | None:
-        """The newest step, be it whole or not, or None."""
+        """Newest step, complete or not, or None."""
         if "_manager" in self.__dict__:
             return self._manager.latest_step()
         return max(find_steps(self._folder), default=None)
 
     @property
     def best_step(self) -> int | None:
-        """The step with the best score, the earliest of equals; None if none has one."""
+        """Step with the best score, the earliest of equals; None if none has a score."""
         return self._best_of(find_steps(self._folder))
 
     def newest_good(self) -> int | None:
-        """The newest step that is as it was written; to be asked before the first save.
+        """Returns the newest intact step; to be called before the first save.
 
-        Steps that are newer and are not are renamed (`corrupt-STEP`, or `unverified-STEP` if nothing says what they
-        should be), never deleted, and described in `problems`.
+        Newer steps that are not intact are renamed (`corrupt-STEP`, or `unverified-STEP` without a manifest), never
+        deleted, and described in `problems`.
 
         Returns:
-          The step, or None if there is none at all.
+          The step, or None if there is none.
 
         Raises:
-          RunError: if there are steps and all are damaged or unverified; then nothing is renamed, lest the next start
-            finds an empty folder and begins anew.
+          RunError: If there are steps and all are damaged or unverified.  None is renamed then; otherwise the next
+            start would find an empty folder and begin from scratch.
         """
         self._close()
         step = decided_by_the_first_process(lambda: find_newest_good(self._folder, self.problems))
@@ -109,14 +109,14 @@ class Checkpoints:
         return step
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state after `step` updates.
+        """Returns the state after `step` updates.
 
         Args:
-          step: one that is there, such as `newest_good()` or `best_step`.
-          like: shapes, dtypes and shardings to restore to.
+          step: Existing step, from `newest_good()` or `best_step` for example.
+          like: Tree with the shapes, dtypes and shardings to restore to.
 
         Raises:
-          RunError: if it is damaged, or holds other leaves, shapes or dtypes.
+          RunError: If it is damaged, or holds other leaves, shapes or dtypes.
         """
         path = self._folder / str(step)
         if step not in self._good:
@@ -131,11 +131,11 @@ class Checkpoints:
                 return restored["state"]
         except Exception as error:
             raise RunError(
-                f"{path} cannot be restored ({type(error).__name__}: {_first_line(error)}); it is as it was written, "
-                "so keep it: check the memory that is free and the versions of jax and orbax, then start again"
+                f"{path} cannot be restored ({type(error).__name__}: {_first_line(error)}); its files are intact, "
+                "so keep it: check the free memory and the versions of jax and orbax, then start again"
             ) from error
         raise RunError(
-            f"{path} cannot be restored, for it is of another run: {first_of(wrong, _SHOW)}; "
+            f"{path} cannot be restored, because it belongs to another run: {first_of(wrong, _SHOW)}; "
             "use the settings that it was written with, or another workdir"
         )
 
@@ -148,24 +148,24 @@ class Checkpoints:
         wait: bool = False,
         scores: Mapping[str, float] | None = None,
     ) -> None:
-        """Saves in the background, after copying the state; `wait` until it is on disk.
+        """Copies the state and saves it in the background.
 
         Args:
-          step: of the state; one that is there already is not written again.
-          state: a tree of jax arrays and Python numbers.
-          config: the run.
-          wait: until it is complete.
-          scores: how good the model is, of which the one that `best` names decides which step stays; and `skipped`,
-            how many updates were left out so far.
+          step: Step of the state; an existing step is not written again.
+          state: Tree of jax arrays and Python numbers.
+          config: Settings of the run.
+          wait: Whether to wait until the checkpoint is complete on disk.
+          scores: Scores of the model; the one that `best` names decides which step is kept, and `skipped` is the number
+            of updates skipped so far.
 
         Raises:
-          RunError: if this or the one before could not be written, for example because the disk is full, or if the
-            state holds what could not be restored.
+          RunError: If this or the previous checkpoint could not be written, for example because the disk is full, or if
+            the state holds leaves that could not be restored.
         """
         require_restorable(state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config.to_dict()))
         try:
-            with jax.transfer_guard("allow"):  # reading the state is what this is for
+            with jax.transfer_guard("allow"):  # saving has to read the state
                 if step != self.latest_step:
                     self._manager.wait_until_finished()
                     self._saving = (step, scores or {})
@@ -180,10 +180,10 @@ class Checkpoints:
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        # Made late: it must not meet a damaged step before `newest_good` has.
+        # Created late, so that damaged steps are renamed by `newest_good` first.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Policy(self._to_keep),
-            cleanup_tmp_directories=True,  # what a killed process left half written
+            cleanup_tmp_directories=True,  # incomplete folders of a killed process
             enable_async_checkpointing=True,
             lightweight_initialize=True,
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
@@ -197,20 +197,20 @@ class Checkpoints:
             manager.close()
 
     def _seal(self) -> None:
-        """Called by orbax in one process when all have written everything, before the folder gets its final name."""
+        """Writes the manifest; called by orbax in one process after all have written, before the final rename."""
         assert self._saving is not None
         step, scores = self._saving
         (unfinished,) = self._folder.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*")
         write_manifest(unfinished, scores, step)
 
     def set_aside(self, since: int) -> int | None:
-        """Renames steps whose weights are those of a divergence to `diverged-STEP`, if there is one from before.
+        """Renames steps with diverged weights to `diverged-STEP`, if there is an older step.
 
         Args:
-          since: Number of the first step with such weights.
+          since: First step with such weights.
 
         Returns:
-          The newest step before, from which the next start goes on; None if there is none, and nothing is renamed.
+          The newest older step, from which the next start resumes; None if there is none, and then nothing is renamed.
 
         Raises:
           RunError: If a step cannot be renamed.
@@ -233,7 +233,7 @@ class Checkpoints:
         return (max if which == "max" else min)(scored, key=lambda step: scored[step], default=None)
 
     def _newest_proven(self, steps: Sequence[int]) -> int | None:
-        """The newest step after which an update was not left out; the newest of all where that is not known."""
+        """Returns the newest step that was followed by a finite update, or the newest of all if that is unknown."""
         newest = max(steps)
         skipped = {step: self._scores.get(step, {}).get("skipped") for step in steps}
         for step in sorted(steps, reverse=True):
@@ -247,7 +247,7 @@ class Checkpoints:
 
 
 class _Policy(ocp.checkpoint_managers.PreservationPolicy):
-    """Asked after every save, with the new step among the others; what it gives up goes when that step is complete."""
+    """Decides after every save which steps to keep; orbax deletes the others when the new step is complete."""
 
     def __init__(self, to_keep: Callable[[Sequence[int]], set[int | None]]):
         self._to_keep = to_keep
@@ -258,7 +258,7 @@ class _Policy(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def _reason(error: Exception) -> str:
-    """Returns why a checkpoint could not be written; of a full disk tensorstore says so at the end of a long line."""
+    """Returns why a checkpoint could not be written; tensorstore reports a full disk at the end of a long line."""
     full = os.strerror(errno.ENOSPC)
     return f"{full}; make room, then start again" if full in str(error) else _first_line(error)
 

@@ -1,7 +1,7 @@
 """The run directory: `config.json`, `metrics.jsonl`, `samples/`, `checkpoints/` and, at the end, `export/`.
 
-`config.json` is written first.  A directory that was left at any later moment, or that has lost its `config.json`, is
-resumed: the checkpoints hold the settings too.
+`config.json` is written first.  A directory that was interrupted at any later moment, or that has lost its
+`config.json`, is resumed: the checkpoints hold the settings too.
 """
 
 import json
@@ -21,11 +21,11 @@ from flax_vae.train.errors import RunError
 
 CONFIG = "config.json"
 DATA = "data.json"
-HISTORY = "history"  # in config.json, beside the fields of `TrainConfig`: what was changed after which step
+HISTORY = "history"  # key of config.json beside the fields of `TrainConfig`: which settings changed after which step
 _OURS = (CONFIG, DATA, "metrics.jsonl", "samples", "checkpoints", "export", "report.html", "tensorboard")
-# What a run begins with.  Changed afterwards, the record would name an origin that the weights do not have.
+# Settings of the start of a run.  If they changed later, the record would name an origin that the weights do not have.
 _ORIGIN = ("start_from", "raw_weights", "graft", "identity_init")
-# What changes nothing that a complete run has computed.  The content of the data is compared by itself.
+# Settings that do not change the result of a complete run.  The content of the data is compared separately.
 _HOW = frozenset(
     {
         *("steps", "parallel", "zero", "devices_per_image", "remat", "log_every", "eval_every", "save_every", "keep"),
@@ -37,21 +37,21 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # gs://bucket/run, of which a Pat
 
 
 class RunDirectory:
-    """Where everything of one run lies.
+    """Paths of the files of one run.
 
     Attributes:
-      path: the directory itself.
-      metrics: one JSON object per line.
-      samples: PNG grids.
-      checkpoints: of the state.
-      export: the model folder.
+      path: The directory.
+      metrics: File with one JSON object per line.
+      samples: Folder of PNG grids.
+      checkpoints: Folder of checkpoints.
+      export: Exported model folder.
     """
 
     def __init__(self, path: Path):
-        """Touches nothing.
+        """Stores the paths; reads and writes nothing.
 
         Raises:
-          RunError: if it is an address, of which a folder of that name would be made here.
+          RunError: If `path` is an address such as gs://bucket/run, for which a local folder would be created.
         """
         if _ADDRESS.match(path.as_posix()):
             raise RunError(f"{path} is an address, not a folder; mount the bucket and name a folder in it")
@@ -62,28 +62,28 @@ class RunDirectory:
         self.export = path / "export"
 
     def sample(self, step: int) -> Path:
-        """The picture of the held-out photograph after that many updates."""
+        """Returns the path of the image of the held-out photograph after `step` updates."""
         return self.samples / f"step_{step:07}.png"
 
     @property
     def steps(self) -> list[int]:
-        """Numbers of the checkpoints, damaged or not, in ascending order.  A run without any has learned nothing."""
+        """Numbers of the checkpoints, damaged or not, in ascending order; a run without any has trained nothing."""
         if not self.checkpoints.is_dir():
             return []
-        from flax_vae.train.run.recovery import find_steps  # loads JAX, which reading a configuration does not need
+        from flax_vae.train.run.recovery import find_steps  # imports JAX, which reading a configuration does not need
 
         return find_steps(self.checkpoints)
 
     def stored_config(self) -> TrainConfig | None:
-        """Returns the settings of the run in this directory, or None where none was begun.
+        """Returns the settings of the run in this directory, or None if there is no run.
 
-        Where `config.json` is missing they are those of the newest checkpoint that is as it was written.
+        If `config.json` is missing, returns those of the newest intact checkpoint.
 
         Raises:
-          RunError: if `config.json` cannot be understood, or the directory holds something else.
+          RunError: If `config.json` cannot be parsed, or the directory holds something else.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; a run needs a directory of its own")
+            raise RunError(f"{self.path} is a file; expected a directory for the run")
         file = self.path / CONFIG
         if file.is_file():
             try:
@@ -94,7 +94,7 @@ class RunDirectory:
                     f"{file} does not describe a training run ({error}); {fix}, or choose another workdir"
                 ) from error
         for step in reversed(self.steps):
-            with suppress(FileError, AttributeError, TypeError, ValueError):  # damaged, or not ours
+            with suppress(FileError, AttributeError, TypeError, ValueError):  # damaged, or of another program
                 content = read_verified(self.checkpoints / str(step), "config/metadata")
                 return TrainConfig.from_dict(loads_object(content))
         entries = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
@@ -107,10 +107,10 @@ class RunDirectory:
         return None
 
     def fixed(self, config: TrainConfig) -> TrainConfig:
-        """Returns the settings with what a run keeps from its beginning, where they do not say otherwise.
+        """Returns the settings, completed by those that a run keeps from its start.
 
-        That is the held-out image, by name, whatever images are added; and the name of the weights that it began with,
-        where the same file is now named in another way.
+        These are the name of the held-out image, even if images are added, and the name of the initial weights, if the
+        file is given under another name now.
         """
         stored = self.stored_config()
         if stored is None or not self.steps:
@@ -123,14 +123,14 @@ class RunDirectory:
         return replace(config, data=data, start_from=start)
 
     def check(self, config: TrainConfig) -> list[str]:
-        """Compares settings with those of the run that was begun here; writes nothing.
+        """Compares settings with those of the run in this directory; writes nothing.
 
         Returns:
           `name: before -> after` for each setting that differs.
 
         Raises:
-          RunError: if that run is of another architecture; if it has checkpoints and began with other weights; if it is
-            complete and would not learn from what is changed.
+          RunError: If that run has another architecture; if it has checkpoints and other initial weights; if it is
+            complete and the change would have no effect.
         """
         stored = self.stored_config()
         if stored is None:
@@ -145,38 +145,38 @@ class RunDirectory:
         origin = [line for line in changes if line.partition(":")[0] in _ORIGIN]
         if steps and origin:
             raise RunError(
-                f"{self.path} holds a run of {steps[-1]} steps with another beginning ({', '.join(origin)}); choose "
-                "another workdir to begin anew, or leave the setting as it was to go on"
+                f"{self.path} holds a run of {steps[-1]} steps with another start ({', '.join(origin)}); choose "
+                "another workdir for a new run, or restore the setting to resume"
             )
         learned = [line for line in changes if line.partition(":")[0] not in _HOW]
         if steps and steps[-1] == config.steps and learned:
             raise RunError(
-                f"{self.path} holds a complete run, which learns nothing more ({', '.join(learned)}); ask for more "
+                f"{self.path} holds a complete run, which trains no further ({', '.join(learned)}); ask for more "
                 f"than steps={config.steps}, or choose another workdir"
             )
         return changes
 
     def check_data(self, config: TrainConfig, listing: Mapping[str, str], *, accept: bool = False) -> list[str]:
-        """Compares the images with those that the run was begun with; writes nothing.
+        """Compares the images with those of the run in this directory; writes nothing.
 
         Args:
-          config: Settings, as `fixed` returns them.
-          listing: Content of the images, as `flax_vae.train.data.data_listing` makes it, in the way of
+          config: Settings, as returned by `fixed`.
+          listing: Content of the images, as returned by `flax_vae.train.data.data_listing`, in the form of
             `stored_listing`.
-          accept: Whether to go on with other images.
+          accept: Whether to resume with changed images.
 
         Returns:
           One phrase for each difference.
 
         Raises:
-          RunError: If the run has checkpoints and the images, or the one that is held out, are not what they were,
-            unless `accept`; and if it is complete.
+          RunError: If the run has checkpoints and the images, or the held-out one, have changed, unless `accept`; and
+            if it is complete.
         """
         stored, before, steps = self.stored_config(), self.stored_listing(), self.steps
         if stored is None or not steps:
             return []
-        if before is None:  # deleted, or older than these files
-            return [f"data: not known before, for there is no {DATA}"]
+        if before is None:  # deleted, or the run is older than this file
+            return [f"data: unknown before, because there is no {DATA}"]
         changes = [f"data: {phrase}" for phrase in find_changes(before, listing)]
         held_out = stored.data.held_out, config.data.held_out
         known = held_out[0] in (None, held_out[1])
@@ -187,13 +187,13 @@ class RunDirectory:
             )
         if found and not accept:
             raise RunError(
-                f"{self.path} holds a run of other data ({', '.join(found)}); put back what it began with, choose "
-                "another workdir, or go on with the changed data by --accept-changed-data"
+                f"{self.path} holds a run of other data ({', '.join(found)}); restore the original data, choose "
+                "another workdir, or resume with the changed data by --accept-changed-data"
             )
         return changes
 
     def stored_listing(self) -> dict[str, str] | None:
-        """Returns the content of the images that the run was begun with, or None where it is not known.
+        """Returns the content of the images at the start of the run, or None if it is unknown.
 
         Raises:
           RunError: If `data.json` is damaged.
@@ -202,26 +202,26 @@ class RunDirectory:
         try:
             content = json.loads(file.read_bytes())
             if content["sha256"] != digest_of_listing(content["images"]):
-                raise ValueError("its SHA-256 is another")
+                raise ValueError("its SHA-256 does not match")
             return content["images"]
         except FileNotFoundError:
             return None
         except (AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             raise RunError(
-                f"{file} is damaged ({error or type(error).__name__}); put back a copy, or remove it to take the data "
+                f"{file} is damaged ({error or type(error).__name__}); restore a copy, or remove it to accept the data "
                 "as they are now"
             ) from error
 
     def begin(self, config: TrainConfig, listing: Mapping[str, str] | None = None, changes: Sequence[str] = ()) -> None:
-        """Makes the directory and writes what is not there yet: `config.json` first, then `data.json`.
+        """Creates the directory and writes missing files: `config.json` first, then `data.json`.
 
         Args:
-          config: Settings from now on.
-          listing: Content of the images from now on.
-          changes: What differs from before; it is recorded if there is a checkpoint, from whose step on it holds.
+          config: New settings.
+          listing: New content of the images.
+          changes: Differences from before; recorded with the step of the latest checkpoint, if there is one.
 
         Raises:
-          RunError: if that is impossible.
+          RunError: If the directory cannot be written.
         """
         history = self._history()
         if self.steps and changes:

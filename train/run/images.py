@@ -1,4 +1,4 @@
-"""The images of a run, compared with those that it was begun with."""
+"""Compares the images of a run with those of its start."""
 
 from flax_vae.images import StorageError
 from flax_vae.train.config import TrainConfig
@@ -10,18 +10,18 @@ from flax_vae.train.run.directory import RunDirectory
 def open_data(
     config: TrainConfig, run: RunDirectory, *, accept: bool = False
 ) -> tuple[Photographs, dict[str, str], list[str]]:
-    """Opens the images and compares them, and the settings, with those that the run was begun with; writes nothing.
+    """Opens the images and compares them, and the settings, with those of the start of the run; writes nothing.
 
     Args:
-      config: Settings, as `RunDirectory.fixed` returns them.
+      config: Settings, as returned by `RunDirectory.fixed`.
       run: Directory of the run.
-      accept: Whether to go on with other images.
+      accept: Whether to resume with changed images.
 
     Returns:
-      The images, their listing, and what has changed since the run began.
+      The images, their listing, and all changes since the start of the run.
 
     Raises:
-      TrainError: If the images cannot be used, or are others and that is not accepted.
+      TrainError: If the images cannot be used, or have changed without `accept`.
     """
     stored, before = run.stored_config(), run.stored_listing()
     try:
@@ -33,7 +33,7 @@ def open_data(
             raise
         raise RunError(
             f"{run.path} holds a run of data.folder={stored.data.folder!r}, in whose place {config.data.folder!r} "
-            f"cannot be used: {error}; leave --data out to go on, or choose another workdir"
+            f"cannot be used: {error}; leave --data out to resume, or choose another workdir"
         ) from error
     listing = data_listing(photographs, None if before is None else how_listed(before))
     changes = [*run.check(config), *run.check_data(config, listing, accept=accept)]

@@ -1,4 +1,4 @@
-"""One trainer per run directory."""
+"""Locks a run directory against a second trainer."""
 
 import contextlib
 import errno
@@ -16,20 +16,20 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[str | None]:
-    """Keeps other trainers out of a run directory, which is made if missing.
+    """Locks a run directory, which is created if missing, for one trainer.
 
-    The kernel holds the lock and takes it back however the process ends: there is nothing to clean up after `kill -9`.
-    Of a run of several processes only the first takes it.
+    The kernel holds the lock and releases it however the process ends, so nothing is left to clean up after `kill -9`.
+    In a run of several processes, only the first takes the lock.
 
     Args:
-      folder: the run directory.
+      folder: Run directory.
 
     Yields:
-      None; or, where the file system has no locks, a sentence that says so: the run can go on, and nothing but care
-      keeps a second one out.
+      None; or, if the file system supports no locks, a sentence that says so.  The run can continue, without protection
+      against a second trainer.
 
     Raises:
-      RunError: if another process holds it, naming that process; or if the directory cannot be written.
+      RunError: If another process holds the lock (names the process), or if the directory cannot be written.
     """
     path = folder / LOCK
     try:
@@ -43,12 +43,12 @@ def lock(folder: Path) -> Iterator[str | None]:
     try:
         yield None
     finally:
-        path.unlink(missing_ok=True)  # while it is locked, so that nobody else's is removed
+        path.unlink(missing_ok=True)  # while it is locked, so that no other process's file is removed
         os.close(descriptor)
 
 
 def _acquire(path: Path) -> int | None:
-    """Returns the descriptor that holds the lock, or None where there are no locks."""
+    """Returns the descriptor that holds the lock, or None if locks are not supported."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -57,7 +57,7 @@ def _acquire(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_still(path, descriptor):  # its holder removed it between our two calls
+            if not _is_still(path, descriptor):  # removed by its holder between our two calls
                 os.close(descriptor)
                 continue
             os.ftruncate(descriptor, 0)
@@ -87,5 +87,5 @@ def _holder(descriptor: int) -> str:
     try:
         content = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {content['pid']} on {content['host']}"
-    except (KeyError, TypeError, ValueError):  # it has the lock and has not yet written its name
+    except (KeyError, TypeError, ValueError):  # the holder has not written its name yet
         return "another process"

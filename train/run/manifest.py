@@ -1,4 +1,4 @@
-"""Writes the manifest of a checkpoint; `flax_vae.convert.files.manifest` reads it and says what it is for."""
+"""Writes the manifest of a checkpoint, which `flax_vae.convert.files.manifest` reads and documents."""
 
 import json
 import math
@@ -9,24 +9,24 @@ from typing import Any
 
 from flax_vae.convert.files import FORMAT, MANIFEST, digest_file, digest_of, is_number, new_file, partial_of
 
-_COMMITTED = "commit_success.txt"  # orbax adds it afterwards, and misses it by itself
+_COMMITTED = "commit_success.txt"  # added by orbax afterwards, which also checks that it is there
 
 
 def write_manifest(
     step: str | os.PathLike[str], scores: Mapping[str, float] | None = None, number: int | None = None
 ) -> None:
-    """Declares the files in the folder of a step to be what they should be; reads them all, at about 1.4 GB/s.
+    """Records the files in the folder of a step as correct; reads them all, at about 1.4 GB/s.
 
-    The manifest is written under another name and renamed when it is on the disk.
+    The manifest is written under a temporary name and renamed when it is on disk.
 
     Args:
-      step: the folder.
-      scores: to be kept with it; those that are not finite are left out.
-      number: number of the step; None takes it from the name of the folder, where that is a number.
+      step: Folder of the step.
+      scores: Scores to store with it; those that are not finite are left out.
+      number: Number of the step; None takes it from the name of the folder, if that is a number.
 
     Raises:
-      OSError: if the files cannot be read or the manifest cannot be written.
-      ValueError: if the metadata in it are damaged.
+      OSError: If the files cannot be read or the manifest cannot be written.
+      ValueError: If the metadata in the folder are damaged.
     """
     folder = Path(step)
     name = folder.resolve().name
@@ -41,5 +41,5 @@ def write_manifest(
 
 def _digests(folder: Path) -> dict[str, str]:
     paths = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    ours = {MANIFEST, f"{MANIFEST}.tmp", _COMMITTED}  # the second one was left by earlier versions
+    ours = {MANIFEST, f"{MANIFEST}.tmp", _COMMITTED}  # earlier versions left the second one
     return {name: digest_file(folder, name) for name in paths if name not in ours and partial_of(name) != MANIFEST}

@@ -1,4 +1,4 @@
-"""Which checkpoint to go on from: the newest that is as it was written."""
+"""Finds the newest intact checkpoint to resume from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,23 +14,24 @@ _FAILED, _NONE = -2, -1
 
 
 def find_steps(folder: Path) -> list[int]:
-    """The steps under their final names, whole or not, the earliest first."""
+    """Returns the steps under their final names, intact or not, the earliest first."""
     names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if is_number(name))
 
 
 def find_newest_good(folder: Path, problems: list[str]) -> int | None:
-    """The newest step that is as it was written, or None if there is no step at all.
+    """Returns the newest intact step, or None if there is no step.
 
-    Newer ones are renamed, `corrupt-STEP`, or `unverified-STEP` if they have no manifest.
+    Newer steps are renamed: `corrupt-STEP`, or `unverified-STEP` if they have no manifest.
 
     Args:
-      folder: of the checkpoints.
-      problems: gains a sentence for each step that cannot be restored, and for one whose number cannot be checked.
+      folder: Folder of the checkpoints.
+      problems: List that gains a sentence for each step that cannot be restored, and for one whose number cannot be
+        checked.
 
     Raises:
-      RunError: if there are steps and none is good; then nothing is renamed, lest the next start finds an empty folder
-        and begins anew.
+      RunError: If there are steps and none is intact.  None is renamed then; otherwise the next start would find an
+        empty folder and begin from scratch.
     """
     bad: dict[int, str] = {}
     for step in reversed(find_steps(folder)):
@@ -47,23 +48,23 @@ def find_newest_good(folder: Path, problems: list[str]) -> int | None:
         return None
     problems.extend(bad.values())
     raise RunError(
-        f"no checkpoint of this run can be trusted: {'; '.join(bad.values())}. Put back a copy; or move them away to "
+        f"no checkpoint of this run is intact: {'; '.join(bad.values())}. Restore a copy; or move them away to "
         f"start anew; or accept one without a {MANIFEST} as it is: flax_vae.train.run.manifest.write_manifest(FOLDER)"
     )
 
 
 def set_aside_diverged(folder: Path, since: int) -> int | None:
-    """Renames the steps from `since` on to `diverged-STEP`, so that the next start goes on from the one before.
+    """Renames the steps from `since` on to `diverged-STEP`, so that the next start resumes from the one before.
 
     Args:
-      folder: of the checkpoints.
-      since: number of the first step with weights that gave no finite numbers.
+      folder: Folder of the checkpoints.
+      since: First step with weights that gave values that are not finite.
 
     Returns:
-      The newest step that is older, or None if there is none; then nothing is renamed.
+      The newest older step, or None if there is none; then nothing is renamed.
 
     Raises:
-      RunError: if a step cannot be renamed.
+      RunError: If a step cannot be renamed.
     """
     steps = find_steps(folder)
     older = [step for step in steps if step < since]
@@ -75,10 +76,10 @@ def set_aside_diverged(folder: Path, since: int) -> int | None:
 
 
 def require_whole(folder: Path, step: int) -> int:
-    """Returns the step if it is as it was written.
+    """Returns the step after checking that it is intact.
 
     Raises:
-      RunError: if it is not.
+      RunError: If it is not.
     """
     damage = _damage(folder / str(step))
     if damage is not None:
@@ -87,10 +88,10 @@ def require_whole(folder: Path, step: int) -> int:
 
 
 def decided_by_the_first_process(decide: Callable[[], int | None]) -> int | None:
-    """What process 0 decides, in every process; an error there is an error in all, so that none waits for it.
+    """Returns the decision of process 0 in every process; an error in it is raised in all processes.
 
     Raises:
-      RunError: in the others, if process 0 raised anything.
+      RunError: In the other processes, if process 0 raised any error.
     """
     if jax.process_count() == 1:
         return decide()
@@ -99,20 +100,20 @@ def decided_by_the_first_process(decide: Callable[[], int | None]) -> int | None
         try:
             decision = decide()
             step = _NONE if decision is None else decision
-        except Exception as raised:  # whatever it is, the others must hear of it
+        except Exception as raised:  # every failure must be reported to the other processes
             error = raised
     with jax.transfer_guard("allow"):
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     if error is not None:
         raise error
     if step == _FAILED:
-        raise RunError("process 0 found no checkpoint that can be restored; its message says why")
+        raise RunError("process 0 found no checkpoint that can be restored; see its message")
     return None if step == _NONE else step
 
 
 def _damage(path: Path) -> str | None:
     if not path.is_dir():
-        return "there is no such step"
+        return "the step does not exist"
     return find_damage(path)
 
 

@@ -1,4 +1,4 @@
-"""Requests to save and end: SIGTERM or SIGUSR1 from a scheduler, Ctrl-C from a person."""
+"""Requests to save and stop: SIGTERM or SIGUSR1 from a scheduler, Ctrl-C from the user."""
 
 import contextlib
 import os
@@ -9,37 +9,37 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# What SLURM's --signal=USR1@120 sends; counts as SIGTERM.  Windows has none.
+# Sent by SLURM's --signal=USR1@120; handled like SIGTERM.  Windows has no SIGUSR1.
 SAVE_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 
 
 class StopRequest:
-    """Which signal, if any, asked for an end after the current step.
+    """The signal, if any, that requested a stop after the current step.
 
     Attributes:
-      signum: the signal, or None.
+      signum: Number of the signal, or None.
     """
 
     signum: signal.Signals | None = None
 
     def save_and_end(self) -> None:
-        """Makes the request that SIGTERM makes."""
+        """Requests a stop, as SIGTERM does."""
         self.signum = self.signum or signal.SIGTERM
 
     def asked(self, step: int) -> bool:
-        """Whether the run is to end after this step."""
+        """Returns whether the run stops after this step."""
         return self.signum is not None
 
 
 class CommonStopRequest(StopRequest):
-    """The same for several processes: SIGTERM to one of them ends all after the same step.
+    """Stop request of several processes: SIGTERM to one of them stops all after one common step.
 
-    JAX has the signal's handler then; one of our own would take it away.  The step is agreed on in the background, a
-    little ahead, so asking costs nothing.
+    JAX then owns the handler of the signal, and installing another would remove it.  The processes agree on the step in
+    the background, slightly ahead, so that asking costs nothing.
     """
 
     def save_and_end(self) -> None:  # noqa: D102 - as in StopRequest
-        os.kill(os.getpid(), signal.SIGTERM)  # to JAX's handler, which tells the others
+        os.kill(os.getpid(), signal.SIGTERM)  # handled by JAX, which notifies the others
 
     def asked(self, step: int) -> bool:  # noqa: D102 - as in StopRequest
         from jax.experimental import multihost_utils
@@ -51,9 +51,9 @@ class CommonStopRequest(StopRequest):
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request; the second does what it always did.  SIGUSR1 counts as SIGTERM.
+    """Turns the first SIGINT or SIGTERM into a request and restores the default for the second; SIGUSR1 is as SIGTERM.
 
-    Only the main thread can install handlers; elsewhere no request ever comes, unless JAX has the handler of SIGTERM.
+    Only the main thread can install handlers; in other threads there are no requests, unless JAX handles SIGTERM.
     """
     import jax
 
@@ -77,12 +77,12 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def on_save(signum: int, frame: FrameType | None) -> None:
         nonlocal saving
-        if not saving:  # another one asks for nothing new, and must not end a process that is saving
+        if not saving:  # a second signal must not end a process that is saving
             saving = True
             request.save_and_end()
 
     saving = False
-    # A command ends at once on a signal (`convert/console/interrupts.py`, through this descriptor); a run has its own.
+    # A command stops at once on a signal (`convert/console/interrupts.py`, through this descriptor); a run does not.
     wakeup = signal.set_wakeup_fd(-1) if stops else -1
     for signum in stops:
         signal.signal(signum, on_stop)

@@ -1,4 +1,4 @@
-"""What a tree consists of: compared before a checkpoint is restored, because orbax casts to another dtype silently."""
+"""Compares dtypes and shapes of two pytrees; orbax casts silently on restore, so this runs first."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from flax_vae.train.errors import RunError
 
 
 class Leaf(NamedTuple):
-    """One array or number of a tree."""
+    """Shape and dtype of one array or number in a tree."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -19,7 +19,7 @@ class Leaf(NamedTuple):
 
 
 def describe_tree(tree: Any) -> dict[str, Leaf]:
-    """Path to dtype and shape, whether a leaf is an array, a number, or only speaks of one."""
+    """Returns dtype and shape by path, for leaves that are arrays, numbers or specifications of arrays."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): Leaf(_dtype(leaf), tuple(np.shape(leaf)))
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -27,7 +27,7 @@ def describe_tree(tree: Any) -> dict[str, Leaf]:
 
 
 def tree_differences(stored: dict[str, Leaf], asked: dict[str, Leaf]) -> list[str]:
-    """One phrase for each path whose leaf is missing, unknown, or of another dtype or shape."""
+    """Returns a phrase for each path with a leaf that is missing, unknown, or of another dtype or shape."""
     return [
         f"{path} is {stored.get(path, 'not')} there and {asked.get(path, 'not')} here"
         for path in sorted(stored.keys() | asked.keys())
@@ -36,10 +36,10 @@ def tree_differences(stored: dict[str, Leaf], asked: dict[str, Leaf]) -> list[st
 
 
 def require_restorable(state: Any) -> None:
-    """Refuses what orbax saves and then cannot restore: numpy's scalars and its 64-bit arrays.
+    """Checks that orbax can restore all leaves; it saves numpy scalars and 64-bit arrays but cannot restore them.
 
     Raises:
-      RunError: naming the first of them.
+      RunError: If a leaf cannot be restored; names the first.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -49,7 +49,7 @@ def require_restorable(state: Any) -> None:
             kind = f"{type(leaf).__module__}.{type(leaf).__name__}"
             of = f" of {leaf.dtype}" if isinstance(leaf, np.ndarray) else ""
             raise RunError(
-                f"{name} of the state is a {kind}{of}, which a checkpoint cannot give back; make it a jax array"
+                f"{name} of the state is a {kind}{of}, which a checkpoint cannot restore; make it a jax array"
             )
 
 

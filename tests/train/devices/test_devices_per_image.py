@@ -48,7 +48,7 @@ def run(parts, start, weights, devices, rows, zero):
     parallel = make_parallel("mesh", devices_per_image=rows, zero=zero, devices=jax.devices()[:devices])
     parallel.check_batch_size(CONFIG.batch_size)
     images = np.random.default_rng(0).uniform(-1, 1, (STEPS, 4, 32, 32, 3)).astype(np.float32)
-    state, constants = parallel.place_state(start), parallel.place_whole(weights)
+    state, constants = parallel.place_state(start), parallel.replicate(weights)
     step = parallel.compile(partial(train_step, parts=parts, config=replace(CONFIG, devices_per_image=rows, zero=zero)))
     lowered = step.lower(state, parallel.batch_shape(4, 32), constants)
     program = lowered.compile(compiler_options=compiler_options("cpu"))
@@ -121,10 +121,10 @@ def test_each_process_reads_one_piece_of_a_batch_and_whole_images(monkeypatch, r
     for process in range(2):
         monkeypatch.setattr("jax.local_devices", lambda: [chip for chip in POD if chip.process_index == process])  # noqa: B023
         parallel = make_parallel("mesh", devices_per_image=rows, devices=POD)
-        where = parallel.split.devices_indices_map((8, 64, 64, 3))
-        read.append(parallel.share(8))
+        where = parallel.batch_sharding.devices_indices_map((8, 64, 64, 3))
+        read.append(parallel.local_slice(8))
         # What its devices hold is what it reads, each row of it once.
-        held = Counter((image, row) for chip in parallel.here for image, row in positions(where[chip]))
+        held = Counter((image, row) for chip in parallel.local_devices for image, row in positions(where[chip]))
         assert held == Counter((image, row) for image in read[-1] for row in range(64))
     assert [number for share in read for number in share] == list(range(8))
 
@@ -137,7 +137,7 @@ def positions(index):
 def test_nothing_need_be_here_of_what_is_compiled_for():
     for mode in ("pmap", "mesh"):
         parallel = make_parallel(mode, devices=POD)
-        assert parallel.here == []
+        assert parallel.local_devices == []
     assert make_parallel("pmap", devices=POD).batch_shape(16, 32).shape == (8, 2, 32, 32, 3)
     cut = make_parallel("mesh", devices_per_image=2, devices=POD).batch_shape(16, 32)
     assert cut.shape == (16, 32, 32, 3)
@@ -159,9 +159,9 @@ def test_what_devices_cannot_share_is_refused():
 
 def test_evaluation_takes_the_weights_of_a_cut_run():
     parallel = make_parallel("mesh", devices_per_image=2)
-    weight = parallel.bring_here(parallel.place_state(np.float32(3)))
+    weight = parallel.gather(parallel.place_state(np.float32(3)))
     tiles = np.arange(4, dtype=np.float32)
-    np.testing.assert_array_equal(parallel.map_here(lambda weight, x: weight * x)(weight, tiles), 3 * tiles)
+    np.testing.assert_array_equal(parallel.compile_local(lambda weight, x: weight * x)(weight, tiles), 3 * tiles)
 
 
 def test_a_dry_run_says_how_images_are_cut(small, tmp_path):

@@ -123,7 +123,7 @@ def test_zero_keeps_a_share_of_the_optimisers_states_and_the_average(played):
     assert all(not leaf.is_fully_replicated for leaf in jax.tree.leaves(sharded) if leaf.ndim == 4 and leaf.size > 500)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
     parallel = make_parallel("mesh", zero=True, devices=jax.local_devices()[:2])
-    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(parallel.bring_here(state.ema)))
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(parallel.gather(state.ema)))
 
 
 def test_a_batch_in_parts_gives_the_same_update(runs):

