@@ -24,8 +24,8 @@ def load_model(
       raw_weights: see `flax_vae.from_pretrained`.
 
     Raises:
-      UserError: if the weights are not those of an autoencoder or not finite, or there is no such preset.
-      FileNotFoundError: if there is no such file.
+      UserError: If the weights are not those of an autoencoder or not finite, or there is no such preset.
+      FileNotFoundError: If there is no such file.
     """
     require_devices()
     try:

@@ -40,7 +40,7 @@ def decode_over_devices(
       devices: `jax.Device`s; None takes all there are.
 
     Raises:
-      ValueError: if h does not divide by the number of devices, and as `AutoEncoder.decode`.
+      ValueError: If h does not divide by the number of devices, and as `AutoEncoder.decode`.
     """
     devices = _devices(devices)
     _check_rows("latents", z.shape, 1, len(devices))
@@ -66,7 +66,7 @@ def moments_over_devices(
       devices: `jax.Device`s; None takes all there are.
 
     Raises:
-      ValueError: if h does not divide so, and as `AutoEncoder.moments`.
+      ValueError: If h does not divide so, and as `AutoEncoder.moments`.
     """
     devices = _devices(devices)
     check_image(model.params, x, "b h w c", moments_only=True)

@@ -53,8 +53,8 @@ def reconstruct(
       in_bands: decode in bounded memory, slower; see `flax_vae.decode_in_bands`.
 
     Raises:
-      UserError: if the time is missing or superfluous.
-      ValueError: if the model's images are not RGB.
+      UserError: If the time is missing or superfluous.
+      ValueError: If the model's images are not RGB.
     """
     height, width = images.shape[1:3]
     condition = same_time(len(images), time, model.params)
@@ -82,7 +82,7 @@ def check_rgb(record: AutoEncoderParams, name: str) -> None:
     """Refuses models of other images.
 
     Raises:
-      UserError: if the model does not take and give three channels.
+      UserError: If the model does not take and give three channels.
     """
     if (record.in_channels, record.out_ch) != (3, 3):
         raise UserError(
