@@ -344,7 +344,7 @@ def arrays(folder: Path) -> Kind:
             if file.read_bytes() != sound[file]:
                 source = ArraySource(file)
                 for index in range(min(len(source), 3)):
-                    source.read(index)
+                    source[index]
 
     kind = in_folder(folder, read)
     sound = kind.files

@@ -1,4 +1,4 @@
-"""`flax-vae encode`: a folder of images to latents for the training of diffusion models."""
+"""`flax-vae encode`: images to latents for the training of diffusion models."""
 
 import sys
 import time
@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from flax_vae.cli.command import run_command
 from flax_vae.errors import UserError
+from flax_vae.images import ADDRESSES, FORMATS
 
 if TYPE_CHECKING:  # it loads JAX: not for --help
     from flax_vae.folders import EncodeReport
@@ -23,7 +24,7 @@ _POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class EncodeFlags:
-    """Encodes all images below a folder into latents, for the training of diffusion models.
+    """Encodes images into latents, for the training of diffusion models.
 
     Images keep their size, padded to the model's factor; those of one size are computed together.  DST is written shard
     by shard and read by `flax_vae.convert.latents.LatentDataset`.  What was interrupted, by whatever, goes on when the
@@ -32,9 +33,9 @@ class EncodeFlags:
     Several machines: give all the same command on a shared folder, with --processes and --process (or --distributed).
     """
 
-    source: Annotated[Positional[Path], arg(metavar="SRC")]
-    """The folder of images, searched recursively (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and TGA);
-    what else lies there is counted and named."""
+    source: Annotated[
+        Positional[str], arg(metavar="SRC", help=f"Images of any size: {ADDRESSES}.  Image files are {FORMATS}.")
+    ]
     destination: Annotated[Positional[Path], arg(metavar="DST")]
     """The folder for the latents."""
     model: Annotated[str, arg(metavar="MODEL")]

@@ -12,9 +12,9 @@ PROG = "flax-vae"
 
 # What each does, and the module whose `main` does it; loaded when it is asked for.
 COMMANDS = {
-    "encode": ("a folder of images to latents, for training on them", "flax_vae.cli.encode"),
+    "encode": ("images to latents, for training on them", "flax_vae.cli.encode"),
     "decode": ("those latents back to images", "flax_vae.cli.decode"),
-    "reconstruct": ("an image beside what a model makes of it, with PSNR and SSIM", "flax_vae.cli.reconstruct"),
+    "reconstruct": ("images beside their reconstructions, with PSNR and SSIM", "flax_vae.cli.reconstruct"),
 }
 
 USAGE = f"""usage: {PROG} COMMAND ...

@@ -1,4 +1,4 @@
-"""`flax-vae reconstruct`: an image, what a model makes of it, and their difference, in one picture."""
+"""`flax-vae reconstruct`: original, reconstruction and difference of images, in one picture."""
 
 import os
 import warnings
@@ -6,33 +6,36 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 from tyro.conf import Positional, arg
 
 from flax_vae.convert.console import advise, parse_flags
-from flax_vae.errors import DataError, UserError
+from flax_vae.errors import UserError
+from flax_vae.images import ADDRESSES
 
 if TYPE_CHECKING:  # they load JAX and Pillow: not for --help
     from PIL.Image import Image
 
     from flax_vae import AutoEncoder
-    from flax_vae.images import Comparison
+    from flax_vae.images import Comparison, ImageSource
 
 PROG = "flax-vae reconstruct"
 
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Draws images beside what a model makes of them, and says how close the two are.
+    """Draws images beside their reconstructions, and measures how close the two are.
 
     Every image is encoded to the mean of its posterior, decoded again, and compared in 8 bits.  The picture shows the
-    original, the reconstruction, and their difference, so many times as bright as is written above it.
+    original, the reconstruction, and their difference, amplified by the factor that is written above it.
     """
 
-    images: Annotated[Positional[tuple[Path, ...]], arg(metavar="IMAGE...", help_behavior_hint="(required)")]
-    """Image files of any size."""
+    images: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="IMAGES...", help=f"Images of any size: {ADDRESSES}.", help_behavior_hint="(required)"),
+    ]
     model: Annotated[str, arg(metavar="MODEL")]
     """Weights: a model folder, a file, a checkpoint, or hf:org/name on the Hugging Face hub."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
@@ -43,6 +46,8 @@ class Reconstruct:
         None
     )
     """A PNG for all images, one below the other, instead of one for each."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """Number of images of each address, the first ones."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
     time: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: none)")] = None
@@ -66,18 +71,17 @@ def main(args: Sequence[str]) -> int:
     from flax_vae.convert.console import printable
     from flax_vae.images import WIDE, save_png, stack
 
-    # All that can be refused without the model, before it takes its time.
-    pictures = _pictures(flags)
-    for path in flags.images:
-        _check_image(path)
+    # Whatever can be refused without the model is refused before the model is loaded.
+    entries = _open(flags)
+    pictures = _pictures(entries, flags)
     for out in pictures:
         _check_out(out, flags)
     model, params = _load(flags)
 
-    for out, paths in pictures.items():
+    for out, shown in pictures.items():
         rows = []
-        for path in paths:
-            comparison = _compare(path, model, params, flags)
+        for entry in shown:
+            comparison = _compare(entry, model, params, flags)
             rows.append(_draw(comparison, flags.model))
             print(f"{comparison.scores.name}: {_about(comparison, ', ')}", flush=True)
         save_png(out, stack(rows, WIDE), force=flags.force)
@@ -85,28 +89,42 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _pictures(flags: Reconstruct) -> dict[Path, tuple[Path, ...]]:
-    """What is to be written, and the images that it shows."""
+class _Entry(NamedTuple):
+    """One image of a source."""
+
+    source: "ImageSource"
+    index: int
+
+
+def _open(flags: Reconstruct) -> list[_Entry]:
+    """Returns all images, whose headers are sound."""
+    from flax_vae.images import open_images, scan_images
+
     if not flags.images:
-        raise UserError("no image is named; give one or several files")
+        raise UserError(f"no input images; pass one or more addresses, each {ADDRESSES}")
+    if flags.limit is not None and flags.limit < 1:
+        raise UserError(f"limit={flags.limit} must be at least 1")
+    entries = []
+    with _without_warnings():
+        for address in flags.images:
+            source = open_images(address)
+            found = scan_images(source, range(len(source))[: flags.limit])
+            found.require_sound()
+            entries += [_Entry(source, index) for index in found.sizes]
+    return entries
+
+
+def _pictures(entries: list[_Entry], flags: Reconstruct) -> dict[Path, list[_Entry]]:
+    """Returns the images that each file is to show."""
     if flags.out is not None:
-        return {flags.out: flags.images}
-    outs = {Path(f"{path.stem}.reconstruction.png"): (path,) for path in flags.images}
-    if len(outs) < len(flags.images):
+        return {flags.out: entries}
+    outs = {
+        Path(f"{Path(source.name(index)).stem}.reconstruction.png"): [_Entry(source, index)]
+        for source, index in entries
+    }
+    if len(outs) < len(entries):
         raise UserError("two of the images have one name; name one picture for all of them with --out")
     return outs
-
-
-def _check_image(path: Path) -> None:
-    from flax_vae.convert.console import printable
-    from flax_vae.images import image_size
-
-    if path.is_dir():
-        raise DataError(f"{printable(path)} is a folder; name the image files in it")
-    if not path.exists():
-        raise DataError(f"{printable(path)} does not exist; name an image file")
-    with _without_warnings():
-        image_size(path)
 
 
 def _check_out(out: Path, flags: Reconstruct) -> None:
@@ -118,7 +136,7 @@ def _check_out(out: Path, flags: Reconstruct) -> None:
     if out.suffix.lower() != ".png":
         raise UserError(f"{name} does not end in .png, and pictures are PNG files; choose such a name with --out")
     if out.exists():
-        if any(out.samefile(image) for image in flags.images):
+        if any(out.samefile(address) for address in flags.images if os.path.exists(address)):
             raise UserError(f"{name} is one of the images; choose another name with --out")
         if not flags.force:
             raise UserError(f"{name} exists already; replace it with --force, or choose another name with --out")
@@ -138,19 +156,18 @@ def _load(flags: Reconstruct) -> "tuple[AutoEncoder, Any]":
     return model, params
 
 
-def _compare(path: Path, model: "AutoEncoder", params: Any, flags: Reconstruct) -> "Comparison":
+def _compare(entry: _Entry, model: "AutoEncoder", params: Any, flags: Reconstruct) -> "Comparison":
     import jax
     import numpy as np
 
-    from flax_vae.convert.console import printable
-    from flax_vae.images import compare_images, read_image, to_uint8
+    from flax_vae.images import compare_images, to_uint8
     from flax_vae.inference import needs_bands, reconstruct
 
-    name = printable(path)
+    name = entry.source.label(entry.index)
     too_large = f"{name} is too large for the memory of this machine; make it smaller, or try --dtype bfloat16"
     try:
         with _without_warnings():
-            image = read_image(path)
+            image = entry.source[entry.index]
         height, width, _ = image.shape
         in_bands = needs_bands(model.params, height, width, flags.dtype)
         made = reconstruct(model, params, image[None], flags.time, in_bands=in_bands).images[0]

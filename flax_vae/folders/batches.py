@@ -15,7 +15,7 @@ class ImageEntry:
 
     Attributes:
       number: its position in the sorted list of all of them.
-      name: path within the source.
+      name: Name within the source.
       height: in pixels, upright.
       width: in pixels, upright.
     """

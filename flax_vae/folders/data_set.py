@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +29,17 @@ from flax_vae.convert.latents import (
     shard_file,
     write_shard,
 )
-from flax_vae.errors import UserError
+from flax_vae.errors import DataError, UserError
 from flax_vae.folders.batches import BatchLimits, Shard
 from flax_vae.folders.output_folder import plan_sha256, read_plan, require_empty, require_same_plan, some, write_plan
 from flax_vae.folders.parts import Part, resolve_parts
-from flax_vae.folders.scan import Scan
-from flax_vae.images import file_digest
+from flax_vae.images import ImageScan, in_threads
 
 OURS = re.compile(
     r"plan\.json|index\.json|statistics\.json|skipped\.jsonl|images-\d{5,}\.jsonl|latents-\d{5,}\.safetensors"
 )
 _FORMAT = 2  # of the plan; 1 had no digests of the images
 _REMEDY = "give the same again, choose another folder, or begin anew with --force"
-_THREADS = 16  # hash source images, which is mostly waiting
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,9 @@ class DataSet:
     plans: Mapping[int, str]
 
     @classmethod
-    def begin(cls, folder: Path, found: Scan, encoding: Encoding, grouping: BatchLimits, append: bool) -> "DataSet":
+    def begin(
+        cls, folder: Path, found: ImageScan, encoding: Encoding, grouping: BatchLimits, append: bool
+    ) -> "DataSet":
         """Writes the plan, or compares it with that of an earlier start and extends it.
 
         Raises:
@@ -110,36 +109,41 @@ class DataSet:
                     found[shard.number] = notes
         return found
 
-    def intact(self, shards: Sequence[Shard], source: Path) -> tuple[dict[int, ShardNotes], tuple[str, ...]]:
+    def intact(self, shards: Sequence[Shard], found: ImageScan) -> tuple[dict[int, ShardNotes], tuple[str, ...]]:
         """Reads all of the shards that are there, and the images that they were encoded from.
 
         Args:
           shards: Shards of the plan.
-          source: Folder of the images.
+          found: What the source holds.
 
         Returns:
           The shards whose every bit is as it was written, and the names of those that are there and are not.
 
         Raises:
           UserError: If the content of an image is not what was encoded, naming the images.
-          StorageError: If an image cannot be read.
+          DataError: If an image cannot be read.
         """
         done = self.whole(shards)
         changed: list[str] = []
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for number, notes in list(done.items()):
-                try:
-                    encoded = read_sources(self.folder / shard_file(number))
-                except FileError:
-                    del done[number]
-                    continue
-                encoded |= {skip.name: skip.source_sha256 for skip in notes.skipped if skip.source_sha256}
-                digests = pool.map(lambda name: file_digest(source / name)[1], encoded)
-                pairs = zip(encoded.items(), digests, strict=True)
-                changed += [printable(name) for (name, before), now in pairs if before != now]
+        for number, notes in list(done.items()):
+            try:
+                encoded = read_sources(self.folder / shard_file(number))
+            except FileError:
+                del done[number]
+                continue
+            encoded |= {skip.name: skip.source_sha256 for skip in notes.skipped if skip.source_sha256}
+            if not encoded.keys() <= found.positions.keys():
+                del done[number]
+                continue
+            before = {found.positions[name]: sha256 for name, sha256 in encoded.items()}
+            for index, digest in in_threads(found.source.digest, before):
+                if isinstance(digest, DataError):
+                    raise digest
+                if digest[1] != before[index]:
+                    changed.append(printable(found.source.name(index)))
         if changed:
             raise UserError(
-                f"{len(changed):,} images in {printable(source)} changed since they were encoded "
+                f"{len(changed):,} images in {found.source.where} changed since they were encoded "
                 f"({some(sorted(changed))}); restore them, choose another folder, or begin anew with --force"
             )
         files = (shard_file(shard.number) for shard in shards if shard.number not in done)
@@ -160,7 +164,7 @@ class DataSet:
         """Writes one."""
         write_shard(self.folder, number, content, self.plans[number])
 
-    def complete(self, found: Scan, encoding: Encoding, notes: list[ShardNotes]) -> None:
+    def complete(self, found: ImageScan, encoding: Encoding, notes: list[ShardNotes]) -> None:
         """Writes what is told of all shards together, where it is not there already; the index last."""
         plan = read_plan(self.folder, PLAN, _REMEDY) or {}
         if plan.get("parts") != [part.record for part in self.parts]:
@@ -170,8 +174,9 @@ class DataSet:
             if not path.is_file() or path.read_bytes() != text.encode():
                 _write(path, text)
 
-    def _summaries(self, found: Scan, encoding: Encoding, notes: list[ShardNotes]) -> Iterator[tuple[str, str]]:
-        skipped = [*found.bad, *((skip.name, skip.reason) for note in notes for skip in note.skipped)]
+    def _summaries(self, found: ImageScan, encoding: Encoding, notes: list[ShardNotes]) -> Iterator[tuple[str, str]]:
+        unreadable = ((found.source.name(index), str(error)) for index, error in found.errors.items())
+        skipped = [*unreadable, *((skip.name, skip.reason) for note in notes for skip in note.skipped)]
         if skipped:
             lines = [json.dumps({"name": name, "reason": reason}) for name, reason in sorted(skipped)]
             yield SKIPPED, "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Folders of images to latent data sets: planned, computed shard by shard, resumed, put together.
+"""Images to latent data sets: planned, computed shard by shard, resumed, put together.
 
 A shard appears under its name only when it is whole, so whatever ends a process leaves whole shards; the next start
 computes those that are missing.  Of those that are there it reads the source images again, all of their bytes, and
@@ -7,6 +7,7 @@ processes share the shards out by their numbers and never speak to each other: w
 the statistics and the index, and if two do at once, they write the same bytes.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from flax_vae.autoencoder import AutoEncoder
-from flax_vae.convert.console import Progress, printable
+from flax_vae.convert.console import Progress
 from flax_vae.convert.files import remove_content
 from flax_vae.convert.latents import Encoding, shard_file
 from flax_vae.errors import UserError
@@ -27,8 +28,7 @@ from flax_vae.folders.batches import BatchLimits, Shard, programs
 from flax_vae.folders.data_set import OURS, DataSet
 from flax_vae.folders.output_folder import clean, continued, held, replaced
 from flax_vae.folders.pipeline import EncodePipeline, Skips
-from flax_vae.folders.scan import scan
-from flax_vae.images import StorageError
+from flax_vae.images import StorageError, open_images, scan_images
 from flax_vae.inference import DECODES
 
 
@@ -62,7 +62,7 @@ class EncodeReport:
 
 
 def encode_folder(
-    source: Path,
+    source: str | os.PathLike[str],
     destination: Path,
     model: AutoEncoder,
     params: dict[str, Any],
@@ -77,14 +77,14 @@ def encode_folder(
     devices: Sequence[Any] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> EncodeReport:
-    """Encodes all images below a folder into a latent data set, or goes on with one that was begun.
+    """Encodes all images at an address into a latent data set, or continues one that was begun.
 
     The result depends on the images, the weights, `encoding` and `grouping` alone: on one kind of machine it is the
     same to the last bit however often it was interrupted, and by however many processes it was made, as long as each
     has as many devices.
 
     Args:
-      source: the images; see `flax_vae.images.read` for what is read.
+      source: Address of the images; see `flax_vae.images.open_images`.
       destination: the data set; see `flax_vae.convert.latents.index`.
       model: the autoencoder, with the `dtype` that `encoding` names.
       params: its parameters; those of the decoder may be missing.
@@ -113,17 +113,17 @@ def encode_folder(
     if force and append:
         raise UserError("append= (--append) keeps the latents that are there and force= (--force) does not; give one")
     grouping = grouping or BatchLimits()
-    found = scan(source)
+    found = scan_images(open_images(os.fspath(source)))
     skips = Skips(skip_bad)
-    skips.add(*(reason for _, reason in found.bad))
-    if not found.pictures:
-        raise UserError(f"none of the {len(found.bad)} images in {printable(source)} can be read")
+    skips.add(*found.reasons)
+    if not found.sizes:
+        raise UserError(f"none of the {len(found.errors)} images in {found.source.where} can be read")
     place = replaced(destination, OURS) if force else continued(destination)
     with held(destination, shared=processes > 1), place as folder:
         try:
             data_set = DataSet.begin(folder, found, encoding, grouping, append)
             mine = data_set.shards[process::processes]
-            done, damaged = data_set.intact(mine, found.folder)
+            done, damaged = data_set.intact(mine, found)
         except StorageError:
             raise
         except UserError:
@@ -137,12 +137,12 @@ def encode_folder(
             skips.add(reason)
         todo = [shard for shard in mine if shard.number not in done]
         begun, computing = time.monotonic(), 0.0
-        for line in (*found.notes, *programs(todo, encoding.multiple)):
+        for line in (*found.source.notes, *programs(todo, encoding.multiple)):
             tell(line)
         if todo:
             data_set.withdraw_index(todo)
             encoder = LatentEncoder(model, params, encoding, jax.local_devices() if devices is None else devices)
-            run = EncodePipeline(found.folder, encoding, grouping.max_pixels, encoder, data_set.write, skips)
+            run = EncodePipeline(found, encoding, grouping.max_pixels, encoder, data_set.write, skips)
             with Progress(_images(mine), _images(mine) - _images(todo)) as progress:
                 computing = run(todo, progress).busy
         seconds = time.monotonic() - begun
@@ -151,13 +151,13 @@ def encode_folder(
         if len(there) == len(data_set.shards):
             data_set.complete(found, encoding, list(there.values()))
     return EncodeReport(
-        found=len(found.pictures) + len(found.bad),
+        found=len(found.source),
         images=_images(todo) - sum(passed_over.get(shard.number, 0) for shard in todo),
         encoded=sum(shard.images - passed_over[shard.number] for shard in data_set.shards if shard.number in there),
         entries=sum(notes.record.entries for notes in there.values()),
         shards=len(there),
         missing=len(data_set.shards) - len(there),
-        skipped=len(found.bad) + sum(passed_over.values()),
+        skipped=len(found.errors) + sum(passed_over.values()),
         seconds=seconds,
         computing=computing / max(seconds, 1e-9),
         damaged=damaged,

@@ -17,14 +17,14 @@ from flax_vae.convert.latents import images_file
 from flax_vae.errors import UserError
 from flax_vae.folders.batches import BatchLimits, ImageEntry, Shard, plan_shards
 from flax_vae.folders.output_folder import some
-from flax_vae.folders.scan import Scan
+from flax_vae.images import ImageScan
 
 
 class PlannedImage(NamedTuple):
     """One image of a part.
 
     Attributes:
-      name: Path within the source.
+      name: Name within the source.
       height: Height in pixels, upright; None where the image's header cannot be read.
       width: Width in pixels, upright; None where the image's header cannot be read.
     """
@@ -39,7 +39,7 @@ class Part:
     """Images that are encoded together.
 
     Attributes:
-      rows: The images, sorted by name.
+      rows: The images, in the order of the source.
       first: Number of the first of them.
     """
 
@@ -66,13 +66,13 @@ class Part:
         return [Shard(first + shard.number, shard.batches) for shard in plan_shards(pictures, multiple, grouping)]
 
 
-def images_of(found: Scan) -> list[PlannedImage]:
-    """Returns all images of a scan, sorted by name."""
-    rows = [PlannedImage(picture.name, picture.height, picture.width) for picture in found.pictures]
-    return sorted(rows + [PlannedImage(name, None, None) for name, _ in found.bad])
+def images_of(found: ImageScan) -> list[PlannedImage]:
+    """Returns all images of a scan, in the order of the source."""
+    unreadable = None, None
+    return [PlannedImage(name, *found.sizes.get(index, unreadable)) for name, index in found.positions.items()]
 
 
-def resolve_parts(folder: Path, found: Scan, records: Sequence[dict[str, Any]], append: bool) -> list[Part]:
+def resolve_parts(folder: Path, found: ImageScan, records: Sequence[dict[str, Any]], append: bool) -> list[Part]:
     """Divides the images that a source holds now among the parts of a plan.
 
     Args:
@@ -105,7 +105,7 @@ def resolve_parts(folder: Path, found: Scan, records: Sequence[dict[str, Any]], 
     return [*parts, Part(tuple(now.values()), sum(len(part.rows) for part in parts))] if now else parts
 
 
-def _refuse(folder: Path, found: Scan, gone: list[str], changed: list[str], new: list[str]) -> None:
+def _refuse(folder: Path, found: ImageScan, gone: list[str], changed: list[str], new: list[str]) -> None:
     told = [
         f"{len(names):,} {what} ({some(names)})"
         for names, what in ((gone, "removed"), (changed, "changed"), (new, "added"))
@@ -116,7 +116,7 @@ def _refuse(folder: Path, found: Scan, gone: list[str], changed: list[str], new:
         if gone or changed:
             remedy = "restore the images, choose another folder, or begin anew with --force"
         raise UserError(
-            f"the images in {printable(found.folder)} are not those that {printable(folder)} was begun with: "
+            f"the images in {found.source.where} are not those that {printable(folder)} was begun with: "
             f"{', '.join(told)}; {remedy}"
         )
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -17,9 +16,8 @@ from flax_vae.convert.latents import ChannelStats, Encoding, LatentEntry, ShardC
 from flax_vae.errors import DataError, UserError, first_of
 from flax_vae.folders.batch_encoder import LatentEncoder
 from flax_vae.folders.batches import Batch, ImageEntry, Shard
-from flax_vae.folders.scan import read
 from flax_vae.folders.stream import stream
-from flax_vae.images import StorageError, file_content, pad_to_factor, to_float
+from flax_vae.images import ImageScan, StorageError, pad_to_factor, to_float
 
 
 class Skips:
@@ -74,7 +72,7 @@ class _Job(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """An image file that was read.
+    """An image that was read.
 
     Attributes:
       sha256: SHA-256 of its content; None where it could not be opened.
@@ -107,7 +105,7 @@ class EncodePipeline:
     """Computes shards.
 
     Attributes:
-      source: folder of the images.
+      found: What the source holds.
       encoding: what is stored.
       max_pixels: larger images are computed alone, on several devices.
       encoder: the model.
@@ -115,7 +113,7 @@ class EncodePipeline:
       skips: counts the images that cannot be read.
     """
 
-    source: Path
+    found: ImageScan
     encoding: Encoding
     max_pixels: int
     encoder: LatentEncoder
@@ -157,12 +155,19 @@ class EncodePipeline:
                 yield _Job(shard.number, content, batch, batch is shard.batches[-1])
 
     def _read(self, batch: Batch, picture: ImageEntry) -> _Source:
-        """Reads an image file once: what is decoded is what the digest is of."""
+        """Reads an image once, so that the digest is that of what is decoded."""
         sha256 = None
         try:
-            content = file_content(self.source / picture.name, printable(picture.name))
+            source, index = self.found.source, self.found.positions[picture.name]
+            content = source.content(index)
             sha256 = hashlib.sha256(content).digest()
-            pixels = read(content, picture)
+            pixels = source.decode(index, content)
+            if pixels.shape[:2] != (picture.height, picture.width):
+                # The image was exchanged meanwhile, or is a PNG that has its EXIF orientation behind its pixels.
+                raise DataError(
+                    f"{source.label(index)} is {pixels.shape[0]} x {pixels.shape[1]} pixels and was {picture.height} x "
+                    f"{picture.width} by its header; save it anew"
+                )
         except StorageError:  # nothing is known of it: passing over it would leave a hole
             raise
         except DataError as error:

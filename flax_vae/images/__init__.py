@@ -9,38 +9,42 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.images.comparison import WIDE, PanelLayout, draw_comparison, save_png, stack, visible_factor
-    from flax_vae.images.folder import list_folder
-    from flax_vae.images.read import StorageError, file_content, file_digest, image_size, read_image, upright_size
+    from flax_vae.images.formats import ADDRESSES, FORMATS
+    from flax_vae.images.read import StorageError, image_size, read_image
+    from flax_vae.images.scan import ImageScan, in_threads, open_images, require_storage, scan_images
     from flax_vae.images.scores import Comparison, ImageScores, compare_images, psnr, ssim
     from flax_vae.images.sizes import pad_to_factor, padded_size, to_float, to_uint8
-    from flax_vae.images.sources import FolderSource, ImageSource, open_images
+    from flax_vae.images.sources import FolderSource, ImageSource, ImageSubset
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "ADDRESSES",
     "Comparison",
+    "FORMATS",
     "FolderSource",
+    "ImageScan",
     "ImageScores",
     "ImageSource",
+    "ImageSubset",
     "PanelLayout",
     "StorageError",
     "WIDE",
     "compare_images",
     "draw_comparison",
-    "file_content",
-    "file_digest",
     "image_size",
-    "list_folder",
+    "in_threads",
     "open_images",
     "pad_to_factor",
     "padded_size",
     "psnr",
     "read_image",
+    "require_storage",
     "save_png",
+    "scan_images",
     "ssim",
     "stack",
     "to_float",
     "to_uint8",
-    "upright_size",
     "visible_factor",
 ]

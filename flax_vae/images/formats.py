@@ -16,6 +16,11 @@ READ: dict[str, tuple[str, ...]] = {
 }
 SUFFIXES = frozenset(suffix for suffixes in READ.values() for suffix in suffixes)
 FORMATS = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and TGA"  # as help, messages and README list them
+# The addresses of images as help, messages and README list them; `flax_vae.images.open_images` has the details.
+ADDRESSES = (
+    "a folder (searched recursively), an image file, an .npy or .npz file, ArrayRecord files, or hf:NAME for a Hugging "
+    "Face data set on the hub or on disk"
+)
 
 # Pictures that people have in their folders and that are not read: what they are, and what reads them.
 _PHOTOGRAPH = "save it as JPEG or PNG, for example with pillow-heif or heif-convert"

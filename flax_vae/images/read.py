@@ -26,7 +26,7 @@ _END = 4096  # bytes at each end of a file, where not all of it is read
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})  # as lasting as a damaged file, unlike a disk that fails
 
 
-_LYING = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+_ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 _MOST_BYTES = 1 << 30  # of a file: an uncompressed one of the most pixels and 16 bits takes 0.7 GB
 _MOST_AT_ONCE = 1 << 28  # of a file that its decoder takes whole into memory, as those of AVIF and WebP do
 _MOST_SCANS = 200  # of a progressive JPEG, each of which is decoded over all of it; cameras write about ten
@@ -39,32 +39,18 @@ class StorageError(DataError):
 
 
 def image_size(file: Path | bytes, name: str | None = None) -> tuple[int, int]:
-    """Height and width as stored, from the header alone.
+    """Returns height and width as a viewer shows them, from the header alone.
 
     Args:
-      file: path of the file, or what is in it.
-      name: what errors call it; None means its path.
+      file: Path of the file, or its content.
+      name: Name of the file in errors; None means its path.
 
     Raises:
-      StorageError: if the file is there no longer, or the disk fails.
-      DataError: if it is no image, has several frames, or is too large to be decoded safely.
+      StorageError: If the file is gone, or the disk fails.
+      DataError: If the file is not an image, has several frames, or is too large to be decoded safely.
     """
     with _opened(file, name or _path_of(file)) as image:
-        return image.height, image.width
-
-
-def upright_size(file: Path | bytes, name: str | None = None) -> tuple[int, int]:
-    """Height and width as a viewer shows it, from the header alone.
-
-    Args:
-      file: path of the file, or what is in it.
-      name: what errors call it; None means its path.
-
-    Raises:
-      StorageError, DataError: as `image_size`.
-    """
-    with _opened(file, name or _path_of(file)) as image:
-        return (image.width, image.height) if _lies(image) else (image.height, image.width)
+        return (image.width, image.height) if _is_rotated(image) else (image.height, image.width)
 
 
 def file_digest(file: Path | bytes | memoryview, *, whole: bool = True) -> tuple[int, str]:
@@ -266,13 +252,13 @@ def _check_scans(image: Image.Image, stream: _Metered, name: str) -> None:
             raise DataError(f"{name} is a JPEG of more than {_MOST_SCANS} scans; save it anew, or remove it")
 
 
-def _lies(image: Image.Image) -> bool:
-    """Whether the picture is stored on its side."""
+def _is_rotated(image: Image.Image) -> bool:
+    """Returns whether a viewer exchanges height and width."""
     if image.format == "TIFF":  # Pillow gives the upright size of these
         return False
     try:
         # Not the PNG's own method, which would decode all pixels in order to look behind them.
-        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in _LYING
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in _ROTATED
     except Exception:  # damaged notes: what comes of them is seen when the pixels are read
         return False
 

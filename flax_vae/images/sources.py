@@ -1,5 +1,6 @@
-"""Where images come from: a numbered list of them, whatever they lie in."""
+"""The protocol of a numbered list of images, and the sources whose images are files."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -9,74 +10,117 @@ from jaxtyping import UInt8
 
 from flax_vae.convert.console import printable
 from flax_vae.images.folder import list_folder
-from flax_vae.images.read import file_digest, image_size, read_image
+from flax_vae.images.read import file_content, file_digest, image_size, read_image
 
 
 class ImageSource(Protocol):
     """A fixed, numbered list of images.  Threads may read at the same time.
 
+    `len(source)` and `source[index]` are those of a sequence, so `grain.MapDataset.source(source)` takes one, and so
+    does any loader of random access.  Every `DataError` of an image begins with its label.
+
     Attributes:
-      where: its address, for messages.
-      notes: a line for each kind of thing there that is no image.
+      where: Address of the source, for messages.
+      notes: One line for each kind of thing at the address that is not an image.
     """
 
     where: str
+    notes: Sequence[str] = ()
 
-    @property
-    def notes(self) -> Sequence[str]: ...  # noqa: D102 - see above
-
+    @abstractmethod
     def __len__(self) -> int:
-        """How many there are."""
-        ...
+        """Returns the number of images."""
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns an image as a viewer shows it, in 8-bit RGB.
+
+        Raises:
+          IndexError: If there is no such image.
+          DataError: If the image cannot be used.
+          StorageError: If the image cannot be fetched.
+        """
+        index = range(len(self))[index]
+        return self.decode(index, self.content(index))
 
     def name(self, index: int) -> str:
-        """Of one image, unique, and fit to be printed."""
-        ...
+        """Returns the name of an image within the source, which is unique: a path, or the number from 0."""
+        return str(index)
 
+    def label(self, index: int) -> str:
+        """Returns what messages call an image, such as `photos.npz[12]`."""
+        return f"{Path(self.where).name}[{index}]"
+
+    @abstractmethod
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width as stored, without decoding the image; `DataError` if it cannot be used."""
-        ...
+        """Returns height and width of an image as `source[index]` has them, from its header alone.
 
-    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """One image, as 8-bit RGB; `DataError` if it cannot be used, `StorageError` if it cannot be had now."""
-        ...
+        Raises:
+          DataError: If the image cannot be used.
+          StorageError: If the image cannot be fetched.
+        """
+
+    @abstractmethod
+    def content(self, index: int) -> bytes | memoryview:
+        """Returns what is stored of an image: the bytes of an image file, or of pixels.
+
+        Raises:
+          DataError: If there is nothing to read.
+          StorageError: If the image cannot be fetched.
+        """
+
+    @abstractmethod
+    def decode(self, index: int, content: bytes | memoryview) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns an image from its content.
+
+        Args:
+          index: Number of the image.
+          content: Content of the image, from `content`.
+
+        Raises:
+          DataError: If the content is damaged or not an image.
+        """
 
     def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
-        """Bytes of one image as stored, and the SHA-256 of them or of their ends; see `flax_vae.images.file_digest`."""
-        ...
+        """Returns the size of an image's content in bytes and its SHA-256; see `flax_vae.images.file_digest`."""
+        return file_digest(self.content(index), whole=whole)
 
 
-def open_images(address: str) -> ImageSource:
-    """The images at an address.
+class FileSource(ImageSource):
+    """A source whose images are image files, or the content of such files."""
 
-    Args:
-      address: as `DataConfig.folder`: a folder, an `.npy` or `.npz` file, `hf:...`, one `.array_record` file or a
-        pattern of them.
+    @abstractmethod
+    def file(self, index: int) -> Path | bytes:
+        """Returns the path of an image file, or its content."""
 
-    Raises:
-      DataError: if there is nothing of that kind, or the package that reads it is not installed.
-    """
-    from flax_vae.images.packed import ArrayRecordSource, ArraySource, HuggingFaceSource
+    def size(self, index: int) -> tuple[int, int]:
+        """Returns height and width as a viewer shows them."""
+        return image_size(self.file(index), self.label(index))
 
-    if address.startswith("hf:"):
-        return HuggingFaceSource(address)
-    if address.endswith((".npy", ".npz")):
-        return ArraySource(Path(address))
-    if ".array_record" in Path(address).name:
-        return ArrayRecordSource(address)
-    return FolderSource(Path(address))
+    def content(self, index: int) -> bytes:
+        """Returns the bytes of the image file."""
+        file = self.file(index)
+        return file if isinstance(file, bytes) else file_content(file, self.label(index))
+
+    def decode(self, index: int, content: bytes | memoryview) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns the picture that a viewer shows."""
+        return read_image(bytes(content), self.label(index))
+
+    def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
+        """Returns the bytes in the image file and their SHA-256."""
+        return file_digest(self.file(index), whole=whole)
 
 
-class FolderSource:
+class FolderSource(FileSource):
     """All image files below a folder, in any mix of sizes and formats, sorted by name."""
 
     def __init__(self, folder: Path):
         """Lists the files.
 
         Raises:
-          DataError: as `flax_vae.images.list_folder`.
+          DataError: If there is no image file, or see `flax_vae.images.list_folder`.
         """
         listed = list_folder(folder)
+        listed.require_images()
         self.where, self.notes = printable(folder), listed.notes
         self._folder, self._files = folder, listed.images
 
@@ -84,17 +128,80 @@ class FolderSource:
         return len(self._files)
 
     def name(self, index: int) -> str:
-        """The path, relative to the folder."""
+        """Returns the path relative to the folder."""
+        return self._files[index]
+
+    def label(self, index: int) -> str:
+        """Returns the path relative to the folder, printable."""
         return printable(self._files[index])
 
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width, from the header alone."""
-        return image_size(self._folder / self._files[index])
+    def file(self, index: int) -> Path:
+        """Returns the path of an image file."""
+        return self._folder / self._files[index]
 
-    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture a viewer would show."""
-        return read_image(self._folder / self._files[index])
+
+class SingleImageSource(FileSource):
+    """One image file."""
+
+    def __init__(self, path: Path):
+        """Stores the path."""
+        self.where, self._path = printable(path), path
+
+    def __len__(self) -> int:
+        return 1
+
+    def name(self, index: int) -> str:
+        """Returns the name of the file."""
+        return self._path.name
+
+    def label(self, index: int) -> str:
+        """Returns the path as it was given."""
+        return self.where
+
+    def file(self, index: int) -> Path:
+        """Returns the path of the file."""
+        return self._path
+
+
+class ImageSubset(ImageSource):
+    """Some images of another source."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int], where: str):
+        """Stores which images.
+
+        Args:
+          source: Source of the images.
+          indices: Numbers of the images in `source`.
+          where: Address of the subset, for messages.
+        """
+        self._source, self._indices, self.where = source, indices, where
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self._source[self._indices[index]]
+
+    def name(self, index: int) -> str:
+        """Returns the name of an image within the other source."""
+        return self._source.name(self._indices[index])
+
+    def label(self, index: int) -> str:
+        """Returns what messages of the other source call an image."""
+        return self._source.label(self._indices[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Returns height and width."""
+        return self._source.size(self._indices[index])
+
+    def content(self, index: int) -> bytes | memoryview:
+        """Returns the content in the other source."""
+        return self._source.content(self._indices[index])
+
+    def decode(self, index: int, content: bytes | memoryview) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns an image from its content."""
+        return self._source.decode(self._indices[index], content)
 
     def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
-        """Bytes in the file, and their SHA-256."""
-        return file_digest(self._folder / self._files[index], whole=whole)
+        """Returns the size of the content and its SHA-256."""
+        return self._source.digest(self._indices[index], whole=whole)

@@ -62,16 +62,18 @@ def alone(source: Path, weights: Path) -> list[float]:
     """
     import jax
 
-    from flax_vae.folders.batches import BatchLimits, plan_shards
-    from flax_vae.folders.scan import read, scan
+    from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards
+    from flax_vae.images.scan import open_images, scan_images
     from flax_vae.images.sizes import pad_to_factor, to_float
     from flax_vae.inference.model import load_model
 
     model, params = load_model(str(weights), None, "float32")
     factor, batches = model.params.factor, []
-    for shard in plan_shards(scan(source).pictures, factor, BatchLimits(BATCH, shard_size=SHARD)):
+    found = scan_images(open_images(str(source)))
+    entries = [ImageEntry(index, found.source.name(index), *size) for index, size in found.sizes.items()]
+    for shard in plan_shards(entries, factor, BatchLimits(BATCH, shard_size=SHARD)):
         for batch in shard.batches:
-            images = to_float(np.stack([pad_to_factor(read(source, picture), factor) for picture in batch.pictures]))
+            images = to_float(np.stack([pad_to_factor(found.source[p.number], factor) for p in batch.pictures]))
             batches.append(np.concatenate([images, images[: batch.full - len(images)]]))
     encode = jax.jit(partial(model.apply, sample=False, method="encode"))
     begun, worked = time.perf_counter(), time.process_time()

@@ -244,7 +244,10 @@ def test_a_complete_run_is_never_relabelled(runs, small, tmp_path, folder):
             {"data": dataclasses.replace(small.data, folder=str(tmp_path / "other"))},
             "other data .data: 1 edited .d.png",
         ),
-        ({"data": dataclasses.replace(small.data, folder=str(tmp_path / "empty"))}, "cannot be used: .*holds 0 images"),
+        (
+            {"data": dataclasses.replace(small.data, folder=str(tmp_path / "empty"))},
+            "cannot be used: .*holds no image file",
+        ),
         ({"seed": 1}, "trains no further .seed: 0 -> 1"),
     ]:
         with pytest.raises(RunError, match=message):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from flax_vae.convert.console import escaped_output, parse_flags, rewrite_line
+from flax_vae.images import ADDRESSES
 from flax_vae.train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
@@ -30,9 +31,13 @@ class EvalFlags:
     """Run directories (their export/), or weights of any kind: a model folder, a file, a checkpoint, hf:org/name.
     Several are compared, a line each."""
     data: Annotated[
-        str | None, arg(metavar="DATA", help_behavior_hint="(default: the image that the run held out)")
+        str | None,
+        arg(
+            metavar="DATA",
+            help=f"Images of any size: {ADDRESSES}.",
+            help_behavior_hint="(default: the image that the run held out)",
+        ),
     ] = None
-    """The images: a folder, or whatever else can be trained on."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
     """The architecture, where nothing beside the weights says it."""
     raw_weights: bool = False
@@ -110,21 +115,20 @@ def _run(flags: EvalFlags) -> int:
 
         check_scalable(folders[0])
     # JAX and Pillow: only now, when there is something to compute.
-    from flax_vae.images import open_images
+    from flax_vae.images import open_images, scan_images
     from flax_vae.train.evaluation import comparison
 
     source = open_images(flags.data) if flags.data is not None else _held_out(models[0])
     for note in source.notes:
         print(note, file=sys.stderr)
-    if not len(source):
-        raise TrainError(f"{source.where} holds no image that can be read; name others with --data")
+    count = len(source) if flags.limit is None else min(flags.limit, len(source))
+    scan_images(source, range(count)).require_sound()
     perceptual, lpips_missing = _load_lpips(flags)
     if perceptual is None and flags.worst_by == "lpips":
         raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")
     if len(folders) == 1:
-        return _one(flags, folders[0], source, perceptual, lpips_missing)
+        return _one(flags, folders[0], source, count, perceptual, lpips_missing)
     loaded = [_load(flags, folder) for folder in folders]  # all of them, before the first takes its time
-    count = len(source) if flags.limit is None else min(flags.limit, len(source))
     reports = [_evaluation(flags, *model, perceptual)(source, count) for model in loaded]
     print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
     print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or flags.lpips}")
@@ -132,7 +136,12 @@ def _run(flags: EvalFlags) -> int:
 
 
 def _one(
-    flags: EvalFlags, where: Path, source: "ImageSource", perceptual: "PerceptualDistance | None", lpips_missing: str
+    flags: EvalFlags,
+    where: Path,
+    source: "ImageSource",
+    count: int,
+    perceptual: "PerceptualDistance | None",
+    lpips_missing: str,
 ) -> int:
     """Everything about one model."""
     from flax_vae.train.evaluation import (
@@ -149,7 +158,6 @@ def _one(
     meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
     model, params = _load(flags, where)
     evaluate = _evaluation(flags, model, params, perceptual, meter)
-    count = len(source) if flags.limit is None else min(flags.limit, len(source))
     worst = _Worst(flags.worst if flags.grid else 0, flags.worst_by, count)
     report = evaluate(source, count, worst)
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
+from flax_vae.images import ADDRESSES, FORMATS
+
 _RECIPE = "(default: the preset's own)"
 _NONE = "(default: none)"
 
@@ -72,9 +74,14 @@ class Flags:
     """What the backward pass computes again instead of keeping: less memory, more time."""
     compilation_cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=_NONE)] = None
     """Where compiled programs are kept, so that the next run with the same settings starts at once."""
-    data: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the shipped photographs)")] = None
-    """A folder of images, searched recursively (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and TGA);
-    or an .npy, .npz or .array_record file, or hf:NAME."""
+    data: Annotated[
+        str | None,
+        arg(
+            metavar="DATA",
+            help=f"Images of any size: {ADDRESSES}.  Image files are {FORMATS}.",
+            help_behavior_hint="(default: the shipped photographs)",
+        ),
+    ] = None
     accept_changed_data: FlagCreatePairsOff[bool] = False
     """Go on although images were added, removed or edited since the run began; config.json records it."""
     held_out: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: the last by name)")] = None

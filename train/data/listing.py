@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from flax_vae.images import StorageError
+from flax_vae.convert.console import printable
+from flax_vae.images import StorageError, in_threads
 from flax_vae.train.data.photographs import Photographs
 from flax_vae.train.errors import DataError
 
@@ -14,8 +14,6 @@ How = Literal["content", "ends"]
 MOST_BYTES = 2_000_000_000  # data sets up to this much are read whole at every start
 _ENDS = "ends sha256 "
 _HEX = 16  # characters kept of the SHA-256 of ends, since large data sets have many
-_THREADS = 16  # mostly waiting
-_CHUNK = 4096  # images at a time, so that millions need little memory
 _SHOW = 3  # names in one phrase
 
 
@@ -35,29 +33,24 @@ def data_listing(photographs: Photographs, how: How | None = None) -> dict[str, 
     """
     source = photographs.source
 
-    def describe(index: int, whole: bool) -> tuple[int, str]:
-        try:
-            size, digest = source.digest(index, whole=whole)
-        except StorageError:
-            raise
-        except DataError:  # may be skipped in training, but is different from an image that can be read
-            return 0, "unreadable"
-        return size, f"{size} bytes, " + (f"sha256 {digest}" if whole else f"{_ENDS}{digest[:_HEX]}")
-
     def read(whole: bool) -> tuple[int, dict[str, str]]:
         total, listing = 0, {}
-        for first in range(0, len(source), _CHUNK):
-            chunk = range(first, min(first + _CHUNK, len(source)))
-            for index, (size, text) in zip(chunk, pool.map(lambda index: describe(index, whole), chunk), strict=True):
-                listing[source.name(index)] = text
-                total += size
+        for index, found in in_threads(lambda index: source.digest(index, whole=whole), range(len(source))):
+            if isinstance(found, StorageError):
+                raise found
+            name = printable(source.name(index))
+            if isinstance(found, DataError):  # may be skipped in training, but differs from an image that can be read
+                listing[name] = "unreadable"
+                continue
+            size, digest = found
+            listing[name] = f"{size} bytes, " + (f"sha256 {digest}" if whole else f"{_ENDS}{digest[:_HEX]}")
+            total += size
         return total, listing
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        if how == "content":
-            return read(whole=True)[1]
-        total, listing = read(whole=False)
-        return listing if how == "ends" or total > MOST_BYTES else read(whole=True)[1]
+    if how == "content":
+        return read(whole=True)[1]
+    total, listing = read(whole=False)
+    return listing if how == "ends" or total > MOST_BYTES else read(whole=True)[1]
 
 
 def how_listed(listing: Mapping[str, str]) -> How:

@@ -4,19 +4,23 @@ What a crop shows is a pure function of (seed, step, index): no iterator has a s
 hold, and any machine can make any example.
 """
 
-import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from flax_vae.convert.console import printable
-from flax_vae.errors import first_of
-from flax_vae.images import ImageSource, StorageError, to_float
+from flax_vae.images import (
+    ImageSource,
+    ImageSubset,
+    StorageError,
+    in_threads,
+    require_storage,
+    scan_images,
+    to_float,
+)
 from flax_vae.train.config import DataConfig
 from flax_vae.train.data.crops import WORDS, cut, fitted_size, resize_shorter_side, uniform_below
 from flax_vae.train.data.refusals import TooSmallError, refusal, too_many
@@ -25,10 +29,6 @@ from flax_vae.train.errors import DataError
 
 SHIPPED_HELD_OUT = "chelsea.jpg"
 _KEEP_BYTES = 1 << 30  # decoded photographs up to this much stay in memory, the rest are decoded when drawn
-_THREADS = 16  # for reading headers: mostly waiting
-_CHUNK = 4096  # images whose headers are asked for at a time, so that millions need little memory
-
-T = TypeVar("T")
 
 
 class Photographs:
@@ -56,7 +56,7 @@ class Photographs:
                 f"be held out{''.join(f'; {note}' for note in self.source.notes)}"
             )
         self._held_out = _choose_held_out(config, self.source)
-        self.held_out_name = self.source.name(self._held_out)
+        self.held_out_name = printable(self.source.name(self._held_out))
         self._kept: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -65,7 +65,7 @@ class Photographs:
     @property
     def names(self) -> list[str]:
         """Of the photographs that are trained on, in order."""
-        return [self.source.name(index) for index in range(len(self.source)) if index != self._held_out]
+        return [printable(self.source.name(index)) for index in range(len(self.source)) if index != self._held_out]
 
     @property
     def crop_shape(self) -> tuple[int, int, int]:
@@ -80,7 +80,7 @@ class Photographs:
 
     def held_out(self) -> UInt8[np.ndarray, "h w 3"]:
         """The photograph that no step sees, whole."""
-        return resize_shorter_side(self.source.read(self._held_out), self._config.resize)
+        return resize_shorter_side(self.source[self._held_out], self._config.resize)
 
     def crop(self, seed: int, step: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
         """Example `index` of update `step`.
@@ -108,29 +108,27 @@ class Photographs:
         return to_float(np.stack([self.crop(seed, step, index) for index in range(batch_size)]))
 
     def _open(self) -> None:
-        errors: dict[int, DataError] = {}
+        found = scan_images(self.source, (index for index in range(len(self.source)) if index != self._held_out))
+        errors = found.errors
         keep, total = [], 0
-        trained = (index for index in range(len(self.source)) if index != self._held_out)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for index, size in _each(pool, self._check, trained):
-                if isinstance(size, DataError):
-                    errors[index] = size
-                    continue
-                total += 3 * size[0] * size[1]
-                if total <= _KEEP_BYTES:
-                    keep.append(index)
-            for index, image in _each(pool, self._load, keep):
-                if isinstance(image, DataError):
-                    errors[index] = image
-                else:
-                    self._kept[index] = image
-        storage = [str(errors[index]) for index in sorted(errors) if isinstance(errors[index], StorageError)]
-        if storage:  # nothing is known of these
-            raise StorageError(first_of(storage))
+        for index, size in found.sizes.items():
+            try:
+                height, width = self._check_size(index, *size)
+            except DataError as error:
+                errors[index] = error
+                continue
+            total += 3 * height * width
+            if total <= _KEEP_BYTES:
+                keep.append(index)
+        for index, image in in_threads(self._load, keep):
+            if isinstance(image, DataError):
+                errors[index] = image
+            else:
+                self._kept[index] = image
+        require_storage(errors.values())
         held_out = self._refused_held_out(errors)
         if self._config.bad_files == "skip":
-            for index, error in errors.items():
-                self._bad[index] = str(error)
+            self._bad |= {index: str(error) for index, error in errors.items()}
             self._check_count()
             errors = {}
         if errors or held_out is not None:
@@ -144,13 +142,13 @@ class Photographs:
             raise
         except DataError as error:
             good = [i for i in range(len(self.source)) if i != self._held_out and i not in errors]
-            such = f", such as {self.source.name(good[-1])!r}" if good else ""
+            such = f", such as {printable(self.source.name(good[-1]))!r}" if good else ""
             return f"{error} (it is the image that is held out); --held-out PATH names another{such}"
         return None
 
     def _refusal(self, errors: Mapping[int, DataError], held_out: str | None = None) -> DataError:
         ordered = [errors[index] for index in sorted(errors)]
-        return refusal(ordered, len(self.source) - 1, self._config.crop_size, held_out)
+        return refusal(self.source.where, ordered, len(self.source) - 1, self._config.crop_size, held_out)
 
     def _read(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
         """A photograph as it is cropped, or None if it has to be skipped."""
@@ -169,17 +167,13 @@ class Photographs:
                 self._check_count()
             return None
 
-    def _check(self, index: int) -> tuple[int, int]:
-        """Height and width as it will be cropped, from the header alone."""
-        return self._check_size(index, *self.source.size(index))
-
     def _load(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        image = self.source.read(index)
+        image = self.source[index]
         self._check_size(index, *image.shape[:2])
         return resize_shorter_side(image, self._config.resize)
 
     def _check_size(self, index: int, height: int, width: int) -> tuple[int, int]:
-        name = f"{self.source.where}/{self.source.name(index)}"
+        name = self.source.label(index)
         height, width = fitted_size(height, width, self._config.resize)
         if min(height, width) < self._config.crop_size:
             raise TooSmallError(f"{name} is {height} x {width}, smaller than crop_size={self._config.crop_size}")
@@ -196,30 +190,7 @@ class Photographs:
         most = max(self._config.max_bad_fraction * total, min(self._config.max_bad_count, total // 2))
         if len(self._bad) > most:
             reasons = [self._bad[index] for index in sorted(self._bad)]
-            raise too_many(reasons, total, self._config.max_bad_fraction)
-
-
-class OneImage:
-    """A source of one image of another."""
-
-    def __init__(self, source: ImageSource, index: int):
-        self._source, self._index = source, index
-        self.where, self.notes = f"{source.where}/{source.name(index)}", ()
-
-    def __len__(self) -> int:
-        return 1
-
-    def name(self, index: int) -> str:  # noqa: D102 - as in Source
-        return self._source.name(self._index)
-
-    def size(self, index: int) -> tuple[int, int]:  # noqa: D102 - as in Source
-        return self._source.size(self._index)
-
-    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:  # noqa: D102 - as in Source
-        return self._source.read(self._index)
-
-    def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:  # noqa: D102 - as in Source
-        return self._source.digest(self._index, whole=whole)
+            raise too_many(self.source.where, reasons, total, self._config.max_bad_fraction)
 
 
 def held_out_image(config: DataConfig) -> ImageSource:
@@ -229,23 +200,8 @@ def held_out_image(config: DataConfig) -> ImageSource:
       DataError: if there is no such source or image.
     """
     source = open_photographs(config.folder)
-    return OneImage(source, _choose_held_out(config, source))
-
-
-def _each(
-    pool: ThreadPoolExecutor, what: Callable[[int], T], indices: Iterable[int]
-) -> Iterator[tuple[int, T | DataError]]:
-    """What the function makes of each index, in order; its DataErrors are returned."""
-
-    def attempt(index: int) -> T | DataError:
-        try:
-            return what(index)
-        except DataError as error:
-            return error
-
-    indices = iter(indices)
-    while chunk := list(itertools.islice(indices, _CHUNK)):
-        yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+    index = _choose_held_out(config, source)
+    return ImageSubset(source, [index], f"{source.where}/{printable(source.name(index))}")
 
 
 def _choose_held_out(config: DataConfig, source: ImageSource) -> int:
@@ -254,6 +210,9 @@ def _choose_held_out(config: DataConfig, source: ImageSource) -> int:
     if wanted is None:
         return count - 1
     for index in range(count):
-        if source.name(index) == printable(wanted):
+        if printable(source.name(index)) == printable(wanted):
             return index
-    raise DataError(f"held_out={printable(wanted)!r} is none of the {count} images, such as {source.name(0)!r}")
+    example = printable(source.name(0))
+    raise DataError(
+        f"held_out={printable(wanted)!r} is none of the {count} images; give the name of one, as {example!r}"
+    )

@@ -12,14 +12,17 @@ class TooSmallError(DataError):
     """An image is smaller than the crops."""
 
 
-def refusal(errors: Sequence[DataError], total: int, crop_size: int, held_out: str | None = None) -> DataError:
+def refusal(
+    where: str, errors: Sequence[DataError], total: int, crop_size: int, held_out: str | None = None
+) -> DataError:
     """Returns one error for all images that cannot be used.
 
     Args:
-      errors: what is wrong with each image that is trained on, in order.
-      total: number of images that are trained on.
-      crop_size: side of the crops in pixels.
-      held_out: what is wrong with the held-out image, and which could be held out instead.
+      where: Address of the images.
+      errors: Error of each image that is trained on and cannot be used, in order.
+      total: Number of images that are trained on.
+      crop_size: Side of the crops in pixels.
+      held_out: Sentence on the held-out image if that cannot be used.
     """
     small = [str(error) for error in errors if isinstance(error, TooSmallError)]
     damaged = [str(error).removesuffix(_REMEDY) for error in errors if not isinstance(error, TooSmallError)]
@@ -32,14 +35,14 @@ def refusal(errors: Sequence[DataError], total: int, crop_size: int, held_out: s
         sentences.append(f"{_counted(damaged, total, 'cannot be used')}; --bad-files skip trains without {them}")
     if held_out is not None:
         sentences.append(held_out)
-    return DataError(". ".join(sentences))
+    return DataError(f"{where}: {'. '.join(sentences)}")
 
 
-def too_many(reasons: Sequence[str], total: int, fraction: float) -> DataError:
+def too_many(where: str, reasons: Sequence[str], total: int, fraction: float) -> DataError:
     """Returns the error for more unusable images than may be skipped."""
     enough = min(-(-100 * len(reasons) // total) / 100, 0.99)  # in hundredths, rounded up
     return DataError(
-        f"{len(reasons)} of {total} images cannot be used, more than max_bad_fraction={fraction}: "
+        f"{where}: {len(reasons)} of {total} images cannot be used, more than max_bad_fraction={fraction}: "
         f"{first_of([reason.removesuffix(_REMEDY) for reason in reasons])}; replace or remove them, or train without "
         f"them with --set data.max_bad_fraction={enough}"
     )

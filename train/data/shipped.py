@@ -3,7 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
-from flax_vae.images import FolderSource, ImageSource, open_images
+from flax_vae.images import ImageSource, open_images
 
 
 def shipped_photographs() -> Path:
@@ -17,4 +17,4 @@ def open_photographs(folder: str | None) -> ImageSource:
     Raises:
       DataError: if there is nothing of that kind, or the package that reads it is not installed.
     """
-    return FolderSource(shipped_photographs()) if folder is None else open_images(folder)
+    return open_images(str(shipped_photographs()) if folder is None else folder)

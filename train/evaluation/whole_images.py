@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from flax_vae import AutoEncoder
+from flax_vae.convert.console import printable
 from flax_vae.images import Comparison, ImageScores, ImageSource, compare_images, to_float, to_uint8
 from flax_vae.inference import reconstruct
 from flax_vae.train.errors import DataError, NotFiniteError
@@ -109,10 +110,10 @@ class Evaluation:
             made = reconstruct(self.model, self.params, filled, time, in_bands=self.in_bands)
             images, mean, logvar = (part[: len(originals)] for part in made)
             latents.add(mean, logvar)
-            wrong = [source.name(index) for index, image in zip(indices, images, strict=True) if not _finite(image)]
+            wrong = [source.label(index) for index, image in zip(indices, images, strict=True) if not _finite(image)]
             if wrong:
                 raise NotFiniteError(
-                    f"the reconstruction of {source.where}/{wrong[0]} holds NaN or infinite values; expected finite "
+                    f"the reconstruction of {wrong[0]} holds NaN or infinite values; expected finite "
                     "ones: use other weights"
                 )
             reconstructions = to_uint8(images)
@@ -120,7 +121,7 @@ class Evaluation:
                 self.frechet.add(originals, reconstructions)
             distances = self._distances(originals, reconstructions)
             for index, original, other, distance in zip(indices, originals, reconstructions, distances, strict=True):
-                comparison = compare_images(source.name(index), original, other, distance)
+                comparison = compare_images(printable(source.name(index)), original, other, distance)
                 scores[index] = comparison.scores
                 look(comparison)
         rfid = None if self.frechet is None else self.frechet.distance()
@@ -148,7 +149,7 @@ def _by_size(
     images: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
     held = 0
     for index in range(count):
-        images[index] = image = source.read(index)
+        images[index] = image = source[index]
         waiting.setdefault(image.shape, []).append(index)
         held += image.nbytes
         shape = image.shape

@@ -26,7 +26,8 @@ from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import latent_noise
 from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards
 from flax_vae.folders.encode import encode_folder, encoding_of
-from flax_vae.folders.scan import read, scan
+from flax_vae.images.read import read_image
+from flax_vae.images.scan import open_images, scan_images
 from flax_vae.images.sizes import pad_to_factor, to_float
 
 SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
@@ -93,8 +94,13 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def entries_of(folder):
+    found = scan_images(open_images(str(folder)))
+    return [ImageEntry(index, found.source.name(index), *size) for index, size in found.sizes.items()]
+
+
 def padded(folder, pictures):
-    return to_float(np.stack([pad_to_factor(read(folder / one.name, one), SMALL.factor) for one in pictures]))
+    return to_float(np.stack([pad_to_factor(read_image(folder / one.name), SMALL.factor) for one in pictures]))
 
 
 def filled(images, full):
@@ -127,7 +133,7 @@ def direct(source, model, devices, **call):
     """Each image, and what a plain jitted call gives for it in the batch that one device had."""
     run = jax.jit(partial(model[0].apply, **call))
     for batch in (
-        batch for shard in plan_shards(scan(source).pictures, SMALL.factor, GROUPING) for batch in shard.batches
+        batch for shard in plan_shards(entries_of(source), SMALL.factor, GROUPING) for batch in shard.batches
     ):
         full = -(-batch.full // devices)
         images = filled(padded(source, batch.pictures), full * devices)
@@ -167,7 +173,7 @@ def test_samples_depend_on_seed_and_image_and_on_nothing_else(tmp_path, model):
         for size, grouping in ((4, BatchLimits(4)), (1, BatchLimits(1, shard_size=1)))
     )
     posterior = jax.jit(partial(model[0].apply, method="posterior"))
-    images = padded(source, scan(source).pictures)
+    images = padded(source, entries_of(source))
     views = np.stack([images, images[:, :, ::-1]], axis=1).reshape(4, 8, 8, 3)  # each image, then its mirror image
     found, noise = posterior({"params": model[1]}, views), latent_noise(3, np.arange(4, dtype=np.uint32), (4, 4, 4))
     expected = 0.5 * (found.mean + found.std * noise - 0.25)
@@ -541,7 +547,7 @@ def test_folders_whose_names_are_no_utf_8(one, weights, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere", "dst"], "flax-vae encode: nowhere is no folder; give one with images in it"),
+        (["nowhere", "dst"], "flax-vae encode: nowhere does not exist; give a folder"),
         ([".", "dst"], "flax-vae encode: . holds no image file"),
         ([".", "dst", "--batch-size", "0"], "flax-vae encode: batch_size=0 must be at least 1"),
         ([".", "dst", "--process", "0"], "flax-vae encode: --processes and --process go together"),

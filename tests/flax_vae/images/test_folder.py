@@ -6,9 +6,8 @@ import pytest
 from PIL import Image
 
 from flax_vae.errors import DataError
-from flax_vae.folders.scan import scan
 from flax_vae.images.folder import list_folder
-from flax_vae.images.sources import open_images
+from flax_vae.images.scan import open_images, scan_images
 
 
 def touch(folder, *names):
@@ -77,18 +76,17 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path):
         list_folder(tmp_path)
 
 
-def test_training_evaluation_and_encoding_list_the_same(tmp_path):
+def test_images_and_notes_of_a_folder(tmp_path):
     image = Image.new("RGB", (16, 16), "red")
     for name in ("a.jfif", "b.tga", "c.gif"):
         image.save(tmp_path / name, "JPEG" if name == "a.jfif" else None)
     (tmp_path / "linked").symlink_to(tmp_path, target_is_directory=True)
     touch(tmp_path, "x.cr2")
-    source, found = open_images(str(tmp_path)), scan(tmp_path)
-    assert [source.name(index) for index in range(len(source))] == [picture.name for picture in found.pictures]
-    assert [picture.name for picture in found.pictures] == ["a.jfif", "b.tga", "c.gif"]
-    assert list(source.notes) == list(found.notes)
-    assert [source.size(index) for index in range(3)] == [(16, 16)] * 3
-    assert len(found.notes) == 2
+    source = open_images(str(tmp_path))
+    found = scan_images(source)
+    assert list(found.positions) == ["a.jfif", "b.tga", "c.gif"]
+    assert found.sizes == dict.fromkeys(range(3), (16, 16)) and not found.errors
+    assert len(source.notes) == 2
 
 
 def test_a_folder_of_other_formats_alone_says_what_reads_them(tmp_path):
@@ -96,4 +94,4 @@ def test_a_folder_of_other_formats_alone_says_what_reads_them(tmp_path):
     with pytest.raises(
         DataError, match=r"holds no image file.*PNG, JPEG, .*2 files \(a.heic, b.dng\).*pillow-heif.*rawpy"
     ):
-        scan(tmp_path)
+        open_images(str(tmp_path))

@@ -12,7 +12,7 @@ from PIL import Image
 from flax_vae.convert.extras import install_command
 from flax_vae.images.packed import ArraySource
 from flax_vae.images.read import StorageError
-from flax_vae.images.sources import open_images
+from flax_vae.images.scan import open_images
 from flax_vae.train.config.schema import DataConfig
 from flax_vae.train.data.photographs import Photographs
 from flax_vae.train.errors import DataError
@@ -101,7 +101,7 @@ def test_the_same_images_give_the_same_crops(tmp_path, write):
     assert len({source.name(index) for index in range(6)}) == 6
     assert {source.size(index) for index in range(6)} == {(12, 17)}
     with ThreadPoolExecutor(4) as pool:  # threads read at the same time
-        np.testing.assert_array_equal(list(pool.map(source.read, range(6))), IMAGES)
+        np.testing.assert_array_equal(list(pool.map(source.__getitem__, range(6))), IMAGES)
     expected = Photographs(DataConfig(folder=write_folder(tmp_path / "plain"), crop_size=8)).batch(0, 0, 16)
     photographs = Photographs(DataConfig(folder=address, crop_size=8))
     np.testing.assert_array_equal(photographs.batch(0, 0, 16), expected)
@@ -110,7 +110,7 @@ def test_the_same_images_give_the_same_crops(tmp_path, write):
 
 def test_an_array_stays_on_the_disk_and_its_images_are_numbered(tmp_path):
     address = write_npy(tmp_path / "x")
-    read = ArraySource(tmp_path / "x.npy").read(3)
+    read = ArraySource(tmp_path / "x.npy")[3]
     assert isinstance(read.base, np.memmap)
     photographs = Photographs(DataConfig(folder=address, crop_size=8, held_out="2"))
     assert photographs.names == ["0", "1", "3", "4", "5"]
@@ -119,13 +119,13 @@ def test_an_array_stays_on_the_disk_and_its_images_are_numbered(tmp_path):
 
 def test_grey_arrays_become_rgb(tmp_path):
     np.save(tmp_path / "x.npy", IMAGES[..., :1])
-    np.testing.assert_array_equal(open_images(str(tmp_path / "x.npy")).read(1), IMAGES[1][..., [0, 0, 0]])
+    np.testing.assert_array_equal(open_images(str(tmp_path / "x.npy"))[1], IMAGES[1][..., [0, 0, 0]])
 
 
 BAD_ARRAYS = {
-    "floats": (lambda path: np.save(path, IMAGES / 255.0), "holds float64, whose white is anyone's guess"),
+    "floats": (lambda path: np.save(path, IMAGES / 255.0), r"has dtype float64; expected uint8 in \[0, 255\]"),
     "channels first": (lambda path: np.save(path, IMAGES.transpose(0, 3, 1, 2)), "move the channels last"),
-    "one image": (lambda path: np.save(path, IMAGES[0]), r"shape \(12, 17, 3\), not \(n, h, w, 3\)"),
+    "one image": (lambda path: np.save(path, IMAGES[0]), r"shape \(12, 17, 3\); expected \(n, h, w, 3\)"),
     "pickles": (lambda path: np.save(path, np.array([{}]), allow_pickle=True), "cannot be read as an array"),
     "text": (lambda path: path.write_text("hello"), "cannot be read as an array"),
     "nothing": (lambda path: path.touch(), "cannot be read as an array"),
@@ -149,7 +149,7 @@ def test_an_archive_must_say_which_array_is_meant(tmp_path):
     with pytest.raises(DataError, match="of its 2 arrays none is called images"):
         open_images(str(tmp_path / "x.npz"))
     np.savez_compressed(tmp_path / "x.npz", only=IMAGES)
-    np.testing.assert_array_equal(open_images(str(tmp_path / "x.npz")).read(4), IMAGES[4])
+    np.testing.assert_array_equal(open_images(str(tmp_path / "x.npz"))[4], IMAGES[4])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_unknown_options_of_a_data_set_are_refused(option):
 
 def test_data_sets_without_what_was_asked_for_are_refused(tmp_path):
     address = write_saved(tmp_path / "data")
-    with pytest.raises(DataError, match="no column 'label' of images; those it has: image"):
+    with pytest.raises(DataError, match="no column 'label' of images; its columns of images: image"):
         open_images(f"{address},column=label")
     with pytest.raises(DataError, match="could not be loaded"):
         open_images(f"hf:{tmp_path / 'none'}")
@@ -183,8 +183,8 @@ def test_bad_rows_of_a_data_set_are_named(tmp_path):
     good = encoded(IMAGES[0])
     make_dataset([good, None, b"hello", good]).save_to_disk(tmp_path / "data")
     source = open_images(f"hf:{tmp_path / 'data'}")
-    for index, message in {1: "data/1 is empty", 2: "data/2 is no image that Pillow can read"}.items():
-        for function in (source.size, source.read):
+    for index, message in {1: r"data\[1\] is empty", 2: r"data\[2\] is no image that Pillow can read"}.items():
+        for function in (source.size, source.__getitem__):
             with pytest.raises(DataError, match=message):
                 function(index)
 
@@ -195,22 +195,22 @@ def test_a_data_set_may_hold_paths(tmp_path):
     paths = [str(tmp_path / "images" / f"{index}.png") for index in range(6)]
     data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
     data.save_to_disk(tmp_path / "data")
-    np.testing.assert_array_equal(open_images(f"hf:{tmp_path / 'data'}").read(4), IMAGES[4])
+    np.testing.assert_array_equal(open_images(f"hf:{tmp_path / 'data'}")[4], IMAGES[4])
 
 
 def test_bad_records_are_named_and_damaged_files_are_no_bad_images(tmp_path):
     good = encoded(IMAGES[0])
     address = write_records(tmp_path / "data", [good, b"hello", good, good])
-    with pytest.raises(DataError, match="array_record/1 is no image that Pillow can read"):
-        open_images(address).read(1)
-    with pytest.raises(DataError, match="is no file and matches none"):
+    with pytest.raises(DataError, match=r"array_record\[1\] is no image that Pillow can read"):
+        open_images(address)[1]
+    with pytest.raises(DataError, match="is not a file and matches none"):
         open_images(str(tmp_path / "none.array_record"))
 
     source = open_images(address)
     file = tmp_path / "data" / "train-0.array_record"
     file.write_bytes(file.read_bytes()[:20] + bytes(file.stat().st_size - 20))
-    with pytest.raises(StorageError, match="array_record/0 cannot be read"):
-        source.read(0)
+    with pytest.raises(StorageError, match=r"array_record\[0\] cannot be read"):
+        source[0]
     file.write_bytes(b"hello")
     with pytest.raises(DataError, match="cannot be read as ArrayRecord"):
         open_images(address)

@@ -165,8 +165,8 @@ BAD_IMAGES = [
         lambda path: Image.new("1", (10_000, 10_000)).save(path),
         "x.png has more than 89,478,485 pixels",
     ),
-    (lambda path: Path(path).mkdir(), "x.png is a folder; name the image files in it"),
-    (lambda path: None, "x.png does not exist; name an image file"),
+    (lambda path: Path(path).mkdir(), "x.png holds no image file; give a folder with images"),
+    (lambda path: None, "x.png does not exist; give a folder"),
 ]
 
 
@@ -182,7 +182,7 @@ def test_what_is_no_image_is_refused_in_one_line(write, message, model, here, ca
 
 
 BAD_FLAGS = [
-    ([], "no image is named; give one or several files"),
+    ([], "no input images; pass one or more addresses"),
     (["photo.png", "photo.png"], "two of the images have one name; name one picture for all of them with --out"),
     (["photo.png", "--out", "new.jpg"], "new.jpg does not end in .png"),
     (["photo.png", "--out", "."], ". is a folder; name a PNG file in it"),

@@ -15,9 +15,9 @@ from PIL import Image
 
 from flax_vae import AutoEncoder, from_pretrained, init_params, save_pretrained
 from flax_vae.convert import PRESETS, load_folder
+from flax_vae.images.scan import open_images
 from flax_vae.images.scores import Comparison, ImageScores, psnr, ssim
 from flax_vae.images.sizes import to_float, to_uint8
-from flax_vae.images.sources import open_images
 from flax_vae.train.cli import evaluate as eval_cli
 from flax_vae.train.errors import DataError, TrainError
 from flax_vae.train.evaluation.fid import FrechetMeter, frechet_distance, load_extractor
@@ -203,10 +203,10 @@ def test_every_image_is_reconstructed_whole(params, three):
     source = open_images(str(three))
     report = evaluate(source, 99, lambda it: seen.update({it.scores.name: it}))
 
-    expected = {source.name(index): by_hand(params, source.read(index)) for index in range(3)}
+    expected = {source.name(index): by_hand(params, source[index]) for index in range(3)}
     assert [image.name for image in report.images] == ["a.png", "b.png", "c.png"]
     for index, image in enumerate(report.images):
-        original, reconstruction = source.read(index), seen[image.name].reconstruction
+        original, reconstruction = source[index], seen[image.name].reconstruction
         assert close(reconstruction, expected[image.name][0])
         np.testing.assert_array_equal(seen[image.name].original, original)
         assert image.psnr == psnr(reconstruction, original)
@@ -234,7 +234,7 @@ def test_every_image_is_reconstructed_whole(params, three):
 
 def test_an_incomplete_batch_is_filled_up_and_the_filling_is_not_counted(params, three):
     evaluate = Evaluation(AutoEncoder(SMALL), params)
-    image = open_images(str(three)).read(0)
+    image = open_images(str(three))[0]
     filled = replace(evaluate, batch_size=2)(Listed([image, image, image]), 3)
     once = evaluate(Listed([image]), 1)
     assert [scores.psnr for scores in filled.images] == pytest.approx([once.images[0].psnr] * 3, abs=0.01)
@@ -259,7 +259,7 @@ class Listed:
     def size(self, index):
         return self.images[index].shape[:2]
 
-    def read(self, index):
+    def __getitem__(self, index):
         return self.images[index]
 
 
@@ -299,7 +299,7 @@ def test_bands_are_what_decodes_where_they_are_asked_for(params, three, monkeypa
 
 def test_no_images_are_no_evaluation(params, tmp_path):
     with pytest.raises(DataError, match="at least one"):
-        Evaluation(AutoEncoder(SMALL), params)(open_images(str(tmp_path)), 5)
+        Evaluation(AutoEncoder(SMALL), params)(Listed([]), 5)
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
@@ -309,7 +309,7 @@ def test_a_reconstruction_that_is_not_finite_has_no_scores(params, three):
     conv = params["decoder"]["conv_out"]
     huge = {**conv, "kernel": jnp.full_like(conv["kernel"], 3e38)}  # finite weights, whose products are not
     broken = {**params, "decoder": {**params["decoder"], "conv_out": huge}}
-    with pytest.raises(TrainError, match=r"the reconstruction of .*three.*/[abc].png holds NaN or infinite values"):
+    with pytest.raises(TrainError, match=r"the reconstruction of [abc].png holds NaN or infinite values"):
         Evaluation(AutoEncoder(SMALL), broken)(open_images(str(three)), 3)
 
 
