@@ -15,9 +15,8 @@ class DataConfig:
     """Which photographs, and what a step sees of them.
 
     Attributes:
-      folder: where the images are.  A folder, searched recursively; an `.npy` or `.npz` file, (n, h, w, 3) of uint8;
-        `hf:NAME_OR_PATH[,split=train][,column=image]`, a Hugging Face data set; one `.array_record` file of encoded
-        images, or a pattern of them; None means the photographs that the package ships.
+      folder: Address of the images, see `flax_vae.images.open_images`; None means the photographs that the package
+        ships.
       held_out: name of the one photograph that is never trained on: its path inside the folder, elsewhere its number
         from 0; None means `chelsea.jpg` of the shipped ones, and otherwise the last.
       crop_size: side of the random square crops, in pixels.

@@ -214,3 +214,26 @@ def test_bad_records_are_named_and_damaged_files_are_no_bad_images(tmp_path):
     file.write_bytes(b"hello")
     with pytest.raises(DataError, match="cannot be read as ArrayRecord"):
         open_images(address)
+
+
+@pytest.mark.parametrize("write", [write_folder, write_npy, write_saved, write_records])
+def test_grain_takes_a_source(tmp_path, write):
+    grain = pytest.importorskip("grain")
+    data = grain.MapDataset.source(open_images(write(tmp_path / "data"))).shuffle(seed=0)
+    assert sorted(image.tobytes() for image in data) == sorted(image.tobytes() for image in IMAGES)
+
+
+def test_a_source_is_indexed_as_a_sequence(tmp_path):
+    source = open_images(write_folder(tmp_path / "data"))
+    np.testing.assert_array_equal(list(source), IMAGES)
+    np.testing.assert_array_equal(source[-1], IMAGES[5])
+    with pytest.raises(IndexError):
+        source[6]
+
+
+def test_one_image_file_is_a_source(tmp_path):
+    write_folder(tmp_path / "data")
+    source = open_images(str(tmp_path / "data" / "3.png"))
+    assert (len(source), source.name(0), source.size(0)) == (1, "3.png", (12, 17))
+    assert source.label(0) == str(tmp_path / "data" / "3.png")
+    np.testing.assert_array_equal(source[0], IMAGES[3])
