@@ -16,11 +16,11 @@ def run_command(
     """Reads the flags and does the work.
 
     Args:
-      prog: the command as it is typed.
-      flags: what it takes.
-      work: from the flags to the exit status.
-      advice: what the same command will do after an interruption.
-      args: the words after the command's name; None takes those of the process.
+      prog: Command as it is typed.
+      flags: Dataclass of the flags.
+      work: Function from the flags to the exit status.
+      advice: Words on what the command does when it is given again after an interruption.
+      args: Words after the command's name; None takes those of the process.
 
     Returns:
       The exit status: that of the work, or 130 when interrupted.

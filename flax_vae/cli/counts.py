@@ -5,10 +5,10 @@ def counted(found: int, encoded: int, skipped: int, now: int) -> str:
     """One line whose numbers add up.
 
     Args:
-      found: images in the folder.
-      encoded: those of them that have latents.
-      skipped: those of them that could not be read.
-      now: those that this call encoded.
+      found: Images at the address.
+      encoded: Images that have latents.
+      skipped: Images that could not be read.
+      now: Images that this call encoded.
     """
     parts = [f"{encoded:,} encoded" + (f", {now:,} of them now" if 0 < now < encoded else "")]
     if skipped:

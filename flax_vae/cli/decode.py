@@ -29,11 +29,11 @@ class DecodeFlags:
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint=_NONE)] = None
     """The architecture, where nothing beside the weights says it."""
     raw_weights: FlagCreatePairsOff[bool] = False
-    """Of a checkpoint of training that holds both, take the weights themselves instead of their moving average."""
+    """Take the weights of a training checkpoint instead of their moving average, where it holds both."""
     other_model: FlagCreatePairsOff[bool] = False
     """Decode with a model that did not encode these latents."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation."""
+    """Computation dtype."""
     batch_size: Annotated[int, arg(metavar="N")] = 16
     """Latents at a time, on all devices together."""
     max_pixels: Annotated[int, arg(metavar="N")] = 1 << 21

@@ -43,17 +43,17 @@ class EncodeFlags:
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint=_NONE)] = None
     """The architecture, where nothing beside the weights says it."""
     raw_weights: FlagCreatePairsOff[bool] = False
-    """Of a checkpoint of training that holds both, take the weights themselves instead of their moving average."""
+    """Take the weights of a training checkpoint instead of their moving average, where it holds both."""
     store: Literal["mean", "moments", "sample"] = "mean"
     """The posterior's mean, scaled; mean and logvar, raw; or one sample of it, scaled."""
     seed: Annotated[int, arg(metavar="S")] = 0
-    """Of the samples; each depends on it and on the number of its image alone."""
+    """Sampling seed.  A sample depends only on the seed and the number of the image."""
     flip: FlagCreatePairsOff[bool] = False
     """Encode the mirror image of each too, as a second entry."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters and statistics stay as they are."""
+    """Computation dtype; parameters and statistics stay float32."""
     store_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the stored numbers."""
+    """Dtype of the stored latents."""
     batch_size: Annotated[int, arg(metavar="N")] = 16
     """Images at a time, on all devices of a process together, where there are so many of one size."""
     max_pixels: Annotated[int, arg(metavar="N")] = 1 << 21
@@ -75,7 +75,7 @@ class EncodeFlags:
     process: Annotated[int | None, arg(metavar="I", help_behavior_hint="(default: 0)")] = None
     """Which of them this is, from 0."""
     distributed: FlagCreatePairsOff[bool] = False
-    """The same, on a TPU pod, where JAX says which; all wait for the last."""
+    """Split the work over the processes of a TPU pod; every process waits for the slowest."""
     compilation_cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=_NONE)] = None
     """Where compiled programs are kept, so that the next start need not compile them."""
 

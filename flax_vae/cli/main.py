@@ -33,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-      args: the words after the program's name; None takes those of the process.
+      args: Words after the program's name; None takes those of the process.
 
     Returns:
       The exit status: 0; 1 for what the caller can put right; 2 for a misused command line; 130 when interrupted, 143

@@ -41,7 +41,7 @@ class Reconstruct:
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
     """The architecture, where nothing beside the weights says it."""
     raw_weights: bool = False
-    """Of a checkpoint of training that holds both, take the weights themselves instead of their moving average."""
+    """Take the weights of a training checkpoint instead of their moving average, where it holds both."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: IMAGE.reconstruction.png, here)")] = (
         None
     )
@@ -49,7 +49,7 @@ class Reconstruct:
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """Number of images of each address, the first ones."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Computation dtype."""
     time: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: none)")] = None
     """The condition of a model that takes a time."""
     force: bool = False

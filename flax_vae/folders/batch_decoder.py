@@ -31,13 +31,13 @@ class BatchDecoder:
         """Places the weights that decode.
 
         Args:
-          model: the autoencoder.
-          params: its parameters; those of the encoder may be missing.
-          encoding: how the latents were made.
+          model: Autoencoder.
+          params: Parameters of the model; those of the encoder may be missing.
+          encoding: Settings that the latents were encoded with.
           devices: `jax.Device`s of this process.
 
         Raises:
-          UserError: if the model takes a time and none was encoded with, or the other way round.
+          UserError: If the model takes a time and none was encoded with, or the other way round.
         """
         same_time(1, encoding.time, model.params)  # for its refusal
         self._model, self._encoding = model, encoding
@@ -75,12 +75,12 @@ class DecodePipeline:
     """Batches that are read, decoded and written at the same time.
 
     Attributes:
-      latents: the data set, in the dtype that it holds.
-      decoder: the model.
-      max_pixels: larger images are decoded band by band.
-      destination: folder for the images.
-      targets: path in it of each, by position in the data set.
-      missing: positions of those that are to be written.
+      latents: Data set in its stored dtype.
+      decoder: Model that decodes.
+      max_pixels: Pixels above which an image is decoded band by band.
+      destination: Folder for the images.
+      targets: Path of each image in the folder, by position in the data set.
+      missing: Positions of the images that are to be written.
     """
 
     latents: LatentDataset
@@ -94,8 +94,8 @@ class DecodePipeline:
         """Decodes batches, one after the other.
 
         Raises:
-          FileError: if a shard is damaged, or an entry of it impossible or not finite.
-          UserError: if what the model makes of a latent is not finite; nothing of its batch is written.
+          FileError: If a shard is damaged, or an entry of it impossible or not finite.
+          UserError: If what the model makes of a latent is not finite; nothing of its batch is written.
         """
 
         def begin(threads: ThreadPoolExecutor, batch: Batch) -> Future[Float[np.ndarray, "b h w c"]]:

@@ -19,8 +19,8 @@ def weights_sha256(params: dict[str, Any], without: Collection[str]) -> str:
     """SHA-256 of weights: the name, dtype, shape and numbers of each, in the order of their names.
 
     Args:
-      params: of a model.
-      without: the parts that do not count, `flax_vae.inference.DECODES` for what latents depend on.
+      params: Parameters of a model.
+      without: Parts that do not count, `flax_vae.inference.DECODES` for what latents depend on.
     """
     digest = hashlib.sha256()
     counted = {name: value for name, value in params.items() if name not in without}
@@ -38,9 +38,9 @@ def latent_noise(
     """The standard normal numbers, float32, that samples are drawn with: a pure function of seed, entry and shape.
 
     Args:
-      seed: of the data set.
+      seed: Seed of the data set.
       entries: `2 * number + flipped` of each, with the number of its image in the sorted list of all.
-      shape: of a raw latent: height, width, channels.
+      shape: Height, width and channels of a raw latent.
     """
     key = jax.random.key(seed)
     return jax.vmap(lambda entry: jax.random.normal(jax.random.fold_in(key, entry), shape, jnp.float32))(entries)
@@ -55,20 +55,20 @@ class LatentEncoder:
     another order, and agree to rounding.
 
     Attributes:
-      devices: that compute.
+      devices: Devices that compute.
     """
 
     def __init__(self, model: AutoEncoder, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
         """Places the weights that encode.
 
         Args:
-          model: the autoencoder, with `dtype` as `encoding` says.
-          params: its parameters; those of the decoder may be missing.
-          encoding: what to compute.
+          model: Autoencoder with the `dtype` of `encoding`.
+          params: Parameters of the model; those of the decoder may be missing.
+          encoding: Settings of the encoding.
           devices: `jax.Device`s of this process.
 
         Raises:
-          UserError: if the model takes a time and `encoding` has none, or the other way round.
+          UserError: If the model takes a time and `encoding` has none, or the other way round.
         """
         same_time(1, encoding.time, model.params)  # for its refusal
         self.devices = tuple(devices)
@@ -83,9 +83,9 @@ class LatentEncoder:
         """Starts the computation of a batch.
 
         Args:
-          full: see `DataParallel`.
-          images: in [-1, 1], at most `full` of them.
-          entries: see `latent_noise`.
+          full: Batch size of the compiled program; see `DataParallel`.
+          images: At most `full` images in [-1, 1].
+          entries: Numbers of the entries; see `latent_noise`.
 
         Returns:
           The parts that `Encoding.parts` names, `b h w c`, of at least as many images.

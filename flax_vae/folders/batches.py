@@ -14,10 +14,10 @@ class ImageEntry:
     """One image of a source.
 
     Attributes:
-      number: its position in the sorted list of all of them.
+      number: Position in the list of all images.
       name: Name within the source.
-      height: in pixels, upright.
-      width: in pixels, upright.
+      height: Height in pixels, upright.
+      width: Width in pixels, upright.
     """
 
     number: int
@@ -31,10 +31,10 @@ class Batch:
     """Images that are padded to one size.
 
     Attributes:
-      height: in pixels, padded.
-      width: in pixels, padded.
-      full: images that the program of this size takes; a batch of fewer is filled up.
-      pictures: in order of their numbers.
+      height: Height in pixels, padded.
+      width: Width in pixels, padded.
+      full: Images that the program of this size takes; a batch of fewer is filled up.
+      pictures: Images in order of their numbers.
     """
 
     height: int
@@ -61,12 +61,12 @@ class BatchLimits:
     """How images are put together.
 
     Attributes:
-      batch_size: images that are computed at once, at most.
-      max_pixels: pixels of all images of a batch together, at most; a larger image is computed alone.
-      shard_size: images whose latents go to one file.
+      batch_size: Images that are computed at once, at most.
+      max_pixels: Pixels of all images of a batch together, at most; a larger image is computed alone.
+      shard_size: Images whose latents go to one file.
 
     Raises:
-      UserError: if one is less than 1.
+      UserError: If one is less than 1.
     """
 
     batch_size: int = 16
@@ -87,9 +87,9 @@ def plan_shards(pictures: Sequence[ImageEntry], multiple: int, grouping: BatchLi
     and not after a night.
 
     Args:
-      pictures: the images, in order of their numbers.
-      multiple: sides are padded to multiples of it, in pixels.
-      grouping: the limits.
+      pictures: Images in order of their numbers.
+      multiple: Pixels that sides are padded to multiples of.
+      grouping: Limits of batches and shards.
     """
     buckets: dict[tuple[int, int], list[ImageEntry]] = {}
     for picture in pictures:
@@ -123,8 +123,8 @@ def programs(shards: Sequence[Shard], multiple: int) -> Iterator[str]:
     """Yields a line on the sizes that will be compiled, with a multiple of fewer where there are many.
 
     Args:
-      shards: what is to be computed.
-      multiple: sides are padded to multiples of it, in pixels.
+      shards: Shards that are to be computed.
+      multiple: Pixels that sides are padded to multiples of.
     """
     sizes = {(batch.height, batch.width, batch.full) for shard in shards for batch in shard.batches}
     if not sizes:

@@ -65,7 +65,7 @@ class DataSet:
         """Writes the plan, or compares it with that of an earlier start and extends it.
 
         Raises:
-          UserError: if the folder holds something else or was begun otherwise, or if the images are not those of the
+          UserError: If the folder holds something else or was begun otherwise, or if the images are not those of the
             plan; see `flax_vae.folders.parts.resolve_parts`.
         """
         settings = {"format": _FORMAT, "encoding": encoding.to_dict(), "grouping": asdict(grouping)}

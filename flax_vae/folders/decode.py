@@ -32,9 +32,9 @@ class DecodeReport:
     """What a call has done.
 
     Attributes:
-      images: that are in the folder now.
-      decoded: those of them that this call wrote.
-      seconds: that it took, without loading the model.
+      images: Images that are in the folder now.
+      decoded: Images that this call wrote.
+      seconds: Duration without loading the model.
     """
 
     images: int
@@ -59,20 +59,20 @@ def decode_folder(
     appears under its name only when it is whole, and whole ones are not decoded again.
 
     Args:
-      source: the data set.
-      destination: folder for the images.
-      model: the autoencoder.
-      params: its parameters.
-      grouping: how many latents are decoded at once; an image of more than `max_pixels` is decoded band by band.
-      other_model: whether another model than the one that encoded may decode.
+      source: Folder of the data set.
+      destination: Folder for the images.
+      model: Autoencoder.
+      params: Parameters of the model.
+      grouping: Limits of a batch; an image of more than `max_pixels` is decoded band by band.
+      other_model: Whether another model than the one that encoded may decode.
       devices: `jax.Device`s of this process; None takes all.
 
     Raises:
-      FileNotFoundError: if `source` is no complete latent data set.
-      FileError: if it is damaged, or names files outside the folder.
-      UserError: if another model encoded the latents, or if `destination` holds something else, was begun otherwise or
+      FileNotFoundError: If `source` is no complete latent data set.
+      FileError: If it is damaged, or names files outside the folder.
+      UserError: If another model encoded the latents, or if `destination` holds something else, was begun otherwise or
         is being written by somebody else.
-      OSError: if an image cannot be written, as on a full disk.
+      OSError: If an image cannot be written, as on a full disk.
     """
     grouping = grouping or BatchLimits()
     latents = LatentDataset(source, dtype=None, verify=True)

@@ -37,16 +37,16 @@ class EncodeReport:
     """What a call has done.
 
     Attributes:
-      found: images in the folder.
-      images: that it encoded; 0 where nothing was left to do.
-      encoded: images whose latents are there, from this call or another.
+      found: Images at the address.
+      images: Images that this call encoded; 0 where nothing was left to do.
+      encoded: Images whose latents are there, from this call or another.
       entries: latents in the shards that are there.
-      shards: that are there.
-      missing: shards that other processes have not written yet; without any the data set is complete.
-      skipped: images that were passed over, as far as they are known.
-      seconds: that encoding took, without loading the model.
-      computing: share of them in which the devices had a batch to compute, compiling included.
-      damaged: names of shards that were damaged, or made by another run, and were encoded again.
+      shards: Shards that are there.
+      missing: Shards that other processes have not written yet; without any the data set is complete.
+      skipped: Images that were passed over, as far as they are known.
+      seconds: Duration of encoding, without loading the model.
+      computing: Share of `seconds` in which the devices had a batch to compute, compiling included.
+      damaged: Names of shards that were damaged, or made by another run, and were encoded again.
     """
 
     found: int
@@ -85,26 +85,26 @@ def encode_folder(
 
     Args:
       source: Address of the images; see `flax_vae.images.open_images`.
-      destination: the data set; see `flax_vae.convert.latents.index`.
-      model: the autoencoder, with the `dtype` that `encoding` names.
-      params: its parameters; those of the decoder may be missing.
-      encoding: see `encoding_of`.
-      grouping: how images are put together; None takes the defaults.
-      skip_bad: images that may be passed over because they cannot be read; one more ends the call.
+      destination: Folder of the data set; see `flax_vae.convert.latents.index`.
+      model: Autoencoder with the `dtype` of `encoding`.
+      params: Parameters of the model; those of the decoder may be missing.
+      encoding: Settings of the encoding; see `encoding_of`.
+      grouping: Limits of batches and shards; None takes the defaults.
+      skip_bad: Images that may be passed over because they cannot be read; one more ends the call.
       append: Whether images that the source has gained since the first start are encoded too, into new shards; the
         earlier shards are not touched.  Until it is complete, readers see the data set without the new images.
       force: Whether to replace what an earlier start has written to `destination`, for one process alone.  It stays
         there until the new data set is complete.
-      process: which of several processes this is, from 0: it computes every `processes`-th shard.
-      processes: how many there are.
+      process: Number of this process, from 0: it computes every `processes`-th shard.
+      processes: Number of processes.
       devices: `jax.Device`s of this process; None takes all.
       tell: Called with each line on what was found and what is compiled, before anything is computed.
 
     Raises:
-      UserError: if `source` holds no images or too many bad ones, if images that were encoded are gone or changed, if
+      UserError: If `source` holds no images or too many bad ones, if images that were encoded are gone or changed, if
         `destination` holds something else, was begun otherwise or is being written by somebody else, or if a latent is
         not finite.
-      OSError: if a shard cannot be written, as on a full disk.
+      OSError: If a shard cannot be written, as on a full disk.
     """
     if not 0 <= process < processes:
         raise UserError(f"process={process} of processes={processes} must be from 0 to {processes - 1}")
@@ -168,13 +168,13 @@ def encoding_of(model: AutoEncoder, params: dict[str, Any], **settings: Any) -> 
     """The record of how this model encodes.
 
     Args:
-      model: the autoencoder; its `dtype` must be said.
-      params: its parameters.
-      settings: further fields of `Encoding`; without `multiple`, images are padded to multiples of the model's factor.
+      model: Autoencoder with an explicit `dtype`.
+      params: Parameters of the model.
+      settings: Further fields of `Encoding`; without `multiple`, images are padded to multiples of the model's factor.
 
     Raises:
-      UserError: if the model does not take RGB, or `multiple` is no multiple of its factor.
-      ValueError: if the model's dtype is not said.
+      UserError: If the model does not take RGB, or `multiple` is not a multiple of its factor.
+      ValueError: If the model has no explicit dtype.
     """
     record = model.params
     if record.in_channels != 3:

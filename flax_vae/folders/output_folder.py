@@ -25,13 +25,13 @@ def begin(folder: Path, file: str, plan: Mapping[str, Any], remedy: str) -> None
     """Writes the plan into the folder, or compares it with that of an earlier start.
 
     Args:
-      folder: that is to be filled.
-      file: name of the plan's file in it.
+      folder: Folder that is to be filled.
+      file: Name of the plan's file in the folder.
       plan: JSON-able values.
-      remedy: what to do if it was begun otherwise.
+      remedy: Advice if the folder was begun otherwise.
 
     Raises:
-      UserError: if the folder holds something else, or was begun with another plan, naming the differences.
+      UserError: If the folder holds something else, or was begun with another plan, naming the differences.
     """
     if read_plan(folder, file, remedy) is None:
         require_empty(folder, file)
@@ -43,7 +43,7 @@ def read_plan(folder: Path, file: str, remedy: str) -> dict[str, Any] | None:
     """Returns the plan of an earlier start; None if there was none.
 
     Raises:
-      UserError: if its file is damaged.
+      UserError: If its file is damaged.
     """
     try:
         return read_object(folder / file, 1 << 28)
@@ -63,7 +63,7 @@ def require_empty(folder: Path, *files: str) -> None:
     """Checks that a folder holds nothing but these files and what a killed start left unfinished.
 
     Raises:
-      UserError: if it holds anything else.
+      UserError: If it holds anything else.
     """
     others = [entry.name for entry in folder.iterdir() if entry.name not in files and not partial_of(entry.name)]
     if others:
@@ -77,7 +77,7 @@ def require_same_plan(folder: Path, earlier: Mapping[str, Any], plan: Mapping[st
     """Compares a plan with that of an earlier start.
 
     Raises:
-      UserError: if they differ, naming the differences.
+      UserError: If they differ, naming the differences.
     """
     different = list(_differences(earlier, json.loads(json.dumps(plan))))
     if different:
@@ -166,11 +166,11 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
     care keeps others out.
 
     Args:
-      folder: that is being filled.
-      shared: whether others that say so too may work in it.
+      folder: Folder that is being filled.
+      shared: Whether other processes that share it too may work in it.
 
     Raises:
-      UserError: if somebody else works there, or it is a file.
+      UserError: If another process works there, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another name for the folder")

@@ -24,8 +24,8 @@ class Skips:
     """Images that were passed over so far, in this and in earlier starts.
 
     Attributes:
-      most: that may be.
-      count: so far.
+      most: Images that may be passed over.
+      count: Images passed over so far.
     """
 
     def __init__(self, most: int):
@@ -35,10 +35,10 @@ class Skips:
         """Counts images that cannot be read.
 
         Args:
-          reasons: one sentence for each.
+          reasons: One sentence for each image.
 
         Raises:
-          DataError: if they are too many.
+          DataError: If they are too many.
         """
         self.count += len(reasons)
         if reasons and self.count > self.most:
@@ -50,7 +50,7 @@ class Clock:
     """When the devices had a batch to compute.
 
     Attributes:
-      busy: seconds so far.
+      busy: Seconds so far.
     """
 
     def __init__(self):
@@ -106,11 +106,11 @@ class EncodePipeline:
 
     Attributes:
       found: What the source holds.
-      encoding: what is stored.
-      max_pixels: larger images are computed alone, on several devices.
-      encoder: the model.
-      write: called with number and content of each shard, in order, in a thread of its own.
-      skips: counts the images that cannot be read.
+      encoding: Settings of the encoding.
+      max_pixels: Pixels above which an image is computed alone, on several devices.
+      encoder: Model that encodes.
+      write: Function that is called with number and content of each shard, in order, in a thread of its own.
+      skips: Counter of the images that cannot be read.
     """
 
     found: ImageScan
@@ -127,8 +127,8 @@ class EncodePipeline:
           How long the devices had something to do.
 
         Raises:
-          DataError: if more images than may be passed over cannot be read.
-          UserError: if a latent is not finite.
+          DataError: If more images than may be passed over cannot be read.
+          UserError: If a latent is not finite.
         """
         clock = Clock()
 

@@ -24,13 +24,13 @@ def stream(
     """Works through jobs, of which a few are under way at a time.
 
     Args:
-      jobs: what there is to do.
-      begin: starts the reading for a job in the threads that it is given, and returns their futures.
-      compute: waits for those, and starts the computation.
+      jobs: Jobs, in order.
+      begin: Function that starts the reading for a job in the threads that it is given, and returns their futures.
+      compute: Function that waits for those futures, and starts the computation.
       collect: waits for that, and puts away what comes of it; called in a thread of its own, one job after the other.
 
     Raises:
-      Exception: the first that one of them raises; nothing is under way then any more.
+      Exception: The first that one of them raises; nothing is under way then any more.
     """
     threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="files")
     collector = ThreadPoolExecutor(1, thread_name_prefix="collect")

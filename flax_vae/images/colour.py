@@ -18,7 +18,7 @@ def in_srgb(image: Image.Image) -> Image.Image:
     another kind of colours, or is sRGB.  Transparency is kept.
 
     Args:
-      image: in any mode but 16-bit ones, decoded.
+      image: Decoded image in any mode but 16-bit ones.
     """
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or not profile:

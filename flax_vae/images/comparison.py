@@ -19,12 +19,12 @@ class PanelLayout:
     """How large things are, in pixels.
 
     Attributes:
-      largest: side of an image; what is larger is drawn smaller.
-      smallest: longer side of an image; what is smaller is drawn larger, each pixel as a square.
-      gap: around and between images.
-      line: height of a row of text.
-      text: height of the letters.
-      title: the same, in the first caption.
+      largest: Longest side of an image; a larger image is reduced.
+      smallest: Shortest longer side of an image; a smaller image is enlarged, each pixel as a square.
+      gap: Space around and between images.
+      line: Height of a row of text.
+      text: Height of the letters.
+      title: Height of the letters of the first caption.
     """
 
     largest: int = 512
@@ -50,11 +50,11 @@ def draw_comparison(
     """Draws one row: original, reconstruction and their difference, under the captions.
 
     Args:
-      comparison: the images.
-      captions: lines above the row, of which the first is its title.
-      labels: one for each of the three images, above it; or none.
-      amplified: the difference is the absolute one of each channel, so many times as bright.
-      layout: how large all of it is.
+      comparison: The images.
+      captions: Lines above the row, of which the first is its title.
+      labels: Text above each of the three images; or none.
+      amplified: Factor that the absolute difference of each channel is multiplied by.
+      layout: Sizes of the parts of the row.
     """
     original, reconstruction, _ = comparison
     difference = np.minimum(_difference(comparison) * amplified, 255).astype(np.uint8)
@@ -94,7 +94,7 @@ def save_png(path: str | os.PathLike[str], picture: Image.Image, *, force: bool 
     """Writes a PNG file, whole or not at all.
 
     Raises:
-      OSError: as `flax_vae.convert.files.new_file`.
+      OSError: As `flax_vae.convert.files.new_file`.
     """
     with new_file(path, force=force) as file:
         picture.save(file, format="PNG")

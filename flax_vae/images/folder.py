@@ -17,12 +17,12 @@ class ImageFolder:
     """The files below a folder.  All names are paths relative to it, sorted.
 
     Attributes:
-      folder: that was looked through.
-      images: files whose ending is one of `flax_vae.images.formats.SUFFIXES`.
-      unread: pictures and films of other formats.
-      other: files of any other kind, hidden files and hidden folders.
-      lost: links that lead nowhere, and what is no file at all, such as pipes.
-      repeated: linked folders that are listed already, under another name or because they lead back.
+      folder: Folder that was searched.
+      images: Files whose ending is one of `flax_vae.images.formats.SUFFIXES`.
+      unread: Pictures and films of other formats.
+      other: Files of any other kind, hidden files and hidden folders.
+      lost: Dangling links, and entries that are not files, such as pipes.
+      repeated: Linked folders that are listed already under another name.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class ImageFolder:
         """Refuses a folder without images.
 
         Raises:
-          DataError: if there is none, with what there is instead.
+          DataError: If there is none, naming what there is instead.
         """
         if not self.images:
             instead = "".join(f"; {note}" for note in self.notes)
@@ -69,7 +69,7 @@ def list_folder(folder: Path) -> ImageFolder:
     own name, or else under that of the first link, in order of the names.  Hidden files and folders are not read.
 
     Raises:
-      DataError: if it is no folder, or a folder below it cannot be listed.
+      DataError: If it is not a folder, or a folder below it cannot be listed.
     """
     if not folder.is_dir():
         raise DataError(f"{printable(folder)} is no folder; give one with images in it or below it")

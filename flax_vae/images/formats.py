@@ -85,7 +85,7 @@ def what_is(head: bytes) -> tuple[str, str] | None:
     """What a file that is not read is, by its first bytes, and what to do with it; None where they are unknown.
 
     Args:
-      head: the first 32 bytes or more.
+      head: The first 32 bytes or more.
     """
     if not head:
         return "empty", "replace or remove it"

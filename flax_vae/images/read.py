@@ -57,12 +57,12 @@ def file_digest(file: Path | bytes | memoryview, *, whole: bool = True) -> tuple
     """Returns the bytes in a file, and the SHA-256 of them, or of its ends, in hexadecimal.
 
     Args:
-      file: path of the file, or what is in it.
-      whole: read all of it, and not only the first and the last 4 KiB.
+      file: Path of the file, or its content.
+      whole: Whether to read all of it instead of the first and the last 4 KiB.
 
     Raises:
-      StorageError: if it is there no longer, or the disk fails.
-      DataError: if it may not be read.
+      StorageError: If the file is gone, or the disk fails.
+      DataError: If it may not be read.
     """
     if not isinstance(file, Path):
         parts = [file] if whole or len(file) <= 2 * _END else [file[:_END], file[-_END:]]
@@ -109,12 +109,12 @@ def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray,
     are converted.
 
     Args:
-      file: path of the file, or what is in it.
-      name: what errors call it; None means its path.
+      file: Path of the file, or its content.
+      name: Name of the file in errors; None means its path.
 
     Raises:
-      StorageError: as `image_size`.
-      DataError: as `image_size`, and if the pixels are truncated or of a kind that has no agreed range.
+      StorageError: As `image_size`.
+      DataError: As `image_size`, and if the pixels are truncated or of a kind that has no agreed range.
     """
     name = name or _path_of(file)
     with _opened(file, name, whole=True) as image, _explained(name, "cannot be decoded"):
@@ -143,9 +143,9 @@ def _opened(file: Path | bytes, name: str, *, whole: bool = False) -> Iterator[I
     """The image with only its header read, checked for what would go wrong later.
 
     Args:
-      file: path of the file, or what is in it.
-      name: what errors call it.
-      whole: whether its pixels are to be read too.
+      file: Path of the file, or its content.
+      name: Name of the file in errors.
+      whole: Whether the pixels are to be read too.
     """
     with _explained(name, "is damaged"), closing(_stream(file, name)) as stream:
         try:
@@ -186,7 +186,7 @@ class _Metered:
     for minutes.  Those of real images have some hundred bytes and more.
 
     Attributes:
-      metered: whether reads are counted.
+      metered: Whether reads are counted.
     """
 
     def __init__(self, raw: BinaryIO, size: int, name: str):

@@ -16,10 +16,10 @@ class ImageScores(NamedTuple):
     """How close one reconstruction is.
 
     Attributes:
-      name: of the image.
-      height: in pixels.
-      width: in pixels.
-      psnr: decibels; infinite for an image that came back without a change.
+      name: Name of the image.
+      height: Height in pixels.
+      width: Width in pixels.
+      psnr: PSNR in decibels; infinite for equal images.
       ssim: None for an image smaller than its window.
       lpips: None where it was not asked for, or the image is too small for the network.
     """
@@ -55,10 +55,10 @@ def compare_images(
     """Measures PSNR and, where the image holds its window, SSIM.
 
     Args:
-      name: of the image.
+      name: Name of the image.
       original: 8-bit RGB.
-      reconstruction: of the same size.
-      lpips: goes with the other scores, where it is known.
+      reconstruction: 8-bit RGB of equal size.
+      lpips: LPIPS to store with the other scores, if known.
     """
     height, width = original.shape[:2]
     structure = ssim(reconstruction, original) if min(height, width) >= SSIM_WINDOW else None
@@ -73,7 +73,7 @@ def psnr(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
     """Peak signal-to-noise ratio in decibels, `10 log10(255² / MSE)` over all pixels and channels; inf if equal.
 
     Raises:
-      ValueError: if the two are not 8-bit images of one shape.
+      ValueError: If the two are not 8-bit images of one shape.
     """
     _check(image, reference)
     error = np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2)
@@ -86,7 +86,7 @@ def ssim(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
     The original definition: Gaussian weights, K1 = 0.01, K2 = 0.03, population covariance, no padding.
 
     Raises:
-      ValueError: if the two are not 8-bit images of one shape, or smaller than the window of 11 x 11.
+      ValueError: If the two are not 8-bit images of one shape, or smaller than the window of 11 x 11.
 
     Source: Wang, Bovik, Sheikh & Simoncelli 2004; equals scikit-image's `structural_similarity` with
     `gaussian_weights=True, use_sample_covariance=False`.

@@ -17,8 +17,8 @@ def pad_to_factor(images: Shaped[np.ndarray, "... h w c"], factor: int) -> Shape
     stays where it is: `[..., :h, :w, :]` of what comes back is the image again.
 
     Args:
-      images: in any dtype and range.
-      factor: pixels per latent row and column, `AutoEncoderParams.factor`.
+      images: Images in any dtype and range.
+      factor: Pixels per latent row and column, `AutoEncoderParams.factor`.
     """
     height, width = images.shape[-3:-1]
     rows, columns = padded_size(height, width, factor)

@@ -37,15 +37,15 @@ class Photographs:
     All headers are read at once, so that a file that cannot be used is known before the run begins.
 
     Attributes:
-      held_out_name: of the one photograph that is not trained on.
-      source: all of them, the held-out one included.
+      held_out_name: Name of the one photograph that is not trained on.
+      source: Source of all images, the held-out one included.
     """
 
     def __init__(self, config: DataConfig):
         """Opens the source and checks the images.
 
         Raises:
-          DataError: if there is no such source, fewer than two images, no such held-out image, or if the held-out
+          DataError: If there is no such source, fewer than two images, no such held-out image, or if the held-out
             image or, unless `config` says to skip them, another is damaged or smaller than the crop.
         """
         self._config = config
@@ -90,7 +90,7 @@ class Photographs:
         numbers and on the images, never on when the fault was found.
 
         Raises:
-          DataError: if an image has become unreadable, or too many are skipped.
+          DataError: If an image has become unreadable, or too many are skipped.
         """
         attempt = 0
         while True:
@@ -197,7 +197,7 @@ def held_out_image(config: DataConfig) -> ImageSource:
     """The image that a run with these settings never trains on, alone.
 
     Raises:
-      DataError: if there is no such source or image.
+      DataError: If there is no such source or image.
     """
     source = open_photographs(config.folder)
     index = _choose_held_out(config, source)

@@ -41,19 +41,19 @@ class Batches(Generic[T]):
         """Nothing is read before the first batch is asked for.
 
         Args:
-          photographs: where the crops come from.
-          seed: of the crops.
-          first_step: update whose batch comes first.
-          steps: number of the update that the last batch comes before: `steps - first_step` batches in all.
-          batch_size: examples of an update, over all processes together.
-          place: called once for each batch, in order and in a thread of its own, such as `Parallel.place_batch`.
-          share: which of the examples this process makes, of `range(batch_size)`.
-          workers: threads that decode; None means one for each CPU that this process may use.
-          ahead: batches that are in the making or wait while the caller works on one; each takes memory wherever
+          photographs: Source of the crops.
+          seed: Seed of the crops.
+          first_step: Update whose batch comes first.
+          steps: Number of the update that the last batch comes before: `steps - first_step` batches in all.
+          batch_size: Examples of an update, over all processes together.
+          place: Function called once for each batch, in order and in one thread, such as `Parallel.place_batch`.
+          share: Examples that this process makes, of `range(batch_size)`.
+          workers: Threads that decode; None means one for each CPU that this process may use.
+          ahead: Batches that are in the making or wait while the caller works on one; each takes memory wherever
             `place` puts it.
 
         Raises:
-          ValueError: if `workers` or `ahead` is less than 1.
+          ValueError: If `workers` or `ahead` is less than 1.
         """
         workers = available_cpus() if workers is None else workers
         for name, value in {"workers": workers, "ahead": ahead}.items():

@@ -15,6 +15,6 @@ def open_photographs(folder: str | None) -> ImageSource:
     """The images of `DataConfig.folder`; None means the photographs that the package ships.
 
     Raises:
-      DataError: if there is nothing of that kind, or the package that reads it is not installed.
+      DataError: If there is nothing of that kind, or the package that reads it is not installed.
     """
     return open_images(str(shipped_photographs()) if folder is None else folder)
