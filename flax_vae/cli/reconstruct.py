@@ -76,7 +76,12 @@ def main(args: Sequence[str]) -> int:
     pictures = _pictures(entries, flags)
     for out in pictures:
         _check_out(out, flags)
-    model, params = _load(flags)
+    # They load JAX: only now, when there is something to compute.
+    from flax_vae.conditioning import same_time
+    from flax_vae.inference import load_model
+
+    model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights, rgb=True)
+    same_time(1, flags.time, model.params)  # refuses a time that does not fit the model
 
     for out, shown in pictures.items():
         rows = []
@@ -144,16 +149,6 @@ def _check_out(out: Path, flags: Reconstruct) -> None:
     by_whom = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK, **by_whom):
         raise UserError(f"{printable(folder)} is no folder that takes {name}; choose another place with --out")
-
-
-def _load(flags: Reconstruct) -> "tuple[AutoEncoder, Any]":
-    from flax_vae.conditioning import same_time
-    from flax_vae.inference import check_rgb, load_model
-
-    model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights)
-    check_rgb(model.params, flags.model)
-    same_time(1, flags.time, model.params)
-    return model, params
 
 
 def _compare(entry: _Entry, model: "AutoEncoder", params: Any, flags: Reconstruct) -> "Comparison":

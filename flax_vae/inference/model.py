@@ -13,18 +13,20 @@ from flax_vae.ops import require_devices
 
 
 def load_model(
-    path: str, preset: str | None, dtype: str, *, raw_weights: bool = False
+    path: str, preset: str | None, dtype: str, *, raw_weights: bool = False, rgb: bool = False
 ) -> tuple[AutoEncoder, dict[str, Any]]:
     """Returns the model and its parameters in float32, whatever the file holds.
 
     Args:
-      path: see `flax_vae.from_pretrained`.
-      preset: the same.
-      dtype: of the computation.
-      raw_weights: see `flax_vae.from_pretrained`.
+      path: Path of the weights; see `flax_vae.from_pretrained`.
+      preset: Name of the architecture; see `flax_vae.from_pretrained`.
+      dtype: Computation dtype.
+      raw_weights: Whether to take weights instead of their moving average; see `flax_vae.from_pretrained`.
+      rgb: Whether the model must take and give images of three channels.
 
     Raises:
-      UserError: If the weights are not those of an autoencoder or not finite, or there is no such preset.
+      UserError: If the weights are not those of an autoencoder or not finite, there is no such preset, or the model is
+        for other images than `rgb` asks for.
       FileNotFoundError: If there is no such file.
     """
     require_devices()
@@ -35,4 +37,7 @@ def load_model(
     except ValueError as error:
         raise UserError(str(error)) from error
     require_finite(params, path)
+    channels = model.params.in_channels, model.params.out_ch
+    if rgb and channels != (3, 3):
+        raise UserError(f"{path} takes {channels[0]} and gives {channels[1]} channels; images are read as RGB, three")
     return model, params

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, UInt8
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.conditioning import same_time
 from flax_vae.convert.architecture import AutoEncoderParams
-from flax_vae.errors import UserError
 from flax_vae.images import pad_to_factor, padded_size, to_float
 from flax_vae.inference.banded_decode import decode_in_bands
 
@@ -76,18 +75,6 @@ def needs_bands(record: AutoEncoderParams, height: int, width: int, dtype: Dtype
     # At full size first come the channels of the level below, where there is one.
     channels = record.ch * record.ch_mult[min(1, len(record.ch_mult) - 1)]
     return rows * columns * channels * jnp.dtype(dtype).itemsize > _LARGE_MAP
-
-
-def check_rgb(record: AutoEncoderParams, name: str) -> None:
-    """Refuses models of other images.
-
-    Raises:
-      UserError: If the model does not take and give three channels.
-    """
-    if (record.in_channels, record.out_ch) != (3, 3):
-        raise UserError(
-            f"{name} takes {record.in_channels} and gives {record.out_ch} channels; images are read as RGB, three"
-        )
 
 
 @jax.jit(static_argnums=0)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -116,6 +117,7 @@ def _run(flags: EvalFlags) -> int:
         check_scalable(folders[0])
     # JAX and Pillow: only now, when there is something to compute.
     from flax_vae.images import open_images, scan_images
+    from flax_vae.inference import load_model
     from flax_vae.train.evaluation import comparison
 
     source = open_images(flags.data) if flags.data is not None else _held_out(models[0])
@@ -128,7 +130,8 @@ def _run(flags: EvalFlags) -> int:
         raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")
     if len(folders) == 1:
         return _one(flags, folders[0], source, count, perceptual, lpips_missing)
-    loaded = [_load(flags, folder) for folder in folders]  # all of them, before the first takes its time
+    load = partial(load_model, preset=flags.preset, dtype="float32", raw_weights=flags.raw_weights, rgb=True)
+    loaded = [load(str(folder)) for folder in folders]  # all of them, before the first takes its time
     reports = [_evaluation(flags, *model, perceptual)(source, count) for model in loaded]
     print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
     print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or flags.lpips}")
@@ -144,6 +147,7 @@ def _one(
     lpips_missing: str,
 ) -> int:
     """Everything about one model."""
+    from flax_vae.inference import load_model
     from flax_vae.train.evaluation import (
         FrechetMeter,
         latent_lines,
@@ -156,7 +160,7 @@ def _one(
     from flax_vae.train.report import save_comparisons
 
     meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
-    model, params = _load(flags, where)
+    model, params = load_model(str(where), flags.preset, "float32", raw_weights=flags.raw_weights, rgb=True)
     evaluate = _evaluation(flags, model, params, perceptual, meter)
     worst = _Worst(flags.worst if flags.grid else 0, flags.worst_by, count)
     report = evaluate(source, count, worst)
@@ -174,14 +178,6 @@ def _one(
         net = None if perceptual is None else flags.lpips
         write_report_json(flags.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)
     return 0
-
-
-def _load(flags: EvalFlags, where: Path) -> "tuple[AutoEncoder, Any]":
-    from flax_vae.inference import check_rgb, load_model
-
-    model, params = load_model(str(where), flags.preset, "float32", raw_weights=flags.raw_weights)
-    check_rgb(model.params, str(where))
-    return model, params
 
 
 def _evaluation(
@@ -219,8 +215,6 @@ def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
     """The distance, or None and the reason in a few words."""
     if flags.lpips == "none":
         return None, "not asked for"
-    from functools import partial
-
     import jax
 
     from flax_vae.train.evaluation import PerceptualDistance
