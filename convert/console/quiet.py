@@ -6,6 +6,7 @@ A library must not do this to the program that imports it, so only the commands 
 import logging
 import os
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,21 @@ def quiet_libraries(*, tpu_compiler: bool = False) -> None:
     Args:
       tpu_compiler: The command compiles for TPUs that are elsewhere, and needs libtpu for it.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax, whose errors arrive as exceptions too
-    if getattr(sys.excepthook, "func", None) is not _without_closed_loops:
-        sys.excepthook = partial(_without_closed_loops, sys.excepthook)
+    for name in ("absl", "asyncio"):  # orbax and its event loops: the first error arrives as an exception too
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # what orbax then leaves
+    if getattr(sys.unraisablehook, "func", None) is not _without_closed_loops:
+        sys.unraisablehook = partial(_without_closed_loops, sys.unraisablehook)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA: errors alone
     if not tpu_compiler and "libtpu" not in sys.modules and not _may_have_tpu() and is_installed("libtpu"):
         sys.modules["libtpu"] = None  # type: ignore[assignment] - an import of it raises ImportError
 
 
-def _without_closed_loops(before: Any, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Leaves out what tensorstore prints for each array that is not written after one could not be."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        before(kind, error, trace)
+def _without_closed_loops(before: Any, unraisable: Any) -> None:
+    """Leaves out what tensorstore reports for each array that is not written after one could not be."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        before(unraisable)
 
 
 def _may_have_tpu() -> bool:

@@ -74,7 +74,9 @@ class Checkpoints:
             self._close()  # waits for background writes
         except Exception as error:
             if kind is None:  # otherwise the exception that is being raised is the one to report
-                raise RunError(f"{self._folder}: the last checkpoint could not be written ({error})") from error
+                raise RunError(
+                    f"{self._folder}: the last checkpoint could not be written ({_reason(error)})"
+                ) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -175,8 +177,9 @@ class Checkpoints:
                 if wait:
                     self._manager.wait_until_finished()
         except Exception as error:
-            self._scores.pop(step, None)
-            raise RunError(f"{self._folder}: no checkpoint of step {step} ({_reason(error)})") from error
+            failed = self._saving[0] if self._saving else step  # the one before, if that was still being written
+            self._scores.pop(failed, None)
+            raise RunError(f"{self._folder}: no checkpoint of step {failed} ({_reason(error)})") from error
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -258,9 +261,13 @@ class _Policy(ocp.checkpoint_managers.PreservationPolicy):
 
 
 def _reason(error: Exception) -> str:
-    """Returns why a checkpoint could not be written; tensorstore reports a full disk at the end of a long line."""
-    full = os.strerror(errno.ENOSPC)
-    return f"{full}; make room, then start again" if full in str(error) else _first_line(error)
+    """Returns why a checkpoint could not be written, without the settings at the end of tensorstore's message."""
+    full, gone = os.strerror(errno.ENOSPC), os.strerror(errno.ENOENT)
+    if full in str(error):
+        return f"{full}; make room, then start again"
+    if gone in str(error) or "NOT_FOUND" in str(error):
+        return f"{gone}: files were deleted while it was being written; start again"
+    return _first_line(error).partition(" [tensorstore_spec=")[0]
 
 
 def _first_line(error: Exception) -> str:

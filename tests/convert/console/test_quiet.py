@@ -72,14 +72,21 @@ def test_every_command_is_quiet(libtpu):
         assert libtpu(before)[-4:-2] == ["not", "found"], command
 
 
-def test_an_error_of_a_closed_event_loop_is_not_printed():
+def test_what_the_event_loops_of_orbax_report_is_not_printed_and_all_else_is():
     code = """
-import sys
+import logging, sys, types, warnings
 from flax_vae.convert.console.quiet import quiet_libraries
+sys.unraisablehook = lambda report: print(repr(report.exc_value), file=sys.stderr)
 quiet_libraries()
 quiet_libraries()
-for error in (RuntimeError("Event loop is closed"), RuntimeError("another")):
-    sys.excepthook(type(error), error, None)
+for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")):
+    sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+logging.getLogger("asyncio").error("Task exception was never retrieved")
+warnings.warn("coroutine 'write' was never awaited", RuntimeWarning)
+raise RuntimeError("Event loop is closed")
 """
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert process.stderr == "RuntimeError: another\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = process.stderr.splitlines()
+    reports = ["RuntimeError('another')", "ValueError('Event loop is closed')"]
+    assert lines[:3] == [*reports, "Traceback (most recent call last):"]
+    assert lines[-1] == "RuntimeError: Event loop is closed"

@@ -403,6 +403,44 @@ def test_a_disk_that_takes_no_more_is_told_of_and_older_steps_are_whole(kept, sm
     assert recover(kept)[0] == 15
 
 
+FAILURES = """
+import resource, shutil, sys
+from pathlib import Path
+from convert.console import quiet_libraries
+quiet_libraries()
+import jax.numpy as jnp
+from tests.train.run.test_checkpoints import RUN
+from train.errors import RunError
+from train.run.checkpoints import Checkpoints
+
+state = {f"kernel_{index}": jnp.full((64, 64), index, jnp.float32) for index in range(100)}
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+for index, fault in enumerate(["full", "deleted"] * 3):
+    folder = Path(sys.argv[1], str(index))
+    try:
+        with Checkpoints(folder) as checkpoints:
+            if fault == "full":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, before[1]))
+            checkpoints.save(5, state, RUN)
+            if fault == "deleted":
+                shutil.rmtree(folder, ignore_errors=True)
+            checkpoints.save(10, state, RUN, wait=True)
+    except RunError as error:
+        print(fault, str(error).removeprefix(str(folder)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+"""
+
+
+def test_a_command_whose_checkpoint_cannot_be_written_says_so_once_and_prints_no_traceback(tmp_path):
+    """Of a hundred arrays that fail together, orbax raises for one and its libraries report the others."""
+    command = [sys.executable, "-c", FAILURES, tmp_path]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["full ", "deleted "] * 3, done.stdout
+    assert all("no checkpoint of step 5 (" in line and len(line) < 500 for line in lines), done.stdout
+
+
 def test_a_manifest_that_cannot_be_written_makes_no_step(kept, monkeypatch):
     def full(step, scores, number):
         raise OSError(28, "No space left on device")
