@@ -33,6 +33,7 @@ from flax_vae.train.run.recovery import (
 from flax_vae.train.run.tree_spec import describe_tree, require_restorable, tree_differences
 
 _SHOW = 3  # leaves named in one error
+_CENTURY = 100 * 365 * 24 * 3600  # seconds
 
 
 class Checkpoints:
@@ -189,7 +190,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # incomplete folders of a killed process
             enable_async_checkpointing=True,
             lightweight_initialize=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.options.AsyncOptions(timeout_secs=_patience(), post_finalization_callback=self._seal),
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self._folder.resolve(), options=options, item_handlers=handlers)
@@ -247,6 +248,15 @@ class Checkpoints:
 
     def _to_keep(self, steps: Sequence[int]) -> set[int | None]:
         return {*sorted(steps)[-self._keep :], self._best_of(steps), self._newest_proven(steps)}
+
+
+def _patience() -> int:
+    """Returns the seconds after which orbax gives a checkpoint up; one process, which waits for no other, never does.
+
+    Orbax measures them by the clock of the day, so its twenty minutes are over as soon as that clock is set forward, or
+    the machine has slept, while a checkpoint is written.  Several processes keep them, for one of them may have ended.
+    """
+    return _CENTURY if jax.process_count() == 1 else ocp.options.AsyncOptions.timeout_secs
 
 
 class _Policy(ocp.checkpoint_managers.PreservationPolicy):

@@ -7,6 +7,8 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -439,6 +441,20 @@ def test_a_command_whose_checkpoint_cannot_be_written_says_so_once_and_prints_no
     lines = done.stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == ["full ", "deleted "] * 3, done.stdout
     assert all("no checkpoint of step 5 (" in line and len(line) < 500 for line in lines), done.stdout
+
+
+def test_the_clock_of_the_day_may_be_set_forward_while_a_step_is_written(kept, monkeypatch):
+    calls, now = itertools.count(), time.time
+
+    def jumping():
+        saving = threading.current_thread().name == "async_save"  # orbax waits in it for what is being written
+        return now() + (86_400 * next(calls) if saving else 0)
+
+    monkeypatch.setattr(time, "time", jumping)
+    with Checkpoints(kept) as checkpoints:
+        checkpoints.save(15, make_state(15), RUN, wait=True)
+    assert next(calls) > 1
+    assert_is_of(15, recover(kept)[1])
 
 
 def test_a_manifest_that_cannot_be_written_makes_no_step(kept, monkeypatch):
