@@ -5,8 +5,7 @@
 
 import dataclasses
 import difflib
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,6 +15,8 @@ from flax_vae.convert.errors import shorten
 MAX_LEVELS = 12
 MAX_BLOCKS = 64
 MAX_COUNT = 1 << 16
+
+FLOAT32_MIN, FLOAT32_MAX = 2.0**-126, 3.4028234e38  # smaller numbers are flushed to 0 by most devices
 
 NORM_GROUPS = 32  # groups of every GroupNorm; each width must be a multiple of it
 
@@ -86,8 +87,15 @@ class AutoEncoderParams:
 
     def __post_init__(self):
         # Frozen and hashable for every input sequence: linen compares modules by their fields, jit caches by hash.
+        for name, otherwise in (("ch_mult", ""), ("attn_levels", ", or None for all levels")):
+            value = getattr(self, name)
+            if not isinstance(value, Collection) and not (value is None and otherwise):
+                raise ValueError(f"{name}={value!r} must be a list of whole numbers{otherwise}")
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         if self.attn_levels is not None:
+            for level in self.attn_levels:
+                if not isinstance(level, int) or isinstance(level, bool):
+                    raise ValueError(f"attn_levels holds {level!r}; expected whole numbers, the levels with attention")
             levels = tuple(sorted(set(self.attn_levels)))
             # None and the tuple of all levels describe one model, so they are stored alike.
             object.__setattr__(self, "attn_levels", None if levels == tuple(range(len(self.ch_mult))) else levels)
@@ -125,10 +133,14 @@ class AutoEncoderParams:
             )
         for name in ("scale_factor", "shift_factor"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"{name}={value!r} must be a finite number")
-        if self.scale_factor == 0:
-            raise ValueError("scale_factor=0 erases every latent; use 1.0 for unscaled latents")
+            if not isinstance(value, (int, float)) or not abs(value) <= FLOAT32_MAX:  # which NaN is not, either
+                shown = _digits(value) if isinstance(value, int) else f"{value!r:.80}"
+                raise ValueError(f"{name}={shown} must be a finite number in float32")
+        if abs(self.scale_factor) < FLOAT32_MIN:
+            raise ValueError(
+                f"scale_factor={self.scale_factor!r} is 0 in float32 and would erase every latent; "
+                "use 1.0 for unscaled latents"
+            )
         if self.latent_norm not in ("scale", "batch_norm"):
             raise ValueError(f"latent_norm={self.latent_norm!r} must be 'scale' or 'batch_norm' (FLUX.2)")
         if self.latent_norm == "batch_norm" and (self.scale_factor, self.shift_factor) != (1, 0):

@@ -196,7 +196,7 @@ def test_what_is_no_model_folder_is_refused(folder, tmp_path):
         (b"[1, 2]", "it holds a list"),
         (b"{}", "no resolution, in_channels"),
         (b'{"resolutoin": 64}', "did you mean 'resolution'"),
-        (json.dumps(TINY.to_dict() | {"ch_mult": 3}).encode(), "int"),
+        (json.dumps(TINY.to_dict() | {"ch_mult": 3}).encode(), "ch_mult=3 must be a list of whole numbers"),
         (json.dumps(TINY.to_dict() | {"ch": 33}).encode(), "make ch a multiple of 32"),
         (json.dumps(TINY.to_dict() | {"downsample_padding": "both"}).encode(), "'both' must be 'symmetric'"),
     ],
