@@ -184,7 +184,7 @@ def test_a_damaged_listing_is_refused_and_a_missing_one_taken_anew(begun, small)
     text = path.read_text()
     for damaged in ("", "[]", "[" * 100_000, text[:-20], text.replace("a.png", "c.png")):
         path.write_text(damaged)
-        with pytest.raises(RunError, match="data.json is damaged .*remove it to take the data as they are now"):
+        with pytest.raises(RunError, match="data.json is damaged .*remove it to accept the data as they are now"):
             begun.check_data(small, LISTING)
     path.unlink()
     assert begun.check_data(small, {"q.png": ""}) == ["data: unknown before, because there is no data.json"]
