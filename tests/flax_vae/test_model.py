@@ -87,15 +87,15 @@ def call(model, *arguments, **options):
     [
         (TINY, [np.zeros((1, 10, 8, 3))], {"sample": False}, "10 x 8 .* multiples of 4; pad them to 12 x 8"),
         (TINY, [np.zeros((1, 8, 8, 4))], {"sample": False}, "have 4 channels as 'b h w c'; expected 3"),
-        (TINY, [np.zeros((8, 8, 3))], {"sample": False}, "give all 4 axes"),
+        (TINY, [np.zeros((8, 8, 3))], {"sample": False}, "pass all 4 axes"),
         (TINY, [np.zeros((1, 2, 2, 3))], {"method": "decode"}, "channels as .*; expected"),
         (TINY, [np.zeros((1, 8, 8, 3))], {}, 'pass rngs={"sample": key}'),
         (TINY, [np.zeros((1, 8, 8, 3)), np.zeros((1, 6))], {"sample": False}, "has no time embedding"),
         (TINY, [np.zeros((1, 8, 8, 3))], {"noise": np.zeros((1, 2, 1, 8)), "method": "encode"}, "must be equal"),
         (TINY, [np.zeros((1, 8, 8, 3))], {"noise": np.zeros((1, 2, 2, 8)), "sample": False}, "does not sample"),
         (TIMED, [np.zeros((1, 8, 8, 3))], {"sample": False}, r"pass time of shape \(1, 6\)"),
-        (TIMED, [np.zeros((1, 8, 8, 3)), np.zeros(1)], {"sample": False}, r"takes \(1, 6\)"),
-        (SINUSOIDAL, [np.zeros((1, 8, 8, 3)), np.zeros((1, 6))], {"sample": False}, r"takes \(1,\)"),
+        (TIMED, [np.zeros((1, 8, 8, 3)), np.zeros(1)], {"sample": False}, r"expects \(1, 6\)"),
+        (SINUSOIDAL, [np.zeros((1, 8, 8, 3)), np.zeros((1, 6))], {"sample": False}, r"expects \(1,\)"),
         (
             SINUSOIDAL,
             [np.zeros((1, 8, 8, 3)), np.zeros(1, int)],
@@ -121,7 +121,7 @@ def test_single_blocks_refuse_too():
     for block, arguments, message in [
         (ResnetBlock(32, 32, 5), [x], "pass time_emb"),
         (ResnetBlock(32, 32), [x, np.zeros((1, 5))], "has no time_mlp"),
-        (ResnetBlock(32, 32, 5), [x, np.zeros((1, 4))], r"takes \(b, 5\)"),
+        (ResnetBlock(32, 32, 5), [x, np.zeros((1, 4))], r"expected \(b, 5\)"),
         (Downsample(32, "SAME"), [x], "'SAME' must be 'symmetric'"),
     ]:
         with pytest.raises(ValueError, match=message):

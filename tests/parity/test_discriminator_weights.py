@@ -83,9 +83,9 @@ def test_a_count_that_is_none_is_refused(count):
 def test_both_refuse_in_the_same_words():
     images = np.zeros((2, 12, 11, 3), np.float32)
     for message, data in {
-        "12 x 11 .* takes 12 x 12 or more": images,
+        "12 x 11 .* needs 12 x 12 or more": images,
         "has 1 channels|have 1 channels": images[..., :1],
-        "give all 4 axes": images[0],
+        "pass all 4 axes": images[0],
     }.items():
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(lambda x: flax_vae.discriminator.Discriminator(SMALL).init(jax.random.key(0), x, True), data)

@@ -102,7 +102,7 @@ def test_a_first_fine_tune_from_nothing_to_pictures_in_diffusers(tmp_path, monke
     # A missing extra is said once, with what installs it and a flag that does without.
     status, _, told = train_(*flags)
     assert status == 1 and told.count("\n") == 1
-    assert told.count("LPIPS (") == 1 and told.count("[lpips]") == 1
+    assert told.count("LPIPS weights (") == 1 and told.count("[lpips]") == 1
     flags += re.search(r"--set loss.lpips_weight=0\b", told)[0].split()
     assert not (tmp_path / "run").exists()
 

@@ -67,7 +67,7 @@ CALLS = [
     (PRESETS["tiny"], (1, 3, 8, 8), None, {"noise": torch.zeros(1, 8, 2, 1)}, "must be equal"),
     (PRESETS["tiny"], (1, 3, 8, 8), None, {"noise": torch.zeros(1, 8, 2, 2), "sample": False}, "does not sample"),
     (PRESETS["seed"], (1, 3, 8, 8), None, {}, r"pass time of shape \(1, 32\)"),
-    (PRESETS["seed"], (1, 3, 8, 8), (2, 32), {}, r"takes \(1, 32\)"),
+    (PRESETS["seed"], (1, 3, 8, 8), (2, 32), {}, r"expects \(1, 32\)"),
 ]
 
 

@@ -105,4 +105,4 @@ def test_values_come_in_the_order_of_the_processes(messages):
 
 
 def test_a_process_that_does_not_come_is_waited_for_only_so_long(messages):
-    assert messages["alone"][0].startswith("not all processes came within 1 s to compare what they do (")
+    assert messages["alone"][0].startswith("not all processes arrived within 1 s to compare their state (")
