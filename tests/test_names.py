@@ -2,11 +2,14 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import flax_vae
 
 SCRIPT = """
 import convert, train
@@ -72,6 +75,15 @@ try:
 except ModuleNotFoundError as error:
     print(error)
 """
+
+
+def test_nothing_uses_the_old_names():
+    # What is installed has no `convert` and no `train`.  Statements, and programs that tests start, which are strings.
+    old = re.compile(r"""^\s*(from|import) (convert|train)\b|"-m", "(convert|train)\"""", re.MULTILINE)
+    source = Path(flax_vae.__file__).parent
+    files = [*source.rglob("*.py"), *(source.parent / "torch_ref").rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
+    assert len(files) > 200
+    assert [str(file) for file in files if file != Path(__file__) and old.search(file.read_text("utf-8"))] == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("convert") is None, reason="what is installed has no old names")

@@ -35,7 +35,9 @@ sys.exit(main())
     return done.returncode, done.stdout, done.stderr
 
 
-FLAX_VAE, TRAINER, CONVERT = ("flax_vae", "flax-vae"), ("train", "flax-vae-train"), ("convert", "flax-vae-convert")
+FLAX_VAE = ("flax_vae", "flax-vae")
+TRAINER = ("flax_vae.train", "flax-vae-train")
+CONVERT = ("flax_vae.convert", "flax-vae-convert")
 
 
 @pytest.mark.parametrize(

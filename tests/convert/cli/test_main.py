@@ -413,7 +413,7 @@ def test_help_explains_itself(capsys, words):
 
 
 def test_a_reader_that_stops_reading_is_no_error(tmp_path):
-    command = [sys.executable, "-m", "convert", "table", "--preset", "seed-flux"]
+    command = [sys.executable, "-m", "flax_vae.convert", "table", "--preset", "seed-flux"]
     reader, writer = os.pipe()
     os.close(reader)
     try:

@@ -122,7 +122,7 @@ def test_help_is_in_colour_on_a_terminal():
     assert b"\x1b[" in told and b"\\x1b" not in told
 
 
-@pytest.mark.parametrize("package", ["convert", "flax_vae", "train"])
+@pytest.mark.parametrize("package", ["flax_vae", "flax_vae.convert", "flax_vae.train"])
 def test_a_reader_that_has_seen_enough_is_no_error(package, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)

@@ -102,9 +102,9 @@ sys.exit(main())
     ("package", "words"),
     [
         ("flax_vae", ["flax-vae", "encode", "absent", "latents", "--model", "absent"]),
-        ("convert", ["flax-vae-convert", "absent", "there", "--to", "flux"]),
-        ("train", ["flax-vae-train", "--dry-run", "--workdir", "absent"]),
-        ("train", ["flax-vae-train", "eval", "absent"]),
+        ("flax_vae.convert", ["flax-vae-convert", "absent", "there", "--to", "flux"]),
+        ("flax_vae.train", ["flax-vae-train", "--dry-run", "--workdir", "absent"]),
+        ("flax_vae.train", ["flax-vae-train", "eval", "absent"]),
     ],
 )
 def test_a_signal_during_the_imports_is_no_traceback(package, words, seconds, tmp_path):

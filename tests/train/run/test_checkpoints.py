@@ -408,12 +408,12 @@ def test_a_disk_that_takes_no_more_is_told_of_and_older_steps_are_whole(kept, sm
 FAILURES = """
 import resource, shutil, sys
 from pathlib import Path
-from convert.console import quiet_libraries
+from flax_vae.convert.console import quiet_libraries
 quiet_libraries()
 import jax.numpy as jnp
 from tests.train.run.test_checkpoints import RUN
-from train.errors import RunError
-from train.run.checkpoints import Checkpoints
+from flax_vae.train.errors import RunError
+from flax_vae.train.run.checkpoints import Checkpoints
 
 state = {f"kernel_{index}": jnp.full((64, 64), index, jnp.float32) for index in range(100)}
 before = resource.getrlimit(resource.RLIMIT_FSIZE)
