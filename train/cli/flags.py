@@ -1,5 +1,6 @@
 """The flags of `flax-vae-train`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from flax_vae.images import ADDRESSES, FORMATS
+from flax_vae.train.config import RENAMED
 
 _RECIPE = "(default: the preset's own)"
 _NONE = "(default: none)"
@@ -150,3 +152,17 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "optim": ("learning_rate", "warmup_steps", "accumulate", "ema_decay"),
     "loss": ("kl_weight",),
 }
+
+
+def rename_flags(args: Sequence[str]) -> list[str]:
+    """Returns the arguments of a command with the flags of earlier versions replaced by those of today.
+
+    Help and errors then name only the flags of today.
+    """
+    flags = {_flag(old): _flag(new) for old, new in RENAMED.items()}
+    names = (arg.partition("=") for arg in args)
+    return ["".join((flags.get(name.replace("_", "-"), name), *value)) for name, *value in names]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from flax_vae.convert.console import escaped_output, parse_flags
-from flax_vae.train.cli.flags import Flags
+from flax_vae.train.cli.flags import Flags, rename_flags
 from flax_vae.train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 0, or 1 for what the caller can put right or where nothing fits; wrong flags end in status 2.
     """
-    flags = parse_flags(PlanFlags, prog=PROG, args=args)
+    flags = parse_flags(PlanFlags, prog=PROG, args=rename_flags(sys.argv[1:] if args is None else args))
     try:
         return _run(flags)
     except (TrainError, ValueError, OSError) as error:

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from flax_vae.convert.files import loads_object, read_bytes
-from flax_vae.train.config import TrainConfig
+from flax_vae.train.config import TrainConfig, rename_settings
 from flax_vae.train.errors import TrainError
 from flax_vae.train.run import HISTORY
 
@@ -90,6 +90,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         if not isinstance(settings, dict):
             raise ValueError(f"it holds a {type(settings).__name__}, names and values were expected")
         settings.pop(HISTORY, None)  # of that run, not of the one that is begun with its settings
+        settings = rename_settings(settings)
         check_names({name: value for name, value in settings.items() if name != PRESET})
         if not isinstance(settings.get(PRESET, ""), str):
             raise ValueError(f"preset={settings[PRESET]!r} must be a name")
@@ -115,6 +116,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
         raise ValueError(f"{text!r} must be NAME=VALUE, such as loss.lpips_weight=1")
     if name == PRESET:
         raise ValueError("preset is no setting of a run; use --preset NAME")
+    (name,) = rename_settings({name: None})
     if name not in _known():
         raise ValueError(_unknown(name))
     try:

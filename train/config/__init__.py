@@ -10,6 +10,7 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.train.config.recipes import architecture, default, recipe
     from flax_vae.train.config.schema import (
+        RENAMED,
         DataConfig,
         GanConfig,
         LossConfig,
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
         TrainConfig,
         config_differences,
         flatten_config,
+        rename_settings,
     )
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "RENAMED",
     "DataConfig",
     "GanConfig",
     "LossConfig",
@@ -34,4 +37,5 @@ __all__ = [
     "default",
     "flatten_config",
     "recipe",
+    "rename_settings",
 ]

@@ -10,9 +10,12 @@ import tyro
 from safetensors.numpy import load_file, save_file
 
 from flax_vae.convert import PRESETS, expand, save_folder
-from flax_vae.train.cli.flags import Flags
+from flax_vae.train.cli import main as cli
+from flax_vae.train.cli import plan
+from flax_vae.train.cli.flags import Flags, rename_flags
 from flax_vae.train.cli.resolve import default_workdir, resolve
 from flax_vae.train.config.recipes import default, recipe
+from flax_vae.train.config.schema import RENAMED
 from flax_vae.train.errors import RunError, TrainError
 from flax_vae.train.run.directory import RunDirectory
 from tests.train.conftest import SMALL
@@ -69,6 +72,34 @@ def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
         optim=replace(base.optim, learning_rate=0.5, warmup_steps=2, accumulate=2, ema_decay=0.75),
         loss=replace(base.loss, kl_weight=0.25),
     )
+
+
+OF_BEFORE = {
+    "trainable": (["--trainable", "decoder"], ["--train", "decoder"]),
+    "devices_per_image": (["--devices-per-image", "2"], ["--rows", "2"]),
+    "identity_init": (["--set", "identity_init=false"], ["--set", "transparent_start=false"]),
+}
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_flags_and_files_of_earlier_versions_are_read(tmp_path, old):
+    new, before = OF_BEFORE[RENAMED[old]]
+    also = ["--parallel", "mesh", "--start-from", "weights", "--preset", "tiny"]
+    for words in (before, [f"{before[0]}={before[1]}"] if before[0] != "--set" else before):
+        assert resolve(flags(*also, *rename_flags(words)), tmp_path) == resolve(flags(*also, *new), tmp_path)
+    value = getattr(resolve(flags(*also, *new), tmp_path), RENAMED[old])
+    path = file(tmp_path, **{old: value})
+    assert getattr(resolve(flags(*also, "--config", path), tmp_path / "run"), RENAMED[old]) == value
+
+
+@pytest.mark.parametrize("main", [cli.main, plan.main])
+def test_help_and_errors_name_the_flags_of_today(main, capsys):
+    for words, status in ((["--help"], 0), (["--rows", "many"], 2)):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        printed = "".join(capsys.readouterr())
+        assert end.value.code == status
+        assert "--devices-per-image" in printed and "--rows" not in printed and "--train " not in printed
 
 
 def test_a_run_goes_on_with_its_own_settings(tmp_path, small):
