@@ -1,4 +1,4 @@
-"""Scaled dot-product attention of one head: one function, and the ways to compute it."""
+"""Single-head scaled dot-product attention, and the paths that compute it."""
 
 import functools
 from typing import Literal, get_args
@@ -11,14 +11,14 @@ from flax_vae.ops import Tile, tiled_attention
 
 AttentionPath = Literal["auto", "full", "tiles", "cudnn"]
 
-# On a CPU a tile of scores should stay in the cache: 4 MB of float32 is the fastest measured, forwards and backwards,
-# with 64 to 512 channels.  What fits one tile needs no tiles.
+# On a CPU a tile of scores should stay in the cache: 4 MB of float32 were the fastest in the forward and the backward
+# pass, with 64 to 512 channels.
 CPU_TILE = Tile(queries=1024, keys=1024)
 
-# On an accelerator products should be large: all queries at once, and as many keys as this many bytes of scores allow.
+# On an accelerator products should be large: all queries at once, and as many keys as fit these bytes of scores.
 SCORES_BYTES = 2**28
 
-# What cuDNN's kernels take (its own limit is 256 on the newest cards only).
+# Most channels of cuDNN's kernels (256 on the newest cards only).
 CUDNN_CHANNELS = 128
 
 
@@ -32,28 +32,28 @@ def attention(
 ) -> Float[Array, "b n c"]:
     """Returns `softmax(q kᵀ / sqrt(c)) v`.
 
-    Every path keeps scores and softmax in float32 at least, so that half precision costs digits in the inputs only and
-    no product overflows; the numbers are the same up to rounding.
+    Every path computes scores and softmax in at least float32, so half precision loses digits only in the inputs and
+    no product overflows.  Results of all paths are equal up to rounding.
 
     Args:
-      q: queries.
-      k: keys.
-      v: values.
-      path: `"full"` holds all n x m scores at once, in the backward pass too; `"tiles"` never does, and needs memory
-        linear in n and m; `"cudnn"` is cuDNN's kernel, for half precision and at most 128 channels on an NVIDIA GPU,
-        which has neither forward mode nor second derivatives (take `"tiles"` for these);
-        `"auto"` takes cuDNN where it can, the full matrix while it is small, and tiles otherwise.
-      scores_bytes: how many bytes of scores may exist at once on an accelerator.
+      q: Queries.
+      k: Keys.
+      v: Values.
+      path: Path of the computation.  `"full"` holds all n x m scores at once, also in the backward pass.  `"tiles"`
+        needs memory linear in n and m.  `"cudnn"` is cuDNN's kernel, for half precision and at most 128 channels on an
+        NVIDIA GPU; it has neither forward mode nor second derivatives.  `"auto"` uses cuDNN where it is available, the
+        full matrix while it is small, and tiles otherwise.
+      scores_bytes: Bytes of scores that may exist at once on an accelerator.
 
     Raises:
-      ValueError: if `path` is none of the four.
+      ValueError: If `path` is unknown.
 
     Source: seed module 2.  Twin: `torch_ref.attention`.
     """
     if path not in get_args(AttentionPath):
         raise ValueError(f"attention path={path!r} must be one of {', '.join(map(repr, get_args(AttentionPath)))}")
     if path == "cudnn" or (path == "auto" and _cudnn_takes(q)):
-        # It wants an axis of heads, of which there is one.
+        # Its arguments have an axis of heads.
         q, k, v = (x[:, :, None] for x in (q, k, v))
         return jnp.asarray(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"))[:, :, 0]
     if path == "full":
@@ -61,12 +61,12 @@ def attention(
     return _by_platform(q, k, v, path == "auto", CPU_TILE, scores_bytes)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # a model has many of the same shape, which are traced once
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # a model attends often with one shape, which is traced once
 def _by_platform(q: Array, k: Array, v: Array, small_in_full: bool, cpu_tile: Tile, scores_bytes: int) -> Array:
     def on_cpu(q: Array, k: Array, v: Array) -> Array:
         if small_in_full and max(q.shape[1], k.shape[1]) <= cpu_tile.keys:
             return full_attention(q, k, v)
-        # One image after the other: several tiles at a time would drive each other out of the cache.
+        # One image after the other: tiles of several images would not fit the cache together.
 
         def one_image(qkv: tuple[Array, Array, Array]) -> Array:
             q, k, v = qkv
@@ -86,7 +86,7 @@ def _by_platform(q: Array, k: Array, v: Array, small_in_full: bool, cpu_tile: Ti
 def full_attention(
     q: Float[Array, "b n c"], k: Float[Array, "b m c"], v: Float[Array, "b m c"]
 ) -> Float[Array, "b n c"]:
-    """Returns `softmax(q kᵀ / sqrt(c)) v`, the full matrix at once."""
+    """Returns `softmax(q kᵀ / sqrt(c)) v`, computed with the full matrix of scores."""
     scores_dtype = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=scores_dtype) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)

@@ -1,4 +1,4 @@
-"""Times as models take them that are conditioned on one."""
+"""Time inputs of models that are conditioned on time."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,19 +9,19 @@ from flax_vae.errors import UserError
 
 
 def as_input(time: Float[Array, " b"], params: AutoEncoderParams) -> Float[Array, "b ..."]:
-    """One number per image as the model takes it: itself, or its sines and cosines where that is a vector."""
+    """Returns the time input of a model for one scalar per image: the scalars, or their sinusoidal embedding."""
     assert params.time_emb_dim is not None
     return time if params.time_embedding == "sinusoidal" else sinusoidal_embedding(time, params.time_emb_dim)
 
 
 def same_time(count: int, time: float | None, params: AutoEncoderParams) -> Float[Array, "b ..."] | None:
-    """The same time for `count` images; None for a model without time.
+    """Returns one time for `count` images as a model's input; None for a model without time.
 
     Raises:
-      UserError: if the model takes a time and none is given, or takes none and one is given.
+      UserError: If `time` is missing or superfluous.
     """
     if (params.time_emb_dim is None) != (time is None):
         if time is None:
-            raise UserError("the model is conditioned on a time, and none is given; say which: --time 0, for example")
-        raise UserError(f"time={time:g} is given, and the model is not conditioned on any; leave it out")
+            raise UserError("the model is conditioned on time; pass a time, for example --time 0")
+        raise UserError(f"time={time:g} is given, but the model is not conditioned on time; leave it out")
     return None if time is None else as_input(jnp.full((count,), time, jnp.float32), params)

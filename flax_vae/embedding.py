@@ -1,4 +1,4 @@
-"""Time as a vector: sines and cosines of one number per image."""
+"""Sinusoidal time embedding."""
 
 import math
 
@@ -10,10 +10,10 @@ from flax_vae.ops import broadcast
 
 
 def sinusoidal_embedding(time: Float[Array, " b"], dim: int) -> Float[Array, "b t"]:
-    """Spreads one number per image over `dim / 2` cosines and as many sines.
+    """Expands one scalar per image into `dim / 2` cosines and `dim / 2` sines.
 
-    Column i is `cos(time * 10000^(-2i/dim))`, column `dim/2 + i` the sine of the same angle; times on a scale of about
-    0 to 1000 use the whole range of frequencies.
+    Column i is `cos(time * 10000^(-2i/dim))`, column `dim/2 + i` the sine of that angle; times between about 0 and
+    1000 use the whole range of frequencies.
 
     Source: Vaswani et al. 2017; openai/guided-diffusion `nn.py::timestep_embedding`.  Twin: `torch_ref.embedding`.
     """

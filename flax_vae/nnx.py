@@ -1,4 +1,4 @@
-"""For users of `flax.nnx`: the linen model as an NNX module."""
+"""Wraps the linen model as an NNX module, for users of `flax.nnx`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
 
 
 def to_nnx(model: AutoEncoder, params: dict[str, Any], *, seed: int = 0) -> "nnx.Module":
-    """Returns an NNX module that holds `params` and computes what `model` does.
+    """Returns an NNX module that holds `params` and computes the outputs of `model`.
 
     Methods are chosen as in linen: `module(images, sample=False, method="encode")`.
 
     Args:
-      model: the linen model.
-      params: its parameters.
-      seed: of the rng stream `"sample"`, from which latents are drawn where no noise is given.
+      model: Linen model.
+      params: Parameters of the model.
+      seed: Seed of the rng stream `"sample"`, from which latents are sampled if no noise is given.
 
     Source: `flax.nnx.bridge.ToNNX`.
     """
-    from flax import nnx  # it loads optax, which encoding and decoding do not need
+    from flax import nnx  # loads optax, which encoding and decoding do not need
     from flax.nnx import bridge
 
     images, time = example_inputs(model)
@@ -28,7 +28,7 @@ def to_nnx(model: AutoEncoder, params: dict[str, Any], *, seed: int = 0) -> "nnx
     def wrap() -> bridge.ToNNX:
         return bridge.ToNNX(model, rngs=nnx.Rngs(params=seed, sample=seed))
 
-    # Of an initialised model only the structure is needed: under eval_shape nothing is computed or allocated for it.
+    # Only the structure of an initialised model is needed; eval_shape computes and allocates nothing.
     structure = nnx.eval_shape(lambda: bridge.lazy_init(wrap(), images, time, sample=False))
     graph, weights, _ = nnx.split(structure, nnx.Param, ...)
     nnx.replace_by_pure_dict(weights, params)

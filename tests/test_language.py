@@ -28,7 +28,6 @@ NOT_YET: set[str] = {
     "flax_vae.latents",
     "flax_vae.layers",
     "flax_vae.loading",
-    "flax_vae.nnx",
     "flax_vae.ops",
     "flax_vae.convert.cli",
     "flax_vae.convert.console",

@@ -1,6 +1,6 @@
-"""How it is computed: convolution, normalisation, attention in tiles, derivatives, compilation.
+"""Layers and functions that models compute with: convolution, normalisation, attention in tiles, compilation.
 
-Knows no model; imports JAX and Flax.  Used by the models and by inference.
+Imports JAX and Flax, and no model.  Used by the models and by inference.
 """
 
 from typing import TYPE_CHECKING

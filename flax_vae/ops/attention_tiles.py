@@ -1,8 +1,8 @@
-"""Attention whose scores never exist as a whole, forwards or backwards.
+"""Attention that never holds all scores at once, in the forward or the backward pass.
 
-The scores are computed a tile at a time.  Going over the keys, each query keeps the largest score so far, the sum of
-the exponentials and the weighted sum of the values; a larger score rescales both sums.  What the backward pass needs
-of all that is one number per query, the logarithm of the sum: it computes each tile once more.
+The scores are computed a tile at a time.  Over the tiles of keys, each query keeps its largest score so far, the sum of
+the exponentials and the weighted sum of the values; a larger score rescales both sums.  For the backward pass it keeps
+one number per query, the logarithm of the sum, and computes each tile again.
 
 Source: Milakov and Gimelshein 2018 (arXiv:1805.02867) for the running maximum; Rabe and Staats 2021
 (arXiv:2112.05682) and Dao et al. 2022 (arXiv:2205.14135) for the tiles and the backward pass.
@@ -20,33 +20,38 @@ from flax_vae.ops.linear_maps import Arrays, linear
 
 
 class Tile(NamedTuple):
-    """How many queries meet how many keys at a time."""
+    """Size of a tile of scores.
+
+    Attributes:
+      queries: Number of queries.
+      keys: Number of keys.
+    """
 
     queries: int
     keys: int
 
 
-@functools.partial(jax.jit, static_argnames="tile")  # a model has many of the same shape, which are traced once
+@functools.partial(jax.jit, static_argnames="tile")  # a model attends often with one shape, which is traced once
 def tiled_attention(
     q: Float[Array, "b n c"], k: Float[Array, "b m c"], v: Float[Array, "b m c"], tile: Tile
 ) -> Float[Array, "b n c"]:
     """Returns `softmax(q kᵀ / sqrt(c)) v` in memory linear in n and m.
 
     Args:
-      q: queries.
-      k: keys.
-      v: values.
-      tile: its largest size; the tiles are cut as evenly as that allows.
+      q: Queries.
+      k: Keys.
+      v: Values.
+      tile: Largest size of a tile; queries and keys are divided as evenly as that allows.
     """
     return _attend(q, k, v, tile)[0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _attend(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, Array, Array]:
-    """Returns the attention, what its rounding to half precision took away, and each query's logarithm of the sum.
+    """Returns the attention, its rounding error in half precision, and each query's logarithm of the sum.
 
-    The backward pass subtracts a sum over the attention from gradients that nearly cancel: of the rounded one it would
-    leave a gradient of the keys' bias, which is zero.  Without rounding the second array has no channels.
+    The backward pass subtracts a sum over the attention from gradients that nearly cancel.  With the rounded attention
+    alone, the gradient of the keys' bias would not be zero.  Without rounding the second array has no channels.
     """
     scores_dtype, scale = jnp.promote_types(q.dtype, jnp.float32), _scale(q)
     keys, values, bias = _cut(k, tile.keys), _cut(v, tile.keys), _padding_bias(k.shape[1], tile.keys, scores_dtype)
@@ -57,7 +62,7 @@ def _attend(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, Array, Arr
             k, v, bias = keys
             scores = _scores(q, k, bias, scores_dtype)
             larger = jnp.maximum(largest, scores.max(-1))
-            # Scaled here, in one pass with the exponential: the largest score is the same one before and after.
+            # Scaling here takes one pass with the exponential; it does not change which score is the largest.
             weights = jnp.exp((scores - larger[..., None]) * scale)
             shrink = jnp.exp((largest - larger) * scale)
             total = shrink * total + weights.sum(-1)
@@ -98,7 +103,7 @@ def _tangents(tile: Tile, kept: Arrays, tangents: Arrays) -> Arrays:
     def some_queries(queries: Arrays) -> tuple[Array, Array]:
         q, d_q, out, log_total = queries
 
-        @jax.checkpoint  # the derivative of this one in reverse mode shall not keep the scores either
+        @jax.checkpoint  # so that its derivative in reverse mode does not keep the scores either
         def meet(carry: tuple[Array, Array], keys: tuple[Arrays, Array | None]):
             d_out, d_log_total = carry
             (k, v, d_k, d_v), bias = keys
@@ -123,7 +128,7 @@ def _cotangents(tile: Tile, kept: Arrays, cotangents: Arrays) -> Arrays:
     d_out, _, d_log_total = cotangents
     scores_dtype, scale = log_total.dtype, _scale(q)
     keys, values, bias = _cut(k, tile.keys), _cut(v, tile.keys), _padding_bias(k.shape[1], tile.keys, scores_dtype)
-    # How far the softmax pulls all scores of a query back: the sum over its keys of weight times d_weight.
+    # The softmax subtracts from the gradient of each weight its mean over the keys, weighted with the weights.
     pull = jnp.einsum("bnc,bnc->bn", d_out, out, preferred_element_type=scores_dtype) - d_log_total
     if lost.shape[-1]:
         pull += jnp.einsum("bnc,bnc->bn", d_out, lost, preferred_element_type=scores_dtype)
@@ -145,7 +150,7 @@ def _cotangents(tile: Tile, kept: Arrays, cotangents: Arrays) -> Arrays:
         return d_kv, d_q
 
     queries = tuple(_cut(x, tile.queries) for x in (q, d_out, log_total, pull))
-    # These two are summed with the channels first: a CPU multiplies (c, n) by (n, m) four times as fast as the reverse.
+    # Both sums have the channels first: a CPU multiplies (c, n) by (n, m) four times as fast as the reverse.
     start = (jnp.zeros_like(keys.mT, scores_dtype), jnp.zeros_like(values.mT, scores_dtype))
     (d_k, d_v), d_q = lax.scan(some_queries, start, queries)
     n, m = q.shape[1], k.shape[1]
@@ -157,7 +162,7 @@ def _scale(q: Array) -> float:
 
 
 def _scores(q: Array, k: Array, bias: Array | None, dtype: jnp.dtype) -> Array:
-    """Before they are scaled."""
+    """Returns the scores before scaling."""
     scores = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=dtype)
     return scores if bias is None else scores + bias[None, None]
 
@@ -167,7 +172,7 @@ def _product(equation: str, x: Array, y: Array) -> Array:
 
 
 def _cut(x: Array, longest: int) -> Array:
-    """`b n ...` to `t b n/t ...`: the fewest pieces that are short enough, filled up with zeros to equal length."""
+    """Cuts `b n ...` into `t b n/t ...`: the fewest pieces that are short enough, padded with zeros to equal length."""
     pieces = -(-x.shape[1] // longest)
     length = -(-x.shape[1] // pieces)
     padding = pieces * length - x.shape[1]
@@ -177,13 +182,13 @@ def _cut(x: Array, longest: int) -> Array:
 
 
 def _join(pieces: Array, n: int) -> Array:
-    """The inverse of `_cut`."""
+    """Joins pieces of `_cut` and removes their padding."""
     x = jnp.moveaxis(pieces, 0, 1)
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :n]
 
 
 def _padding_bias(m: int, longest: int, dtype: jnp.dtype) -> Array | None:
-    """Minus infinity for the keys that `_cut` added, zero for the others; None where it adds none."""
+    """Returns minus infinity for the keys that `_cut` added and zero for the others; None if it adds none."""
     pieces = -(-m // longest)
     length = -(-m // pieces)
     if pieces * length == m:

@@ -1,7 +1,7 @@
 """Broadcasting whose gradient is summed in float32, in half precision too.
 
-The gradient of a broadcast is a sum over all that one number was copied to.  JAX sums it in the dtype of the copies:
-in bfloat16 a sum of equal numbers stops growing at 256 of them.
+The gradient of a broadcast value is the sum of the gradients of its copies.  JAX sums in the dtype of the copies; in
+bfloat16 a sum of equal values stops growing at 256 of them.
 """
 
 import functools

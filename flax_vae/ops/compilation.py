@@ -1,4 +1,4 @@
-"""Compiling for less memory, and not twice: what programs that train or encode say to the compiler."""
+"""Compiler options, the compilation cache, and the devices of commands."""
 
 import ctypes
 import ctypes.util
@@ -13,22 +13,22 @@ from flax_vae.errors import UserError
 
 
 def compiler_options(platform: str) -> dict[str, Any]:
-    """Returns what to pass as `compiler_options` to `jax.jit` or to `Lowered.compile` on this platform.
+    """Returns `compiler_options` for `jax.jit` or `Lowered.compile` on a platform.
 
-    On a CPU XLA orders the operations for parallelism by default.  A training step then makes room for all parameters
-    three times over: ordered for memory, FLUX.1's at 128 px takes 0.75 GB of temporaries instead of 1.37 and no longer.
+    On a CPU, XLA orders operations for parallelism by default, and a training step then allocates all parameters three
+    times.  Ordered for memory, a step of FLUX.1 at 128 px needs 0.75 GB of temporaries instead of 1.37, and is as fast.
 
     Args:
-      platform: of the devices: `"cpu"`, `"gpu"` or `"tpu"`.
+      platform: Platform of the devices: `"cpu"`, `"gpu"` or `"tpu"`.
     """
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if platform == "cpu" else {}
 
 
 def release_compiler_memory() -> None:
-    """Gives the memory that compiling took back to the system, where the C library keeps it.
+    """Returns the memory that compiling used to the system.
 
-    glibc keeps what was freed for later, half a gigabyte after compiling a training step, while arrays are mapped
-    anew.  Elsewhere this does nothing.
+    glibc keeps freed memory, half a gigabyte after compiling a training step, and does not use it for arrays.  With
+    another C library this does nothing.
     """
     library = ctypes.util.find_library("c")
     trim = getattr(ctypes.CDLL(library), "malloc_trim", None) if library else None
@@ -37,12 +37,12 @@ def release_compiler_memory() -> None:
 
 
 def cache_compilations(folder: str | Path) -> None:
-    """Keeps compiled programs in a folder, so that the next process with the same model and sizes need not compile.
+    """Stores compiled programs in a folder, so that later processes with the same model and sizes do not compile.
 
-    Call it before anything is compiled.  Programs that took less than a second are not kept.
+    Call it before anything is compiled.  Programs that compiled in less than a second are not stored.
 
     Args:
-      folder: made if it is missing; may be shared by processes.
+      folder: Folder of the programs, created if missing; several processes may share it.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -50,10 +50,10 @@ def cache_compilations(folder: str | Path) -> None:
 
 
 def require_devices() -> None:
-    """Starts JAX on the devices of this machine; for commands, before they compute.
+    """Starts JAX on the devices of this machine.  Commands call it before they compute.
 
     Raises:
-      UserError: If there are no devices of the platform that was asked for, or they cannot be used.
+      UserError: If the requested platform has no devices, or they cannot be used.
     """
     try:
         jax.devices()

@@ -17,16 +17,16 @@ from flax_vae.ops.linear_maps import Arrays, linear
 class GroupNorm(nn.Module):
     """Normalises every group of channels of every image to mean 0 and variance 1, then scales and shifts each channel.
 
-    The statistics are float32 at least and the variance is taken around the mean.  (The mean of the squares minus the
-    square of the mean, which linen's own module takes by default, loses digits wherever the mean is large.)
+    Statistics are computed in at least float32, and the variance around the mean.  (Linen's module subtracts the square
+    of the mean from the mean of the squares by default, which loses digits where the mean is large.)
 
     Attributes:
-      num_groups: of neighbouring channels.
-      epsilon: added to the variance.
-      dtype: of the result; None follows input and parameters.
-      param_dtype: of `scale` and `bias`.
+      num_groups: Number of groups of neighbouring channels.
+      epsilon: Constant added to the variance.
+      dtype: Dtype of the result; None infers it from input and parameters.
+      param_dtype: Dtype of `scale` and `bias`.
 
-    Source: Wu and He 2018 (arXiv:1803.08494); `torch.nn.GroupNorm` is the twin.
+    Source: Wu and He 2018 (arXiv:1803.08494).  Twin: `torch.nn.GroupNorm`.
     """
 
     num_groups: int
@@ -52,7 +52,7 @@ class GroupNorm(nn.Module):
         return jnp.asarray(_group_norm(x, scale, bias, self.num_groups, self.epsilon, activate), dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # a model has many of the same shape, which are traced once
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))  # a model normalises often with one shape, which is traced once
 def _group_norm(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool) -> Array:
     return _with_derivatives(x, scale, bias, groups, epsilon, activate)
 
@@ -64,7 +64,7 @@ def _with_derivatives(x: Array, scale: Array, bias: Array, groups: int, epsilon:
 
 def _forward(x: Array, scale: Array, bias: Array, groups: int, epsilon: float, activate: bool):
     mean, rstd = statistics(x, groups, epsilon)
-    y = (x - _wide(mean)) * _wide(rstd * scale[None]) + _wide(bias)
+    y = (x - _per_channel(mean)) * _per_channel(rstd * scale[None]) + _per_channel(bias)
     return y * jax.nn.sigmoid(y) if activate else y, (x, scale, bias, mean, rstd)
 
 
@@ -80,14 +80,14 @@ def _rule(groups: int, epsilon: float, activate: bool, primals: tuple[Array, Arr
 def _tangent(groups: int, activate: bool, kept: Arrays, tangents: Arrays) -> Arrays:
     x, scale, bias, mean, rstd = kept
     d_x, d_scale, d_bias = tangents
-    normalised = (x - _wide(mean)) * _wide(rstd)
+    normalised = (x - _per_channel(mean)) * _per_channel(rstd)
     d_x = d_x.astype(normalised.dtype)
     along_mean = _group_mean(d_x.mean((1, 2)), groups)
     along_std = _group_mean((d_x * normalised).mean((1, 2)), groups)
-    d_normalised = _wide(rstd) * (d_x - _wide(along_mean) - normalised * _wide(along_std))
-    d_out = d_normalised * _wide(scale) + normalised * _wide(d_scale) + _wide(d_bias)
+    d_normalised = _per_channel(rstd) * (d_x - _per_channel(along_mean) - normalised * _per_channel(along_std))
+    d_out = d_normalised * _per_channel(scale) + normalised * _per_channel(d_scale) + _per_channel(d_bias)
     if activate:
-        y = normalised * _wide(scale) + _wide(bias)
+        y = normalised * _per_channel(scale) + _per_channel(bias)
         gate = jax.nn.sigmoid(y)
         d_out = d_out * gate * (1 + y * (1 - gate))
     return (d_out,)
@@ -96,29 +96,31 @@ def _tangent(groups: int, activate: bool, kept: Arrays, tangents: Arrays) -> Arr
 def _cotangent(groups: int, activate: bool, kept: Arrays, cotangents: Arrays) -> Arrays:
     x, scale, bias, mean, rstd = kept
     (d_out,) = cotangents
-    normalised = (x - _wide(mean)) * _wide(rstd)
+    normalised = (x - _per_channel(mean)) * _per_channel(rstd)
     if activate:
-        y = normalised * _wide(scale) + _wide(bias)
+        y = normalised * _per_channel(scale) + _per_channel(bias)
         gate = jax.nn.sigmoid(y)
         d_out = d_out * gate * (1 + y * (1 - gate))
     d_bias = d_out.sum((1, 2))
     d_scale = (d_out * normalised).sum((1, 2))
-    # The mean and the variance take out of the gradient what lies along them.
+    # Mean and variance depend on every value, so the gradient has no component along either.
     count = x.shape[1] * x.shape[2]
     along_mean = _group_mean(d_bias * scale[None] / count, groups)
     along_std = _group_mean(d_scale * scale[None] / count, groups)
-    d_x = _wide(rstd) * (d_out * _wide(scale) - _wide(along_mean) - normalised * _wide(along_std))
+    d_x = _per_channel(rstd) * (
+        d_out * _per_channel(scale) - _per_channel(along_mean) - normalised * _per_channel(along_std)
+    )
     return d_x.astype(x.dtype), d_scale.sum(0).astype(scale.dtype), d_bias.sum(0).astype(bias.dtype)
 
 
 def statistics(x: Float[Array, "b h w c"], groups: int, epsilon: float) -> tuple[Array, Array]:
-    """Returns mean and reciprocal deviation of the group that each channel belongs to, both `b c`.
+    """Returns mean and reciprocal standard deviation of each channel's group, both `b c`.
 
-    Summed over the positions channel by channel first: along a group's few channels no processor has wide sums.
+    Sums over the positions of each channel first, because processors are slow at sums over the few channels of a group.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = _group_mean(x.mean((1, 2)), groups)
-    variance = _group_mean(jnp.square(x - _wide(mean)).mean((1, 2)), groups)
+    variance = _group_mean(jnp.square(x - _per_channel(mean)).mean((1, 2)), groups)
     return mean, lax.rsqrt(variance + epsilon)
 
 
@@ -128,6 +130,6 @@ def _group_mean(per_channel: Float[Array, "b c"], groups: int) -> Float[Array, "
     return jnp.repeat(mean, c // groups, axis=-1)
 
 
-def _wide(per_channel: Array) -> Array:
-    """`c` or `b c` to a shape that meets `b h w c`."""
-    return per_channel.reshape(-1, 1, 1, per_channel.shape[-1])
+def _per_channel(values: Array) -> Array:
+    """Reshapes `c` or `b c` to broadcast against `b h w c`."""
+    return values.reshape(-1, 1, 1, values.shape[-1])

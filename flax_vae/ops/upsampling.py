@@ -11,7 +11,8 @@ from flax_vae.ops.broadcasting import broadcast
 from flax_vae.ops.convolution import convolve
 from flax_vae.ops.linear_maps import Arrays, linear
 
-# Which of three weights add up to each of two, along one direction: for an even pixel of the large map, for an odd one.
+# Sums of a kernel's three weights along one direction, by which two pixels of the small map are multiplied: for even
+# pixels of the large map, and for odd ones.
 FOLD = (np.array([[1, 0, 0], [0, 1, 1]]), np.array([[1, 1, 0], [0, 0, 1]]))
 CORNERS = tuple(np.kron(row, column) for row in FOLD for column in FOLD)
 
@@ -23,10 +24,11 @@ def upsample_and_convolve(
     padding: Any,
     **options: Any,
 ) -> Float[Array, "b 2*h 2*w o"]:
-    """Stands in for `jax.lax.conv_general_dilated`: pixels become squares of four, then a 3x3 convolution.
+    """Doubles height and width by nearest-neighbour upsampling, then convolves with a 3x3 kernel.
 
-    On a CPU the four pixels of a square are four 2x2 convolutions of the small map, 4/9 of the arithmetic: of three
-    neighbours in the large map two always come from the same pixel, and their weights are added.
+    Takes the arguments of `jax.lax.conv_general_dilated`.  On a CPU, the four pixels that replace one are computed by
+    four 2x2 convolutions of the small map, with 4/9 of the arithmetic: of three neighbours in the large map, two are
+    copies of one pixel, so their weights are added.
     """
 
     def as_written(x: Array, kernel: Array) -> Array:
@@ -38,7 +40,7 @@ def upsample_and_convolve(
         corners = [convolve(x, corner, (1, 1), pad, **options) for corner, pad in zip(kernels, pads, strict=True)]
         return _put_together(corners)
 
-    if x.dtype.itemsize < 4:  # a sum of two weights is one more rounding, which half precision would show
+    if x.dtype.itemsize < 4:  # summing weights rounds once more, which half precision would show
         return as_written(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=folded, default=as_written)
 
@@ -49,10 +51,10 @@ def _doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
 
 
 def _put_together(corners: list[Float[Array, "b h w c"]]) -> Float[Array, "b 2*h 2*w c"]:
-    """Returns the map whose pixels the four are: top left, top right, bottom left, bottom right of each square.
+    """Interleaves four maps: the top left, top right, bottom left and bottom right pixels of each square.
 
-    Pixels beside each other are put together first and then those below, so that runs of channels are copied whole; the
-    consumers of a single transpose would each go through it again.
+    Joins pixels beside each other first, then rows, so that channels are copied in whole runs.  XLA would repeat a
+    single transpose in each of its consumers.
     """
     b, h, w, c = corners[0].shape
     rows = [jnp.stack(corners[first : first + 2], axis=3).reshape(b, h, 2 * w, c) for first in (0, 2)]
@@ -60,10 +62,10 @@ def _put_together(corners: list[Float[Array, "b h w c"]]) -> Float[Array, "b 2*h
 
 
 def corner_kernels(kernel: Float[Array, "3 3 i o"]) -> tuple[Float[Array, "2 2 i o"], ...]:
-    """The weights by which each of the four pixels that one becomes meets the small map, row by row.
+    """Returns the 2x2 kernels that compute the four pixels of each square from the small map, row by row.
 
-    They are sums of the kernel's, written as products with zeros and ones: slices, sums and pieces put together take
-    XLA ten times as long to compile.
+    Their weights are sums of the 3x3 kernel's, written as products with matrices of zeros and ones: slices, sums and
+    concatenations take XLA ten times as long to compile.
     """
     corner = jax.ShapeDtypeStruct((2, 2, *kernel.shape[2:]), kernel.dtype)
     return linear(_corners, _kernel_gradient, (), (kernel,), like=(corner,) * 4)
@@ -72,13 +74,13 @@ def corner_kernels(kernel: Float[Array, "3 3 i o"]) -> tuple[Float[Array, "2 2 i
 def _corners(_: Arrays, kernels: Arrays) -> Arrays:
     (kernel,) = kernels
     flat = kernel.reshape(9, -1)
-    # An accelerator would round the weights first, unless it is told not to.
+    # Without this, an accelerator rounds the weights before it multiplies.
     corners = (jnp.matmul(meets.astype(kernel.dtype), flat, precision="highest") for meets in CORNERS)
     return tuple(corner.reshape(2, 2, *kernel.shape[2:]) for corner in corners)
 
 
 def _kernel_gradient(_: Arrays, d_corners: Arrays) -> Arrays:
-    # One product: the transposes of four would write four gradients of the whole kernel, to add them up.
+    # A single product: the transposes of four would write four gradients of the whole kernel and add them.
     flat = jnp.concatenate([d_corner.reshape(4, -1) for d_corner in d_corners])
     d_kernel = jnp.matmul(np.concatenate(CORNERS).T.astype(flat.dtype), flat, precision="highest")
     return (d_kernel.reshape(3, 3, *d_corners[0].shape[2:]),)

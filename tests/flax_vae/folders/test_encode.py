@@ -509,7 +509,7 @@ def test_latents_in_half_precision_are_those_of_the_whole_rounded_once(one, tmp_
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"multiple": 3}, "multiple=3 must be a multiple of 2"), ({"time": 0.5}, "is not conditioned on any")],
+    [({"multiple": 3}, "multiple=3 must be a multiple of 2"), ({"time": 0.5}, "time=0.5 is given")],
 )
 def test_settings_that_do_not_fit_the_model_are_refused(settings, message, one, tmp_path, model):
     with pytest.raises(UserError, match=message):

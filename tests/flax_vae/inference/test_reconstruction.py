@@ -191,7 +191,7 @@ BAD_FLAGS = [
     (["photo.png", "--out", "there.png/new.png"], "there.png is no folder that takes there.png/new.png"),
     (["photo.png", "--model", "nowhere"], "nowhere does not exist"),
     (["photo.png", "--preset", "flux9"], "flux9"),
-    (["photo.png", "--time", "5"], "time=5 is given, and the model is not conditioned on any; leave it out"),
+    (["photo.png", "--time", "5"], "time=5 is given, but the model is not conditioned on time; leave it out"),
 ]
 
 
@@ -274,7 +274,7 @@ def test_numbers_that_are_not_finite_are_no_picture(model, here, capsys, monkeyp
 @pytest.mark.parametrize("kind", ["linear", "sinusoidal"])
 def test_a_model_with_time_is_told_which(kind):
     record = replace(PLAIN, time_emb_dim=8, time_embedding=kind)
-    with pytest.raises(UserError, match="conditioned on a time, and none is given"):
+    with pytest.raises(UserError, match="conditioned on time; pass a time"):
         same_time(2, None, record)
     time = np.asarray(same_time(2, 250.0, record))
     angles = 250.0 * 10_000.0 ** (-np.arange(4) / 4)
