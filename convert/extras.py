@@ -26,7 +26,7 @@ EXTRAS = {
 # Modules of the packages that are always installed.  In a clone that was not installed they may be missing.
 REQUIRED = frozenset(
     ("PIL", "einops", "flax", "jax", "jaxlib", "jaxtyping", "jinja2", "ml_dtypes", "msgpack", "numpy", "optax", "orbax")
-    + ("rich", "safetensors", "tensorstore", "tyro", "yaml")
+    + ("rich", "ruamel", "safetensors", "tensorstore", "tyro")
 )
 
 

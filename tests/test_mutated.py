@@ -272,11 +272,10 @@ def settings_json(folder: Path) -> Kind:
 
 
 def settings_yaml(folder: Path) -> Kind:
-    import yaml
-
     from flax_vae.train.config.recipes import recipe
+    from flax_vae.train.config.yaml_text import format_yaml
 
-    (folder / "a.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe("tiny").to_dict()))))
+    (folder / "a.yaml").write_text(format_yaml(recipe("tiny").to_dict()))
     return one_file(folder / "a.yaml", read_run_settings, raises=(ValueError, TypeError))
 
 

@@ -96,7 +96,7 @@ def test_the_reference_names_what_it_is_written_in(monkeypatch):
 def test_every_extra_is_one_that_there_is():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(EXTRAS.values()) <= project["optional-dependencies"].keys()
-    modules = {"pillow": "PIL", "pyyaml": "yaml", "orbax-checkpoint": "orbax"}
+    modules = {"pillow": "PIL", "ruamel.yaml": "ruamel", "orbax-checkpoint": "orbax"}
     required = {re.split("[<>=]", each)[0] for each in project["dependencies"]}
     assert {modules.get(name, name) for name in required} <= REQUIRED
 

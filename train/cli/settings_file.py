@@ -1,74 +1,19 @@
-"""Settings from files and from `name=value`: what they hold, each name known, before anything is made of it.
-
-YAML is read as its version 1.2 says, without the surprises of 1.1: `1e-6` is a number, `no` and `12:30` are text.
-"""
+"""Reads settings from files and from `name=value`, and checks their names and types."""
 
 import dataclasses
 import difflib
-import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
 from flax_vae.convert.files import loads_object, read_bytes
-from flax_vae.train.config import TrainConfig, rename_settings
+from flax_vae.train.config import TrainConfig, parse_yaml, rename_settings
 from flax_vae.train.errors import TrainError
 from flax_vae.train.run import HISTORY
 
-_MAX_BYTES = 1 << 20  # of a file of settings
+_MAX_BYTES = 64 * 1024  # of a settings file
 
 PRESET = "preset"  # what a file may name beside the fields of `TrainConfig`
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data alone, and no name twice."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for name, count in names.items():
-            if count > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        # Settings need none, and a few lines of aliases of aliases stand for billions of values.
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not read", mark)
-        return super().compose_node(parent, index)
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    ("int", r"[-+]?[0-9][0-9_]*", [*"-+0123456789"]),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", [*"-+.0123456789"]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
-# PyYAML's own would read 010 as eight.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-
-
-def parse_yaml(text: str) -> Any:
-    """Returns the value of one YAML document.
-
-    Raises:
-      ValueError: if it is none; one line, with the place in the text.
-    """
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        place = "" if mark is None else f"line {mark.line + 1}: "
-        hint = "; indent with spaces" if "'\\t'" in str(problem) else ""
-        raise ValueError(f"{place}{' '.join(str(problem or error).split())}{hint}") from None
-    except (RecursionError, OverflowError):
-        raise ValueError("it is nested too deeply, or holds too large a number") from None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

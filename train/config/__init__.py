@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         flatten_config,
         rename_settings,
     )
+    from flax_vae.train.config.yaml_text import format_yaml, parse_yaml
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -36,6 +37,8 @@ __all__ = [
     "config_differences",
     "default",
     "flatten_config",
+    "format_yaml",
+    "parse_yaml",
     "recipe",
     "rename_settings",
 ]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
 from flax_vae.train.build import load_start, make_constants, make_parts, make_state
-from flax_vae.train.config import TrainConfig
+from flax_vae.train.config import TrainConfig, format_yaml
 from flax_vae.train.data import Photographs, shipped_photographs
 from flax_vae.train.devices import Parallel, make_parallel
 from flax_vae.train.report import load_writer
@@ -48,8 +47,7 @@ def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: boo
         "reads:",
         *_files(config, workdir, photographs),
     ]
-    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    return text + "".join(f"# {line}\n" for line in comments)
+    return format_yaml(config.to_dict()) + "".join(f"# {line}\n" for line in comments)
 
 
 def _parameters(state: TrainState, constants: dict[str, Any], config: TrainConfig) -> Iterator[str]:

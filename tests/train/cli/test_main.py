@@ -31,7 +31,7 @@ def test_help_answers_without_loading_a_framework():
         "import sys; from flax_vae.train.cli import main as cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as end: assert end.code == 0\n"
-        "assert not {'jax', 'flax', 'orbax', 'PIL', 'torch'} & set(sys.modules)"
+        "assert not {'jax', 'flax', 'orbax', 'PIL', 'ruamel', 'torch'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for flag in ("--preset", "--workdir", "--steps", "--seed", "--parallel", "--data", "--batch-size"):

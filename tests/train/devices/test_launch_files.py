@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import tyro
-import yaml
 
 from flax_vae import train
 from flax_vae.train.cli.flags import Flags
 from flax_vae.train.cli.plan import PlanFlags
 from flax_vae.train.config.recipes import recipe
+from flax_vae.train.config.yaml_text import parse_yaml
 
 HERE = Path(str(resources.files(train)))
 PAGE, JOBSET, SLURM = HERE / "PODS.md", HERE / "launch" / "jobset.yaml", HERE / "launch" / "slurm.sh"
@@ -39,7 +39,7 @@ def test_every_command_is_understood(file, count):
 
 
 def test_the_jobset_gives_each_host_of_the_slice_one_process_and_all_its_chips():
-    (job,) = yaml.safe_load(JOBSET.read_text(encoding="utf-8"))["spec"]["replicatedJobs"]
+    (job,) = parse_yaml(JOBSET.read_text(encoding="utf-8"))["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     pod = spec["template"]["spec"]
     height, width = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))

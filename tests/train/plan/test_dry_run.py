@@ -6,12 +6,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-import yaml
 
 from flax_vae.convert import expand, save_weights
 from flax_vae.convert.table.identification import Weights
 from flax_vae.train.build import load_start, make_parts, make_state
 from flax_vae.train.config.schema import GanConfig, TrainConfig
+from flax_vae.train.config.yaml_text import parse_yaml
 from flax_vae.train.errors import RunError
 from flax_vae.train.plan.dry_run import describe_run
 from flax_vae.train.run.directory import RunDirectory
@@ -36,7 +36,7 @@ def mib(tree, share=1):
 
 def test_the_text_is_the_configuration_and_writes_nothing(whole, tmp_path):
     text = describe_run(whole, tmp_path / "run")
-    assert TrainConfig.from_dict(yaml.safe_load(text)) == whole
+    assert TrainConfig.from_dict(parse_yaml(text)) == whole
     assert list(tmp_path.iterdir()) == []
     assert f"3 images in {whole.data.folder}\n" in text
     assert "d.png, which is held out" in text
