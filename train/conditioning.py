@@ -1,9 +1,9 @@
-"""Times for models that are conditioned on one: sampled in training, fixed in evaluation."""
+"""Samples times for models that are conditioned on one."""
 
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from flax_vae.conditioning import as_input, same_time
+from flax_vae.conditioning import as_input
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.train.config import TimeConfig
 
@@ -32,8 +32,3 @@ def sample_times(
     else:
         share = jax.nn.sigmoid(jax.vmap(jax.random.normal)(keys))
     return as_input(config.low + (config.high - config.low) * share, params)
-
-
-def fixed_time(count: int, params: AutoEncoderParams, config: TimeConfig) -> Float[Array, "b ..."] | None:
-    """The time of evaluation, `count` times; None for a model without time."""
-    return same_time(count, None if params.time_emb_dim is None else config.evaluate_at, params)

@@ -13,6 +13,7 @@ import jax
 
 from flax_vae import AutoEncoder, save_pretrained
 from flax_vae.finite import require_finite
+from flax_vae.images import ImageScores
 from flax_vae.train.build import load_start, make_constants, make_parts, make_state
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.data import Batches, Photographs
@@ -26,8 +27,16 @@ from flax_vae.train.devices import (
     require_same_state,
 )
 from flax_vae.train.errors import NotFiniteError, RunError
-from flax_vae.train.evaluation import Evaluator
-from flax_vae.train.report import Metrics, Reporter, TensorBoard, load_writer, read_metrics, save_grid, write_report
+from flax_vae.train.evaluation import HeldOutEvaluation
+from flax_vae.train.report import (
+    Metrics,
+    Reporter,
+    TensorBoard,
+    load_writer,
+    read_metrics,
+    save_comparisons,
+    write_report,
+)
 from flax_vae.train.run import Checkpoints, RunDirectory, StopRequest, lock, open_data, stop_requests
 from flax_vae.train.state import TrainState
 from flax_vae.train.step import FINITE, Components, Scores, train_step
@@ -104,7 +113,7 @@ class _Cast(NamedTuple):
     changes: list[str]
     parts: Components
     constants: dict[str, Any]
-    evaluate: Evaluator
+    evaluate: HeldOutEvaluation
 
 
 def _gather_cast(config: TrainConfig, run: RunDirectory, accept: bool) -> _Cast:
@@ -115,7 +124,9 @@ def _gather_cast(config: TrainConfig, run: RunDirectory, accept: bool) -> _Cast:
     photographs, listing, changes = open_data(config, run, accept=accept)
     config = replace(config, data=replace(config.data, held_out=photographs.held_out_name))
     parts, constants = make_parts(config), make_constants(config)
-    evaluate = Evaluator(parts.model, parallel, photographs.held_out(), config, constants.get("lpips"))
+    evaluate = HeldOutEvaluation(
+        config, photographs.held_out_source(), parallel.local_devices[0], constants.get("lpips")
+    )
     return _Cast(config, parallel, photographs, listing, changes, parts, constants, evaluate)
 
 
@@ -312,20 +323,22 @@ class _Speed:
 
 
 def _look(
-    evaluate: Evaluator, parallel: Parallel, state: TrainState, step: int, run: RunDirectory, reporter: Reporter
+    evaluate: HeldOutEvaluation, parallel: Parallel, state: TrainState, step: int, run: RunDirectory, reporter: Reporter
 ) -> dict[str, float]:
     """Evaluates on the held-out photograph, and keeps a picture of it; without scores if it is not finite."""
     params = parallel.gather(state.averaged())
     if jax.process_index():
         return {}
     try:
-        evaluation = evaluate(params)
+        comparison = evaluate(params)
     except NotFiniteError as error:
         reporter.line(f"step {step}: {error}")
         return {}
-    save_grid(run.sample(step), evaluation)
-    reporter.line(f"step {step}: held-out {describe_scores(evaluation.scores)}")
-    return {_LOGGED_AS.get(name, name): score for name, score in evaluation.scores.items()}
+    save_comparisons(run.sample(step), [comparison])
+    known = {name: getattr(comparison.scores, name) for name in ("psnr", "ssim", "lpips")}
+    scores = {name: score for name, score in known.items() if score is not None}
+    reporter.line(f"step {step}: held-out {describe_scores(scores)}")
+    return {_LOGGED_AS.get(name, name): score for name, score in scores.items()}
 
 
 # Beside the loss's own term of that name, which is of the training crops.
@@ -333,9 +346,9 @@ _LOGGED_AS = {"lpips": "held_out_lpips"}
 
 
 def describe_scores(scores: dict[str, float]) -> str:
-    """The scores of an evaluation in words."""
-    words = [f"PSNR {scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}"]
-    return ", ".join([*words, f"LPIPS {scores['lpips']:.4f}"] if "lpips" in scores else words)
+    """Returns the scores of an evaluation in one phrase."""
+    image = ImageScores("", 0, 0, scores["psnr"], scores.get("ssim"), scores.get("lpips"))
+    return ", ".join(image.in_words())
 
 
 def _final_scores(run: RunDirectory, step: int) -> dict[str, float] | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flax_vae.inference.data_parallel import DataParallel, rows_of
     from flax_vae.inference.model import load_model
     from flax_vae.inference.over_devices import DECODES, ENCODES, decode_over_devices, moments_over_devices
-    from flax_vae.inference.reconstruction import needs_bands, reconstruct
+    from flax_vae.inference.reconstruction import Reconstruction, needs_bands, reconstruct
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -20,6 +20,7 @@ __all__ = [
     "DECODES",
     "DataParallel",
     "ENCODES",
+    "Reconstruction",
     "decode_in_bands",
     "decode_over_devices",
     "load_model",

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flax_vae.conditioning import same_time
 from flax_vae.convert.table.rows import flatten
 from flax_vae.train.build import make_parts
-from flax_vae.train.conditioning import fixed_time, sample_times
+from flax_vae.train.conditioning import sample_times
 from flax_vae.train.config.schema import DataConfig, OptimConfig, TimeConfig, TrainConfig
 from flax_vae.train.state import create_state
 from flax_vae.train.step import train_step
@@ -49,16 +50,16 @@ def test_times_have_the_samplers_distribution(sampler, middle_half):
 
 
 def test_a_vector_is_the_cosines_and_sines_of_the_time_of_evaluation():
-    vectors = fixed_time(2, TIMED["linear"], TimeConfig(evaluate_at=2.0))
+    vectors = same_time(2, 2.0, TIMED["linear"])
     angles = 2.0 * 10_000.0 ** (-2 * np.arange(3) / 6)
     np.testing.assert_allclose(np.asarray(vectors), [[*np.cos(angles), *np.sin(angles)]] * 2, rtol=1e-5, atol=1e-6)
-    scalars = fixed_time(2, TIMED["sinusoidal"], TimeConfig(evaluate_at=2.0))
+    scalars = same_time(2, 2.0, TIMED["sinusoidal"])
     np.testing.assert_array_equal(np.asarray(scalars), [2.0, 2.0])
 
 
 def test_a_model_without_time_gets_none():
     assert times(SMALL) is None
-    assert fixed_time(2, SMALL, TimeConfig()) is None
+    assert same_time(2, None, SMALL) is None
 
 
 @pytest.mark.parametrize("kind", TIMED)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flax_vae import from_pretrained
+from flax_vae.inference import reconstruction
 from flax_vae.train.data.photographs import Photographs
 from flax_vae.train.data.prefetch import Batches
 from flax_vae.train.errors import NotFiniteError, RunError, TrainError
@@ -195,10 +196,9 @@ def test_a_model_whose_reconstruction_is_not_finite_has_no_scores_and_is_not_exp
     workdir = shutil.copytree(runs["straight"][0], tmp_path / "run")
     shutil.rmtree(workdir / "export")
     (workdir / "metrics.jsonl").unlink()
-    monkeypatch.setattr("flax_vae.train.evaluation.tiles.from_tiles", lambda *_: pytest.fail("pixels were made of it"))
-    monkeypatch.setattr(
-        "flax_vae.train.evaluation.tiles._reconstructor", lambda *_: lambda params, images: images * np.nan
-    )
+    decode = reconstruction._decode
+    monkeypatch.setattr(reconstruction, "_decode", lambda *args: decode(*args) * np.nan)
+    monkeypatch.setattr("flax_vae.train.evaluation.whole_images.to_uint8", lambda _: pytest.fail("pixels of NaN"))
     with pytest.raises(NotFiniteError, match="no finite reconstruction after step 10, so nothing is exported"):
         train(small, workdir)
     assert not (workdir / "export").exists()

@@ -16,7 +16,8 @@ from flax_vae.train.errors import RunError, TrainError
 if TYPE_CHECKING:  # they load JAX: not for --help
     from flax_vae import AutoEncoder
     from flax_vae.images import Comparison, ImageSource
-    from flax_vae.train.evaluation import Evaluation, FrechetMeter, PerceptualDistance
+    from flax_vae.train.config import TrainConfig
+    from flax_vae.train.evaluation import Evaluation, PerceptualDistance
 
 PROG = "flax-vae-train eval"
 
@@ -47,7 +48,7 @@ class EvalFlags:
     """How many images, the first ones."""
     batch: Annotated[int, arg(metavar="N")] = 1
     """Images at a time, where there are so many of one size."""
-    time: Annotated[float, arg(metavar="T")] = 0.0
+    time: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: that of the run, elsewhere 0)")] = None
     """The condition of a model that takes a time."""
     bands: bool = False
     """Decode band by band: slower, for images that would not fit into the device's memory."""
@@ -132,7 +133,10 @@ def _run(flags: EvalFlags) -> int:
         return _one(flags, folders[0], source, count, perceptual, lpips_missing)
     load = partial(load_model, preset=flags.preset, dtype="float32", raw_weights=flags.raw_weights, rgb=True)
     loaded = [load(str(folder)) for folder in folders]  # all of them, before the first takes its time
-    reports = [_evaluation(flags, *model, perceptual)(source, count) for model in loaded]
+    evaluations = [
+        _evaluation(flags, run, *model, perceptual=perceptual) for run, model in zip(models, loaded, strict=True)
+    ]
+    reports = [evaluation(source, count) for evaluation in evaluations]
     print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
     print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or flags.lpips}")
     return 0
@@ -161,7 +165,7 @@ def _one(
 
     meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
     model, params = load_model(str(where), flags.preset, "float32", raw_weights=flags.raw_weights, rgb=True)
-    evaluate = _evaluation(flags, model, params, perceptual, meter)
+    evaluate = _evaluation(flags, flags.models[0], model, params, perceptual=perceptual, frechet=meter)
     worst = _Worst(flags.worst if flags.grid else 0, flags.worst_by, count)
     report = evaluate(source, count, worst)
 
@@ -180,35 +184,39 @@ def _one(
     return 0
 
 
-def _evaluation(
-    flags: EvalFlags,
-    model: "AutoEncoder",
-    params: Any,
-    perceptual: "PerceptualDistance | None",
-    meter: "FrechetMeter | None" = None,
-) -> "Evaluation":
+def _evaluation(flags: EvalFlags, run: Path, model: "AutoEncoder", params: Any, **meters: Any) -> "Evaluation":
     from flax_vae.train.evaluation import Evaluation
 
-    return Evaluation(model, params, flags.batch, flags.time, flags.bands, perceptual=perceptual, frechet=meter)
+    time = flags.time
+    if time is None:
+        config = _run_config(run)
+        time = config.time.evaluate_at if config else 0.0
+    return Evaluation(model, params, flags.batch, time, flags.bands or None, **meters)
 
 
 def _held_out(run: Path) -> "ImageSource":
-    """Returns the one image that a run has never seen; also for its export and its checkpoints."""
-    from flax_vae.convert.weights import CHECKPOINTS, EXPORT
+    """Returns a source of the one image that a run has never trained on."""
     from flax_vae.train.data import held_out_image
-    from flax_vae.train.run import RunDirectory
 
-    where = run
-    if run.parent.name == CHECKPOINTS:
-        where = run.parents[1]
-    elif run.name == EXPORT:
-        where = run.parent
-    config = RunDirectory(where).stored_config() if (where / CHECKPOINTS).is_dir() else None
+    config = _run_config(run)
     if config is None:
         raise TrainError(
             f"{run} is not in a run directory, which would say what was held out; name the images with --data"
         )
     return held_out_image(config.data)
+
+
+def _run_config(path: Path) -> "TrainConfig | None":
+    """Returns the settings of the run that a path belongs to: its directory, its export or one of its checkpoints."""
+    from flax_vae.convert.weights import CHECKPOINTS, EXPORT
+    from flax_vae.train.run import RunDirectory
+
+    run = path
+    if path.parent.name == CHECKPOINTS:
+        run = path.parents[1]
+    elif path.name == EXPORT:
+        run = path.parent
+    return RunDirectory(run).stored_config() if (run / CHECKPOINTS).is_dir() else None
 
 
 def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
@@ -217,8 +225,8 @@ def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
         return None, "not asked for"
     import jax
 
-    from flax_vae.train.evaluation import PerceptualDistance
-    from flax_vae.train.losses import load_lpips_weights, lpips, smallest_side, stages_of
+    from flax_vae.train.evaluation import perceptual_distance
+    from flax_vae.train.losses import load_lpips_weights
 
     try:
         weights = jax.device_put(load_lpips_weights(flags.lpips, flags.lpips_weights))
@@ -228,8 +236,7 @@ def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
         if flags.lpips_weights is not None:
             raise
         return None, str(error)
-    distance = jax.jit(partial(lpips, net=flags.lpips))
-    return PerceptualDistance(partial(distance, weights), smallest_side(stages_of(flags.lpips))), ""
+    return perceptual_distance(weights, flags.lpips), ""
 
 
 class _Worst:

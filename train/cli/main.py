@@ -125,7 +125,7 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
         return 128 + outcome.stopped_by
     if outcome.scores:  # the first process has them
         print(
-            f"held-out photograph, 64 x 64 tiles: {describe_scores(outcome.scores)}; "
+            f"held-out photograph: {describe_scores(outcome.scores)}; "
             f"model in {workdir / 'export'} ({time.monotonic() - begun:.0f} s)"
         )
     return 0

@@ -80,7 +80,11 @@ class Photographs:
 
     def held_out(self) -> UInt8[np.ndarray, "h w 3"]:
         """The photograph that no step sees, whole."""
-        return resize_shorter_side(self.source[self._held_out], self._config.resize)
+        return self.held_out_source()[0]
+
+    def held_out_source(self) -> ImageSource:
+        """Returns the source of that photograph alone."""
+        return _HeldOut(self.source, self._held_out, self._config.resize)
 
     def crop(self, seed: int, step: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
         """Example `index` of update `step`.
@@ -193,15 +197,31 @@ class Photographs:
             raise too_many(self.source.where, reasons, total, self._config.max_bad_fraction)
 
 
+class _HeldOut(ImageSubset):
+    """One image of a source, resized as those that are trained on."""
+
+    def __init__(self, source: ImageSource, index: int, resize: int | None):
+        super().__init__(source, [index], f"{source.where}/{printable(source.name(index))}")
+        self._resize = resize
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return resize_shorter_side(super().__getitem__(index), self._resize)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return fitted_size(*super().size(index), self._resize)
+
+    def decode(self, index: int, content: bytes | memoryview) -> UInt8[np.ndarray, "h w 3"]:
+        return resize_shorter_side(super().decode(index, content), self._resize)
+
+
 def held_out_image(config: DataConfig) -> ImageSource:
-    """The image that a run with these settings never trains on, alone.
+    """Returns a source of the one image that a run with these settings never trains on, resized if they say so.
 
     Raises:
       DataError: If there is no such source or image.
     """
     source = open_photographs(config.folder)
-    index = _choose_held_out(config, source)
-    return ImageSubset(source, [index], f"{source.where}/{printable(source.name(index))}")
+    return _HeldOut(source, _choose_held_out(config, source), config.resize)
 
 
 def _choose_held_out(config: DataConfig, source: ImageSource) -> int:

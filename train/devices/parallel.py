@@ -114,13 +114,6 @@ class Parallel(ABC):
         )
         return jax.tree.map(local, whole)
 
-    def compile_local(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, np.ndarray], np.ndarray]:
-        """Compiles `function(params, batch) -> batch` for this process's devices, over which the batch is split."""
-        mesh = _line(self.local_devices)
-        whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
-        compiled = jax.jit(function, in_shardings=(whole, split), out_shardings=split)
-        return lambda params, batch: jax.device_get(compiled(params, jax.device_put(batch, split)))
-
     @abstractmethod
     def place_batch(self, share: np.ndarray) -> jax.Array:
         """Returns the global batch of all processes, given the slice that this process read."""

@@ -1,4 +1,4 @@
-"""How good a model is: scores of images, statistics of latents, rFID.
+"""Evaluates models: scores of whole images, statistics of latents, rFID.
 
 Imports `flax_vae.train.losses` and `flax_vae.inference`; used by the loop and by `flax-vae-train eval`.
 """
@@ -9,28 +9,26 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.train.evaluation.fid import FrechetMeter, load_extractor
+    from flax_vae.train.evaluation.held_out import HeldOutEvaluation
     from flax_vae.train.evaluation.measured_scale import check_scalable, write_scale
     from flax_vae.train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_report_json
-    from flax_vae.train.evaluation.tiles import TILE, Evaluator, TileScores, to_tiles
-    from flax_vae.train.evaluation.whole_images import Evaluation, PerceptualDistance
+    from flax_vae.train.evaluation.whole_images import Evaluation, PerceptualDistance, perceptual_distance
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Evaluation",
-    "Evaluator",
     "FrechetMeter",
+    "HeldOutEvaluation",
     "PerceptualDistance",
-    "TILE",
-    "TileScores",
     "badness",
     "check_scalable",
     "comparison",
     "latent_lines",
     "load_extractor",
+    "perceptual_distance",
     "rfid_line",
     "table",
-    "to_tiles",
     "write_report_json",
     "write_scale",
 ]

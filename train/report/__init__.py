@@ -10,7 +10,7 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.train.report.html import write_report
     from flax_vae.train.report.metrics_log import Metrics, Reporter, read_metrics
-    from flax_vae.train.report.pictures import save_comparisons, save_grid
+    from flax_vae.train.report.pictures import save_comparisons
     from flax_vae.train.report.tensorboard import TensorBoard, load_writer
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -22,6 +22,5 @@ __all__ = [
     "load_writer",
     "read_metrics",
     "save_comparisons",
-    "save_grid",
     "write_report",
 ]

@@ -157,13 +157,6 @@ def test_what_devices_cannot_share_is_refused():
         make_parallel("mesh", devices_per_image=2, devices=POD).check_batch_size(6)
 
 
-def test_evaluation_takes_the_weights_of_a_cut_run():
-    parallel = make_parallel("mesh", devices_per_image=2)
-    weight = parallel.gather(parallel.place_state(np.float32(3)))
-    tiles = np.arange(4, dtype=np.float32)
-    np.testing.assert_array_equal(parallel.compile_local(lambda weight, x: weight * x)(weight, tiles), 3 * tiles)
-
-
 def test_a_dry_run_says_how_images_are_cut(small, tmp_path):
     text = describe_run(
         replace(small, parallel="mesh", devices_per_image=2, data=replace(small.data, crop_size=20)), tmp_path
