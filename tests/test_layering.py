@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
-# What the files of each package may import, beyond the standard library and themselves.  `torch`, `tensorstore` and
-# `huggingface_hub` in `convert` are for pickled checkpoints, those of training and names on the hub, inside functions:
-# that nothing loads them by itself is asked below.
+# The packages, and rooms of ours, that the files of each package may import beyond the standard library and themselves.
+# `torch`, `tensorstore` and `huggingface_hub` in `convert` are for pickled checkpoints, those of training and names on
+# the hub, inside functions: that nothing loads them by itself is asked below.
 MAY_IMPORT = {
     "flax_vae.convert": {
         *("huggingface_hub", "ml_dtypes", "msgpack", "numpy", "rich", "safetensors", "tensorstore", "torch"),
         "tyro",
     },
-    "torch_ref": {"flax_vae.convert", "einops", "jaxtyping", "ml_dtypes", "numpy", "torch"},
+    "torch_ref": {
+        *("flax_vae.convert", "einops", "jaxtyping", "ml_dtypes", "numpy", "torch"),
+        "flax_vae.images",  # a room that loads no JAX
+    },
     "flax_vae": {
         *("flax_vae.convert", "einops", "flax", "jax", "jaxtyping", "ml_dtypes", "numpy"),
         *("PIL", "rich", "tyro"),  # the command, and what it reads and draws
@@ -33,9 +36,6 @@ MAY_IMPORT = {
         "tensorboardX",
     },
 }
-
-# One file runs both frameworks beside each other.  Only a command imports it, inside a function.
-BESIDES = {"flax_vae.convert.cli.two_frameworks": {"PIL", "flax_vae", "jax", "torch", "torch_ref"}}
 
 # The rooms of each package and the files beside them, each before those that import it.
 ORDER = {
@@ -68,7 +68,7 @@ ORDER = {
             "discriminator",
             "loading",
         ),
-        *("conditioning", "nnx", "inference", "folders", "cli", "__main__"),
+        *("conditioning", "trace", "nnx", "inference", "folders", "cli", "__main__"),
     ],
     "flax_vae.train": [
         *("errors", "adam_state", "config", "identity_init", "conditioning", "state", "losses", "data", "optim"),
@@ -146,22 +146,16 @@ def test_importing_a_package_loads_no_more_than_it_may(package, tmp_path):
     assert sorted(loaded_by(f"import {package}", tmp_path) & STAYS_OUT[package]) == []
 
 
+@pytest.mark.torch
+def test_the_trace_of_the_reference_loads_no_jax(tmp_path):
+    assert sorted(loaded_by("import torch_ref.trace", tmp_path) & {"flax", "jax", "optax", "orbax"}) == []
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_a_file_imports_only_what_its_package_may(module):
     package = package_of(module)
-    allowed = MAY_IMPORT[package] | BESIDES.get(module, set()) | sys.stdlib_module_names | {package}
-    assert sorted({package_of(name) for name in imports_of(module)} - allowed) == []
-
-
-@pytest.mark.parametrize("exception", BESIDES)
-def test_a_file_that_may_import_more_is_imported_late(exception):
-    users = [module for module in FILES if exception in imports_of(module)]
-    assert users == ["flax_vae.convert.cli.main"]
-    tree = ast.parse(FILES["flax_vae.convert.cli.main"].read_text(encoding="utf-8"))
-    at_once = [
-        ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom, ast.If, ast.Try))
-    ]
-    assert not any(exception in line for line in at_once)
+    allowed = MAY_IMPORT[package] | sys.stdlib_module_names | {package}
+    assert sorted(name for name in imports_of(module) if not allowed & {name, package_of(name)}) == []
 
 
 ARRANGED = [module for module in FILES if package_of(module) in ORDER and module not in ORDER]

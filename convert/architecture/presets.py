@@ -10,6 +10,7 @@ import difflib
 from dataclasses import replace
 
 from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.errors import ConversionError
 
 # The seed's demo, module 8: attention after every residual block, linear time embedding.
 _SEED = AutoEncoderParams(
@@ -83,10 +84,10 @@ def preset(name: str) -> AutoEncoderParams:
     """Returns the preset of a name.
 
     Raises:
-      ValueError: If the name is unknown; the message lists the names and suggests the nearest.
+      ConversionError: If the name is unknown; the message lists the names and suggests the nearest.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown preset {name!r}; {hint}expected one of {', '.join(PRESETS)}")
+        raise ConversionError(f"unknown preset {name!r}; {hint}expected one of {', '.join(PRESETS)}")
     return PRESETS[name]

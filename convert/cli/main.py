@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,11 +15,19 @@ import tyro
 
 from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
 from flax_vae.convert.cli.inspect import inspect, summary
+from flax_vae.convert.cli.run_both import FLAX, TOLERANCE, TORCH, require_frameworks, run_both
 from flax_vae.convert.cli.verify import compare_weights
-from flax_vae.convert.console import escaped_output, parse_flags, printable, quiet_libraries, rewrite_line
+from flax_vae.convert.console import (
+    TraceFlags,
+    escaped_output,
+    parse_flags,
+    printable,
+    quiet_libraries,
+    rewrite_line,
+)
 from flax_vae.convert.errors import ConversionError, FileError, first_lines
 from flax_vae.convert.extras import explain_missing
-from flax_vae.convert.files import read_object
+from flax_vae.convert.files import read_object, scratch_folder
 from flax_vae.convert.formats import cast
 from flax_vae.convert.table import LAYOUTS, READABLE, Weights, expand, identify
 from flax_vae.convert.weights import (
@@ -224,10 +232,18 @@ class Verify:
         params = _architecture(self.preset)
         a = resolve_architecture(_open(self.a, self.raw_weights, self.variant), params, self.prefix)
         b = a if self.b is None else resolve_architecture(_open(self.b, self.raw_weights), params)
-        # jax and torch take seconds to import and are not needed elsewhere
-        from flax_vae.convert.cli.two_frameworks import TOLERANCE, run_both
-
-        drift = run_both(a, b, picture)
+        require_frameworks()
+        if a.params.differences(b.params):
+            raise ConversionError("A and B have different architectures, so their layers cannot be compared")
+        with scratch_folder() as folder:
+            flags = TraceFlags(
+                *(locate(self.a, self.variant), picture, folder / "flax.npz"),
+                *(self.preset, self.prefix, self.variant, self.raw_weights),
+            )
+            twin = replace(flags, out=folder / "torch.npz")
+            if self.b is not None:
+                twin = replace(twin, model=locate(self.b), prefix=None, variant=None)
+            drift = run_both(a.params, {FLAX: flags, TORCH: twin})
         report |= {"run": drift._asdict(), "same": report["same"] and drift.first is None}
         height, width = drift.size
         lines.append(f"Flax and PyTorch, {height} x {width} pixels, float32; largest difference, of PyTorch's RMS:")

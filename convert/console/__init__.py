@@ -1,6 +1,6 @@
 """What the commands of all packages share: interrupts, quiet libraries, text for a terminal.
 
-Imports `flax_vae.convert.extras`; used by every command line.
+Imports `flax_vae.convert.errors` and `flax_vae.convert.extras`; used by every command line.
 """
 
 from typing import TYPE_CHECKING
@@ -9,17 +9,20 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.convert.console.cpus import available_cpus
-    from flax_vae.convert.console.interrupts import advise, run
+    from flax_vae.convert.console.interrupts import advise, ended_with_this_process, run
     from flax_vae.convert.console.progress import Progress
     from flax_vae.convert.console.quiet import quiet_libraries
     from flax_vae.convert.console.terminal import escaped, escaped_output, parse_flags, printable, rewrite_line
+    from flax_vae.convert.console.traces import TraceFlags, trace_command
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "Progress",
+    "TraceFlags",
     "advise",
     "available_cpus",
+    "ended_with_this_process",
     "escaped",
     "escaped_output",
     "parse_flags",
@@ -27,4 +30,5 @@ __all__ = [
     "quiet_libraries",
     "rewrite_line",
     "run",
+    "trace_command",
 ]

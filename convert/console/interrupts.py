@@ -5,11 +5,15 @@ is interrupted may swallow it or end in a traceback.  What commands write is who
 so that they can end anywhere, as by `kill -9`; a thread of its own does it.
 """
 
+import contextlib
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 if hasattr(signal, "SIGUSR1"):  # what SLURM's --signal=USR1@120 sends; Windows has none
@@ -18,6 +22,7 @@ if hasattr(signal, "SIGUSR1"):  # what SLURM's --signal=USR1@120 sends; Windows 
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)  # the other may be taken by a run of training, which goes on
 
 _said = {"prog": "", "advice": ""}
+_children: set[subprocess.Popen[Any]] = set()
 
 
 def run(prog: str, module: str) -> int:
@@ -69,6 +74,23 @@ def advise(prog: str, advice: str) -> None:
     _said.update(prog=prog, advice=advice)
 
 
+@contextlib.contextmanager
+def ended_with_this_process(command: Sequence[str], **settings: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Starts a process that ends when the block does, or when `end_on_signals` ends this one.
+
+    Args:
+      command: Program and its arguments.
+      **settings: Arguments of `subprocess.Popen`.
+    """
+    with subprocess.Popen(command, **settings) as process:
+        _children.add(process)
+        try:
+            yield process
+        finally:
+            _children.discard(process)
+            process.kill()
+
+
 def leave_signals() -> None:
     """Gives the signals back to the system, for the moment in which the interpreter ends, where no handler can run."""
     for signum in SIGNALS:
@@ -91,5 +113,8 @@ def _end(reading: int) -> None:
         wipe = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
         advice = f"; {_said['advice']}" if _said["advice"] else ""
         os.write(2, f"{wipe}{_said['prog']}: {SIGNALS[signal.Signals(signum)]}{advice}\n".encode())
+        for process in list(_children):  # last of all: the main thread may be waiting for them, and would go on
+            if process.returncode is None:
+                os.kill(process.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
     finally:
         os._exit(128 + signum)

@@ -9,7 +9,7 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.convert.files.archive import check_members
-    from flax_vae.convert.files.atomic import beside, partial_of, restore, shortened
+    from flax_vae.convert.files.atomic import beside, partial_of, restore, scratch_folder, shortened
     from flax_vae.convert.files.atomic_file import new_file
     from flax_vae.convert.files.atomic_folder import (
         PICKLES,
@@ -61,6 +61,7 @@ __all__ = [
     "replace_folder",
     "require_regular",
     "restore",
+    "scratch_folder",
     "shortened",
     "write_json",
 ]

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,18 @@ def unfinished(target: Path, *, folder: bool = False) -> Iterator[Path]:
         _unfinished.discard(path)
         if descriptor is not None:
             _release(descriptor)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Gives an empty temporary folder that is removed when the block, or the command, ends."""
+    with tempfile.TemporaryDirectory(prefix="flax-vae-") as name:
+        path = Path(name)
+        _unfinished.add(path)
+        try:
+            yield path
+        finally:
+            _unfinished.discard(path)
 
 
 def remove_unfinished() -> None:

@@ -10,7 +10,7 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.images.comparison import WIDE, PanelLayout, draw_comparison, save_png, stack, visible_factor
     from flax_vae.images.formats import ADDRESSES, FORMATS
-    from flax_vae.images.read import StorageError, image_size, read_image
+    from flax_vae.images.read import StorageError, image_size, read_image, read_model_input
     from flax_vae.images.scan import ImageScan, in_threads, open_images, require_storage, scan_images
     from flax_vae.images.scores import Comparison, ImageScores, compare_images, psnr, ssim
     from flax_vae.images.sizes import pad_to_factor, padded_size, to_float, to_uint8
@@ -39,6 +39,7 @@ __all__ = [
     "padded_size",
     "psnr",
     "read_image",
+    "read_model_input",
     "require_storage",
     "save_png",
     "scan_images",

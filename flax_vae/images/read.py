@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.console import printable as printable
+from flax_vae.convert.errors import FileError
 from flax_vae.errors import DataError
 from flax_vae.images.colour import in_srgb
 from flax_vae.images.formats import READ, what_is
+from flax_vae.images.sizes import to_float
 
 _SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _REFUSED_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}
@@ -121,6 +124,31 @@ def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray,
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return np.asarray(_to_rgb(image, name))
+
+
+def read_model_input(path: Path, params: AutoEncoderParams) -> Float[np.ndarray, "1 h w c"]:
+    """Returns an image as a model takes it: in [-1, 1], without the last rows and columns that fill no whole latent.
+
+    Args:
+      path: Path of the file.
+      params: Architecture of the model; with one channel, the image is converted to grey.
+
+    Raises:
+      FileError: If the image cannot be read, is smaller than the model's factor, or has other channels.
+    """
+    try:
+        image = Image.fromarray(read_image(path))
+    except DataError as error:
+        raise FileError(str(error)) from error
+    pixels = to_float(np.asarray(image.convert("L") if params.in_channels == 1 else image))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    height, width = (side // params.factor * params.factor for side in pixels.shape[:2])
+    if not height or not width or pixels.shape[2] != params.in_channels:
+        raise FileError(
+            f"{printable(path)} is {pixels.shape[0]} x {pixels.shape[1]} x {pixels.shape[2]}; the model takes "
+            f"{params.in_channels} channels and sides of at least {params.factor}"
+        )
+    return pixels[None, :height, :width]
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

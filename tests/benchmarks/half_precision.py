@@ -21,7 +21,6 @@ import torch_ref.discriminator
 from flax_vae.convert import PRESETS, to_flax
 from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
 from flax_vae.convert.architecture.discriminator import DiscriminatorParams
-from flax_vae.convert.cli.two_frameworks import nchw
 from flax_vae.convert.formats.pytorch import to_array
 from flax_vae.convert.table.discriminator import discriminator_to_flax
 from flax_vae.convert.table.rows import flatten
@@ -140,7 +139,7 @@ def discriminator(params: DiscriminatorParams, size: tuple[int, int] = SIZE, dra
 
 def _torch_gradients(twin, loss, data, dtype) -> dict[str, np.ndarray]:
     twin = twin.to(DEVICE, dtype).requires_grad_(True)
-    tensors = (None if array is None else nchw(array).to(DEVICE, dtype) for array in data)
+    tensors = (None if array is None else agree.nchw(array).to(DEVICE, dtype) for array in data)
     loss(twin, *tensors, dtype, torch.promote_types(dtype, torch.float32)).backward()
     gradients = {key: to_array(weight.grad.double().cpu()) for key, weight in twin.named_parameters()}
     return gradients | {key: np.zeros(buffer.shape) for key, buffer in twin.named_buffers()}

@@ -10,7 +10,7 @@ import torch
 import flax_vae
 import torch_ref
 from flax_vae.convert import AutoEncoderParams, expand, to_flax
-from flax_vae.convert.cli.two_frameworks import difference, nchw, nhwc
+from flax_vae.convert.cli.run_both import difference
 from flax_vae.convert.table.rows import COUNTER
 from tests.flax_vae.random_models import quick_jit
 from torch_ref.loading import to_tensor
@@ -55,6 +55,20 @@ def flax_model(params: AutoEncoderParams, state_dict: dict[str, np.ndarray], **o
     tree = jax.tree.map(jax.numpy.asarray, to_flax(state_dict, params, "flux"))
     assert jax.tree.leaves(tree)[0].dtype == dtype, "float64 needs the x64 fixture"
     return flax_vae.AutoEncoder(params, param_dtype=dtype, **options), tree
+
+
+def nchw(array):
+    """A Flax map as a torch tensor; vectors, and None, are left as they are."""
+    if array is None:
+        return None
+    array = np.asarray(array)
+    return to_tensor(array.transpose(0, 3, 1, 2) if array.ndim == 4 else array)
+
+
+def nhwc(tensor) -> np.ndarray:
+    """A torch map as float64 in Flax's order."""
+    array = tensor.detach().double().numpy()
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
 def inputs(params: AutoEncoderParams, height: int, width: int, dtype="float64", seed=1):

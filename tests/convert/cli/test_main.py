@@ -355,14 +355,33 @@ def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(sma
     assert main(["verify", "a", "b", "--run", "picture.png"]) == 1
     assert "the first layer that diverges is encoder.mid.attn_1.v" in capsys.readouterr().out
     assert "is no image that Pillow can read" in refused(capsys, small, "verify", "a", "--run", "a/config.json")
-    Path("postscript.png").write_bytes(
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
-    )  # for Ghostscript
-    assert "it is PostScript" in refused(capsys, small, "verify", "a", "--run", "postscript.png")
+
+
+DYING = {
+    "killed": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL; if memory ran out"),
+    "defect": ("raise RuntimeError('first line\\nsecond line')", "failed: second line"),
+    "refused": ("import sys; sys.exit('dying: the sentence')", "flax-vae-convert: the sentence"),
+    "silent": ("import sys; sys.exit(3)", "failed: exit status 3"),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("how", DYING)
+def test_a_framework_that_dies_ends_the_command_in_one_line(small, capsys, monkeypatch, tmp_path_factory, how):
+    folder, temporary = tmp_path_factory.mktemp("module"), tmp_path_factory.mktemp("temporary")
+    code, words = DYING[how]
+    (folder / "dying.py").write_text(code)
+    (folder / "waiting.py").write_text("import time; time.sleep(300)")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr("flax_vae.convert.cli.main.FLAX", "dying")
+    monkeypatch.setattr("flax_vae.convert.cli.main.TORCH", "waiting")
+    message = refused(capsys, small, "verify", "model", "--run", "picture.png")
+    assert words in message and message.count("\n") == 1
+    assert list(temporary.iterdir()) == []
 
 
 def test_running_without_a_framework_names_the_extra(small, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "flax_vae.convert.cli.two_frameworks", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     message = refused(capsys, small, "verify", "model", "--run", "picture.png")
     assert message.rstrip().endswith(f": {install_command('torch')}")

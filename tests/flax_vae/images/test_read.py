@@ -6,15 +6,18 @@ import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flax_vae.convert.architecture import PRESETS
 from flax_vae.convert.console.terminal import printable
+from flax_vae.convert.errors import FileError
 from flax_vae.errors import DataError
 from flax_vae.images.folder import list_folder
-from flax_vae.images.read import StorageError, image_size, read_image
+from flax_vae.images.read import StorageError, image_size, read_image, read_model_input
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 
@@ -246,3 +249,28 @@ def test_names_that_are_no_utf8_are_read_and_can_be_printed(tmp_path):
         read_image(tmp_path / bad)
     assert str(caught.value).encode("utf-8")
     assert printable("größe.png") == "größe.png"
+
+
+def test_a_model_takes_an_image_cropped_to_its_factor_in_its_own_channels(tmp_path):
+    params = PRESETS["tiny"]
+    pixels = np.arange(17 * 26 * 3, dtype=np.uint8).reshape(17, 26, 3)
+    Image.fromarray(pixels).save(tmp_path / "colour.png")
+    images = read_model_input(tmp_path / "colour.png", params)
+    assert images.shape == (1, 16, 24, 3) and images.dtype == np.float32
+    np.testing.assert_allclose(images[0], pixels[:16, :24] / 127.5 - 1, atol=1e-6)
+    grey = read_model_input(tmp_path / "colour.png", replace(params, in_channels=1))
+    expected = np.asarray(Image.fromarray(pixels).convert("L"))[:16, :24, None] / 127.5 - 1
+    np.testing.assert_allclose(grey[0], expected, atol=1e-6)
+
+
+def test_a_model_refuses_an_image_that_is_too_small_or_has_other_channels(tmp_path):
+    params = PRESETS["tiny"]
+    Image.new("RGB", (26, 3)).save(tmp_path / "small.png")
+    with pytest.raises(FileError, match=rf"small.png is 3 x 26 x 3; .* sides of at least {params.factor}"):
+        read_model_input(tmp_path / "small.png", params)
+    Image.new("RGB", (26, 26)).save(tmp_path / "three.png")
+    with pytest.raises(FileError, match="26 x 26 x 3; the model takes 4 channels"):
+        read_model_input(tmp_path / "three.png", replace(params, in_channels=4))
+    (tmp_path / "postscript.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    with pytest.raises(FileError, match="it is PostScript"):
+        read_model_input(tmp_path / "postscript.png", params)
