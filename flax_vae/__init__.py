@@ -3,7 +3,7 @@
 The twin of `torch_ref`, class by class and name by name: torch `encoder.down.0.block.1.norm1.weight` is
 `encoder/down_0/block_1/norm1/scale` here.  Images are `b h w c` in [-1, 1].
 
-Each name is loaded when it is first asked for: `flax-vae --help` need not wait for JAX.
+Each name is imported on first use, so `flax-vae --help` does not import JAX.
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Swish, Upsample, swish
     from flax_vae.loading import from_pretrained, save_pretrained
     from flax_vae.nnx import to_nnx
+    from flax_vae.numerics import Numerics
     from flax_vae.ops import cache_compilations, compiler_options
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -39,6 +40,7 @@ __all__ = [
     "Downsample",
     "Encoder",
     "MidBlock",
+    "Numerics",
     "Posterior",
     "ResnetBlock",
     "Swish",

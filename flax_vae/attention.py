@@ -1,4 +1,7 @@
-"""Single-head scaled dot-product attention, and the paths that compute it."""
+"""Single-head scaled dot-product attention, and the paths that compute it.
+
+Twins: `torch_ref.attention` and `flax_vae.attention`.
+"""
 
 import functools
 from typing import Literal, get_args
@@ -48,7 +51,7 @@ def attention(
     Raises:
       ValueError: If `path` is unknown.
 
-    Source: seed module 2.  Twin: `torch_ref.attention`.
+    Source: seed module 2.
     """
     if path not in get_args(AttentionPath):
         raise ValueError(f"attention path={path!r} must be one of {', '.join(map(repr, get_args(AttentionPath)))}")

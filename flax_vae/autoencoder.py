@@ -1,4 +1,7 @@
-"""The autoencoder: encoder, posterior, scaled latents, decoder."""
+"""The autoencoder: encoder, posterior, scaled latents, decoder.
+
+Twins: `torch_ref.autoencoder` and `flax_vae.autoencoder`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,30 +12,31 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from flax_vae.attention import AttentionPath
 from flax_vae.coders import Decoder, Encoder
 from flax_vae.convert.architecture import AutoEncoderParams, check_image, check_latent, check_time
-from flax_vae.embedding import sinusoidal_embedding
+from flax_vae.embedding import TimeEmb, sinusoidal_embedding
 from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.latents import LatentNorm
-from flax_vae.layers import conv
-from flax_vae.ops import Dense, Remat
+from flax_vae.numerics import Numerics, Remat
 
 
 class AutoEncoder(nn.Module):
-    """Images to scaled latents and back.
+    """Encodes images to scaled latents and decodes them.
 
     Shapes: images `b h w c` in [-1, 1]; raw latents `b H W z`; scaled latents `b h/f w/f c` with `f = params.factor`
-    and `c = params.latent_channels`, the same as raw ones except under `LatentNorm`.  `time` is `b t` numbers
-    (`time_embedding="linear"`) or `b` scalars (`"sinusoidal"`), and absent where `params.time_emb_dim` is None.
+    and `c = params.latent_channels`, equal to raw shapes except under `LatentNorm`.  `time` has shape `b t`
+    (`time_embedding="linear"`) or `b` (`"sinusoidal"`), and is left out if `params.time_emb_dim` is None.
 
     Attributes:
-      params: the architecture.
-      dtype: of the computation; None follows inputs and parameters, `jnp.bfloat16` computes in bfloat16 with
-        parameters and statistics in float32.
-      param_dtype: of the parameters that `init` makes.
-      remat: what the backward pass computes again instead of keeping: `"none"`, `"attention"` or `"blocks"`.
-      attention: how it is computed, `"auto"`, `"full"`, `"tiles"` or `"cudnn"`; see `flax_vae.attention`.
+      params: Architecture.
+      dtype: Computation dtype; see `Numerics`.
+      param_dtype: Dtype of the parameters that `init` creates.
+      remat: Blocks whose activations the backward pass recomputes; see `Numerics`.
+      attention: Path of attention; see `Numerics`.
+
+    Raises:
+      ValueError: If a dtype, `remat` or `attention` is unknown.
 
     Source: seed module 8; black-forest-labs/flux `modules/autoencoder.py::AutoEncoder`; the quant convolutions are
-    CompVis/latent-diffusion's `AutoencoderKL`.  Twin: `torch_ref.autoencoder`.
+    CompVis/latent-diffusion's `AutoencoderKL`.
     """
 
     params: AutoEncoderParams
@@ -41,21 +45,29 @@ class AutoEncoder(nn.Module):
     remat: Remat = "none"
     attention: AttentionPath = "auto"
 
+    def __post_init__(self):
+        _ = self.numerics  # an unknown value is an error here, not in the first call
+        super().__post_init__()
+
+    @property
+    def numerics(self) -> Numerics:
+        """Computation options of the model as one record."""
+        return Numerics(self.dtype, self.param_dtype, self.remat, self.attention)
+
     def setup(self):
-        params = self.params
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.encoder = Encoder(params, remat=self.remat, attention=self.attention, **kinds)
-        self.decoder = Decoder(params, remat=self.remat, attention=self.attention, **kinds)
+        params, numerics = self.params, self.numerics
+        self.encoder = Encoder(params, numerics)
+        self.decoder = Decoder(params, numerics)
         self.reg = DiagonalGaussian(
             learnable_logvar=params.learnable_logvar, clamp_logvar=params.clamp_logvar, param_dtype=self.param_dtype
         )
         if params.quant_conv:
-            self.quant_conv = conv(2 * params.z_channels, 1, **kinds)
-            self.post_quant_conv = conv(params.z_channels, 1, **kinds)
+            self.quant_conv = numerics.conv(2 * params.z_channels, 1)
+            self.post_quant_conv = numerics.conv(params.z_channels, 1)
         if params.latent_norm == "batch_norm":
             self.bn = LatentNorm(params.latent_channels, self.param_dtype)
         if params.time_emb_dim is not None:
-            self.time_embed = Dense(params.time_emb_dim, **kinds)
+            self.time_embed = numerics.dense(params.time_emb_dim)
 
     def encode(
         self,
@@ -65,17 +77,18 @@ class AutoEncoder(nn.Module):
         sample: bool = True,
         noise: Float[Array, "b H W z"] | None = None,
     ) -> Float[Array, "b h/f w/f c"]:
-        """Returns the scaled latent; see `scale`.
+        """Returns the scaled latents of images; see `scale`.
 
         Args:
-          x: images in [-1, 1].
-          time: see the class.
-          sample: draw z from the posterior with `rngs={"sample": key}`, as the seed does; otherwise z is its mean.
-          noise: standard normal numbers to draw with, for results that can be compared across frameworks.
+          x: Images in [-1, 1].
+          time: Time condition; see the class.
+          sample: Whether to sample z from the posterior, as in the seed; otherwise z is its mean.
+          noise: Standard normal noise for sampling, for results that can be compared across frameworks; without it,
+            pass `rngs={"sample": key}`.
 
         Raises:
-          ValueError: on wrong sizes or channels, on missing, superfluous or misshapen `time` or `noise`, and when
-            there is nothing to draw with.
+          ValueError: If sizes or channels are wrong, if `time` or `noise` is missing, superfluous or misshapen, or if
+            neither noise nor a key is given for sampling.
         """
         check_image(self.params, x, "b h w c")
         z = self.reg(self.moments(x, time), sample=sample, noise=noise)
@@ -84,10 +97,10 @@ class AutoEncoder(nn.Module):
     def decode(
         self, z: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None
     ) -> Float[Array, "b h*f w*f c"]:
-        """Returns the images, nominally in [-1, 1], of scaled latents.
+        """Returns the images of scaled latents, nominally in [-1, 1].
 
         Raises:
-          ValueError: on wrong channels, on missing, superfluous or misshapen `time`.
+          ValueError: If channels are wrong, or if `time` is missing, superfluous or misshapen.
         """
         time_emb = self.embed_time(time, batch=z.shape[0])
         z = self.unscale(z)
@@ -96,10 +109,10 @@ class AutoEncoder(nn.Module):
         return self.decoder(z, time_emb)
 
     def posterior(self, x: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None) -> Posterior:
-        """Returns the distribution of the raw latent.
+        """Returns the posterior of images, over raw latents.
 
         Raises:
-          ValueError: as `encode`.
+          ValueError: As for `encode`.
         """
         return self.reg.posterior(self.moments(x, time))
 
@@ -111,11 +124,11 @@ class AutoEncoder(nn.Module):
         sample: bool = True,
         noise: Float[Array, "b H W z"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Returns the images decoded from their own latents; arguments as for `encode`."""
+        """Returns the reconstructions of images; arguments as for `encode`."""
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Array, "b H W z"]) -> Float[Array, "b h w c"]:
-        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or as `LatentNorm` does."""
+        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or that of `LatentNorm`."""
         if self.params.latent_norm == "batch_norm":
             return self.bn.normalise(z)
         return self.params.scale_factor * (z - self.params.shift_factor)
@@ -124,7 +137,7 @@ class AutoEncoder(nn.Module):
         """Returns the raw latent of a scaled one; the inverse of `scale`.
 
         Raises:
-          ValueError: on wrong channels.
+          ValueError: If channels are wrong.
         """
         check_latent(self.params.latent_channels, z, "b h w c")
         if self.params.latent_norm == "batch_norm":
@@ -134,16 +147,16 @@ class AutoEncoder(nn.Module):
     def moments(
         self, x: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None
     ) -> Float[Array, "b h/f w/f 2*z"]:
-        """Returns what `DiagonalGaussian` makes a mean and a logvar of, one after the other along the channels; raw."""
+        """Returns the raw moments, from which `DiagonalGaussian` takes mean and logvar along the channels."""
         time_emb = self.embed_time(time, batch=x.shape[0])
         moments = self.encoder(x, time_emb)
         return self.quant_conv(moments) if self.params.quant_conv else moments
 
-    def embed_time(self, time: Float[Array, "b ..."] | None, batch: int) -> Float[Array, "b t"] | None:
-        """Returns the vector that every residual block receives, or None for a model without time.
+    def embed_time(self, time: Float[Array, "b ..."] | None, batch: int) -> TimeEmb:
+        """Returns the time embedding that every residual block receives, or None for a model without time.
 
         Raises:
-          ValueError: on missing, superfluous or misshapen `time`.
+          ValueError: If `time` is missing, superfluous or misshapen.
         """
         check_time(self.params, time, batch)
         if time is None or self.params.time_emb_dim is None:
@@ -154,20 +167,20 @@ class AutoEncoder(nn.Module):
 
 
 def example_inputs(model: AutoEncoder) -> tuple[Float[Array, "1 f f c"], Float[Array, "1 ..."] | None]:
-    """Returns the smallest image that the model takes, and a time where it takes one; both zero."""
-    record = model.params
-    images = jnp.zeros((1, record.factor, record.factor, record.in_channels), model.param_dtype)
-    if record.time_emb_dim is None:
+    """Returns the smallest image that the model takes, and a time if it takes one; both are zeros."""
+    params = model.params
+    images = jnp.zeros((1, params.factor, params.factor, params.in_channels), model.param_dtype)
+    if params.time_emb_dim is None:
         return images, None
-    shape = (1, record.time_emb_dim) if record.time_embedding == "linear" else (1,)
+    shape = (1, params.time_emb_dim) if params.time_embedding == "linear" else (1,)
     return images, jnp.zeros(shape, model.param_dtype)
 
 
 def init_params(model: AutoEncoder, key: PRNGKeyArray) -> dict:
-    """Returns freshly initialised parameters, all of them.
+    """Returns newly initialised parameters of the whole model.
 
-    Linen makes a parameter when a call first reaches it, so `init(method="encode")` would leave the decoder out.  This
-    goes through the whole model, compiled, on the smallest image there is.
+    Linen creates a parameter when a call first uses it, so `init(method="encode")` would leave out the decoder.  This
+    calls the whole model, compiled, with the smallest image.
     """
     images, time = example_inputs(model)
     return jax.jit(lambda key: model.init(key, images, time, sample=False))(key)["params"]

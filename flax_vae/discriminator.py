@@ -1,6 +1,7 @@
-"""The discriminator that autoencoders are trained against: it judges patches, not whole images.
+"""The PatchGAN discriminator: classifies patches of an image instead of the whole image.
 
-Shapes: `b` batch, `c` channels, `h w` height and width.  Flax is `b h w c`.
+Shapes: `b` batch, `c` channels, `h w` height and width.  Feature maps are `b c h w` in PyTorch and `b h w c` in Flax.
+Twins: `torch_ref.discriminator` and `flax_vae.discriminator`.
 """
 
 from typing import Any
@@ -16,20 +17,20 @@ from flax_vae.convert.architecture import KERNEL, DiscriminatorParams
 from flax_vae.ops import Conv, convolve
 
 NORM_EPS = 1e-5
-MOMENTUM = 0.1  # the share of the new batch in the running statistics
+MOMENTUM = 0.1  # weight of the new batch in the running statistics
 SLOPE = 0.2
-STD = 0.02  # of fresh kernels about 0 and scales about 1
+STD = 0.02  # standard deviation of initial kernels (mean 0) and scales (mean 1)
 
 
 def leaky_relu(x: Array) -> Array:
     """Returns `x` where it is positive and `0.2 x` elsewhere."""
-    # `jax.nn.leaky_relu` has slope 1 at zero, PyTorch has 0.2 there.  In bfloat16, 0.2 itself would be 0.1 % too large.
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return jnp.where(x > 0, x, (SLOPE * wide).astype(x.dtype))
+    # `jax.nn.leaky_relu` has slope 1 at zero, PyTorch has 0.2 there.  In bfloat16, 0.2 is rounded up by 0.1 %.
+    at_least_float32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.where(x > 0, x, (SLOPE * at_least_float32).astype(x.dtype))
 
 
 def conv(in_channels: int, features: int, stride: int, dtype: Dtype | None, param_dtype: Dtype, *, bias: bool) -> Conv:
-    """A 4x4 convolution with one pixel of padding.  A fresh bias is PyTorch's: the source leaves it alone."""
+    """Returns a 4x4 convolution with one pixel of padding; its bias is initialised as in PyTorch, as in the source."""
     bound = (KERNEL * KERNEL * in_channels) ** -0.5
 
     def uniform(key: Array, shape: Any, dtype: Any = jnp.float32) -> Array:
@@ -50,24 +51,24 @@ def conv(in_channels: int, features: int, stride: int, dtype: Dtype | None, para
 
 
 def unbiased(variance: Array, count: int) -> Array:
-    """The variance of what `count` numbers were drawn from, given theirs about their own mean."""
+    """Returns the unbiased estimate of a variance, from the biased one of `count` values."""
     return variance * (count / (count - 1))
 
 
 class BatchNorm(nn.Module):
-    """Normalises every channel over the batch and all positions to mean 0 and variance 1, then scales and shifts it.
+    """Normalises every channel over batch and positions to mean 0 and variance 1, then scales and shifts it.
 
-    The running variance is the unbiased one, `n / (n - 1)` times that which normalises: `torch.nn.BatchNorm2d`'s rule.
-    (linen's own module keeps the biased one.)  Statistics are float32 at least, the variance is taken around the mean,
-    and several devices share both, so that `n` counts the numbers of the whole batch.
+    The running variance is the unbiased one, `n / (n - 1)` times the variance of the normalisation, as in PyTorch;
+    linen's module keeps the biased one.  Statistics are computed in at least float32, the variance around the mean.
+    They are shared by all devices, so `n` counts the values of the whole batch.
 
     Attributes:
-      channels: of input and output.
-      axis_name: of the devices, under pmap only.
-      dtype: of the result; None follows input and parameters.
-      param_dtype: of `scale` and `bias`.
+      channels: Channels of input and output.
+      axis_name: Name of the axis of devices, under pmap only.
+      dtype: Dtype of the result; None infers it from input and parameters.
+      param_dtype: Dtype of `scale` and `bias`.
 
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).  Twin: `torch_ref.discriminator`.
+    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
 
     channels: int
@@ -81,35 +82,35 @@ class BatchNorm(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,), self.param_dtype)
         self.mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,), statistic)
         self.var = self.variable("batch_stats", "var", jnp.ones, (self.channels,), statistic)
-        self.count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)  # of batches, as PyTorch does
+        self.count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)  # number of batches, as in PyTorch
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
-        """Returns the normalised map.
+        """Returns the normalised feature map.
 
         Args:
-          x: the map; under pmap this device's share of the batch.
-          train: normalise with the statistics of the batch, and move the running ones if the collection `batch_stats`
-            is mutable; otherwise use the running ones.
+          x: Feature map; under pmap this device's share of the batch.
+          train: Whether to normalise with the statistics of the batch, and to update the running ones if the collection
+            `batch_stats` is mutable; otherwise uses the running ones.
 
         Raises:
-          ValueError: in training, if there is a single number per channel.
+          ValueError: In training, if the batch has a single value per channel.
         """
         (dtype,) = {array.dtype for array in promote_dtype(x, self.scale, self.bias, dtype=self.dtype)}
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean, var = self._of_batch(x) if train else (self.mean.value, self.var.value)
         rstd = jax.lax.rsqrt(var + NORM_EPS)
-        return jnp.asarray((x - _wide(mean)) * _wide(rstd * self.scale) + _wide(self.bias), dtype)
+        return jnp.asarray((x - _per_channel(mean)) * _per_channel(rstd * self.scale) + _per_channel(self.bias), dtype)
 
     def _of_batch(self, x: Array) -> tuple[Array, Array]:
-        # `init` runs on one device, and only to learn the shapes.
+        # `init` runs on one device, without the axis.
         axis_name = None if self.is_initializing() else self.axis_name
         count = x.size // x.shape[-1]
         if axis_name is not None:
             count *= jax.lax.axis_size(axis_name)
         if count == 1:
             raise ValueError(
-                f"a map of shape {x.shape} has one number per channel, of which there is no variance; train on more or "
-                "larger images"
+                f"a feature map of shape {x.shape} has one value per channel; a variance needs two or more; train with "
+                "more or larger images"
             )
 
         def average(values: Array) -> Array:
@@ -117,7 +118,7 @@ class BatchNorm(nn.Module):
             return here if axis_name is None else jax.lax.pmean(here, axis_name)
 
         mean = average(x)
-        var = average(jnp.square(x - _wide(mean)))
+        var = average(jnp.square(x - _per_channel(mean)))
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             for running, new in ((self.mean, mean), (self.var, unbiased(var, count))):
                 running.value = (1 - MOMENTUM) * running.value + MOMENTUM * jax.lax.stop_gradient(new)
@@ -126,18 +127,17 @@ class BatchNorm(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Convolutions that give a logit for every patch of an image: positive means real.
+    """Computes a logit for every patch of an image; positive means real.
 
-    The first is not normalised and the last gives the logits; those between are followed by batch norm.
+    The first convolution is not normalised and the last returns the logits; a batch norm follows each of the others.
 
     Attributes:
-      params: see `flax_vae.convert.architecture.DiscriminatorParams`.
-      axis_name: of the devices, under pmap only: they share the statistics of the batch.
-      dtype: of the computation, statistics aside; None follows inputs and parameters.
-      param_dtype: of the parameters.
+      params: Architecture; see `flax_vae.convert.architecture.DiscriminatorParams`.
+      axis_name: Name of the axis of devices, under pmap only; they share the statistics of the batch.
+      dtype: Computation dtype, except of the statistics; None infers it from inputs and parameters.
+      param_dtype: Dtype of the parameters.
 
-    Source: Isola et al. 2017 (arXiv:1611.07004); CompVis/taming-transformers `NLayerDiscriminator`.  Twin:
-    `torch_ref.discriminator`.
+    Source: Isola et al. 2017 (arXiv:1611.07004); CompVis/taming-transformers `NLayerDiscriminator`.
 
     Example:
       >>> model = Discriminator(DiscriminatorParams())
@@ -162,13 +162,13 @@ class Discriminator(nn.Module):
         """Returns the logits of images in [-1, 1].
 
         Args:
-          images: under pmap this device's share of the batch.
-          train: normalise with the statistics of the batch, and move the running ones if the collection `batch_stats`
-            is mutable; otherwise use the running ones.
+          images: Images; under pmap this device's share of the batch.
+          train: Whether to normalise with the statistics of the batch, and to update the running ones if the collection
+            `batch_stats` is mutable; otherwise uses the running ones.
 
         Raises:
-          ValueError: if the images have other channels or are too small, or, in training, if the batch is a single
-            number per channel somewhere.
+          ValueError: If the images have wrong channels or are too small, or, in training, if a layer has a single value
+            per channel in the batch.
         """
         self.params.check_images(images, "b h w c")
         x = images
@@ -181,5 +181,5 @@ def _about_one(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return 1 + STD * jax.random.normal(key, shape, dtype)
 
 
-def _wide(per_channel: Array) -> Array:
-    return per_channel[None, None, None, :]
+def _per_channel(values: Array) -> Array:
+    return values[None, None, None, :]

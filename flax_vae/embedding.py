@@ -1,4 +1,7 @@
-"""Sinusoidal time embedding."""
+"""Sinusoidal time embedding.
+
+Twins: `torch_ref.embedding` and `flax_vae.embedding`.
+"""
 
 import math
 
@@ -8,6 +11,9 @@ from jaxtyping import Array, Float
 
 from flax_vae.ops import broadcast
 
+# One vector per image; None for a model without time.
+TimeEmb = Float[Array, "b t"] | None
+
 
 def sinusoidal_embedding(time: Float[Array, " b"], dim: int) -> Float[Array, "b t"]:
     """Expands one scalar per image into `dim / 2` cosines and `dim / 2` sines.
@@ -15,7 +21,7 @@ def sinusoidal_embedding(time: Float[Array, " b"], dim: int) -> Float[Array, "b 
     Column i is `cos(time * 10000^(-2i/dim))`, column `dim/2 + i` the sine of that angle; times between about 0 and
     1000 use the whole range of frequencies.
 
-    Source: Vaswani et al. 2017; openai/guided-diffusion `nn.py::timestep_embedding`.  Twin: `torch_ref.embedding`.
+    Source: Vaswani et al. 2017; openai/guided-diffusion `nn.py::timestep_embedding`.
     """
     half = dim // 2
     exponents = np.arange(half, dtype=np.float64) / half

@@ -1,4 +1,7 @@
-"""The diagonal Gaussian between encoder and decoder."""
+"""The diagonal Gaussian between encoder and decoder.
+
+Twins: `torch_ref.gaussian` and `flax_vae.gaussian`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +16,11 @@ from flax_vae.ops import add
 
 @struct.dataclass
 class Posterior:
-    """The Gaussian that the encoder gives for each image, one mean and variance per latent number; raw, unscaled.
+    """Posterior of raw, unscaled latents: one mean and variance per latent value.
 
     Attributes:
-      mean: `b h w z`.
-      logvar: natural logarithm of the variance, `b h w z`.
+      mean: Mean, `b h w z`.
+      logvar: Natural logarithm of the variance, `b h w z`.
     """
 
     mean: Float[Array, "b h w z"]
@@ -25,31 +28,31 @@ class Posterior:
 
     @property
     def std(self) -> Float[Array, "b h w z"]:
-        """The standard deviation."""
+        """Standard deviation, with the shape of the mean."""
         return jnp.exp(0.5 * self.logvar)
 
     def mode(self) -> Float[Array, "b h w z"]:
-        """The most probable latent, which is the mean."""
+        """Returns the most probable latent, which is the mean."""
         return self.mean
 
     def sample(
         self, key: PRNGKeyArray | None = None, *, noise: Float[Array, "b h w z"] | None = None
     ) -> Float[Array, "b h w z"]:
-        """A latent drawn with `key`, or `mean + std * noise` with the caller's noise.
+        """Returns a latent sampled with `key`, or `mean + std * noise` with the given noise.
 
         Raises:
-          ValueError: unless exactly one of the two is given.
+          ValueError: If none or both of the two are given.
         """
         if key is not None and noise is None:
-            # Drawn in bfloat16, normal numbers are only 128 different ones.
-            drawn = jax.random.normal(key, self.mean.shape, jnp.promote_types(self.mean.dtype, jnp.float32))
-            noise = drawn.astype(self.mean.dtype)
+            # In bfloat16, `jax.random.normal` returns only 128 different values.
+            noise = jax.random.normal(key, self.mean.shape, jnp.promote_types(self.mean.dtype, jnp.float32))
+            noise = noise.astype(self.mean.dtype)
         elif key is not None or noise is None:
-            raise ValueError("sample() takes a key to draw with or the caller's own noise=, exactly one of them")
+            raise ValueError("sample() takes a key or noise=; pass exactly one of them")
         return self.mean + self.std * noise
 
     def kl(self) -> Float[Array, " b"]:
-        """Divergence from the standard normal, in nats per image: `0.5 * sum(mean² + var - 1 - logvar)`.
+        """Returns the KL divergence from the standard normal, in nats per image: `0.5 * sum(mean² + var - 1 - logvar)`.
 
         Source: Kingma & Welling 2014, appendix B; CompVis/latent-diffusion `distributions.py`.
         """
@@ -57,17 +60,17 @@ class Posterior:
 
 
 class DiagonalGaussian(nn.Module):
-    """Splits moments into mean and logvar and draws a latent.
+    """Splits moments into mean and logvar and samples a latent.
 
     Attributes:
-      sample: whether a call draws, from the rng stream `"sample"`; otherwise it returns the mean.
-      chunk_dim: axis that holds mean and logvar one after the other.
-      learnable_logvar: whether a learned number `logvar_scaling` is *added* to logvar: on the variance it acts as the
-        factor `exp(logvar_scaling)`.
-      clamp_logvar: whether logvar is then limited to [-30, 20].
-      param_dtype: of the parameter.
+      sample: Whether a call samples, with the rng stream `"sample"`; otherwise it returns the mean.
+      chunk_dim: Axis along which mean and logvar are concatenated.
+      learnable_logvar: Whether a learned scalar `logvar_scaling` is *added* to logvar; it multiplies the variance by
+        `exp(logvar_scaling)`.
+      clamp_logvar: Whether logvar is then limited to [-30, 20].
+      param_dtype: Dtype of the parameter.
 
-    Source: seed module 7; the limits are CompVis/latent-diffusion's, `distributions.py`.  Twin: `torch_ref.gaussian`.
+    Source: seed module 7; the limits are CompVis/latent-diffusion's, `distributions.py`.
     """
 
     sample: bool = True
@@ -81,7 +84,7 @@ class DiagonalGaussian(nn.Module):
             self.logvar_scaling = self.param("logvar_scaling", nn.initializers.zeros, (1,), self.param_dtype)
 
     def posterior(self, moments: Float[Array, "b h w 2*z"]) -> Posterior:
-        """The distribution itself."""
+        """Returns the posterior of moments."""
         mean, logvar = jnp.split(moments, 2, axis=self.chunk_dim)
         if self.learnable_logvar:
             logvar = add(logvar, self.logvar_scaling)
@@ -96,16 +99,16 @@ class DiagonalGaussian(nn.Module):
         sample: bool | None = None,
         noise: Float[Array, "b h w z"] | None = None,
     ) -> Float[Array, "b h w z"]:
-        """Returns a raw latent: drawn (with the caller's `noise` where given), or the mean.
+        """Returns a raw latent: a sample (with the given `noise`, if any), or the mean.
 
         Args:
-          moments: mean and logvar along `chunk_dim`.
-          sample: overrides the attribute of the same name.
-          noise: standard normal numbers shaped like the latent.
+          moments: Mean and logvar, concatenated along `chunk_dim`.
+          sample: Whether to sample; None uses the attribute.
+          noise: Standard normal noise with the shape of the latent.
 
         Raises:
-          ValueError: if `noise` has another shape, or is given where nothing is drawn; if there is nothing to draw
-            with.
+          ValueError: If `noise` has another shape, or is given without sampling; if neither noise nor a key is given
+            for sampling.
         """
         posterior = self.posterior(moments)
         sample = self.sample if sample is None else sample
@@ -117,8 +120,8 @@ class DiagonalGaussian(nn.Module):
     def _sample_key(self) -> PRNGKeyArray:
         if not (self.has_rng("sample") or self.is_initializing()):
             raise ValueError(
-                'a latent is drawn by default; pass rngs={"sample": key} to apply, or sample=False for the mean, or '
-                "your own noise="
+                'sampling needs random numbers; pass rngs={"sample": key} to apply, or noise=, or sample=False for the '
+                "mean"
             )
         return self.make_rng("sample")
 

@@ -1,4 +1,7 @@
-"""From raw latents to those that diffusion models are trained on, and back."""
+"""Converts between raw latents and the latents that diffusion models are trained on.
+
+Twins: `torch_ref.latents` and `flax_vae.latents`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +14,15 @@ NORM_EPS = 1e-4
 
 
 class LatentNorm(nn.Module):
-    """FLUX.2's normalisation: 2 x 2 patches become channels, and each is normalised with running statistics.
+    """Normalises latents as FLUX.2 does: gathers 2 x 2 patches into channels and uses running statistics.
 
-    The statistics stand among the parameters, so that one tree is the whole model, and no gradient reaches them.
+    The statistics are stored as parameters, so that one tree is the whole model; their gradient is zero.
 
     Attributes:
-      channels: of the patched latent, `4 * z_channels`, in the order `(c pi pj)`.
-      param_dtype: of the statistics.
+      channels: Channels of the patched latent, `4 * z_channels`, in the order `(c pi pj)`.
+      param_dtype: Dtype of the statistics.
 
-    Source: black-forest-labs/flux2 `autoencoder.py`; diffusers `AutoencoderKLFlux2`.  Twin: `torch_ref.latents`.
+    Source: black-forest-labs/flux2 `autoencoder.py`; diffusers `AutoencoderKLFlux2`.
     """
 
     channels: int
@@ -30,7 +33,7 @@ class LatentNorm(nn.Module):
         self.running_var = self.param("running_var", nn.initializers.ones, (self.channels,), self.param_dtype)
 
     def normalise(self, z: Float[Array, "b 2*h 2*w z"]) -> Float[Array, "b h w 4*z"]:
-        """Returns the patched latent, each channel with its running mean taken away and divided by its deviation."""
+        """Returns the patched latent; subtracts each channel's running mean and divides by its standard deviation."""
         z = rearrange(z, "b (h pi) (w pj) c -> b h w (c pi pj)", pi=2, pj=2)
         return (z - self._mean(z)) / self._std(z)
 

@@ -1,4 +1,4 @@
-"""Weights from any file or folder; model folders, which PyTorch reads as they are, to any."""
+"""Loads weights from any file or folder, and saves model folders, which PyTorch reads without conversion."""
 
 import os
 from dataclasses import replace
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
+from flax_vae.attention import AttentionPath
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.convert.architecture import AutoEncoderParams, check_weights
-from flax_vae.convert.formats import FLOATS, ArrayLike, cast
+from flax_vae.convert.formats import ArrayLike, cast
 from flax_vae.convert.table import to_flax, to_torch
 from flax_vae.convert.weights import load_weights, save_folder
-from flax_vae.ops import Remat
+from flax_vae.numerics import Numerics, Remat
 
 
 def from_pretrained(
@@ -24,6 +25,7 @@ def from_pretrained(
     dtype: Dtype | None = None,
     param_dtype: Dtype | None = None,
     remat: Remat = "none",
+    attention: AttentionPath = "auto",
     raw_weights: bool = False,
     variant: str | None = None,
     prefix: str | None = None,
@@ -31,30 +33,29 @@ def from_pretrained(
     """Returns the model of a file or folder and its parameters.
 
     Args:
-      path: a model folder of ours or diffusers', a safetensors file, whole or in shards, a PyTorch or Lightning
-        checkpoint, also of a whole Stable Diffusion model, one of diffusers' former Flax models, a checkpoint of
-        training, or a model on the Hugging Face hub, `"hf:org/name[/folder or file][@revision]"` or `"org/name"` (the
+      path: Model folder of this package or of diffusers, safetensors file or index of its shards, PyTorch or Lightning
+        checkpoint, also of a whole Stable Diffusion model, model of diffusers' former Flax classes, training
+        checkpoint, or model on the Hugging Face hub: `"hf:org/name[/folder or file][@revision]"` or `"org/name"` (the
         `hub` extra).
-      preset: the name of a preset, or an architecture, where no configuration lies beside the weights: shapes do not
-        tell scale, shift and padding.
-      dtype: Computation dtype; see `AutoEncoder`.
-      param_dtype: Dtype of the parameters; None keeps what the file holds.
-      remat: see `AutoEncoder`.
-      raw_weights: whether to take the weights themselves from a checkpoint of training that also holds their moving
-        average, which is taken otherwise.
-      variant: which variant of a diffusers folder that holds several, such as `"fp16"`.
-      prefix: what stands before the names of the autoencoder, where a file holds several, such as `"ema."`.
+      preset: Name of a preset or an architecture, needed if no configuration lies beside the weights: shapes do not
+        determine scale, shift and padding.
+      dtype: Computation dtype; see `Numerics`.
+      param_dtype: Dtype of the parameters; None keeps that of the file.
+      remat: Blocks whose activations the backward pass recomputes; see `Numerics`.
+      attention: Path of attention; see `Numerics`.
+      raw_weights: Whether to take the raw weights of a training checkpoint instead of their moving average.
+      variant: Variant of a diffusers folder that holds several, such as `"fp16"`.
+      prefix: Prefix of the autoencoder's names, where a file holds several, such as `"ema."`.
 
     Raises:
-      FileNotFoundError: if there is no such file or folder, or a part of it is missing.
-      FileError: if a file is damaged, or of no known kind.
-      ConversionError: if the tensors are not those of the architecture, or nothing says what shapes do not tell, or if
-        a number is too large for `param_dtype`.
-      ValueError: if there is no such preset; if JAX cannot hold the weights in their own dtype or models cannot compute
-        with it, see `param_dtype`; if one of the dtypes is none of a model's.
+      FileNotFoundError: If the file or folder, or a part of it, does not exist.
+      FileError: If a file is damaged, or of an unknown kind.
+      ConversionError: If the tensors do not match the architecture, if scale, shift and padding are unknown, or if a
+        value is too large for `param_dtype`.
+      ValueError: If the preset, `remat` or `attention` is unknown, if models cannot compute in the dtype of the weights
+        or JAX cannot hold it (see `param_dtype`), or if `dtype` or `param_dtype` is not a dtype of models.
     """
-    if dtype is not None and np.dtype(dtype).name not in FLOATS:
-        raise ValueError(f"dtype={np.dtype(dtype).name!r} must be one of {', '.join(FLOATS)}")
+    numerics = Numerics(dtype, jnp.float32 if param_dtype is None else param_dtype, remat, attention)
     weights = load_weights(path, preset, raw_weights=raw_weights, variant=variant, prefix=prefix)
     if param_dtype is None:
         check_weights(weights.tensors.values(), "param_dtype=")
@@ -63,7 +64,7 @@ def from_pretrained(
     tree = to_flax(weights.tensors, weights.params, weights.layout)
     params = jax.tree.map(_to_jax, tree)
     held = jax.tree.leaves(params)[0].dtype
-    return AutoEncoder(weights.params, dtype=dtype, param_dtype=held, remat=remat), params
+    return AutoEncoder(weights.params, **vars(replace(numerics, param_dtype=held))), params
 
 
 def save_pretrained(
@@ -72,21 +73,21 @@ def save_pretrained(
     """Writes a model folder; the inverse of `from_pretrained`.
 
     Args:
-      path: the folder to make.
-      model: the model, whose architecture goes into `config.json`.
-      params: its parameters, written in their own dtypes.
-      force: replace an existing model folder.
+      path: Folder to write.
+      model: Model, whose architecture is written to `config.json`.
+      params: Parameters of the model, written in their own dtypes.
+      force: Whether to replace an existing model folder.
 
     Raises:
-      FileExistsError: if the folder exists and `force` is off.
-      ConversionError: if the parameters are not those of the model's architecture.
+      FileExistsError: If the folder exists and `force` is False.
+      ConversionError: If the parameters do not match the model's architecture.
     """
     state_dict = to_torch(jax.device_get(params), model.params, layout="flux")
     save_folder(path, model.params, state_dict, force=force)
 
 
 def _to_jax(array: ArrayLike) -> jax.Array:
-    # A copy: on a CPU JAX may keep an array that lies well as it is, which here is a view of a file.
+    # Without a copy, JAX may use an aligned array itself on a CPU, which here is a view of a file.
     result, expected = jnp.array(np.asarray(array), copy=True), np.dtype(array.dtype)
     if result.dtype != expected:
         raise ValueError(

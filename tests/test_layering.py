@@ -59,6 +59,7 @@ ORDER = {
         *("errors", "finite", "ops", "images"),
         *(
             "attention",
+            "numerics",
             "embedding",
             "latents",
             "gaussian",

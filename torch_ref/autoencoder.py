@@ -1,11 +1,14 @@
-"""The autoencoder: encoder, posterior, scaled latents, decoder."""
+"""The autoencoder: encoder, posterior, scaled latents, decoder.
+
+Twins: `torch_ref.autoencoder` and `flax_vae.autoencoder`.
+"""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from flax_vae.convert.architecture import AutoEncoderParams, check_image, check_latent, check_time
 from torch_ref.coders import Decoder, Encoder
-from torch_ref.embedding import sinusoidal_embedding
+from torch_ref.embedding import TimeEmb, sinusoidal_embedding
 from torch_ref.gaussian import DiagonalGaussian, Posterior
 from torch_ref.latents import LatentNorm
 
@@ -21,7 +24,7 @@ class AutoEncoder(nn.Module):
       params: Architecture.
 
     Source: seed module 8; black-forest-labs/flux `modules/autoencoder.py::AutoEncoder`; the quant convolutions are
-    CompVis/latent-diffusion's `AutoencoderKL`.  Twin: `flax_vae.autoencoder`.
+    CompVis/latent-diffusion's `AutoencoderKL`.
     """
 
     def __init__(self, params: AutoEncoderParams):
@@ -119,7 +122,7 @@ class AutoEncoder(nn.Module):
         moments = self.encoder(x, time_emb)
         return self.quant_conv(moments) if self.params.quant_conv else moments
 
-    def embed_time(self, time: Float[Tensor, "b ..."] | None, batch: int) -> Float[Tensor, "b t"] | None:
+    def embed_time(self, time: Float[Tensor, "b ..."] | None, batch: int) -> TimeEmb:
         """Returns the time embedding that every residual block receives, or None for a model without time.
 
         Raises:

@@ -1,6 +1,7 @@
 """The PatchGAN discriminator: classifies patches of an image instead of the whole image.
 
-Shapes: `b` batch, `c` channels, `h w` height and width.  Torch is `b c h w`.
+Shapes: `b` batch, `c` channels, `h w` height and width.  Feature maps are `b c h w` in PyTorch and `b h w c` in Flax.
+Twins: `torch_ref.discriminator` and `flax_vae.discriminator`.
 """
 
 from jaxtyping import Float
@@ -15,7 +16,7 @@ STD = 0.02  # standard deviation of initial kernels (mean 0) and scales (mean 1)
 
 
 def conv(in_channels: int, features: int, stride: int, *, bias: bool) -> nn.Conv2d:
-    """Returns a 4x4 convolution with one pixel of padding; its bias is initialised by PyTorch, as in the source."""
+    """Returns a 4x4 convolution with one pixel of padding; its bias is initialised as in PyTorch, as in the source."""
     module = nn.Conv2d(in_channels, features, KERNEL, stride, padding=1, bias=bias)
     nn.init.normal_(module.weight, 0, STD)
     return module
@@ -29,7 +30,7 @@ class BatchNorm(nn.BatchNorm2d):
     Attributes:
       channels: Channels of input and output.
 
-    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).  Twin: `flax_vae.discriminator`.
+    Source: Ioffe and Szegedy 2015 (arXiv:1502.03167).
     """
 
     def __init__(self, channels: int):
@@ -45,8 +46,7 @@ class Discriminator(nn.Module):
     Attributes:
       params: Architecture; see `flax_vae.convert.architecture.DiscriminatorParams`.
 
-    Source: Isola et al. 2017 (arXiv:1611.07004); CompVis/taming-transformers `NLayerDiscriminator`.  Twin:
-    `flax_vae.discriminator`.
+    Source: Isola et al. 2017 (arXiv:1611.07004); CompVis/taming-transformers `NLayerDiscriminator`.
     """
 
     def __init__(self, params: DiscriminatorParams):

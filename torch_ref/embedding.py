@@ -1,10 +1,16 @@
-"""Sinusoidal time embedding."""
+"""Sinusoidal time embedding.
+
+Twins: `torch_ref.embedding` and `flax_vae.embedding`.
+"""
 
 import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+# One vector per image; None for a model without time.
+TimeEmb = Float[Tensor, "b t"] | None
 
 
 def sinusoidal_embedding(time: Float[Tensor, " b"], dim: int) -> Float[Tensor, "b t"]:
@@ -13,7 +19,7 @@ def sinusoidal_embedding(time: Float[Tensor, " b"], dim: int) -> Float[Tensor, "
     Column i is `cos(time * 10000^(-2i/dim))`, column `dim/2 + i` the sine of that angle; times between about 0 and
     1000 use the whole range of frequencies.
 
-    Source: Vaswani et al. 2017; openai/guided-diffusion `nn.py::timestep_embedding`.  Twin: `flax_vae.embedding`.
+    Source: Vaswani et al. 2017; openai/guided-diffusion `nn.py::timestep_embedding`.
     """
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float64, device=time.device) / half

@@ -1,4 +1,7 @@
-"""The diagonal Gaussian between encoder and decoder."""
+"""The diagonal Gaussian between encoder and decoder.
+
+Twins: `torch_ref.gaussian` and `flax_vae.gaussian`.
+"""
 
 from dataclasses import dataclass
 
@@ -23,7 +26,7 @@ class Posterior:
 
     @property
     def std(self) -> Float[Tensor, "b z h w"]:
-        """Standard deviation, `b z h w`."""
+        """Standard deviation, with the shape of the mean."""
         return torch.exp(0.5 * self.logvar)
 
     def mode(self) -> Float[Tensor, "b z h w"]:
@@ -56,7 +59,7 @@ class DiagonalGaussian(nn.Module):
         `exp(logvar_scaling)`.
       clamp_logvar: Whether logvar is then limited to [-30, 20].
 
-    Source: seed module 7; the limits are CompVis/latent-diffusion's, `distributions.py`.  Twin: `flax_vae.gaussian`.
+    Source: seed module 7; the limits are CompVis/latent-diffusion's, `distributions.py`.
     """
 
     def __init__(

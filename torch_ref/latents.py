@@ -1,4 +1,7 @@
-"""Converts between raw latents and the latents that diffusion models are trained on."""
+"""Converts between raw latents and the latents that diffusion models are trained on.
+
+Twins: `torch_ref.latents` and `flax_vae.latents`.
+"""
 
 import torch
 from einops import rearrange
@@ -16,7 +19,7 @@ class LatentNorm(nn.Module):
     Attributes:
       channels: Channels of the patched latent, `4 * z_channels`, in the order `(c pi pj)`.
 
-    Source: black-forest-labs/flux2 `autoencoder.py`; diffusers `AutoencoderKLFlux2`.  Twin: `flax_vae.latents`.
+    Source: black-forest-labs/flux2 `autoencoder.py`; diffusers `AutoencoderKLFlux2`.
     """
 
     running_mean: Tensor

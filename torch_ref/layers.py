@@ -1,16 +1,17 @@
 """Building blocks: swish, normalisation, attention, residual block, down- and upsampling.
 
-Shapes: `b` batch, `c` channels, `h w` height and width, `t` width of the time embedding.  Torch is `b c h w`.
+Shapes: `b` batch, `c` channels, `h w` height and width, `t` width of the time embedding.  Feature maps are `b c h w` in
+PyTorch and `b h w c` in Flax.  Twins: `torch_ref.layers` and `flax_vae.layers`.
 """
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flax_vae.convert.architecture import NORM_GROUPS, Padding, check_padding, check_time_emb
 from torch_ref.attention import attention
+from torch_ref.embedding import TimeEmb
 
 NORM_EPS = 1e-6
 
@@ -33,6 +34,11 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=NORM_GROUPS, num_channels=channels, eps=NORM_EPS, affine=True)
 
 
+def norm_swish(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Returns `swish(norm(x))`."""
+    return swish(norm(x))
+
+
 class AttnBlock(nn.Module):
     """Single-head self-attention over all positions of the map, added to its input.
 
@@ -41,7 +47,7 @@ class AttnBlock(nn.Module):
     Attributes:
       in_channels: Channels of input and output.
 
-    Source: seed module 2; black-forest-labs/flux `modules/autoencoder.py::AttnBlock`.  Twin: `flax_vae.layers`.
+    Source: seed module 2; black-forest-labs/flux `modules/autoencoder.py::AttnBlock`.
     """
 
     def __init__(self, in_channels: int):
@@ -55,11 +61,10 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Returns the feature map after attention over all positions."""
-        height = x.shape[2]
         h = self.norm(x)
         q, k, v = (rearrange(project(h), "b c h w -> b (h w) c") for project in (self.q, self.k, self.v))
         h = attention(q, k, v)
-        h = rearrange(h, "b (h w) c -> b c h w", h=height)
+        h = rearrange(h, "b (h w) c -> b c h w", h=x.shape[2])
         return x + self.proj_out(h)
 
 
@@ -71,7 +76,7 @@ class ResnetBlock(nn.Module):
       out_channels: Channels of the output; if they differ, a 1x1 `nin_shortcut` projects the input.
       time_emb_dim: Width of the time embedding that is projected and added between the convolutions, or None.
 
-    Source: seed module 3; black-forest-labs/flux `modules/autoencoder.py::ResnetBlock`.  Twin: `flax_vae.layers`.
+    Source: seed module 3; black-forest-labs/flux `modules/autoencoder.py::ResnetBlock`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, time_emb_dim: int | None = None):
@@ -83,25 +88,23 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=1, padding=1)
         self.norm2 = group_norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, stride=1, padding=1)
-        if in_channels != out_channels:
+        if self.in_channels != self.out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=1, padding=0)
         # The seed's order: torch.optim stores its state by the number of each parameter, not by its name.
-        if time_emb_dim is not None:
-            self.time_mlp = nn.Linear(time_emb_dim, out_channels)
+        if self.time_emb_dim is not None:
+            self.time_mlp = nn.Linear(self.time_emb_dim, out_channels)
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], time_emb: Float[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b d h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b d h w"]:
         """Returns a feature map with `out_channels` channels.
 
         Raises:
           ValueError: If `time_emb` is missing or superfluous.
         """
         check_time_emb(self.time_emb_dim, None if time_emb is None else tuple(time_emb.shape))
-        h = self.conv1(swish(self.norm1(x)))
+        h = self.conv1(norm_swish(self.norm1, x))
         if time_emb is not None:
             h = h + self.time_mlp(time_emb)[:, :, None, None]
-        h = self.conv2(swish(self.norm2(h)))
+        h = self.conv2(norm_swish(self.norm2, h))
         if self.in_channels != self.out_channels:
             x = self.nin_shortcut(x)
         return x + h
@@ -118,21 +121,19 @@ class Downsample(nn.Module):
       in_channels: Channels of input and output.
       padding: `"symmetric"` or `"asymmetric"`.
 
-    Source: seed module 4; black-forest-labs/flux `modules/autoencoder.py::Downsample`.  Twin: `flax_vae.layers`.
+    Source: seed module 4; black-forest-labs/flux `modules/autoencoder.py::Downsample`.
     """
 
     def __init__(self, in_channels: int, padding: Padding = "symmetric"):
         super().__init__()
-        check_padding(padding)
         self.padding = padding
-        self.conv = nn.Conv2d(
-            in_channels, in_channels, kernel_size=3, stride=2, padding=1 if padding == "symmetric" else 0
-        )
+        check_padding(self.padding)
+        self.conv = nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1 if padding == "symmetric" else 0)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Returns the feature map at half the size."""
         if self.padding == "asymmetric":
-            x = F.pad(x, (0, 1, 0, 1))
+            x = nn.functional.pad(x, (0, 1, 0, 1))
         return self.conv(x)
 
 
@@ -142,7 +143,7 @@ class Upsample(nn.Module):
     Attributes:
       in_channels: Channels of input and output.
 
-    Source: seed module 4.  Twin: `flax_vae.layers`.
+    Source: seed module 4.
     """
 
     def __init__(self, in_channels: int):

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from flax_vae.ops.convolution import convolve
     from flax_vae.ops.group_norm import GroupNorm
     from flax_vae.ops.linear import Conv, Dense
-    from flax_vae.ops.remat import Remat, rematerialised
     from flax_vae.ops.upsampling import corner_kernels, upsample_and_convolve
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -23,7 +22,6 @@ __all__ = [
     "Conv",
     "Dense",
     "GroupNorm",
-    "Remat",
     "Tile",
     "add",
     "broadcast",
@@ -32,7 +30,6 @@ __all__ = [
     "convolve",
     "corner_kernels",
     "release_compiler_memory",
-    "rematerialised",
     "require_devices",
     "tiled_attention",
     "upsample_and_convolve",

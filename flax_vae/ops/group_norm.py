@@ -38,10 +38,10 @@ class GroupNorm(nn.Module):
         """Returns the normalised map."""
         return self._normalise(x, activate=False)
 
-    def then_swish(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns `swish` of the normalised map, in one pass over it."""
+    def with_swish(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Returns `swish` of the normalised map, computed in one pass that keeps only `x` for the backward pass."""
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "__call__", self(x))  # whoever looks inside sees the norm as well
+            self.sow("intermediates", "__call__", self(x))  # as if the module had been called
         return self._normalise(x, activate=True)
 
     @nn.compact

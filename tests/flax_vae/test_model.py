@@ -1,13 +1,24 @@
 """The Flax model by itself: what it makes, what it refuses, what it accepts."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_vae import PRESETS, AutoEncoder, Downsample, Posterior, ResnetBlock, init_params, to_nnx
+from flax_vae import (
+    PRESETS,
+    AutoEncoder,
+    Downsample,
+    Numerics,
+    Posterior,
+    ResnetBlock,
+    from_pretrained,
+    init_params,
+    to_nnx,
+)
 from flax_vae.convert import expand
 from flax_vae.convert.table.rows import COUNTER, flatten
 
@@ -126,8 +137,33 @@ def test_single_blocks_refuse_too():
     ]:
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(lambda block=block, arguments=arguments: block.init(jax.random.key(0), *arguments))
-    with pytest.raises(ValueError, match="remat='all' must be one of"):
-        call(AutoEncoder(TINY, remat="all"), np.zeros((1, 8, 8, 3)), sample=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remat": "all"}, "remat='all' must be one of 'none', 'attention', 'blocks'"),
+        ({"attention": "flash"}, "attention='flash' must be one of 'auto', 'full', 'tiles', 'cudnn'"),
+        ({"dtype": jnp.int8}, "dtype='int8' must be one of float64, float32, float16, bfloat16"),
+        ({"dtype": "bf16"}, "dtype='bf16' must be one of float64"),
+        ({"param_dtype": jnp.float8_e4m3fn}, "param_dtype='float8_e4m3fn' must be one of float64"),
+        ({"param_dtype": None}, "param_dtype='None' must be one of float64"),
+    ],
+)
+def test_unknown_numerics_are_refused_where_they_are_given(tmp_path, options, message):
+    for give in (Numerics, partial(AutoEncoder, TINY), AutoEncoder(TINY).clone):
+        with pytest.raises(ValueError, match=message):
+            give(**options)
+    if options != {"param_dtype": None}:  # which keeps that of the file
+        with pytest.raises(ValueError, match=message):
+            from_pretrained(tmp_path / "is not read", **options)
+
+
+def test_numerics_are_those_of_the_model():
+    model = AutoEncoder(TINY, dtype=jnp.bfloat16, remat="blocks", attention="tiles")
+    assert model.numerics == Numerics(jnp.bfloat16, jnp.float32, "blocks", "tiles")
+    bound = model.bind({"params": init_params(model, jax.random.key(0))})
+    assert bound.encoder.numerics == bound.decoder.mid.numerics == bound.decoder.up[0].numerics == model.numerics
 
 
 def test_a_posterior_needs_one_source_of_noise(tiny):

@@ -92,7 +92,7 @@ def test_both_refuse_in_the_same_words():
         with pytest.raises(ValueError, match=message):
             torch_ref.discriminator.Discriminator(SMALL)(to_tensor(np.moveaxis(data, -1, -3)))
     norm = flax_vae.discriminator.BatchNorm(5)
-    with pytest.raises(ValueError, match="one number per channel"):
+    with pytest.raises(ValueError, match="one value per channel"):
         norm.init(jax.random.key(0), jnp.zeros((1, 1, 1, 5)), True)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         torch_ref.discriminator.BatchNorm(5)(torch.zeros(1, 5, 1, 1))

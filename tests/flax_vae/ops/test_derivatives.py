@@ -41,7 +41,7 @@ def convolution_of(stride=1, padding=SAME):
 
 def norm(x, scale, bias):
     params = {"scale": scale, "bias": bias}
-    return GroupNorm(4, 1e-3).apply({"params": params}, x, method="then_swish")
+    return GroupNorm(4, 1e-3).apply({"params": params}, x, method="with_swish")
 
 
 def plain_norm(x, scale, bias):

@@ -21,7 +21,7 @@ def linens(params, x):
     return nn.GroupNorm(4, epsilon=1e-6, use_fast_variance=False).apply({"params": params}, x)
 
 
-def linens_then_swish(params, x):
+def linens_with_swish(params, x):
     return jax.nn.silu(linens(params, x))
 
 
@@ -29,7 +29,7 @@ def ours(method):
     return lambda params, x: GroupNorm(4, 1e-6).apply({"params": params}, x, method=method)
 
 
-@pytest.mark.parametrize(("method", "expected"), [("__call__", linens), ("then_swish", linens_then_swish)])
+@pytest.mark.parametrize(("method", "expected"), [("__call__", linens), ("with_swish", linens_with_swish)])
 def test_values_and_gradients(x64, method, expected):
     inputs = draw("float64", mean=3.0)
     out, back = jax.vjp(ours(method), *inputs)
@@ -42,8 +42,8 @@ def test_values_and_gradients(x64, method, expected):
 def test_a_large_mean_costs_no_digits(x64):
     """The mean of the squares minus the square of the mean has no digit left here."""
     inputs = draw("float32", mean=1e4, shape=(1, 64, 64, 12))
-    exact = linens_then_swish(*jax.tree.map(lambda leaf: leaf.astype("float64"), inputs))
-    np.testing.assert_allclose(ours("then_swish")(*inputs), exact, atol=2e-3)
+    exact = linens_with_swish(*jax.tree.map(lambda leaf: leaf.astype("float64"), inputs))
+    np.testing.assert_allclose(ours("with_swish")(*inputs), exact, atol=2e-3)
     fast = nn.GroupNorm(4, epsilon=1e-6).apply({"params": inputs[0]}, inputs[1])
     assert np.abs(jax.nn.silu(fast) - exact).max() > 0.1
 
@@ -58,12 +58,12 @@ def test_half_precision_keeps_float32_statistics():
 
 def test_only_the_input_is_kept_for_the_backward_pass():
     params, x = draw("float32")
-    _, back = jax.vjp(ours("then_swish"), params, x)
+    _, back = jax.vjp(ours("with_swish"), params, x)
     maps = [leaf for leaf in jax.tree.leaves(back) if leaf.shape == x.shape]
     assert len(maps) == 1 and np.array_equal(maps[0], x)
 
 
 def test_whoever_looks_inside_sees_the_norm_without_swish():
     params, x = draw("float32")
-    _, state = GroupNorm(4, 1e-6).apply({"params": params}, x, method="then_swish", mutable=["intermediates"])
+    _, state = GroupNorm(4, 1e-6).apply({"params": params}, x, method="with_swish", mutable=["intermediates"])
     np.testing.assert_allclose(state["intermediates"]["__call__"][0], linens(params, x), atol=1e-6)
