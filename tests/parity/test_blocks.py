@@ -30,7 +30,7 @@ def run_both(block, dtype):
     params = MODELS[block.model]
     rng = np.random.default_rng(7)
     arguments = [rng.standard_normal(block.shape)]
-    if getattr(block.flax, "time_emb_dim", None) or block.place in ("encoder", "decoder"):
+    if getattr(getattr(block.flax, "params", block.flax), "time_emb_dim", None):
         arguments.append(rng.standard_normal((block.shape[0], params.time_emb_dim)))
     arguments = [argument.astype(np.float32).astype(dtype) for argument in arguments]
 
