@@ -53,7 +53,7 @@ def make_constants(config: TrainConfig) -> dict[str, Any]:
         return {"lpips": load_lpips_weights(config.loss.lpips_net, config.loss.lpips_weights)}
     except (TrainError, ConversionError, OSError, ValueError) as error:
         raise RunError(
-            f"{error}; or train without LPIPS: --set loss.lpips_weight=0 (now {config.loss.lpips_weight})"
+            f"{error}; or train without LPIPS: --loss.lpips-weight 0 (now {config.loss.lpips_weight})"
         ) from error
 
 

@@ -9,10 +9,11 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.convert.console.cpus import available_cpus
+    from flax_vae.convert.console.flags import parse_flags
     from flax_vae.convert.console.interrupts import advise, ended_with_this_process, run
     from flax_vae.convert.console.progress import Progress
     from flax_vae.convert.console.quiet import quiet_libraries
-    from flax_vae.convert.console.terminal import escaped, escaped_output, parse_flags, printable, rewrite_line
+    from flax_vae.convert.console.terminal import escaped, escaped_output, printable, rewrite_line
     from flax_vae.convert.console.traces import TraceFlags, trace_command
 else:
     __getattr__, __dir__ = lazy_names(__name__)

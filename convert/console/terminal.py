@@ -34,7 +34,7 @@ def escaped_output() -> Iterator[None]:
     by `parse_flags`, progress by `rewrite_line`.
     """
     before = sys.stdout, sys.stderr
-    ours: list[Any] = [_Escaped(_raw(stream)) for stream in before]
+    ours: list[Any] = [_Escaped(raw_stream(stream)) for stream in before]
     sys.stdout, sys.stderr = ours
     try:
         yield
@@ -45,21 +45,9 @@ def escaped_output() -> Iterator[None]:
         )
 
 
-def parse_flags(flags: Any, **settings: Any) -> Any:
-    """Calls `tyro.cli`, whose help and errors are in colour on a terminal."""
-    import tyro
-
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _raw(sys.stdout), _raw(sys.stderr)
-    try:
-        return tyro.cli(flags, **settings)
-    finally:
-        sys.stdout, sys.stderr = before
-
-
 def rewrite_line(text: str, end: str = "") -> None:
     """Writes progress over the last line on standard error; an empty text clears it."""
-    stream = _raw(sys.stderr)
+    stream = raw_stream(sys.stderr)
     stream.write(f"\r{printable(text)}{end}" if text else "\r\033[K")
     stream.flush()
 
@@ -82,7 +70,8 @@ class _Escaped:
         return getattr(self.rich_proxied_file, name)
 
 
-def _raw(stream: Any) -> Any:
+def raw_stream(stream: Any) -> Any:
+    """Returns the stream behind one of `escaped_output`, and any other as it is."""
     return getattr(stream, "rich_proxied_file", stream) if isinstance(stream, _Escaped) else stream
 
 

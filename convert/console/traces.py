@@ -8,8 +8,9 @@ from typing import Annotated
 
 import tyro
 
+from flax_vae.convert.console.flags import parse_flags
 from flax_vae.convert.console.quiet import quiet_libraries
-from flax_vae.convert.console.terminal import escaped_output, parse_flags
+from flax_vae.convert.console.terminal import escaped_output
 from flax_vae.convert.errors import ConversionError, FileError
 
 

@@ -78,7 +78,7 @@ def test_a_first_fine_tune_from_nothing_to_pictures_in_diffusers(tmp_path, monke
     published.save_pretrained("sd")
     monkeypatch.setattr(lpips_weights, "_PACKAGE", "a_package_that_is_not_installed")
     words = ["--preset", "sd-decoder-finetune", "--start-from", "sd", "--data", "photos", "--workdir", "run"]
-    words += ["--steps", "12", "--crop-size", "64", "--batch-size", "2", "--set", "model.ch=32"]
+    words += ["--steps", "12", "--crop-size", "64", "--batch-size", "2", "--model.ch", "32"]
 
     def train_(*more):
         status = flax_vae.train.cli.main.main([*words, *more])
@@ -103,7 +103,7 @@ def test_a_first_fine_tune_from_nothing_to_pictures_in_diffusers(tmp_path, monke
     status, _, told = train_(*flags)
     assert status == 1 and told.count("\n") == 1
     assert told.count("LPIPS weights (") == 1 and told.count("[lpips]") == 1
-    flags += re.search(r"--set loss.lpips_weight=0\b", told)[0].split()
+    flags += re.search(r"--loss.lpips-weight 0\b", told)[0].split()
     assert not (tmp_path / "run").exists()
 
     status, told, _ = train_(*flags)

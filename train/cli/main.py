@@ -8,10 +8,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from flax_vae.convert.console import advise, escaped_output, parse_flags, quiet_libraries
+from flax_vae.convert.console import advise, escaped_output, quiet_libraries
 from flax_vae.convert.extras import explain_missing
 from flax_vae.train.cli import evaluate, plan
-from flax_vae.train.cli.flags import Flags, rename_flags
+from flax_vae.train.cli.flags import Flags, parse_run_flags
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.errors import TrainError
 
@@ -41,7 +41,7 @@ def _main(args: list[str]) -> int:
     advise(PROG, "the same command goes on from the last checkpoint" if args[:1] not in (["eval"], ["plan"]) else "")
     if args[:1] in (["eval"], ["plan"]):
         return {"eval": evaluate, "plan": plan}[args[0]].main(args[1:])
-    flags = parse_flags(Flags, prog=PROG, args=rename_flags(args))
+    flags = parse_run_flags(Flags, prog=PROG, args=args)
     from flax_vae.train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
 
     try:

@@ -1,15 +1,15 @@
-"""`flax-vae-train plan`: what a run would take on devices that need not be here."""
+"""`flax-vae-train plan`: estimates memory, step time and cost on hardware that you do not have."""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
-from flax_vae.convert.console import escaped_output, parse_flags
-from flax_vae.train.cli.flags import Flags, rename_flags
+from flax_vae.convert.console import escaped_output
+from flax_vae.train.cli.flags import NONE, Flags, parse_run_flags
 from flax_vae.train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -17,59 +17,33 @@ if TYPE_CHECKING:
     from flax_vae.train.plan import Target
 
 PROG = "flax-vae-train plan"
-_RECIPE = "(default: the preset's own)"
 
 
 @dataclass(frozen=True)
 class PlanFlags:
-    """Compiles the step of a run for devices that need not be here, and prints the memory, the work and the time.
+    """Estimates memory, step time and cost of a run on hardware that you do not have, by compiling its step.
 
-    It is the very step that the run would compile, for as many hosts as the devices have.  Nothing is read or written.
-    For TPUs that is done by the extra tpu, on any Linux machine; without --topology it is for the devices here.
+    Compiles the same step as the run, for all hosts of the devices.  Reads and writes no files.  For TPUs, the extra
+    tpu compiles on any Linux machine; without --topology, the devices of this machine are used.
     """
 
     topology: Annotated[
         UseAppendAction[tuple[str, ...]],
-        arg(metavar="vN:AxB", help_behavior_hint="(repeatable; default: what is here)"),
+        arg(metavar="vN:AxB", help_behavior_hint="(repeatable; default: this machine)"),
     ] = ()
-    """A slice of TPUs, such as v5e:2x2, v5e:4x4 (four hosts), v4:2x2x2, v5p:2x2x1 or v6e:2x2."""
+    """Slice of TPUs, such as v5e:2x2, v5e:4x4 (four hosts), v4:2x2x2, v5p:2x2x1 or v6e:2x2."""
     fit: FlagCreatePairsOff[bool] = False
-    """Find what fits: with --batch-size the least rematerialisation, otherwise the largest batch for each."""
+    """Find settings that fit: with --batch-size the least rematerialisation, otherwise the largest batch for each."""
     dollars: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: the published price)")] = None
-    """An hour of one device."""
+    """Price of one device per hour."""
     markdown: FlagCreatePairsOff[bool] = False
     """Print the table as GitHub Markdown."""
     preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: tiny)")] = None
-    """Which architecture, and the recipe that it is trained by."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """Architecture and recipe."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """Settings as YAML or JSON, as for a run."""
-    settings: Annotated[
-        UseAppendAction[tuple[str, ...]], arg(name="set", metavar="NAME=VALUE", help_behavior_hint="(repeatable)")
-    ] = ()
-    """Any setting by its name in config.json, such as gan.weight=0.5."""
-    parallel: Annotated[
-        Literal["pmap", "mesh"] | None, arg(metavar="pmap|mesh", help_behavior_hint="(default: pmap)")
-    ] = None
-    """How the step is compiled for all devices."""
-    zero: FlagCreatePairsOff[bool] = False
-    """Share out the optimisers' states and the average over the devices; needs --parallel mesh."""
-    devices_per_image: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
-    """Devices that share the rows of each image; needs --parallel mesh."""
-    dtype: Annotated[
-        Literal["float32", "bfloat16"] | None, arg(metavar="float32|bfloat16", help_behavior_hint=_RECIPE)
-    ] = None
-    """Of the computation."""
-    remat: Annotated[
-        Literal["none", "attention", "blocks"] | None,
-        arg(metavar="none|attention|blocks", help_behavior_hint=_RECIPE),
-    ] = None
-    """What the backward pass computes again instead of keeping."""
-    crop_size: Annotated[int | None, arg(metavar="N", help_behavior_hint=_RECIPE)] = None
-    """Side of the crops in pixels."""
-    batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint=_RECIPE)] = None
-    """Crops per update, over all devices together."""
-    accumulate: Annotated[int | None, arg(metavar="N", help_behavior_hint=_RECIPE)] = None
-    """Parts that a batch is computed in, one after the other."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings that were given by flags, nested as in config.json."""
 
 
 @escaped_output()
@@ -77,9 +51,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-      The exit status: 0, or 1 for what the caller can put right or where nothing fits; wrong flags end in status 2.
+      Exit code: 0; or 1 for an error that the user can fix, or if nothing fits.
     """
-    flags = parse_flags(PlanFlags, prog=PROG, args=rename_flags(sys.argv[1:] if args is None else args))
+    flags = parse_run_flags(PlanFlags, prog=PROG, args=args)
     try:
         return _run(flags)
     except (TrainError, ValueError, OSError) as error:
@@ -95,7 +69,7 @@ def _run(flags: PlanFlags) -> int:
     from flax_vae.train.plan import LEGEND, find_fitting, local, plan, rows, topology
 
     if flags.topology:
-        jax.config.update("jax_platforms", "cpu")  # what is here does not matter, and may be in use
+        jax.config.update("jax_platforms", "cpu")  # the devices of this machine may be in use
     else:
         require_devices()
     plans, fitting = [], True
@@ -103,7 +77,7 @@ def _run(flags: PlanFlags) -> int:
         settings = {"name": flags.preset or (flags.config.stem if flags.config else "tiny"), "dollars": flags.dollars}
         if flags.fit:
             _require_memory(target)
-            found = find_fitting(config, target, batch=flags.batch_size is None, **settings)
+            found = find_fitting(config, target, batch="batch_size" not in flags.settings, **settings)
         else:
             found = [plan(config, target, **settings)]
         fits = False
@@ -118,18 +92,15 @@ def _run(flags: PlanFlags) -> int:
 
 
 def _config(flags: PlanFlags) -> "TrainConfig":
-    """The run that is meant, whose weights and images are not read."""
+    """Returns the settings of the run, without reading its weights and images."""
     from flax_vae.train.cli.resolve import resolve  # loads NumPy: not for --help
 
-    shared = {field.name for field in fields(Flags)} & {field.name for field in fields(PlanFlags)}
-    given = {name: getattr(flags, name) for name in shared}
-    # Some recipes go on from weights, and ask for them.
-    start = None if flags.preset is None else "weights"
-    return resolve(Flags(**given, start_from=start), None)
+    settings = flags.settings
+    if flags.preset is not None:
+        settings = {"start_from": "weights", **settings}  # which some recipes require
+    return resolve(Flags(preset=flags.preset, config=flags.config, settings=settings), None)
 
 
 def _require_memory(target: "Target") -> None:
     if target.memory is None:
-        raise TrainError(
-            f"nobody says how much memory {target.name} has, so nothing can be fitted to it; leave out --fit"
-        )
+        raise TrainError(f"--fit needs the memory size of {target.name}, which is unknown; run without --fit")

@@ -1,4 +1,4 @@
-"""From flags, files and what was begun before to the configuration of one run."""
+"""Resolves the settings of a run from flags, files and the run directory."""
 
 import dataclasses
 from pathlib import Path
@@ -7,29 +7,30 @@ from typing import Any
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.errors import ConversionError, FileError
 from flax_vae.convert.weights import load_weights
-from flax_vae.train.cli.flags import OWNERS, Flags
-from flax_vae.train.cli.settings_file import PRESET, merge, parse_assignment, read_settings
+from flax_vae.train.cli.flags import Flags
+from flax_vae.train.cli.settings_file import PRESET, merge, read_settings
 from flax_vae.train.config import TrainConfig, architecture, default, recipe
 from flax_vae.train.errors import RunError, TrainError
 from flax_vae.train.run import RunDirectory
 
 
 def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:
-    """The run that is asked for.
+    """Returns the settings of a run.
 
-    The preset's recipe is below the run begun in `workdir`, where one is named, that below `--config`, that below the
-    other flags, those below `--set`.
+    The recipe of the preset is overridden by the settings of a run that is resumed, those by `--config`, and those by
+    flags.
+
+    Args:
+      flags: Flags of the command.
+      workdir: Run directory; None if no run is resumed.
 
     Raises:
-      TrainError: if the directory holds something else, or a file cannot be used.
-      ValueError: if a value is out of range, or a name unknown.
+      TrainError: If the directory holds something else, or a file cannot be used.
+      ValueError: If a value is out of range, or a name unknown.
     """
     file = {} if flags.config is None else read_settings(flags.config)
     named = file.pop(PRESET, None)
-    asked = _asked(flags)
-    for text in flags.settings:
-        asked = merge(asked, parse_assignment(text))
-
+    asked = flags.settings
     base = _base(flags.preset or named, merge(file, asked).get("start_from"), file.get("model", {}), workdir)
     below = _over(base.to_dict(), file)
     try:
@@ -41,18 +42,19 @@ def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:
 
 
 def default_workdir(flags: Flags) -> Path:
-    """Where a run lies for which no directory is named: below `runs`, called as what it trains.
+    """Returns the run directory if none is given: below `runs`, named after the preset, the settings or the weights.
 
     Raises:
-      TrainError: if the file of settings cannot be used.
+      TrainError: If the file of settings cannot be used.
     """
     file = {} if flags.config is None else read_settings(flags.config)
-    start = None if flags.start_from is None else Path(flags.start_from).stem
+    start_from = flags.settings.get("start_from")
+    start = None if start_from is None else Path(start_from).stem
     return Path("runs") / (flags.preset or file.get(PRESET) or (flags.config and flags.config.stem) or start or "tiny")
 
 
 def _base(preset: str | None, start_from: str | None, model: dict[str, Any], workdir: Path | None) -> TrainConfig:
-    """What the settings that were given go over."""
+    """Returns the settings that the given ones override."""
     stored = None if workdir is None else RunDirectory(workdir).stored_config()
     if stored is not None:
         # What differs in its architecture or its beginning is refused with a list, once all is known.
@@ -68,19 +70,8 @@ def _base(preset: str | None, start_from: str | None, model: dict[str, Any], wor
     return recipe("tiny")
 
 
-def _asked(flags: Flags) -> dict[str, Any]:
-    """The settings that flags name."""
-    asked: dict[str, Any] = {} if flags.data is None else {"data": {"folder": flags.data}}
-    for owner, names in OWNERS.items():
-        values = {name: getattr(flags, name) for name in names}
-        # A switch can only be thrown: --set graft=false takes it back.
-        given = {name: value for name, value in values.items() if value is not None and value is not False}
-        asked = merge(asked, {owner: given} if owner else given)
-    return asked
-
-
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Merges; the name of a held-out image is not carried over to other images."""
+    """Merges settings; the name of a held-out image is kept only for the same images."""
     data = above.get("data", {})
     if "folder" in data and "held_out" not in data and data["folder"] != below["data"]["folder"]:
         below = merge(below, {"data": {"held_out": None}})

@@ -50,30 +50,6 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def parse_assignment(text: str) -> dict[str, Any]:
-    """Reads `loss.lpips_weight=1`, a dotted name and a YAML value, as a mapping of mappings.
-
-    Raises:
-      ValueError: if it is none, or the name is unknown.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ValueError(f"{text!r} must be NAME=VALUE, such as loss.lpips_weight=1")
-    if name == PRESET:
-        raise ValueError("preset is no setting of a run; use --preset NAME")
-    (name,) = rename_settings({name: None})
-    if name not in _known():
-        raise ValueError(_unknown(name))
-    try:
-        settings = parse_yaml(value)
-    except ValueError as error:
-        raise ValueError(f"{text!r}: {error}") from None
-    for part in reversed(name.split(".")):
-        settings = {part: settings}
-    check_names(settings)
-    return settings
-
-
 def check_names(settings: Mapping[Any, Any]) -> None:
     """Refuses names that no run has, and values of the wrong kind.
 

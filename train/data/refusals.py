@@ -44,7 +44,7 @@ def too_many(where: str, reasons: Sequence[str], total: int, fraction: float) ->
     return DataError(
         f"{where}: {len(reasons)} of {total} images cannot be used, more than max_bad_fraction={fraction}: "
         f"{first_of([reason.removesuffix(_REMEDY) for reason in reasons])}; replace or remove them, or train without "
-        f"them with --set data.max_bad_fraction={enough}"
+        f"them with --data.max-bad-fraction {enough}"
     )
 
 

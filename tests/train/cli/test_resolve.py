@@ -1,28 +1,28 @@
 """Which setting wins where several are given, and what is said of those that cannot be."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 from safetensors.numpy import load_file, save_file
 
 from flax_vae.convert import PRESETS, expand, save_folder
 from flax_vae.train.cli import main as cli
 from flax_vae.train.cli import plan
-from flax_vae.train.cli.flags import Flags, rename_flags
+from flax_vae.train.cli.flags import SHORT_NAMES, Flags, parse_run_flags
 from flax_vae.train.cli.resolve import default_workdir, resolve
 from flax_vae.train.config.recipes import default, recipe
-from flax_vae.train.config.schema import RENAMED
+from flax_vae.train.config.schema import RENAMED, TrainConfig, flatten_config
 from flax_vae.train.errors import RunError, TrainError
 from flax_vae.train.run.directory import RunDirectory
 from tests.train.conftest import SMALL
 
 
 def flags(*args):
-    return tyro.cli(Flags, args=[str(arg) for arg in args])
+    return parse_run_flags(Flags, prog="flax-vae-train", args=[str(arg) for arg in args])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_no_flag_means_the_recipe_and_each_flag_finds_its_place(tmp_path):
 OF_BEFORE = {
     "trainable": (["--trainable", "decoder"], ["--train", "decoder"]),
     "devices_per_image": (["--devices-per-image", "2"], ["--rows", "2"]),
-    "identity_init": (["--set", "identity_init=false"], ["--set", "transparent_start=false"]),
+    "identity_init": (["--no-identity-init"], None),
 }
 
 
@@ -85,8 +85,8 @@ OF_BEFORE = {
 def test_flags_and_files_of_earlier_versions_are_read(tmp_path, old):
     new, before = OF_BEFORE[RENAMED[old]]
     also = ["--parallel", "mesh", "--start-from", "weights", "--preset", "tiny"]
-    for words in (before, [f"{before[0]}={before[1]}"] if before[0] != "--set" else before):
-        assert resolve(flags(*also, *rename_flags(words)), tmp_path) == resolve(flags(*also, *new), tmp_path)
+    for words in [] if before is None else [before, ["=".join(before)]]:
+        assert resolve(flags(*also, *words), tmp_path) == resolve(flags(*also, *new), tmp_path)
     value = getattr(resolve(flags(*also, *new), tmp_path), RENAMED[old])
     path = file(tmp_path, **{old: value})
     assert getattr(resolve(flags(*also, "--config", path), tmp_path / "run"), RENAMED[old]) == value
@@ -102,6 +102,55 @@ def test_help_and_errors_name_the_flags_of_today(main, capsys):
         assert "--devices-per-image" in printed and "--rows" not in printed and "--train " not in printed
 
 
+def test_every_setting_has_a_flag_of_its_name(tmp_path):
+    fields = default(SMALL).to_dict()
+    words = []
+    for name, value in flatten_config(fields).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            part, dot, last = name.rpartition(".")
+            words.append(flag if value else f"--{part}{dot}no-{last}")
+        elif isinstance(value, (tuple, list)):
+            words += [flag, *value]
+        else:
+            words += [flag, value]
+    assert TrainConfig.from_dict(flags(*words).settings) == default(SMALL)
+    assert SHORT_NAMES.keys() <= flatten_config(fields).keys()
+
+
+def test_help_gives_the_default_of_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        flags("--preset", "kl-f8", "--help")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, value in flatten_config(recipe("kl-f8").to_dict()).items():
+        if value is not None and not isinstance(value, (tuple, list)):
+            assert str(value) in re.findall(rf"--{name.replace('_', '-')}[ ,].+?\(default: (.+?)\)", text), name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stepz", "3"], "unknown option --stepz; did you mean --steps?"),
+        (["--weight-decay", "0"], "unknown option --weight-decay; did you mean --optim.weight-decay?"),
+        (["--steps", "many"], "--steps 'many' must be an integer"),
+        (["--optim.b1", "x"], "--optim.b1 'x' must be a number"),
+        (["--learning-rate", "x"], "--learning-rate/--optim.learning-rate 'x' must be a number"),
+        (["--trainable", "decode"], "--trainable decode is not a choice; did you mean"),
+        (["--dtype", "None"], "--dtype None is not a choice; expected one of float32, bfloat16"),
+        (["--steps"], "--steps needs a value"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--set", "optim.weight_decay=0"], "--set is no longer an option; use --optim.weight-decay 0"),
+    ],
+)
+@pytest.mark.parametrize(("main", "prog"), [(cli.main, "flax-vae-train"), (plan.main, "flax-vae-train plan")])
+def test_a_mistake_ends_in_one_line(words, message, main, prog, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert err.startswith(f"{prog}: {message}") and err.count("\n") == 1
+
+
 def test_a_run_goes_on_with_its_own_settings(tmp_path, small):
     RunDirectory(tmp_path).begin(small)
     assert resolve(flags(), tmp_path) == small
@@ -110,19 +159,19 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path, small):
     assert resolve(flags("--preset", "flux1-finetune"), tmp_path).model == PRESETS["flux1"]
 
 
-def test_recipe_then_run_then_file_then_flags_then_assignments(tmp_path):
-    # Five settings, each given at one level more than the one before.
-    names = ["log_every", "eval_every", "save_every", "keep", "steps"]
+def test_recipe_then_run_then_file_then_flags(tmp_path):
+    # Four settings, each given at one level more than the one before.
+    names = ["log_every", "eval_every", "save_every", "keep"]
     own = [getattr(recipe("tiny"), name) for name in names]
-    run = replace(recipe("tiny"), log_every=2, eval_every=2, save_every=2, steps=2)
-    path = file(tmp_path, preset="tiny", eval_every=3, save_every=3, steps=3)
-    asked = flags("--config", path, "--save-every", 4, "--steps", 4, "--set", "steps=5")
+    run = replace(recipe("tiny"), log_every=2, eval_every=2, save_every=2)
+    path = file(tmp_path, preset="tiny", eval_every=3, save_every=3)
+    asked = flags("--config", path, "--save-every", 4)
 
     fresh = resolve(asked, tmp_path / "fresh")
-    assert [getattr(fresh, name) for name in names] == [own[0], 3, 4, own[3], 5]
+    assert [getattr(fresh, name) for name in names] == [own[0], 3, 4, own[3]]
     RunDirectory(tmp_path / "begun").begin(run)
     begun = resolve(asked, tmp_path / "begun")
-    assert [getattr(begun, name) for name in names] == [2, 3, 4, own[3], 5]
+    assert [getattr(begun, name) for name in names] == [2, 3, 4, own[3]]
 
 
 def test_a_file_names_a_preset_and_a_flag_another(tmp_path):
@@ -140,20 +189,19 @@ def test_the_record_of_any_run_is_a_file_of_settings(tmp_path, small):
 
 def test_settings_are_judged_together(tmp_path):
     # Each contradicts the recipe by itself.
-    config = resolve(flags("--zero", "--set", "parallel=mesh"), tmp_path)
+    config = resolve(flags("--zero", "--parallel", "mesh"), tmp_path)
     assert (config.zero, config.parallel) == (True, "mesh")
-    assert resolve(flags("--zero", "--set", "zero=false"), tmp_path).zero is False
+    assert resolve(flags("--zero", "--no-zero"), tmp_path).zero is False
 
 
 def test_weights_say_what_the_model_is_unless_a_preset_does(tmp_path, weights):
     asked = ("--start-from", weights)
     assert resolve(flags(*asked), tmp_path) == replace(default(SMALL), start_from=str(weights))
-    assert resolve(flags("--set", f"start_from={weights}"), tmp_path).model == SMALL
     assert resolve(flags(*asked, "--preset", "flux1-finetune"), tmp_path).model == PRESETS["flux1"]
     path = file(tmp_path, preset="sd-decoder-finetune", start_from=str(weights))
     assert resolve(flags("--config", path), tmp_path / "run").trainable == "decoder"
     # A field of the architecture over that of the weights, which a graft adds.
-    grafted = resolve(flags(*asked, "--graft", "--set", "model.attn_levels=null"), tmp_path / "run")
+    grafted = resolve(flags(*asked, "--graft", "--model.attn-levels", "None"), tmp_path / "run")
     assert grafted.model == replace(SMALL, attn_levels=None)
 
 
@@ -162,7 +210,7 @@ def test_a_held_out_image_belongs_to_its_folder(tmp_path, small):
     assert small.data.held_out is not None
     assert resolve(flags("--data", small.data.folder), tmp_path).data.held_out == small.data.held_out
     assert resolve(flags("--data", "others"), tmp_path).data.held_out is None
-    assert resolve(flags("--set", "data.folder=others", "--held-out", "z.png"), tmp_path).data.held_out == "z.png"
+    assert resolve(flags("--data.folder", "others", "--held-out", "z.png"), tmp_path).data.held_out == "z.png"
 
 
 def test_a_run_is_called_as_what_it_trains(tmp_path):
@@ -179,7 +227,7 @@ def test_what_a_file_says_wrongly_is_said_of_the_file(tmp_path):
     with pytest.raises(TrainError, match="b2=2 must be") as caught:
         resolve(flags("--config", path), tmp_path / "run")
     assert str(caught.value).startswith(f"{path}: ")
-    assert resolve(flags("--config", path, "--set", "optim.b2=0.5"), tmp_path / "run").optim.b2 == 0.5
+    assert resolve(flags("--config", path, "--optim.b2", 0.5), tmp_path / "run").optim.b2 == 0.5
     with pytest.raises(ValueError, match="^steps=0 must be"):
         resolve(flags("--config", file(tmp_path, seed=1), "--steps", 0), tmp_path / "run")
 

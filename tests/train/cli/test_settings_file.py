@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from flax_vae.train.cli.settings_file import merge, parse_assignment, read_settings
+from flax_vae.train.cli.settings_file import merge, read_settings
 from flax_vae.train.config.recipes import recipe
 from flax_vae.train.config.yaml_text import format_yaml, parse_yaml
 from flax_vae.train.errors import TrainError
@@ -105,29 +105,6 @@ def test_a_file_of_another_kind_is_refused(tmp_path, name, content, message):
     with pytest.raises(TrainError, match=message) as caught:
         read_settings(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
-
-
-def test_an_assignment_names_any_setting():
-    assert parse_assignment("loss.lpips_weight=1e-2") == {"loss": {"lpips_weight": 0.01}}
-    assert parse_assignment("model.ch_mult=[1, 2]") == {"model": {"ch_mult": [1, 2]}}
-    assert parse_assignment("data.folder=a=b") == {"data": {"folder": "a=b"}}
-    assert parse_assignment("start_from=null") == {"start_from": None}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("steps", "must be NAME=VALUE"),
-        ("=3", "must be NAME=VALUE"),
-        ("stepz=3", "did you mean 'steps'?"),
-        ("steps=[3", "'steps=\\[3': line 1"),
-        ("loss.kl_weight.x=1", "did you mean 'loss.kl_weight'?"),
-        ("preset=tiny", "use --preset"),
-    ],
-)
-def test_a_bad_assignment_is_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_assignment(text)
 
 
 def test_merging_goes_into_parts_and_leaves_both_as_they_were():

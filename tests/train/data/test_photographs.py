@@ -361,6 +361,6 @@ def test_a_few_of_a_small_folder_may_be_skipped_but_not_most_of_it(dirty, tmp_pa
     few = replace(few, bad_files="skip")
     assert len(Photographs(few).problems) == 2
     (tmp_path / "few" / "c.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"3 of 5 images cannot be used.* --set data.max_bad_fraction=0.6$"):
+    with pytest.raises(DataError, match=r"3 of 5 images cannot be used.* --data.max-bad-fraction 0.6$"):
         Photographs(few)
     assert len(Photographs(replace(few, max_bad_fraction=0.6)).problems) == 3

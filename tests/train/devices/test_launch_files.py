@@ -8,10 +8,9 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-import tyro
 
 from flax_vae import train
-from flax_vae.train.cli.flags import Flags
+from flax_vae.train.cli.flags import Flags, parse_run_flags
 from flax_vae.train.cli.plan import PlanFlags
 from flax_vae.train.config.recipes import recipe
 from flax_vae.train.config.yaml_text import parse_yaml
@@ -33,9 +32,9 @@ def test_every_command_is_understood(file, count):
     assert len(commands) == count
     for words in commands:
         planned = words[0] == "plan"
-        flags = tyro.cli(PlanFlags if planned else Flags, args=words[1:] if planned else words)
+        flags = parse_run_flags(PlanFlags if planned else Flags, prog="x", args=words[1:] if planned else words)
         recipe(flags.preset)
-        assert flags.topology if planned else flags.distributed and flags.workdir and flags.data
+        assert flags.topology if planned else flags.distributed and flags.workdir and flags.settings["data"]["folder"]
 
 
 def test_the_jobset_gives_each_host_of_the_slice_one_process_and_all_its_chips():

@@ -152,10 +152,10 @@ def test_the_table_has_a_line_for_each_plan(here):
 
 def test_fitting_needs_to_know_the_memory_and_wrong_slices_are_refused(capsys):
     assert main(["--fit", "--preset", "tiny"]) == 1
-    assert "leave out --fit" in capsys.readouterr().err
+    assert "run without --fit" in capsys.readouterr().err
     assert main(["--topology", "v5e"]) == 1
     assert "topology='v5e' must be" in capsys.readouterr().err
-    assert main(["--set", "optim.nonsense=1"]) == 1
+    assert main(["--optim.b1", "2"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -195,4 +195,4 @@ def test_tensorboard_is_remembered(run):
     assert config.tensorboard
     run.begin(config)
     assert resolve(flags(), run.path).tensorboard
-    assert not resolve(flags("--set", "tensorboard=false"), run.path).tensorboard
+    assert not resolve(flags("--no-tensorboard"), run.path).tensorboard

@@ -1,0 +1,97 @@
+"""Parses the flags of a command; a mistake is reported in one line."""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from flax_vae.convert.console.terminal import printable, raw_stream
+
+_KINDS = {"int": "an integer", "float": "a number"}
+_NOT_PARSED = re.compile(r"(?:invalid literal for (int)\(\) with base 10|could not convert string to (float)): (.*)")
+
+
+def parse_flags(flags: Any, *, prog: str, args: Any = None, config: Any = None) -> Any:
+    """Calls `tyro.cli`, whose help is in colour on a terminal.
+
+    Args:
+      flags: Class of the flags.
+      prog: Name of the command.
+      args: Arguments after the command's name; None takes those of the process.
+      config: Markers of tyro for all flags.
+
+    Raises:
+      SystemExit: With code 2 for a mistake, which is printed in one line; with code 0 after `--help`.
+    """
+    import tyro
+
+    def parse(words: Any) -> Any:
+        return tyro.cli(flags, prog=prog, args=words, config=config)
+
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = raw_stream(sys.stdout), raw_stream(sys.stderr)
+    try:
+        with _one_line_errors(prog, parse):
+            return parse(args)
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _one_line_errors(prog: str, parse: Callable[[Any], Any]) -> contextlib.AbstractContextManager[Any]:
+    try:
+        from tyro import _errors  # a private module, without which tyro prints errors in boxes
+    except ImportError:
+        return contextlib.nullcontext()
+
+    def report(event: Any) -> None:
+        if isinstance(event, _errors.UnrecognizedArgs):
+            sentence = _unknown(event.tokens, parse)
+        elif isinstance(event, _errors.InvalidChoice):
+            choices = [choice for choice in event.choices if choice != "None"]
+            sentence = f"{event.argument.display_name()} {printable(event.value)} is not a choice; "
+            sentence += f"{_suggest(event.value, choices)}expected one of {', '.join(choices)}"
+        elif isinstance(event, _errors.BadValue):
+            sentence = f"{event.argument.display_name()} needs a value"
+        elif isinstance(event, _errors.MissingArgs):
+            names = ", ".join(missing.arg.display_name() for missing in event.missing_arguments)
+            sentence = f"missing {names}"
+        elif isinstance(event, _errors.InstantiationFailure):
+            sentence = _not_parsed(event.argument, event.message)
+        else:
+            return
+        print(f"{prog}: {sentence}; see {prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+    return _errors.on_parse_error(report)
+
+
+def _unknown(tokens: list[str], parse: Callable[[Any], Any]) -> str:
+    name = tokens[0].partition("=")[0]
+    if not name.startswith("-"):
+        return f"unexpected argument {printable(name)!r}"
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        parse(["--help"])
+    known = sorted(set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text.getvalue())))
+    hint = _suggest(name, known).strip()
+    return f"unknown option {printable(name)}" + (f"; {hint}" if hint else "")
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    last = re.split(r"[-.]+", name, maxsplit=1)[-1]
+    near = [other for other in known if other.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def _not_parsed(argument: Any, message: str) -> str:
+    """Returns the sentence about a value that a constructor refused."""
+    message = " ".join(message.split())
+    if argument is None:
+        return printable(message)
+    found = _NOT_PARSED.search(message)
+    sentence = f"{found[3]} must be {_KINDS[found[1] or found[2]]}" if found else f"cannot be read: {message}"
+    return printable(f"{argument.display_name()} {sentence}")
