@@ -34,7 +34,6 @@ NOT_YET: set[str] = {
     "flax_vae.train.cli",
     "flax_vae.train.conditioning",
     "flax_vae.train.config",
-    "flax_vae.train.data",
     "flax_vae.train.devices",
     "flax_vae.train.errors",
     "flax_vae.train.evaluation",

@@ -1,4 +1,4 @@
-"""Photographs, random crops of them, and batches that are made ahead of the step.
+"""Reads photographs, cuts random crops of them, and prepares batches ahead of the training step.
 
 Imports `flax_vae.train.config` and `flax_vae.images`; used by the loop and by evaluation.
 """

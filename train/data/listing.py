@@ -1,4 +1,4 @@
-"""Digests of training data, by which other images under the same names are noticed."""
+"""Computes digests of training data, which reveal images that were exchanged under unchanged names."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,22 +11,22 @@ from flax_vae.train.errors import DataError
 
 How = Literal["content", "ends"]
 
-MOST_BYTES = 2_000_000_000  # data sets up to this much are read whole at every start
+MOST_BYTES = 2_000_000_000  # smaller data sets are read completely at every start
 _ENDS = "ends sha256 "
 _HEX = 16  # characters kept of the SHA-256 of ends, since large data sets have many
 _SHOW = 3  # names in one phrase
 
 
 def data_listing(photographs: Photographs, how: How | None = None) -> dict[str, str]:
-    """Returns what is known of the stored content of each image, by its name, in order.
+    """Returns a digest of the stored content of each image, by its name, in order.
 
-    The place where the data lie is no part of it: a folder that was moved has the listing that it had.
+    The listing does not depend on where the data are: moving a folder does not change it.
 
     Args:
       photographs: Open training data, the held-out image among them.
-      how: What is read.  `content`: every byte, `SIZE bytes, sha256 HEX`.  `ends`: the size and the first and last
-        4 KiB of each image, `SIZE bytes, ends sha256 HEX`, which takes about as long as reading all headers; an edit
-        that keeps these is not noticed.  None: `content` for up to 2 GB in all, else `ends`.
+      how: Kind of digest.  `content` reads every byte: `SIZE bytes, sha256 HEX`.  `ends` reads the first and last
+        4 KiB of each image: `SIZE bytes, ends sha256 HEX`; it takes about as long as reading all headers and does not
+        notice an edit that changes neither size nor ends.  None: `content` for up to 2 GB in total, else `ends`.
 
     Raises:
       StorageError: If a file is missing, or the disk fails.
@@ -70,7 +70,7 @@ def find_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[st
         "edited": [name for name in before if name in after and before[name] != after[name]],
     }
     phrases = [f"{len(names):,} {what} ({_some(names)})" for what, names in found.items() if names]
-    return phrases or ([] if list(before) == list(after) else ["the images come in another order"])
+    return phrases or ([] if list(before) == list(after) else ["the images are in another order"])
 
 
 def data_listing_digest(photographs: Photographs) -> str:

@@ -1,7 +1,7 @@
-"""Photographs, and the random crops that a step sees of them.
+"""Reads photographs and cuts the random crops of a training step.
 
-What a crop shows is a pure function of (seed, step, index): no iterator has a state that a checkpoint would have to
-hold, and any machine can make any example.
+A crop is a pure function of (seed, step, index): iterators have no state that a checkpoint would have to hold, and any
+machine can make any example.
 """
 
 import threading
@@ -28,13 +28,13 @@ from flax_vae.train.data.shipped import open_photographs
 from flax_vae.train.errors import DataError
 
 SHIPPED_HELD_OUT = "chelsea.jpg"
-_KEEP_BYTES = 1 << 30  # decoded photographs up to this much stay in memory, the rest are decoded when drawn
+_KEEP_BYTES = 1 << 30  # size of decoded photographs that stay in memory; others are decoded when drawn
 
 
 class Photographs:
-    """A source of images, one of them held out.  Threads may draw at the same time.
+    """A source of images, one of which is held out.  Threads may draw crops concurrently.
 
-    All headers are read at once, so that a file that cannot be used is known before the run begins.
+    All headers are read first, so that files that cannot be used are reported before the run begins.
 
     Attributes:
       held_out_name: Name of the one photograph that is not trained on.
@@ -45,8 +45,8 @@ class Photographs:
         """Opens the source and checks the images.
 
         Raises:
-          DataError: If there is no such source, fewer than two images, no such held-out image, or if the held-out
-            image or, unless `config` says to skip them, another is damaged or smaller than the crop.
+          DataError: If the source or the held-out image does not exist, there are fewer than two images, or the
+            held-out image or, unless `config` says to skip them, another is damaged or smaller than the crop.
         """
         self._config = config
         self.source = open_photographs(config.folder)
@@ -64,12 +64,12 @@ class Photographs:
 
     @property
     def names(self) -> list[str]:
-        """Of the photographs that are trained on, in order."""
+        """Names of the photographs that are trained on, in order."""
         return [printable(self.source.name(index)) for index in range(len(self.source)) if index != self._held_out]
 
     @property
     def crop_shape(self) -> tuple[int, int, int]:
-        """Of one crop: height, width, channels."""
+        """Shape of one crop: height, width, channels."""
         return self._config.crop_size, self._config.crop_size, 3
 
     @property
@@ -79,7 +79,7 @@ class Photographs:
             return [self._bad[index] for index in sorted(self._bad)]
 
     def held_out(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The photograph that no step sees, whole."""
+        """Returns the whole photograph that is not trained on."""
         return self.held_out_source()[0]
 
     def held_out_source(self) -> ImageSource:
@@ -87,11 +87,11 @@ class Photographs:
         return _HeldOut(self.source, self._held_out, self._config.resize)
 
     def crop(self, seed: int, step: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
-        """Example `index` of update `step`.
+        """Returns example `index` of update `step`.
 
-        Every photograph is equally likely, whatever its size, and so is every order of the channels if they are
-        shuffled.  In place of a photograph that is skipped another is drawn; which one depends on the same three
-        numbers and on the images, never on when the fault was found.
+        Every photograph is equally likely, regardless of its size, and so is every order of the channels if they are
+        shuffled.  Instead of a photograph that is skipped another is drawn; which one depends on these three numbers
+        and on the images, not on when the fault was found.
 
         Raises:
           DataError: If an image has become unreadable, or too many are skipped.
@@ -108,7 +108,7 @@ class Photographs:
             attempt += 1
 
     def batch(self, seed: int, step: int, batch_size: int) -> Float[np.ndarray, "b s s 3"]:
-        """All examples of update `step`, in [-1, 1]."""
+        """Returns all examples of update `step`, in [-1, 1]."""
         return to_float(np.stack([self.crop(seed, step, index) for index in range(batch_size)]))
 
     def _open(self) -> None:
@@ -139,7 +139,7 @@ class Photographs:
             raise self._refusal(errors, held_out)
 
     def _refused_held_out(self, errors: Mapping[int, DataError]) -> str | None:
-        """What is wrong with the held-out image, and another that could be held out."""
+        """Returns what is wrong with the held-out image, if anything, and suggests another."""
         try:
             self.held_out()
         except StorageError:
@@ -147,7 +147,7 @@ class Photographs:
         except DataError as error:
             good = [i for i in range(len(self.source)) if i != self._held_out and i not in errors]
             such = f", such as {printable(self.source.name(good[-1]))!r}" if good else ""
-            return f"{error} (it is the image that is held out); --held-out PATH names another{such}"
+            return f"{error} (this image is held out); --held-out PATH names another{such}"
         return None
 
     def _refusal(self, errors: Mapping[int, DataError], held_out: str | None = None) -> DataError:
@@ -155,7 +155,7 @@ class Photographs:
         return refusal(self.source.where, ordered, len(self.source) - 1, self._config.crop_size, held_out)
 
     def _read(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """A photograph as it is cropped, or None if it has to be skipped."""
+        """Returns a photograph ready to be cropped, or None if it has to be skipped."""
         if index in self._bad:
             return None
         try:
@@ -190,7 +190,7 @@ class Photographs:
 
     def _check_count(self) -> None:
         total = len(self.source) - 1
-        # A hundredth of sixty photographs is none: a few may always be skipped, but never most of them.
+        # 1% of sixty photographs is less than one: a few may always be skipped, but never most of them.
         most = max(self._config.max_bad_fraction * total, min(self._config.max_bad_count, total // 2))
         if len(self._bad) > most:
             reasons = [self._bad[index] for index in sorted(self._bad)]
@@ -198,7 +198,7 @@ class Photographs:
 
 
 class _HeldOut(ImageSubset):
-    """One image of a source, resized as those that are trained on."""
+    """One image of a source, resized like those that are trained on."""
 
     def __init__(self, source: ImageSource, index: int, resize: int | None):
         super().__init__(source, [index], f"{source.where}/{printable(source.name(index))}")
@@ -218,7 +218,7 @@ def held_out_image(config: DataConfig) -> ImageSource:
     """Returns a source of the one image that a run with these settings never trains on, resized if they say so.
 
     Raises:
-      DataError: If there is no such source or image.
+      DataError: If the source or the image does not exist.
     """
     source = open_photographs(config.folder)
     return _HeldOut(source, _choose_held_out(config, source), config.resize)
@@ -234,5 +234,5 @@ def _choose_held_out(config: DataConfig, source: ImageSource) -> int:
             return index
     example = printable(source.name(0))
     raise DataError(
-        f"held_out={printable(wanted)!r} is none of the {count} images; give the name of one, as {example!r}"
+        f"held_out={printable(wanted)!r} is not among the {count} images; give the name of one, such as {example!r}"
     )

@@ -1,4 +1,4 @@
-"""Batches made ahead: while a step runs, the next batches are decoded, converted and on their way to the devices."""
+"""Prepares batches ahead: while a step runs, the next batches are decoded, converted and sent to the devices."""
 
 from collections import deque
 from collections.abc import Callable
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Batches(Generic[T]):
-    """The batches of consecutive updates, in order; each is what `Photographs.batch` makes, bit for bit.
+    """Iterates over the batches of consecutive updates; each equals that of `Photographs.batch` bit for bit.
 
-    Crops are decoded by a pool of threads (Pillow and NumPy let others run meanwhile) and handed to `place` by one
-    more.  Iteration has no state beyond the number of the next update, so a run that resumes starts a new one there.
-    Use it as a context manager, or call `close`: threads end with the last batch, with the first error, or then.
+    A pool of threads decodes crops (Pillow and NumPy release the GIL), and one more thread passes them to `place`.
+    The only state is the number of the next update, so a run that resumes starts a new iterator there.  Use it as a
+    context manager, or call `close`; the threads also end with the last batch and with the first error.
 
       with Batches(photographs, seed=0, first_step=start, steps=1_000, batch_size=8, place=parallel.place_batch) as it:
           for batch in it: ...
@@ -38,19 +38,19 @@ class Batches(Generic[T]):
         workers: int | None = None,
         ahead: int = 2,
     ):
-        """Nothing is read before the first batch is asked for.
+        """Starts reading with the first batch.
 
         Args:
           photographs: Source of the crops.
           seed: Seed of the crops.
-          first_step: Update whose batch comes first.
-          steps: Number of the update that the last batch comes before: `steps - first_step` batches in all.
+          first_step: Number of the first update.
+          steps: Number after that of the last update: there are `steps - first_step` batches.
           batch_size: Examples of an update, over all processes together.
           place: Function called once for each batch, in order and in one thread, such as `Parallel.place_batch`.
           share: Examples that this process makes, of `range(batch_size)`.
-          workers: Threads that decode; None means one for each CPU that this process may use.
-          ahead: Batches that are in the making or wait while the caller works on one; each takes memory wherever
-            `place` puts it.
+          workers: Number of threads that decode; None uses one for each CPU that this process may use.
+          ahead: Number of batches that are prepared while the caller works on one; each takes memory wherever `place`
+            puts it.
 
         Raises:
           ValueError: If `workers` or `ahead` is less than 1.
@@ -89,16 +89,16 @@ class Batches(Generic[T]):
         self.close()
 
     def close(self) -> None:
-        """Ends all threads, once the crops that they are at are done; iteration is over then."""
+        """Ends the iteration and all threads, after the crops that they are working on."""
         self._next = self._end
         self._coming.clear()
-        # In this order: the placer may be waiting for crops, and stops when they are cancelled.
+        # The decoders end first: the placer may wait for crops, and stops when they are cancelled.
         self._decoders.shutdown(cancel_futures=True)
         self._placer.shutdown(cancel_futures=True)
 
     def _top_up(self, count: int) -> None:
         while len(self._coming) < count and self._next < self._end:
-            # A new array each time: on a CPU, JAX may go on using this very memory.
+            # A new array for each batch: on a CPU, JAX may keep using its memory without a copy.
             batch = np.empty((len(self._indices), *self._photographs.crop_shape), np.float32)
             crops = [
                 self._decoders.submit(self._crop, batch, row, self._next, index)

@@ -1,11 +1,11 @@
-"""One message for all images that cannot be used, with one flag for each kind of trouble."""
+"""Builds one error for all images that cannot be used, with one flag for each kind of problem."""
 
 from collections.abc import Sequence
 
 from flax_vae.errors import first_of
 from flax_vae.train.errors import DataError
 
-_REMEDY = "; replace or remove it"  # of a single image, where a flag is named for all of them
+_REMEDY = "; replace or remove it"  # ends the error of a single image; the joint error names a flag instead
 
 
 class TooSmallError(DataError):

@@ -1,4 +1,4 @@
-"""The photographs that the package ships, and where they stand in for a folder that nobody named."""
+"""Finds the photographs that the package ships, which are used if no folder is given."""
 
 from importlib import resources
 from pathlib import Path
@@ -7,12 +7,12 @@ from flax_vae.images import ImageSource, open_images
 
 
 def shipped_photographs() -> Path:
-    """The folder of photographs inside the installed package."""
+    """Returns the folder of photographs inside the installed package."""
     return Path(str(resources.files("flax_vae.train") / "photographs"))
 
 
 def open_photographs(folder: str | None) -> ImageSource:
-    """The images of `DataConfig.folder`; None means the photographs that the package ships.
+    """Opens the images of `DataConfig.folder`; None opens the photographs that the package ships.
 
     Raises:
       DataError: If there is nothing of that kind, or the package that reads it is not installed.

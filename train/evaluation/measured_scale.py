@@ -1,4 +1,4 @@
-"""Scale and shift that were measured, into the configuration of a finished model."""
+"""Writes measured scale and shift factors into the config of a model folder."""
 
 import dataclasses
 from pathlib import Path
@@ -12,44 +12,44 @@ _DIGITS = 6
 
 
 def check_scalable(folder: Path) -> None:
-    """Refuses what has no scale and shift that could be written.
+    """Checks that a model folder has a scale and a shift to write.
 
     Raises:
-      TrainError: if it is not a model folder of ours, or its latents are normalised in another way.
+      TrainError: If it is not a model folder of this package, or its latents are normalised by batch statistics.
     """
     if not ((folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()):
         raise TrainError(
-            f"{folder} is not a model folder, so there is no {CONFIG} to write the scale into; make one with "
+            f"{folder} is not a model folder; expected one with {CONFIG} to write the scale into: make it with "
             "flax-vae-convert SRC DST --to flux"
         )
     try:
-        record = read_config(folder / CONFIG)
+        params = read_config(folder / CONFIG)
     except ValueError as error:
         raise TrainError(f"the scale is written into model folders of this package only: {error}") from error
-    if record.latent_norm == "batch_norm":
+    if params.latent_norm == "batch_norm":
         raise TrainError(
-            f"{folder}: latent_norm='batch_norm' normalises latents by the statistics that are kept with the weights, "
-            "not by one scale and shift; there is nothing to write"
+            f"{folder}: latent_norm='batch_norm' normalises latents by statistics that are kept with the weights, "
+            "not by one scale and shift; leave out --write-scale"
         )
 
 
 def write_scale(folder: Path, latents: PosteriorSummary) -> AutoEncoderParams:
     """Sets `scale_factor` and `shift_factor` of a model folder, to six digits.
 
-    The weights stay as they are, and so does every reconstruction: `decode` undoes what `encode` does.  A latent that
-    was stored before belongs to the old numbers.
+    Weights and reconstructions do not change, because `decode` inverts the scaling of `encode`.  Latents that were
+    stored before need the old factors.
 
     Returns:
-      The new architecture record.
+      The new architecture.
 
     Raises:
-      TrainError: as `check_scalable`.
+      TrainError: If the folder has no scale to write, see `check_scalable`, or cannot be written.
     """
     check_scalable(folder)
     scale, shift = (float(f"{value:.{_DIGITS}g}") for value in (latents.scale_factor, latents.shift_factor))
-    record = dataclasses.replace(read_config(folder / CONFIG), scale_factor=scale, shift_factor=shift)
+    params = dataclasses.replace(read_config(folder / CONFIG), scale_factor=scale, shift_factor=shift)
     try:
-        write_config(folder, record)
+        write_config(folder, params)
     except ValueError as error:
         raise TrainError(f"the scale could not be written: {error}") from error
-    return record
+    return params

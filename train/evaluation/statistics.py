@@ -1,4 +1,4 @@
-"""Statistics of more numbers than fit into memory, in float64: of latents, and of any vectors."""
+"""Collects statistics of latents and of vectors in float64, batch by batch."""
 
 from dataclasses import dataclass
 
@@ -8,29 +8,30 @@ from jaxtyping import Float
 from flax_vae.convert.latents import ChannelStats
 from flax_vae.train.errors import TrainError
 
-ACTIVE = 0.01  # least variance of the posterior's mean over the data of a channel that says something
+ACTIVE = 0.01  # variance of the posterior's mean over the data, above which a channel counts as active
 
 
 class RunningCovariance:
-    """Mean and covariance of vectors, batch after batch.
+    """Collects mean and covariance of vectors, batch by batch.
 
-    E[x²] - E[x]² would lose all digits where the mean is large beside the deviation; batches are put together around
-    their means instead.
+    E[x²] - E[x]² loses all digits if the mean is large relative to the deviation; each batch is therefore centred
+    before it is added.
 
     Attributes:
-      count: vectors so far.
-      mean: of them.
+      count: Number of vectors so far.
+      mean: Mean of the vectors so far.
 
     Source: Chan, Golub & LeVeque 1979.
     """
 
     def __init__(self, dimension: int):
+        """Starts without any vectors."""
         self.count = 0
         self.mean = np.zeros(dimension)
         self._scatter = np.zeros((dimension, dimension))
 
     def add(self, vectors: Float[np.ndarray, "n d"]) -> None:
-        """Takes a batch in; it may be empty."""
+        """Adds a batch, which may be empty."""
         vectors = np.asarray(vectors, np.float64)
         count = len(vectors)
         if not count:
@@ -43,10 +44,10 @@ class RunningCovariance:
         self.count = total
 
     def covariance(self, *, correction: int = 0) -> Float[np.ndarray, "d d"]:
-        """The sum of products about the mean, divided by `count - correction`.
+        """Returns the sum of products about the mean, divided by `count - correction`.
 
         Raises:
-          ValueError: if there are no more vectors than that.
+          ValueError: If there are no more than `correction` vectors.
         """
         if self.count <= correction:
             raise ValueError(f"{self.count} vectors have no covariance; add at least {correction + 1}")
@@ -55,22 +56,23 @@ class RunningCovariance:
 
 @dataclass(frozen=True)
 class PosteriorSummary:
-    """What raw latents look like over a data set; one entry per channel where there are several.
+    """Statistics of raw latents over a data set; lists have one entry per channel.
 
-    Mean and deviation are those of latents that are drawn from the posteriors, `Var[z] = Var[mean] + E[variance]`, and
-    so need no drawing.  Every position of every image counts the same.
+    Mean and deviation are those of latents sampled from the posteriors, computed without sampling:
+    `Var[z] = Var[mean] + E[variance]`.  Every position of every image has equal weight.
 
     Attributes:
-      channel_mean: of each channel.
-      channel_std: standard deviation of each channel.
-      channel_activity: variance of the posterior's mean; what the encoder tells, without what the posterior blurs.
-      active_channels: those whose activity is more than 0.01 (Burda, Grosse & Salakhutdinov 2016, section 4.1).
-      mean: over all channels.
-      std: standard deviation of all numbers together, whatever their channel.
-      kl_per_image: mean divergence from the standard normal in nats.
-      kl_per_number: the same for one number of a latent; images of different sizes can be compared by it.
-      shift_factor: that centres the latents, their mean.
-      scale_factor: that brings them to unit deviation, `1 / std`.
+      channel_mean: Mean of each channel.
+      channel_std: Standard deviation of each channel.
+      channel_activity: Variance of the posterior's mean in each channel, without the posterior's own variance.
+      active_channels: Number of channels whose activity is more than 0.01 (Burda, Grosse & Salakhutdinov 2016,
+        section 4.1).
+      mean: Mean over all channels.
+      std: Standard deviation of all numbers together, regardless of their channel.
+      kl_per_image: Mean KL divergence from the standard normal in nats.
+      kl_per_number: KL divergence per number of a latent in nats; comparable between images of different sizes.
+      shift_factor: Shift that centres the latents, their mean.
+      scale_factor: Scale that brings the latents to unit deviation, `1 / std`.
 
     Source: CompVis/latent-diffusion `ddpm.py::on_train_batch_start` for the scale, 1 / std over all numbers of drawn
     latents; black-forest-labs/flux `autoencoder.py` for the order, `scale_factor * (z - shift_factor)`.
@@ -89,44 +91,45 @@ class PosteriorSummary:
 
 
 class PosteriorStats:
-    """Gathers `PosteriorSummary` over posteriors, one batch after the other."""
+    """Collects the statistics of posteriors, batch by batch."""
 
     def __init__(self, channels: int):
-        self._moments = ChannelStats.nothing(channels)
+        """Starts without any posteriors."""
+        self._channels = ChannelStats.nothing(channels)
         self._divergence = 0.0
         self._images = 0
 
     def add(self, mean: Float[np.ndarray, "b h w z"], logvar: Float[np.ndarray, "b h w z"]) -> None:
-        """Takes the posteriors of a batch in."""
+        """Adds the posteriors of a batch."""
         mean, logvar = np.asarray(mean, np.float64), np.asarray(logvar, np.float64)
-        self._moments += ChannelStats.of(mean, logvar)
+        self._channels += ChannelStats.of(mean, logvar)
         self._divergence += 0.5 * float(np.sum(mean**2 + np.exp(logvar) - 1.0 - logvar))
         self._images += len(mean)
 
     def result(self) -> PosteriorSummary:
-        """Everything so far.
+        """Returns the statistics so far.
 
         Raises:
-          ValueError: if that is nothing.
-          TrainError: if all latents are equal, or one is not finite.
+          ValueError: If there are no posteriors yet.
+          TrainError: If all latents are equal, or one is not finite.
         """
-        moments = self._moments
-        if not moments.count:
-            raise ValueError("there are no latents to take statistics of")
+        channels = self._channels
+        if not channels.count:
+            raise ValueError("there are no latents to summarise; add at least one batch")
         try:
-            mean, std = moments.overall()
+            mean, std = channels.overall()
         except ValueError as error:
             raise TrainError(str(error)) from error
-        activity = moments.scatter / moments.count
+        activity = channels.scatter / channels.count
         return PosteriorSummary(
-            channel_mean=moments.mean.tolist(),
-            channel_std=np.sqrt(moments.channel_variance).tolist(),
+            channel_mean=channels.mean.tolist(),
+            channel_std=np.sqrt(channels.channel_variance).tolist(),
             channel_activity=activity.tolist(),
             active_channels=int((activity > ACTIVE).sum()),
             mean=mean,
             std=std,
             kl_per_image=self._divergence / self._images,
-            kl_per_number=self._divergence / (moments.count * len(activity)),
+            kl_per_number=self._divergence / (channels.count * len(activity)),
             shift_factor=mean,
             scale_factor=1.0 / std,
         )

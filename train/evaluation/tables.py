@@ -1,4 +1,4 @@
-"""What an evaluation says: tables for people, JSON for programs."""
+"""Formats the results of an evaluation as tables and as JSON."""
 
 import dataclasses
 import json
@@ -15,11 +15,11 @@ from flax_vae.train.evaluation.statistics import PosteriorSummary
 from flax_vae.train.evaluation.whole_images import Report
 
 _COLUMNS = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
-_ROWS = 50  # of a longer table only the worst are printed
+_ROWS = 50  # a longer table shows only the worst images
 
 
 def badness(image: ImageScores, score: str) -> float:
-    """A number by which the worst images come first, and those without the score last."""
+    """Returns a sorting key: the worst images come first, and those without the score last."""
     value = getattr(image, score)
     if value is None:
         return math.inf
@@ -27,7 +27,7 @@ def badness(image: ImageScores, score: str) -> float:
 
 
 def table(report: Report, worst_by: str) -> list[str]:
-    """One line per image and one of means; of many images only the worst."""
+    """Returns one line per image, or per image of the worst if there are many, and one line of means."""
     images, head = report.images, []
     if len(images) > _ROWS:
         images = sorted(images, key=lambda image: badness(image, worst_by))[:_ROWS]
@@ -45,7 +45,7 @@ def table(report: Report, worst_by: str) -> list[str]:
 
 
 def comparison(reports: Mapping[str, Report]) -> list[str]:
-    """One line per model: its mean scores."""
+    """Returns one line of mean scores per model."""
     means = {name: report.mean() for name, report in reports.items()}
     columns = [column for column in _COLUMNS if any(mean[column] is not None for mean in means.values())]
     rows = [["model", *(_COLUMNS[column][0] for column in columns)]]
@@ -64,8 +64,8 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def latent_lines(latents: PosteriorSummary, record: AutoEncoderParams) -> list[str]:
-    """What the latents are like, channel by channel, and the scale that would suit them."""
+def latent_lines(latents: PosteriorSummary, params: AutoEncoderParams) -> list[str]:
+    """Returns the statistics of the latents, one line per channel, and the scale that they suggest."""
     lines = ["channel      mean       std  variance of the posterior's mean"]
     channels = zip(latents.channel_mean, latents.channel_std, latents.channel_activity, strict=True)
     lines += [f"{i:>7}  {mean:>8.4f}  {std:>8.4f}  {active:>8.4f}" for i, (mean, std, active) in enumerate(channels)]
@@ -74,33 +74,33 @@ def latent_lines(latents: PosteriorSummary, record: AutoEncoderParams) -> list[s
         f"{len(latents.channel_mean)} channels active (more than 0.01)",
         f"KL: {latents.kl_per_image:.1f} nats per image, {latents.kl_per_number:.4f} per latent number",
     ]
-    if record.latent_norm == "batch_norm":
-        return [*lines, "scale: this model normalises each channel by its own statistics; there is none to suggest"]
+    if params.latent_norm == "batch_norm":
+        return [*lines, "scale: none to suggest; this model normalises each channel by its own statistics"]
     return [
         *lines,
         f"scale: these latents suggest scale_factor {latents.scale_factor:.6g} and shift_factor "
-        f"{latents.shift_factor:.6g}; the model has {record.scale_factor:g} and {record.shift_factor:g}",
+        f"{latents.shift_factor:.6g}; the model has {params.scale_factor:g} and {params.shift_factor:g}",
     ]
 
 
 def rfid_line(report: Report, meter: FrechetMeter | None) -> str:
-    """The distance and what it rests on, or why there is none."""
+    """Returns the distance and the number of images and features, or why none was measured."""
     count = len(report.images)
     if meter is None:
         return "not measured; name a feature network with --features module:function"
     if report.rfid is None:
-        return "not measured; one image has no spread, give two or more"
-    few = "; fewer images than features, so compare it with the same images only" if count <= meter.dimension else ""
+        return "not measured; expected at least two images"
+    few = "; fewer images than features: compare it for equal images only" if count <= meter.dimension else ""
     return f"{report.rfid:.4f} ({count} images, {meter.dimension} features{few})"
 
 
 def write_report_json(path: Path, about: Mapping[str, Any], report: Report) -> None:
-    """Writes everything that was measured; what is not finite, such as the PSNR of equal images, becomes null.
+    """Writes all results; values that are not finite, such as the PSNR of equal images, become null.
 
     Args:
-      path: the file, which may exist.
-      about: what else it should say.
-      report: all scores.
+      path: Path of the file, which may exist.
+      about: Further fields of the file.
+      report: Results.
     """
     fields = {**about, "rfid": report.rfid, "mean": report.mean()}
     fields |= {"latents": dataclasses.asdict(report.latents), "images": [image._asdict() for image in report.images]}

@@ -106,7 +106,7 @@ class Evaluation:
           look: Function that is called with each image and its reconstruction; these are not kept.
 
         Raises:
-          DataError: If there is no image, or one cannot be read.
+          DataError: If the source is empty, or an image cannot be read.
           NotFiniteError: If a reconstruction holds NaN or infinite values.
           TrainError: If the feature extractor is faulty, or the latents are all equal or not finite.
         """

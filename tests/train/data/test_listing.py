@@ -109,7 +109,7 @@ def test_what_changed_is_said_with_the_first_names(tmp_path, change, how):
 
 
 def test_another_order_is_a_change():
-    assert find_changes({"a": "1", "b": "2"}, {"b": "2", "a": "1"}) == ["the images come in another order"]
+    assert find_changes({"a": "1", "b": "2"}, {"b": "2", "a": "1"}) == ["the images are in another order"]
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_"))

@@ -291,7 +291,7 @@ def test_an_image_damaged_behind_its_header_ends_a_run_that_refuses_bad_ones(dir
 
 def test_the_held_out_image_is_never_skipped(dirty):
     for name in ("d.png", "e.png"):
-        with pytest.raises(DataError, match=f"{name} .*it is the image that is held out"):
+        with pytest.raises(DataError, match=f"{name} .*this image is held out"):
             Photographs(replace(dirty[1], held_out=name))
     assert Photographs(replace(dirty[1], held_out="c.png")).held_out().shape == (7, 40, 3)
 

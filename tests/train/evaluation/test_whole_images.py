@@ -136,7 +136,7 @@ def test_extractors_that_misbehave_are_refused(extractor, message):
     ("name", "message"),
     [
         ("numpy", "module:function"),
-        ("no_such_module:f", "no_such_module.py lies"),
+        ("no_such_module:f", "run in the folder of no_such_module.py"),
         ("flax_vae.train.evaluation.fid:nothing", "has no function 'nothing'"),
     ],
 )
