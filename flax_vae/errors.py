@@ -1,4 +1,4 @@
-"""What the person who called can put right."""
+"""Errors that the user can fix."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,16 @@ from flax_vae.convert.errors import shorten
 
 
 def first_of(problems: Sequence[str], most: int = 5) -> str:
-    """Joins the first few of many sentences, and says how many more there are."""
+    """Joins the first few of many sentences, and adds the number of the others."""
     return shorten(problems, most, longest=None, separator="; ")
 
 
 class UserError(Exception):
-    """One sentence that names the value, the expectation and the remedy; the commands print it without a traceback."""
+    """An error that the user can fix, in one sentence; commands print it without a traceback."""
 
 
 class DataError(UserError):
-    """An image, or a folder of them, is not fit for what is to be done with it."""
+    """An image or a source of images cannot be used."""
 
 
 class NotFiniteError(UserError):

@@ -29,22 +29,12 @@ NOT_YET: set[str] = {
     "flax_vae.convert.latents",
     "flax_vae.convert.table",
     "flax_vae.convert.weights",
-    "flax_vae.train.adam_state",
-    "flax_vae.train.build",
     "flax_vae.train.cli",
-    "flax_vae.train.conditioning",
     "flax_vae.train.config",
-    "flax_vae.train.devices",
-    "flax_vae.train.errors",
     "flax_vae.train.evaluation",
-    "flax_vae.train.gradients",
-    "flax_vae.train.identity_init",
-    "flax_vae.train.loop",
     "flax_vae.train.plan",
     "flax_vae.train.report",
     "flax_vae.train.run",
-    "flax_vae.train.state",
-    "flax_vae.train.step",
 }
 
 # An argument line begins with a noun.
@@ -61,7 +51,7 @@ FORBIDDEN = re.compile(
 OLD_NAMES = re.compile(
     "understand|UNTOLD|BAGGAGE|settled|settle|Moments|moments_from_torch|get_moments|set_moments|LatentMoments"
     "|RunningMoments|new_folder|new_file|at_scale|Picture|Grouping|DecodeRun|_lies|Shift|Attend|ENCODES|DECODES"
-    "|rematerialised|then_swish|bring_here|map_here|place_whole|unlearned|in_a_row|playing|_judge|_Judgement|fool"
+    "|rematerialised|then_swish|bring_here|map_here|place_whole|unlearned|playing|_judge|_Judgement|fool"
     "|tell_apart|player|record|_greet|_look|_warn|said|transparent_start|make_transparent|TRANSPARENT"
 )
 OLD_DEFINITIONS = re.compile("averaged|_?wide|kinds|learned|Parts|Clock|fit|largest|below|alone|forget")

@@ -1,8 +1,8 @@
-"""The training loop: photographs in, an exported model folder out.
+"""Trains autoencoders on images and exports model folders.
 
-`flax-vae-train` is its door; `flax_vae.train.loop.train(config, workdir)` is the same from Python.  Everything random
-is a pure function of (seed, step, index), so a run that was interrupted and started again ends with the same weights,
-bit for bit.  Nothing here is imported with the package: `--help` must not wait for a compiler.
+Use the command `flax-vae-train`, or `flax_vae.train.loop.train(config, workdir)` from Python.  Everything random is a
+pure function of (seed, step, index), so a run that was interrupted and resumed ends with weights that are equal bit for
+bit.  Importing the package loads nothing else, which keeps `--help` fast.
 """
 
 if __name__ == "train":

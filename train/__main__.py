@@ -1,4 +1,4 @@
-"""Entry point of `flax-vae-train`; light, so that an interrupt during the imports is one line too."""
+"""Entry point of `flax-vae-train`; imports little, so that an interrupt during further imports also prints one line."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Adam's moments inside an optax state, out and in: see `flax_vae.convert.table.adam`."""
+"""Reads and writes Adam's moments in an optax state; `flax_vae.convert.table.adam` converts them."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ from flax_vae.convert.table import AdamState
 
 
 def read_adam_state(opt_state: Any) -> AdamState:
-    """Returns what Adam remembers, wherever in a chain it stands.
+    """Returns Adam's step count and moments, wherever Adam is in a chain.
 
     Raises:
-      ValueError: If there is no Adam in the state, or more than one.
+      ValueError: If the state does not hold exactly one Adam state.
     """
     state = _adam(opt_state)
     return AdamState(int(np.asarray(state.count)), *jax.device_get((state.mu, state.nu)))
 
 
 def write_adam_state(opt_state: Any, moments: AdamState) -> Any:
-    """Returns the state with these moments, and every count in it (of a schedule, say) set to theirs; the inverse.
+    """Returns the state with other moments, and every step count in it, such as a schedule's, set to theirs.
 
     Raises:
-      ValueError: If there is no Adam in the state, or more than one.
+      ValueError: If the state does not hold exactly one Adam state.
     """
     state = _adam(opt_state)
     mu, nu = (
@@ -42,5 +42,5 @@ def _adam(opt_state: Any) -> optax.ScaleByAdamState:
         if isinstance(node, optax.ScaleByAdamState)
     ]
     if len(found) != 1:
-        raise ValueError(f"the optimiser's state holds {len(found)} Adam states; one was expected")
+        raise ValueError(f"the optimiser's state holds {len(found)} Adam states; expected exactly one")
     return found[0]

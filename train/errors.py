@@ -1,12 +1,12 @@
-"""What the person who started a run can put right."""
+"""Errors of training that the user can fix."""
 
 from flax_vae.errors import DataError, NotFiniteError, UserError
 
 __all__ = ["DataError", "NotFiniteError", "RunError", "TrainError"]
 
-# One base for all of them, also for the images that `flax_vae` refuses: whoever catches it has what can be put right.
+# The base of all of them, including errors about images that `flax_vae` raises.
 TrainError = UserError
 
 
 class RunError(TrainError):
-    """A run directory does not fit the run that was asked for."""
+    """A run directory does not fit the requested run."""

@@ -1,4 +1,4 @@
-"""The gradients of a batch, or of a part of one: of the autoencoder, and of the discriminator that judges it."""
+"""Losses and gradients of the autoencoder and the discriminator, for a batch or a part of one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,38 +13,45 @@ from flax_vae.discriminator import Discriminator
 from flax_vae.train.conditioning import sample_times
 from flax_vae.train.config import GanConfig, TrainConfig
 from flax_vae.train.losses import adaptive_weight, at_least_float32, choose, kl, lpips, r1_penalty, reconstruction_loss
-from flax_vae.train.state import TrainState, learned, trained_part
+from flax_vae.train.state import TrainState, trained_part, with_logvar
 
 Scores = dict[str, Float[Array, ""]]
 Average = Callable[[Any], Any]
 
 
 class _Losses(NamedTuple):
-    """A forward pass, and where its backward pass begins."""
+    """Results of the forward pass, and the gradients from which the backward pass starts.
 
-    pull_back: Callable[
-        [Any], tuple[dict[str, Any]]
-    ]  # from gradients of reconstruction and divergence to those of weights
-    to_images: Float[Array, "b h w c"]  # gradient of the reconstruction's loss
+    Attributes:
+      pull_back: Maps gradients with respect to reconstruction and divergence to those with respect to the weights.
+      to_images: Gradient of the reconstruction loss with respect to the reconstruction.
+      to_kl: Gradient with respect to the divergence.
+      to_logvar: Gradient with respect to the reconstruction's log-variance.
+      scores: Terms of the loss, by name.
+      adversarial: Losses and gradients of the discriminator, or None.
+    """
+
+    pull_back: Callable[[Any], tuple[dict[str, Any]]]
+    to_images: Float[Array, "b h w c"]
     to_kl: Float[Array, ""]
     to_logvar: Float[Array, ""]
     scores: Scores
-    judged: "_Judgement | None"
+    adversarial: "_DiscriminatorPass | None"
 
     def last_kernel(self, to_images: Float[Array, "b h w c"]) -> Float[Array, "..."]:
-        """Returns the gradient of the decoder's last kernel, of which alone the compiler keeps the backward pass."""
+        """Returns the gradient of the decoder's last kernel; the compiler drops the rest of the backward pass."""
         (part,) = self.pull_back((to_images, jnp.zeros_like(self.to_kl)))
         return part["decoder"]["conv_out"]["kernel"]
 
 
 class Gradients(NamedTuple):
-    """What one batch says.
+    """Gradients and scores of one batch.
 
     Attributes:
-      autoencoder: gradients of what its optimiser works on.
-      discriminator: gradients of its parameters, or None.
-      batch_stats: running statistics of its norms, or None.
-      scores: the terms of the losses, by name.
+      autoencoder: Gradients of the trained parameters, and of the log-variance if it is trained.
+      discriminator: Gradients of the discriminator's parameters, or None.
+      batch_stats: Running statistics of the discriminator's norms, or None.
+      scores: Terms of the losses, by name.
     """
 
     autoencoder: dict[str, Any]
@@ -66,42 +73,42 @@ def gradients(
     average: Average,
     weight: Float[Array, ""] | None = None,
 ) -> Gradients:
-    """One forward and one backward pass through the autoencoder, whatever takes part in the loss.
+    """Computes all gradients with one forward and one backward pass through the autoencoder.
 
-    The backward pass is begun at the reconstruction: there the gradients of all terms are added up, after the
-    discriminator's has been weighed.
+    The gradients of all terms are added at the reconstruction, after the adversarial one has been weighted.  The
+    backward pass starts there.
 
     Args:
-      state: before the update.
-      batch_stats: running statistics of the discriminator; those in the state are of before the first part.
-      images: in [-1, 1].
-      index: number of each example in the whole batch.
-      weights: constants of the losses: `lpips`.
-      model: the autoencoder.
-      discriminator: the other player, or None.
-      config: of the run.
-      average: over the devices, where each sees only its own examples.
-      weight: Weight of the adversarial loss; None forms it from this batch, as the config says.
+      state: State before the update.
+      batch_stats: Running statistics of the discriminator; those in the state are from before the first part.
+      images: Images in [-1, 1].
+      index: Index of each example in the whole batch.
+      weights: Constants of the losses: `lpips`.
+      model: Autoencoder.
+      discriminator: Discriminator, or None.
+      config: Settings of the run.
+      average: Function that averages a tree over devices, if each device has only its own examples.
+      weight: Weight of the adversarial loss; None computes it from this batch, as set by the config.
     """
     losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config)
-    to_images, scores, judged = losses.to_images, losses.scores, losses.judged
-    if judged is not None:
+    to_images, scores, adversarial = losses.to_images, losses.scores, losses.adversarial
+    if adversarial is not None:
         if weight is not None:
-            formed: Any = weight
+            active_weight: Any = weight
         elif config.gan.adaptive:
-            nll, g = (average(losses.last_kernel(cotangent)) for cotangent in (to_images, judged.to_images))
-            formed = adaptive_weight(nll, g, config.gan.weight)
+            nll, g = (average(losses.last_kernel(cotangent)) for cotangent in (to_images, adversarial.to_images))
+            active_weight = adaptive_weight(nll, g, config.gan.weight)
         else:
-            formed = jnp.float32(config.gan.weight)
-        weight = jnp.where(playing(state, config.gan), formed, 0.0)
-        to_images = to_images + weight * judged.to_images
-        scores = scores | judged.scores | {"d_weight": weight}
+            active_weight = jnp.float32(config.gan.weight)
+        weight = jnp.where(discriminator_active(state, config.gan), active_weight, 0.0)
+        to_images = to_images + weight * adversarial.to_images
+        scores = scores | adversarial.scores | {"d_weight": weight}
 
     (part,) = losses.pull_back((to_images, losses.to_kl))
-    autoencoder = learned(part, losses.to_logvar, config.loss.learn_logvar)
-    if judged is None:
+    autoencoder = with_logvar(part, losses.to_logvar, config.loss.learn_logvar)
+    if adversarial is None:
         return Gradients(autoencoder, None, None, scores)
-    return Gradients(autoencoder, judged.discriminator, judged.batch_stats, scores)
+    return Gradients(autoencoder, adversarial.discriminator, adversarial.batch_stats, scores)
 
 
 def last_kernels(
@@ -114,24 +121,27 @@ def last_kernels(
     discriminator: Discriminator,
     config: TrainConfig,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Returns the two gradients of the decoder's last kernel that `adaptive_weight` compares.
+    """Returns the gradients of the decoder's last kernel that `adaptive_weight` compares.
 
-    They are those of the reconstruction's and of the adversarial loss, not yet averaged over devices; zeros until the
-    discriminator takes part.  For a batch in several parts, whose weight needs them of all parts before the first
-    backward pass; arguments as for `gradients`.
+    A batch in several parts needs them for all parts before the first backward pass.  For the arguments see
+    `gradients`.
+
+    Returns:
+      Gradients of the reconstruction loss and of the adversarial loss, not averaged over devices; zeros while the
+      discriminator is inactive.
     """
     assert state.discriminator is not None
 
     def measure() -> tuple[Any, Any]:
         batch_stats = state.discriminator and state.discriminator.batch_stats
         losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config)
-        assert losses.judged is not None
-        return losses.last_kernel(losses.to_images), losses.last_kernel(losses.judged.to_images)
+        assert losses.adversarial is not None
+        return losses.last_kernel(losses.to_images), losses.last_kernel(losses.adversarial.to_images)
 
-    def wait() -> tuple[Any, Any]:
+    def inactive() -> tuple[Any, Any]:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(measure))
 
-    return jax.lax.cond(playing(state, config.gan), measure, wait)
+    return jax.lax.cond(discriminator_active(state, config.gan), measure, inactive)
 
 
 def _losses(
@@ -144,14 +154,14 @@ def _losses(
     discriminator: Discriminator | None,
     config: TrainConfig,
 ) -> _Losses:
-    """The forward pass, all terms of the losses, and their gradients by the reconstruction."""
+    """Runs the forward pass; returns all terms of the losses and their gradients with respect to the reconstruction."""
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     time = sample_times(key, index, model.params, config.time)
 
     def reconstruct(part: dict[str, Any]) -> tuple[Float[Array, "b h w c"], Float[Array, ""]]:
         apply = cast(Callable[..., Any], partial(model.apply, {"params": {**state.params, **part}}))
         # Encoding
-        # Drawn in bfloat16, normal numbers are only 128 different ones; summed in it, a divergence has no units.
+        # In bfloat16, normal samples take only 128 different values, and a sum loses its last digits.
         posterior = jax.tree.map(at_least_float32, apply(images, time, method="posterior"))
         z = posterior.mode()
         if config.loss.sample:
@@ -170,28 +180,37 @@ def _losses(
     (_, scores), (to_images, to_kl, to_logvar) = jax.value_and_grad(fidelity, argnums=(0, 1, 2), has_aux=True)(
         reconstruction, divergence, state.logvar
     )
-    judged = None
+    adversarial = None
     if discriminator is not None and state.discriminator is not None:
-        judged = _judge(discriminator, state, batch_stats, images, reconstruction, config.gan)
-    return _Losses(pull_back, to_images, to_kl, to_logvar, scores, judged)
+        adversarial = _discriminator_pass(discriminator, state, batch_stats, images, reconstruction, config.gan)
+    return _Losses(pull_back, to_images, to_kl, to_logvar, scores, adversarial)
 
 
-class _Judgement(NamedTuple):
-    to_images: Float[Array, "b h w c"]  # gradient of the autoencoder's adversarial loss
-    discriminator: Any  # gradients of the discriminator's own loss
+class _DiscriminatorPass(NamedTuple):
+    """Results of the discriminator for a batch.
+
+    Attributes:
+      to_images: Gradient of the autoencoder's adversarial loss with respect to the reconstruction.
+      discriminator: Gradients of the discriminator's loss with respect to its parameters.
+      batch_stats: Running statistics after the batch.
+      scores: Losses and mean logits, by name.
+    """
+
+    to_images: Float[Array, "b h w c"]
+    discriminator: Any
     batch_stats: Any
     scores: Scores
 
 
-def _judge(
+def _discriminator_pass(
     discriminator: Discriminator,
     state: TrainState,
     batch_stats: Any,
     images: Float[Array, "b h w c"],
     reconstruction: Float[Array, "b h w c"],
     config: GanConfig,
-) -> _Judgement:
-    """What the discriminator says of the reconstructions, and what it learns from both; zeros until it may begin."""
+) -> _DiscriminatorPass:
+    """Computes the adversarial losses and their gradients; returns zeros while the discriminator is inactive."""
     assert state.discriminator is not None
     params = state.discriminator.params
     losses = choose(config.loss)
@@ -201,11 +220,11 @@ def _judge(
         result, moved = discriminator.apply(variables, images, train=True, mutable=["batch_stats"])
         return result, moved["batch_stats"]
 
-    def fool(reconstruction: Any) -> tuple[Float[Array, ""], Any]:
+    def generator_loss(reconstruction: Any) -> tuple[Float[Array, ""], Any]:
         fake, moved = logits(params, batch_stats, reconstruction)
         return losses.autoencoder(fake), moved
 
-    def tell_apart(params: Any, batch_stats: Any) -> tuple[Float[Array, ""], Any]:
+    def discriminator_loss(params: Any, batch_stats: Any) -> tuple[Float[Array, ""], Any]:
         real, batch_stats = logits(params, batch_stats, images)
         fake, batch_stats = logits(params, batch_stats, reconstruction)
         loss = losses.discriminator(real, fake)
@@ -219,35 +238,34 @@ def _judge(
             loss = loss + 0.5 * config.r1 * scores["r1"]
         return loss, (batch_stats, scores)
 
-    def play() -> _Judgement:
-        # The order of the source: the running statistics see the reconstructions twice.
-        (g_loss, moved), to_images = jax.value_and_grad(fool, has_aux=True)(reconstruction)
-        (_, (moved, scores)), grads = jax.value_and_grad(tell_apart, has_aux=True)(params, moved)
-        return _Judgement(to_images, grads, moved, {"g_loss": g_loss, **scores})
+    def active() -> _DiscriminatorPass:
+        # As in LDM, the reconstructions update the running statistics twice: in the autoencoder's loss and here.
+        (g_loss, moved), to_images = jax.value_and_grad(generator_loss, has_aux=True)(reconstruction)
+        (_, (moved, scores)), grads = jax.value_and_grad(discriminator_loss, has_aux=True)(params, moved)
+        return _DiscriminatorPass(to_images, grads, moved, {"g_loss": g_loss, **scores})
 
-    def wait() -> _Judgement:
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(play))._replace(
+    def inactive() -> _DiscriminatorPass:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(active))._replace(
             batch_stats=batch_stats
         )
 
-    return jax.lax.cond(playing(state, config), play, wait)
+    return jax.lax.cond(discriminator_active(state, config), active, inactive)
 
 
-def playing(state: TrainState, config: GanConfig) -> Bool[Array, ""]:
-    """Whether the discriminator takes part in this update."""
+def discriminator_active(state: TrainState, config: GanConfig) -> Bool[Array, ""]:
+    """Returns whether the discriminator takes part in this update."""
     return state.step >= config.start
 
 
 def example_noise(key: PRNGKeyArray, index: Int[Array, " b"], like: Float[Array, "b h w z"]) -> Float[Array, "b h w z"]:
-    """Standard normal noise in which every example has its own key, folded from its number in the whole batch.
+    """Returns standard normal noise, with a key for each example that is folded from its index in the whole batch.
 
-    Folding in the device's number would keep devices apart as well; this way the noise is also the same on any number
-    of devices.
+    The noise therefore does not depend on the number of devices.
 
     Args:
-      key: of this update.
-      index: number of each example in the whole batch.
-      like: gives shape and dtype.
+      key: Key of this update.
+      index: Index of each example in the whole batch.
+      like: Array of the shape and dtype to return.
     """
     keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(index)
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)

@@ -1,4 +1,4 @@
-"""A start from which a small model learns quickly: every block passes its input on, and so do the last norms."""
+"""Identity initialisation: residual branches and output norms start as identities."""
 
 from typing import Any
 
@@ -9,27 +9,28 @@ from jaxtyping import Float
 
 from flax_vae.convert.architecture import NORM_GROUPS, AutoEncoderParams
 
-_CONTRAST = 20.0  # large beside the stream's own values, which are of order 1
+_CONTRAST = 20.0  # large compared with the activations, which are of order 1
 
 
-def identity_init(params: dict[str, Any], record: AutoEncoderParams) -> dict[str, Any]:
-    """Changes fresh weights so that the stream runs through both halves of the model unhindered.
+def identity_init(params: dict[str, Any], architecture: AutoEncoderParams) -> dict[str, Any]:
+    """Changes initial weights so that encoder and decoder pass their input on; a small model then learns faster.
 
-    1. The last convolution of each residual branch, attention included, becomes zero: the blocks start as identities.
-    2. The norm before each half's last convolution starts as the identity too, nearly.  A group norm subtracts a mean
-       and divides by a deviation in each of its groups, which for the few channels per group of a small model is most
-       of the brightness and contrast of an image.  So the channels of a group get different constants beside which
-       the image is small; those set mean and deviation, and the norm's own scale and bias take them away again.
+    1. The last convolution of each residual branch, attention included, is set to zero: blocks start as identities.
+    2. The norm before the last convolution of encoder and decoder starts nearly as the identity.  A group norm
+       subtracts the mean and divides by the standard deviation of each group.  In a small model with few channels per
+       group, that removes most of an image's brightness and contrast.  Therefore each channel of a group is shifted by
+       a different constant, large compared with the activations.  The constants determine mean and deviation, and the
+       norm's scale and bias undo both.
 
-    With one channel per group nothing can be saved, and the norms stay as they were; with two, half as much as with
-    three or more.
+    With one channel per group the norms stay unchanged.  With two, half as much of the image is kept as with three or
+    more.
 
     Args:
-      params: as `init_params` makes them.
-      record: the architecture.
+      params: Result of `init_params`.
+      architecture: Architecture of the model.
 
     Returns:
-      Parameters of the same shapes.
+      Parameters of unchanged shapes.
 
     Source: (1) Goyal et al. 2017, section 5.1; Zhang, Dauphin & Ma 2019.
     """
@@ -37,7 +38,7 @@ def identity_init(params: dict[str, Any], record: AutoEncoderParams) -> dict[str
     for name in flat:
         if name.endswith(("conv2/kernel", "proj_out/kernel")):
             flat[name] = jnp.zeros_like(flat[name])
-    last_blocks = {"encoder": "mid/block_2", "decoder": f"up_0/block_{record.num_res_blocks}"}
+    last_blocks = {"encoder": "mid/block_2", "decoder": f"up_0/block_{architecture.num_res_blocks}"}
     for half, block in last_blocks.items():
         offsets = group_offsets(flat[f"{half}/norm_out/scale"].size)
         deviation = float(offsets.std())
@@ -49,8 +50,8 @@ def identity_init(params: dict[str, Any], record: AutoEncoderParams) -> dict[str
 
 
 def group_offsets(channels: int) -> Float[np.ndarray, " c"]:
-    """Constants for the channels of a stream, evenly spaced around zero within each group of a norm."""
+    """Returns a constant for each channel, evenly spaced around zero within each group of a norm."""
     per_group = channels // NORM_GROUPS
-    # Three or more leave directions in which a constant passes the norm: an image's brightness takes those.
+    # With three or more channels, a direction remains in which the norm keeps a constant, such as brightness.
     spread = np.linspace(-_CONTRAST, _CONTRAST, per_group) if per_group > 1 else np.zeros(1)
     return np.tile(spread, NORM_GROUPS).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The optimisers: AdamW behind a clip for the autoencoder, Adam for its discriminator."""
+"""Optimisers: AdamW with clipped gradients for the autoencoder, Adam for the discriminator."""
 
 from dataclasses import replace
 
@@ -11,10 +11,14 @@ from flax_vae.train.config import GanConfig, OptimConfig
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """The learning rate of update `step`, counted from 0.
+    """Returns the learning rate as a function of the step, counted from 0.
 
-    It rises linearly, to the peak at update `warmup_steps - 1`; then it stays, or falls along a cosine to
-    `final_fraction` of the peak at the last update.
+    It rises linearly to its peak at step `warmup_steps - 1`.  Then it stays constant, or falls along a cosine to
+    `final_fraction` of the peak at the last step.
+
+    Args:
+      config: Settings of the optimiser.
+      steps: Number of steps of the run.
     """
     warmup = min(config.warmup_steps, steps // 2)
     decay = max(steps - warmup, 1)
@@ -33,7 +37,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW; only kernels decay, since a norm's scale belongs at 1 and a bias anywhere."""
+    """Returns AdamW with clipped gradients; weight decay applies to kernels only, not to biases and norms."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -47,6 +51,6 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
 
 
 def make_discriminator_optimizer(gan: GanConfig, optim: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Adam, whose schedule is like the autoencoder's and begins when the discriminator does."""
+    """Returns Adam, with the autoencoder's kind of schedule, which starts when the discriminator becomes active."""
     schedule = make_schedule(replace(optim, learning_rate=gan.learning_rate), max(steps - gan.start, 1))
     return optax.adam(schedule, b1=gan.b1, b2=gan.b2)

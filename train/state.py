@@ -1,4 +1,4 @@
-"""What changes from step to step, and nothing else."""
+"""The training state: everything that changes from step to step."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ from jaxtyping import Array, Float, Int
 from flax_vae import AutoEncoder, init_params
 from flax_vae.train.identity_init import identity_init
 
-# Statistics of the latents are measured, not learned.  What encodes, or is shared with what encodes, stays as it is
-# where only the decoder is trained.
+# The latents' statistics (`bn`) are measured, not trained.  If only the decoder is trained, everything that the encoder
+# uses stays fixed.
 _FROZEN = {"all": {"bn"}, "decoder": {"bn", "encoder", "quant_conv", "reg", "time_embed"}}
 _LOGVAR = "logvar"
 
 
 @struct.dataclass
 class DiscriminatorState:
-    """The other player's share of the state.
+    """Discriminator state: parameters, batch statistics and optimiser state.
 
     Attributes:
-      params: of the discriminator.
-      batch_stats: running statistics of its norms; they take no part in training.
-      opt_state: of its optimiser.
+      params: Parameters of the discriminator.
+      batch_stats: Running statistics of its norms; training does not use them.
+      opt_state: State of its optimiser.
     """
 
     params: Any
@@ -34,17 +34,17 @@ class DiscriminatorState:
 
 @struct.dataclass
 class TrainState:
-    """All that a checkpoint must hold.  Noise and crops follow from the step, so neither keys nor iterators are here.
+    """Everything that a checkpoint holds.  Noise and crops are functions of the step, so no keys or iterators are here.
 
     Attributes:
-      step: batches seen.
-      skipped: updates that were left out because they gave no finite numbers.
-      in_a_row: how many of those were the last ones.
-      params: of the model.
-      logvar: logarithm of the variance of the reconstruction; a number of the loss.
-      opt_state: of the optimiser.
-      ema: moving average of the trained weights, or None.
-      discriminator: None where there is none.
+      step: Number of batches processed.
+      skipped: Number of updates skipped because they were not finite.
+      in_a_row: Number of consecutive skipped updates up to now.
+      params: Parameters of the model.
+      logvar: Log-variance of the reconstruction, used by the loss.
+      opt_state: State of the optimiser.
+      ema: Moving average of the trained parameters, or None.
+      discriminator: State of the discriminator, or None.
     """
 
     step: Int[Array, ""]
@@ -56,23 +56,23 @@ class TrainState:
     ema: dict[str, Any] | None = None
     discriminator: DiscriminatorState | None = None
 
-    def averaged(self) -> dict[str, Any]:
-        """The model's parameters to evaluate and to export: the moving average, where one is kept."""
+    def eval_params(self) -> dict[str, Any]:
+        """Returns the parameters to evaluate and to export: the moving average, if one is kept."""
         return self.params if self.ema is None else {**self.params, **self.ema}
 
 
 def trained_part(params: dict[str, Any], trainable: str) -> dict[str, Any]:
-    """Those of the model's parameters that learn; `{**params, **part}` puts them back."""
+    """Returns the trained part of the model's parameters; `{**params, **part}` puts it back."""
     return {name: part for name, part in params.items() if name not in _FROZEN[trainable]}
 
 
-def learned(part: dict[str, Any], logvar: Any, learn_logvar: bool) -> dict[str, Any]:
-    """What the optimiser works on: the trained weights and, beside them, the loss's own number if it learns."""
+def with_logvar(part: dict[str, Any], logvar: Any, learn_logvar: bool) -> dict[str, Any]:
+    """Returns the tree that the optimiser updates: the trained part and, if it is trained, the loss's `logvar`."""
     return {**part, _LOGVAR: logvar} if learn_logvar else part
 
 
-def unlearned(tree: dict[str, Any], logvar: Any) -> tuple[dict[str, Any], Any]:
-    """The inverse of `learned`: the trained weights and the loss's number."""
+def split_logvar(tree: dict[str, Any], logvar: Any) -> tuple[dict[str, Any], Any]:
+    """Returns the trained part and `logvar`; the inverse of `with_logvar`."""
     return {name: part for name, part in tree.items() if name != _LOGVAR}, tree.get(_LOGVAR, logvar)
 
 
@@ -89,19 +89,19 @@ def create_state(
     average: bool = False,
     discriminator: DiscriminatorState | None = None,
 ) -> TrainState:
-    """The state before the first update: a pure function of its arguments.
+    """Returns the state before the first update, as a pure function of its arguments.
 
     Args:
-      model: the autoencoder.
-      optimizer: what will update its parameters.
-      seed: of the random weights.
-      params: weights to begin with instead.
-      identity: change random weights so that a small model learns faster; see `flax_vae.train.identity_init`.
-      trainable: which part learns, `all` or `decoder`.
-      logvar: the loss's number.
-      learn_logvar: whether the optimiser will update it too.
-      average: whether a moving average is kept.
-      discriminator: the other player, if there is one.
+      model: Autoencoder.
+      optimizer: Optimiser of its parameters.
+      seed: Seed of the random weights.
+      params: Initial weights; None for random ones.
+      identity: Whether to apply `flax_vae.train.identity_init` to random weights.
+      trainable: Part that is trained, `all` or `decoder`.
+      logvar: Initial log-variance of the reconstruction.
+      learn_logvar: Whether the log-variance is trained too.
+      average: Whether a moving average is kept.
+      discriminator: State of the discriminator, if there is one.
     """
     if params is None:
         params = init_params(model, jax.random.key(seed))
@@ -115,8 +115,8 @@ def create_state(
         in_a_row=jnp.zeros((), jnp.int32),
         params=params,
         logvar=start,
-        opt_state=optimizer.init(learned(part, start, learn_logvar)),
-        # A copy: two names of one buffer could not both be given away to the step.
+        opt_state=optimizer.init(with_logvar(part, start, learn_logvar)),
+        # A copy, because one buffer cannot be donated to the step twice.
         ema=jax.tree.map(jnp.copy, part) if average else None,
         discriminator=discriminator,
     )

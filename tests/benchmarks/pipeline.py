@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.build import make_components, make_state
 from flax_vae.train.config.recipes import recipe
 from flax_vae.train.config.schema import DataConfig, TrainConfig
 from flax_vae.train.data.photographs import Photographs
@@ -44,9 +44,9 @@ def write_photographs(folder: Path) -> None:
 
 def times(config: TrainConfig, steps: int) -> Iterator[tuple[float, float]]:
     """Seconds of a step with the batch that is kept, and of the next one with one that was read."""
-    parallel, parts = make_parallel(config.parallel), make_parts(config)
-    state = parallel.place_state(make_state(config, parts))
-    step = parallel.compile(partial(train_step, parts=parts, config=config))
+    parallel, components = make_parallel(config.parallel), make_components(config)
+    state = parallel.place_state(make_state(config, components))
+    step = parallel.compile(partial(train_step, components=components, config=config))
     photographs = Photographs(config.data)
     with Batches(photographs, 0, 0, steps + 1, config.batch_size, parallel.place_batch) as batches:
         kept = next(batches)

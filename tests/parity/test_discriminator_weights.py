@@ -51,7 +51,7 @@ def test_weights_go_both_ways_bit_for_bit(params, prefix):
         assert not any(np.shares_memory(leaf, array) for array in state_dict.values())
 
 
-def test_one_error_lists_all_that_is_wrong():
+def test_one_error_lists_all_wrong_tensors():
     state_dict = random_state_dict(SMALL, prefix="loss.discriminator.")
     del state_dict["loss.discriminator.main.0.bias"]
     state_dict["loss.discriminator.main.2.bias"] = np.zeros(12)

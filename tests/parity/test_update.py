@@ -1,4 +1,4 @@
-"""A whole update of both players, three in a row, beside PyTorch's: weights, moments, averages, statistics, scores."""
+"""Three updates of autoencoder and discriminator agree with PyTorch: weights, moments, averages, statistics, scores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from flax_vae.convert.architecture.discriminator import DiscriminatorParams
 from flax_vae.convert.formats.pytorch import to_array
 from flax_vae.convert.table.discriminator import discriminator_to_flax
 from flax_vae.convert.table.rows import flatten
-from flax_vae.train.build import make_parts
+from flax_vae.train.build import make_components
 from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
 from flax_vae.train.gradients import example_noise
 from flax_vae.train.losses.lpips_weights import from_torch_names
@@ -68,7 +68,7 @@ CASES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def little_lpips():
-    """Two stages of the features, as both sides know them."""
+    """Replaces VGG16 by two small stages, in both implementations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETS, "vgg", STAGES)
         patch.setitem(test_lpips.LAYERS, "vgg", LAYERS)
@@ -77,10 +77,10 @@ def little_lpips():
 
 @dataclass
 class Twins:
-    """Both sides with the same weights, and what they are given."""
+    """Both implementations with equal weights, and their inputs."""
 
     ours: Any
-    parts: Components
+    components: Components
     theirs: TorchTrainer
     lpips: dict[str, Any]
     images: np.ndarray
@@ -89,22 +89,22 @@ class Twins:
 def twins(config: TrainConfig, dtype: str) -> Twins:
     state_dict = agree.random_state_dict(config.model, dtype)
     params = jax.tree.map(jnp.asarray, to_flax(state_dict, config.model, "flux"))
-    record = DiscriminatorParams(3, config.gan.features, config.gan.layers)
-    discriminator, variables, d_twin = discriminators.twins(record, dtype)
+    architecture = DiscriminatorParams(3, config.gan.features, config.gan.layers)
+    discriminator, variables, d_twin = discriminators.twins(architecture, dtype)
 
-    parts = make_parts(config)
-    d_optimizer = parts.d_optimizer
+    components = make_components(config)
+    d_optimizer = components.d_optimizer
     assert d_optimizer is not None
-    parts = replace(
-        parts,
-        model=parts.model.clone(param_dtype=dtype),
-        discriminator=discriminator.clone(dtype=parts.model.dtype),
+    components = replace(
+        components,
+        model=components.model.clone(param_dtype=dtype),
+        discriminator=discriminator.clone(dtype=components.model.dtype),
     )
     weights, statistics = variables["params"], variables["batch_stats"]
-    player = DiscriminatorState(weights, statistics, d_optimizer.init(weights))
+    d_state = DiscriminatorState(weights, statistics, d_optimizer.init(weights))
     state = create_state(
-        parts.model, parts.optimizer, 0, params=params, trainable=config.trainable, logvar=config.loss.logvar,
-        learn_logvar=config.loss.learn_logvar, average=True, discriminator=player,
+        components.model, components.optimizer, 0, params=params, trainable=config.trainable, logvar=config.loss.logvar,
+        learn_logvar=config.loss.learn_logvar, average=True, discriminator=d_state,
     )  # fmt: skip
     state = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
 
@@ -117,11 +117,11 @@ def twins(config: TrainConfig, dtype: str) -> Twins:
     shape = (UPDATES, BATCH, HEIGHT, WIDTH, 3)
     images = np.random.default_rng(6).uniform(-1, 1, shape).astype(np.float32).astype(dtype)
     lpips = {"lpips": jax.tree.map(jnp.asarray, from_torch_names(weights, STAGES))}
-    return Twins(state, parts, theirs, lpips, images)
+    return Twins(state, components, theirs, lpips, images)
 
 
 def noise_of(config: TrainConfig, step: int, dtype: str) -> np.ndarray:
-    """What our update draws its latents with: its randomness is a function of seed, step and example."""
+    """Returns the noise of our update, a function of seed, step and example."""
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     like = jnp.zeros((BATCH, HEIGHT, WIDTH, config.model.z_channels), dtype)
     return np.asarray(example_noise(key, jnp.arange(BATCH), like))
@@ -186,9 +186,9 @@ def theirs_by_name(trainer: TorchTrainer) -> dict[str, Any]:
 
 
 def update(config: TrainConfig, twins: Twins):
-    """Our update, compiled."""
+    """Returns our update, compiled."""
     # Code for fusions would take a third of the compiler's time; these programs run three times.
-    return jax.jit(partial(train_step, parts=twins.parts, config=config), compiler_options=QUICKLY)
+    return jax.jit(partial(train_step, components=twins.components, config=config), compiler_options=QUICKLY)
 
 
 @pytest.mark.usefixtures("x64")
@@ -219,7 +219,7 @@ def test_three_updates_agree(case):
 
 @pytest.fixture(scope="module")
 def first_update():
-    """Of a float32 state, by the precision that it is computed in: the trees and the scores; and PyTorch's."""
+    """Returns trees and scores after one update of a float32 state, by computation dtype, and PyTorch's."""
     results = {}
     for dtype in ("float32", "bfloat16"):
         config = replace(LDM, dtype=dtype)
@@ -240,7 +240,7 @@ def together(tree) -> np.ndarray:
 
 
 def apart(ours, theirs) -> float:
-    """The length of the difference of two trees, in units of the second's."""
+    """Returns the norm of the difference of two trees, relative to the norm of the second."""
     return float(np.linalg.norm(together(ours) - together(theirs)) / np.linalg.norm(together(theirs)))
 
 

@@ -1,7 +1,7 @@
-"""One update of an autoencoder and of its discriminator, as a PyTorch user would write it down.
+"""One update of an autoencoder and its discriminator in PyTorch.
 
-Nothing of `train` runs here but its record of a run: the loss is that of CompVis/latent-diffusion `contperceptual.py`,
-summed over everything as there, the optimisers are PyTorch's.
+Only the config comes from `train`.  The loss is that of CompVis/latent-diffusion `contperceptual.py`, and the
+optimisers are PyTorch's.
 """
 
 from collections import defaultdict
@@ -19,16 +19,16 @@ DISTANCES = {"l1": F.l1_loss, "mse": F.mse_loss}
 
 
 class TorchTrainer:
-    """All that an update changes.
+    """Everything that an update changes.
 
     Attributes:
-      config: the record of the run.
-      model: the autoencoder.
-      discriminator: the other player, or None.
-      perceptual: distance of each pair of images, or None.
-      logvar: logarithm of the variance of the reconstruction.
-      ema: moving averages of the trained weights, by name.
-      step: updates so far.
+      config: Settings of the run.
+      model: Autoencoder.
+      discriminator: Discriminator, or None.
+      perceptual: Function that returns the distance of each pair of images, or None.
+      logvar: Log-variance of the reconstruction.
+      ema: Moving averages of the trained weights, by name.
+      step: Number of updates so far.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class TorchTrainer:
             self.d_optimizer = torch.optim.Adam(self.d_weights, betas=(gan.b1, gan.b2))
 
     def update(self, images: Tensor, noise: Tensor) -> dict[str, float]:
-        """Moves everything by one batch; both players learn from the same reconstructions.  Returns the scores."""
+        """Updates autoencoder and discriminator from the reconstructions of one batch; returns the scores."""
         config, parts = self.config, self.config.optim.accumulate
-        playing = self.discriminator is not None and self.step >= config.gan.start
+        active = self.discriminator is not None and self.step >= config.gan.start
         scores: dict[str, float] = defaultdict(float)
         if self.discriminator is not None:
             self.d_optimizer.zero_grad()
@@ -70,10 +70,10 @@ class TorchTrainer:
             weight.grad = torch.zeros_like(weight)
         adversarial = [torch.zeros_like(weight) for weight in self.weights]
         for part in range(parts):
-            terms = self._play(images[part::parts], noise[part::parts], playing, adversarial)
+            terms = self._accumulate(images[part::parts], noise[part::parts], active, adversarial)
             for name, term in terms.items():
                 scores[name] += term.item() / parts
-        if playing:
+        if active:
             scores["d_weight"] = self._add(adversarial)
 
         scores["grad_norm"] = clip(self.weights, config.optim.clip_norm)
@@ -81,7 +81,7 @@ class TorchTrainer:
         decay = min(config.optim.ema_decay, (1 + self.step) / (10 + self.step))
         for name, average in self.ema.items():
             average.mul_(decay).add_(self.trained[name].detach(), alpha=1 - decay)
-        if playing:
+        if active:
             scores["d_grad_norm"] = clip(self.d_weights, float("inf"))
             descend(self.d_optimizer, config.gan.learning_rate, self.d_step, config.optim)
             self.d_step += 1
@@ -89,7 +89,7 @@ class TorchTrainer:
         return scores
 
     def _add(self, adversarial: list[Tensor]) -> float:
-        """Adds the weighed gradients of the adversarial loss to those of the others; returns the weight."""
+        """Adds the weighted gradients of the adversarial loss to those of the others; returns the weight."""
         gan = self.config.gan
         weight = torch.tensor(gan.weight, dtype=adversarial[0].dtype)
         if gan.adaptive:
@@ -103,8 +103,8 @@ class TorchTrainer:
             leaf.grad += weight * gradient
         return weight.item()
 
-    def _play(self, images: Tensor, noise: Tensor, playing: bool, adversarial: list[Tensor]) -> dict[str, Tensor]:
-        """Adds the gradients of one part of the batch to those that are there; returns the terms of the losses."""
+    def _accumulate(self, images: Tensor, noise: Tensor, active: bool, adversarial: list[Tensor]) -> dict[str, Tensor]:
+        """Accumulates the gradients of one part of the batch; returns the terms of the losses."""
         config, share = self.config.loss, 1 / self.config.optim.accumulate
         posterior = self.model.posterior(images)
         latents = self.model.scale(posterior.sample(noise=noise))
@@ -122,15 +122,15 @@ class TorchTrainer:
         kl = terms["kl"] = posterior.kl().sum() / count
         scale = 1.0 if config.reduction == "sum" else 1 / images[0].numel()
         loss = terms["loss"] = scale * (nll + config.kl_weight * kl)
-        if not playing:
+        if not active:
             (loss * share).backward(inputs=self.weights)
             return terms
 
-        # The discriminator's word in it
+        # The adversarial loss
         assert self.discriminator is not None
         gan, hinge = self.config.gan, self.config.gan.loss == "hinge"
-        fooled = self.discriminator(fake)
-        g_loss = terms["g_loss"] = -fooled.mean() if hinge else F.softplus(-fooled).mean()
+        logits = self.discriminator(fake)
+        g_loss = terms["g_loss"] = -logits.mean() if hinge else F.softplus(-logits).mean()
         (loss * share).backward(inputs=self.weights, retain_graph=True)
         found = torch.autograd.grad(g_loss * share, self.weights, allow_unused=True, materialize_grads=True)
         for total, gradient in zip(adversarial, found, strict=True):
@@ -144,13 +144,13 @@ class TorchTrainer:
             d_loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
         terms |= {"d_loss": d_loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         if gan.r1:
-            terms["r1"] = self._steepness(images)
+            terms["r1"] = self._r1(images)
             d_loss = d_loss + gan.r1 / 2 * terms["r1"]
         (d_loss * share).backward(inputs=self.d_weights)
         return terms
 
-    def _steepness(self, images: Tensor) -> Tensor:
-        """R1: the squared length of the gradient by a real image.  The running statistics do not see this look."""
+    def _r1(self, images: Tensor) -> Tensor:
+        """Returns the R1 penalty, the squared norm of the gradient at real images; keeps the running statistics."""
         assert self.discriminator is not None
         images = images.clone().requires_grad_(True)
         copies = {name: buffer.clone() for name, buffer in self.discriminator.named_buffers()}
@@ -159,20 +159,20 @@ class TorchTrainer:
         return slopes.square().sum((1, 2, 3)).mean()
 
 
-def clip(weights: Iterable[nn.Parameter | Tensor], longest: float) -> float:
-    """Scales the gradients down to a common length of `longest`; returns the length that they had.
+def clip(weights: Iterable[nn.Parameter | Tensor], max_norm: float) -> float:
+    """Clips the gradients to a global norm; returns the norm before.
 
-    `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the length that it divides by, which float64 would see.
+    `torch.nn.utils.clip_grad_norm_` adds 1e-6 to the norm that it divides by, which is visible in float64.
     """
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    length = torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
     for gradient in gradients:
-        gradient.mul_(torch.clamp(longest / length, max=1.0))
-    return length.item()
+        gradient.mul_(torch.clamp(max_norm / norm, max=1.0))
+    return norm.item()
 
 
 def descend(optimizer: torch.optim.Optimizer, peak: float, step: int, config: OptimConfig) -> float:
-    """One update at the learning rate of a linear warm-up and a constant after it, which is returned."""
+    """Takes an optimiser step at the rate of a linear warm-up followed by a constant; returns the rate."""
     rate = peak * min((step + 1) / config.warmup_steps, 1.0)
     for group in optimizer.param_groups:
         group["lr"] = rate

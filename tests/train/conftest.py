@@ -1,4 +1,4 @@
-"""A model and photographs so small that a whole run takes seconds."""
+"""A model and images so small that a whole run takes seconds."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ SMALL = replace(PRESETS["tiny"], resolution=16, ch=32, ch_mult=(1, 1), num_res_b
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Four images of different sizes; `d.png` is the last by name."""
+    """Returns a folder with four images of different sizes; `d.png` is the last by name."""
     path = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
     for name, shape in {"a.png": (20, 33), "b.jpg": (24, 24), "sub/c.png": (40, 21), "d.png": (30, 70)}.items():
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small(folder):
-    """A run of ten steps on `folder`."""
+    """Returns the config of a run of ten steps on `folder`."""
     return TrainConfig(
         model=SMALL,
         data=DataConfig(folder=str(folder), crop_size=16, held_out="d.png"),

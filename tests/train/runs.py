@@ -1,8 +1,7 @@
-"""Runs in processes of their own, which a test may end at a moment of its choice.
+"""Starts runs in other processes, and sends them signals at chosen moments.
 
-`python -m tests.train.runs` reads one request a line, {"workdir", "signum", "touch"}, forks a trainer for it, and
-answers with how that ended.  Forking spares every trainer but the first one Python's imports, and the compiled step of
-the first serves all: a test that starts ten of them is about their files, not about compilation.
+`python -m tests.train.runs` reads one request per line, {"workdir", "signum", "touch"}, forks a trainer for it, and
+prints how it ended.  Forking avoids importing again, and all trainers use the compiled step of the first.
 """
 
 import json
@@ -20,27 +19,27 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# The programs run a few times, on a few pixels: see tests/conftest.py.
+# The programs run only a few times, on few pixels; see tests/conftest.py.
 ENVIRONMENT = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
 
 
 @dataclass(frozen=True)
 class End:
-    """How a trainer ended.
+    """Result of a trainer.
 
     Attributes:
-      status: its exit status; -9 where SIGKILL ended it.
-      said: what it wrote to both outputs.
-      touch: what it was about to do to its files when the signal came.
+      status: Exit status; -9 after SIGKILL.
+      output: Text of standard output and standard error.
+      touch: Operation on its files that the signal preceded.
     """
 
     status: int
-    said: str
+    output: str
     touch: str
 
 
 class Trainers:
-    """Runs `flax-vae-train` in directories that hold a configuration, one after the other.  Use it in a `with`."""
+    """Runs `flax-vae-train` in directories that hold a config, one run after another; a context manager."""
 
     def __init__(self, devices: int = 1):
         self._environment = os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)}
@@ -60,7 +59,7 @@ class Trainers:
         self._process.communicate()  # it ends with its input
 
     def __call__(self, workdir: Path, signum: int = 0, touch: int = 0) -> End:
-        """Trains until the end, or until the signal that the process gets before it touches its files that often."""
+        """Trains until the end, or until a signal is sent before the `touch`-th operation on its files."""
         assert self._process.stdin is not None and self._process.stdout is not None
         request = {"workdir": str(workdir), "signum": signum, "touch": touch}
         print(json.dumps(request), file=self._process.stdin, flush=True)
@@ -70,9 +69,13 @@ class Trainers:
 def start(
     workdir: Path, *, devices: int, count: int = 1, words: Sequence[Sequence[str]] | None = None
 ) -> list[subprocess.Popen[str]]:
-    """`flax-vae-train` in as many processes, which train together; each has both outputs in one pipe.
+    """Starts `flax-vae-train` in several processes that train together; each writes both outputs into one pipe.
 
-    `words` are further arguments of each.
+    Args:
+      workdir: Run directory.
+      devices: Number of devices of each process.
+      count: Number of processes.
+      words: Further arguments of each process.
     """
     address = f"127.0.0.1:{free_port()}"
     joined = [["--coordinator", address, "--processes", str(count), "--process", str(index)] for index in range(count)]
@@ -99,12 +102,12 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-# Whatever changes a folder.  TensorStore writes its files without Python, between these.
+# Audit events that change a folder.  TensorStore writes its files without Python, between these.
 _TOUCHES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "open")
 
 
 def _strike(workdir: str, signum: int, touch: int, note: Path) -> None:
-    """Sends this process a signal before it touches the files of a run for the `touch`-th time."""
+    """Sends this process a signal before its `touch`-th operation on the files of a run."""
     count = 0
 
     def watch(event: str, args: tuple) -> None:
@@ -115,7 +118,7 @@ def _strike(workdir: str, signum: int, touch: int, note: Path) -> None:
             return
         count += 1
         if count == touch:
-            count += 1  # the note is a touch of something else
+            count += 1  # the note is written once
             note.write_text(f"{event} {re.sub(re.escape(workdir), '', str(args[0]))}")
             os.kill(os.getpid(), signum)
 
@@ -123,7 +126,7 @@ def _strike(workdir: str, signum: int, touch: int, note: Path) -> None:
 
 
 def _share_step(program: Path) -> None:
-    """Keeps the first compiled step in a file; later ones, of the same run, are read from it."""
+    """Stores the first compiled step in a file, which later trainers load."""
     import jax
     from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
@@ -150,17 +153,17 @@ def _share_step(program: Path) -> None:
 
 def _serve(folder: Path) -> None:
     import flax_vae.train.cli.main
-    import flax_vae.train.loop  # noqa: F401 - loaded once, for all
+    import flax_vae.train.loop  # noqa: F401 - loaded once, before forking
 
     _share_step(folder / "step")
-    said, note = folder / "said", folder / "touch"
+    output, note = folder / "output", folder / "touch"
     for line in sys.stdin:
         request = json.loads(line)
-        said.write_text("")
+        output.write_text("")
         note.unlink(missing_ok=True)
-        pid = os.fork()  # nothing has touched a device yet, and no thread of JAX runs
+        pid = os.fork()  # no device has been used yet, so no thread of JAX runs
         if not pid:
-            descriptor = os.open(said, os.O_WRONLY)
+            descriptor = os.open(output, os.O_WRONLY)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             if request["signum"]:
@@ -172,10 +175,10 @@ def _serve(folder: Path) -> None:
                 traceback.print_exc()
             finally:
                 sys.stdout.flush()
-                os._exit(status)  # what surrounds the fork belongs to the other process
+                os._exit(status)  # the code after the fork belongs to the parent process
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         touch = note.read_text() if note.exists() else ""
-        print(json.dumps({"status": status, "said": said.read_text(), "touch": touch}), flush=True)
+        print(json.dumps({"status": status, "output": output.read_text(), "touch": touch}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A model that is conditioned on time learns from a time of its own for every example."""
+"""Tests of the times that conditioned models are trained and evaluated with."""
 
 from dataclasses import replace
 from functools import partial
@@ -10,7 +10,7 @@ import pytest
 
 from flax_vae.conditioning import same_time
 from flax_vae.convert.table.rows import flatten
-from flax_vae.train.build import make_parts
+from flax_vae.train.build import make_components
 from flax_vae.train.conditioning import sample_times
 from flax_vae.train.config.schema import DataConfig, OptimConfig, TimeConfig, TrainConfig
 from flax_vae.train.state import create_state
@@ -30,18 +30,18 @@ def times(model, config=TimeConfig(), seed=0, count=BATCH):  # noqa: B008 - froz
 
 
 @pytest.mark.parametrize("kind", TIMED)
-def test_every_example_has_its_own_time_in_the_form_that_the_model_takes(kind):
+def test_each_example_has_a_time_in_the_form_of_the_embedding(kind):
     found = np.asarray(times(TIMED[kind]))
     assert found.shape == ((BATCH, 6) if kind == "linear" else (BATCH,))
     assert len(np.unique(found, axis=0)) == BATCH
-    # An example's time depends on its number in the whole batch, on nothing else; another update has other times.
+    # A time depends only on the key and on the index of the example in the whole batch.
     np.testing.assert_array_equal(np.asarray(times(TIMED[kind], count=2)), found[:2])
     assert not np.any(np.asarray(times(TIMED[kind], seed=1)) == found)
 
 
 @pytest.mark.parametrize(("sampler", "middle_half"), [("uniform", 0.5), ("logit_normal", 0.728)])
-def test_times_have_the_samplers_distribution(sampler, middle_half):
-    """Of a logit-normal number, between 1/4 and 3/4 are those of a normal one within log 3 = 1.0986 of zero."""
+def test_times_follow_the_distribution_of_the_sampler(sampler, middle_half):
+    """A logit-normal number lies between 1/4 and 3/4 if its logit is within log 3 = 1.0986 of zero."""
     config = TimeConfig(sampler=sampler, low=-10.0, high=30.0)
     found = np.asarray(times(TIMED["sinusoidal"], config, count=4000))
     assert found.min() >= -10 and found.max() <= 30
@@ -49,7 +49,7 @@ def test_times_have_the_samplers_distribution(sampler, middle_half):
     assert np.mean(np.abs(found - 10) < 10) == pytest.approx(middle_half, abs=0.03)
 
 
-def test_a_vector_is_the_cosines_and_sines_of_the_time_of_evaluation():
+def test_same_time_is_a_sinusoidal_vector_for_linear_embeddings():
     vectors = same_time(2, 2.0, TIMED["linear"])
     angles = 2.0 * 10_000.0 ** (-2 * np.arange(3) / 6)
     np.testing.assert_allclose(np.asarray(vectors), [[*np.cos(angles), *np.sin(angles)]] * 2, rtol=1e-5, atol=1e-6)
@@ -57,25 +57,25 @@ def test_a_vector_is_the_cosines_and_sines_of_the_time_of_evaluation():
     np.testing.assert_array_equal(np.asarray(scalars), [2.0, 2.0])
 
 
-def test_a_model_without_time_gets_none():
+def test_model_without_time_gets_none():
     assert times(SMALL) is None
     assert same_time(2, None, SMALL) is None
 
 
 @pytest.mark.parametrize("kind", TIMED)
-def test_an_update_reaches_everything_that_sees_the_time(kind):
+def test_an_update_changes_all_time_layers(kind):
     config = TrainConfig(
         model=TIMED[kind],
         data=DataConfig(crop_size=16),
         optim=OptimConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=0.0),
         batch_size=BATCH,
     )
-    parts = make_parts(config)
-    before = create_state(parts.model, parts.optimizer, 0, params=random_params(parts.model))
+    components = make_components(config)
+    before = create_state(components.model, components.optimizer, 0, params=random_params(components.model))
     images = np.random.default_rng(0).uniform(-1, 1, (BATCH, 8, 8, 3)).astype(np.float32)
-    # It runs once: most of the time would go into the compiler.
+    # It runs once, so compilation takes most of the time.
     quickly: dict = {"xla_backend_optimization_level": 0}
-    step = jax.jit(partial(train_step, parts=parts, config=config), compiler_options=quickly)
+    step = jax.jit(partial(train_step, components=components, config=config), compiler_options=quickly)
     after, scores = step(before, images, {})
     assert scores["skipped"] == 0 and np.isfinite(scores["loss"])
 

@@ -1,3 +1,5 @@
+"""Tests of identity initialisation."""
+
 from dataclasses import replace
 
 import jax
@@ -12,7 +14,7 @@ from tests.train.conftest import SMALL
 rng = np.random.default_rng(0)
 
 
-def transparent(ch):
+def initialised(ch):
     model = AutoEncoder(replace(SMALL, ch=ch, ch_mult=(1,)))
     before = init_params(model, jax.random.key(0))
     return before, identity_init(before, model.params)
@@ -20,10 +22,10 @@ def transparent(ch):
 
 @pytest.fixture(scope="module")
 def params():
-    return transparent(96)
+    return initialised(96)
 
 
-def test_shapes_stay_and_only_the_named_weights_change(params):
+def test_only_last_convolutions_and_output_norms_change(params):
     before, after = (jax.tree_util.tree_leaves_with_path(tree) for tree in params)
     assert [(path, leaf.shape) for path, leaf in before] == [(path, leaf.shape) for path, leaf in after]
     changed = {
@@ -40,16 +42,16 @@ def test_shapes_stay_and_only_the_named_weights_change(params):
 
 
 def end(params, half, stream):
-    """What comes out of the last norm when every block before it passes the stream on."""
+    """Returns the output of the last norm if all blocks before it are identities."""
     block = params["encoder"]["mid"]["block_2"] if half == "encoder" else params["decoder"]["up_0"]["block_1"]
     norm = nn.GroupNorm(32, epsilon=1e-6, use_fast_variance=False)
     return norm.apply({"params": params[half]["norm_out"]}, stream + block["conv2"]["bias"].reshape(1, 1, 1, -1))
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
-def test_contrast_passes_the_last_norm_only_after_the_change(params, half):
+def test_output_norm_keeps_contrast(params, half):
     stream = 0.2 * rng.normal(size=(1, 8, 8, 96)).astype(np.float32)
-    # A constant that is neither the same for a group nor along its offsets: here is where brightness can live.
+    # A constant that is orthogonal, within a group, to the mean and to the offsets.
     brightness = np.tile(np.float32([0.5, -1.0, 0.5]), 32).reshape(1, 1, 1, 96)
 
     def passed(params, amount):
@@ -58,7 +60,7 @@ def test_contrast_passes_the_last_norm_only_after_the_change(params, half):
 
     before, after = params
     assert [passed(after, amount) for amount in (0.25, 1.0)] == pytest.approx([1.0, 1.0], abs=0.1)
-    assert passed(before, 0.25) > 2 * passed(before, 1.0)  # four times the brightness, and hardly a difference
+    assert passed(before, 0.25) > 2 * passed(before, 1.0)  # a norm without the offsets removes most of it
 
     details = stream - stream.mean((1, 2), keepdims=True)
     seen = np.asarray(end(after, half, stream))
@@ -66,14 +68,14 @@ def test_contrast_passes_the_last_norm_only_after_the_change(params, half):
     assert np.corrcoef(details.ravel(), seen.ravel())[0, 1] > 0.98
 
 
-def test_one_channel_per_group_leaves_the_norms_alone():
-    before, after = transparent(32)
+def test_one_channel_per_group_keeps_the_norms():
+    before, after = initialised(32)
     assert not group_offsets(32).any()
     np.testing.assert_array_equal(after["decoder"]["norm_out"]["scale"], before["decoder"]["norm_out"]["scale"])
 
 
 @pytest.mark.parametrize("channels", [64, 96, 128, 512])
-def test_offsets_are_centred_in_each_group(channels):
+def test_offsets_have_mean_zero_in_each_group(channels):
     offsets = group_offsets(channels).reshape(32, -1)
     np.testing.assert_allclose(offsets.mean(axis=1), 0, atol=1e-6)
     assert (offsets.std(axis=1) > 10).all()

@@ -1,4 +1,4 @@
-"""Whole runs: interrupted, resumed, moved to the other parallel mode, poisoned."""
+"""Tests of whole runs: resumed, with changed settings or data, with updates that are not finite."""
 
 import dataclasses
 import json
@@ -26,14 +26,14 @@ def leaves(state):
 
 
 def rows(workdir):
-    """What was logged, without the speed."""
+    """Returns the logged rows without speeds."""
     speed = {"images_per_second", "tflops_per_second"}
     return [{k: v for k, v in row.items() if k not in speed} for row in read_metrics(workdir / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
 def runs(small, tmp_path_factory):
-    """A run of ten steps, and one that SIGTERM stopped after the fifth: (workdir, outcome) each."""
+    """Returns (workdir, outcome) of a run of ten steps, and of one that SIGTERM stopped after the fifth."""
     straight, stopped = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("stopped")
 
     class TermAtFive(StopRequest):
@@ -45,7 +45,7 @@ def runs(small, tmp_path_factory):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("flax_vae.train.run.signals.StopRequest", TermAtFive)
-        # The regular checkpoints come later: only the signal can make this one.
+        # Regular checkpoints come later, so that the signal alone causes this one.
         outcome = train(dataclasses.replace(small, save_every=7), stopped)
     assert signal.getsignal(signal.SIGTERM) is before
     return {"straight": (straight, train(small, straight)), "stopped": (stopped, outcome)}
@@ -53,7 +53,7 @@ def runs(small, tmp_path_factory):
 
 @pytest.fixture
 def stopped(runs, tmp_path):
-    """A copy of the stopped run's directory."""
+    """Returns a copy of the stopped run's directory."""
     return shutil.copytree(runs["stopped"][0], tmp_path / "run")
 
 
@@ -61,7 +61,7 @@ def checkpoints(workdir):
     return sorted(int(entry.name) for entry in (workdir / "checkpoints").iterdir() if entry.name.isdigit())
 
 
-def test_a_run_leaves_what_it_promises(runs, small):
+def test_a_run_writes_its_directory(runs, small):
     workdir, outcome = runs["straight"]
     assert {entry.name for entry in workdir.iterdir()} == {
         "checkpoints", "config.json", "data.json", "export", "metrics.jsonl", "report.html", "samples",
@@ -88,9 +88,9 @@ def test_sigterm_saves_after_the_current_step(runs):
     assert not (workdir / "export").exists()
 
 
-def test_five_and_five_steps_equal_ten_bit_for_bit(runs, small, stopped, capsys):
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(runs, small, stopped, capsys):
     outcome = train(small, stopped)
-    assert "going on after step 5 of 10" in capsys.readouterr().out
+    assert "resumed after step 5 of 10" in capsys.readouterr().out
     for ours, theirs in zip(leaves(outcome.state), leaves(runs["straight"][1].state), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert rows(stopped) == rows(runs["straight"][0])
@@ -98,20 +98,20 @@ def test_five_and_five_steps_equal_ten_bit_for_bit(runs, small, stopped, capsys)
         assert (stopped / "export" / name).read_bytes() == (runs["straight"][0] / "export" / name).read_bytes()
 
 
-def test_a_run_that_an_earlier_version_began_goes_on_bit_for_bit(runs, small, stopped, capsys):
+def test_run_of_an_earlier_version_resumes_bit_for_bit(runs, small, stopped, capsys):
     path = stopped / "config.json"
     fields = json.loads(path.read_text())
     before = {"trainable": "train", "devices_per_image": "rows", "identity_init": "transparent_start"}
     path.write_text(json.dumps({before.get(name, name): value for name, value in fields.items()}))
-    small = dataclasses.replace(small, save_every=7)  # as it was stopped
+    small = dataclasses.replace(small, save_every=7)  # the setting of the stopped run
     outcome = train(small, stopped)
     assert "changed" not in capsys.readouterr().out
     for ours, theirs in zip(leaves(outcome.state), leaves(runs["straight"][1].state), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert json.loads(path.read_text()) == json.loads(json.dumps(small.to_dict()))  # with the names of today
+    assert json.loads(path.read_text()) == json.loads(json.dumps(small.to_dict()))  # with the new names
 
 
-def test_a_run_goes_on_under_the_other_parallel_mode(runs, small, stopped, capsys):
+def test_a_run_resumes_with_another_parallel_mode(runs, small, stopped, capsys):
     outcome = train(dataclasses.replace(small, parallel="mesh"), stopped)
     assert "changed since this run began: parallel: 'pmap' -> 'mesh'" in capsys.readouterr().out
     for ours, theirs in zip(leaves(outcome.state.params), leaves(runs["straight"][1].state.params), strict=True):
@@ -119,7 +119,7 @@ def test_a_run_goes_on_under_the_other_parallel_mode(runs, small, stopped, capsy
     assert outcome.scores["psnr"] == pytest.approx(runs["straight"][1].scores["psnr"], abs=0.05)
 
 
-def test_a_complete_run_says_so_and_computes_nothing(runs, small, monkeypatch, capsys):
+def test_a_complete_run_computes_nothing(runs, small, monkeypatch, capsys):
     workdir, before = runs["straight"]
     monkeypatch.setattr(Photographs, "crop", None)
     metrics = (workdir / "metrics.jsonl").read_bytes()
@@ -129,7 +129,7 @@ def test_a_complete_run_says_so_and_computes_nothing(runs, small, monkeypatch, c
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_an_export_that_is_missing_is_made_again(runs, small, tmp_path):
+def test_a_missing_export_is_written_again(runs, small, tmp_path):
     workdir = shutil.copytree(runs["straight"][0], tmp_path / "run")
     shutil.rmtree(workdir / "export")
     (workdir / "metrics.jsonl").unlink()
@@ -140,7 +140,7 @@ def test_an_export_that_is_missing_is_made_again(runs, small, tmp_path):
 
 
 def poison(monkeypatch, steps):
-    """Batches without a single finite number, at those steps."""
+    """Replaces the batches of these steps by NaN."""
     crop = Batches._crop
 
     def poisoned(self, batch, row, step, index):
@@ -151,7 +151,7 @@ def poison(monkeypatch, steps):
     monkeypatch.setattr(Batches, "_crop", poisoned)
 
 
-def test_an_update_that_is_not_finite_is_left_out_and_counted(small, stopped, monkeypatch, capsys):
+def test_updates_that_are_not_finite_are_skipped_and_counted(small, stopped, monkeypatch, capsys):
     poison(monkeypatch, {6, 7})
     outcome = train(dataclasses.replace(small, steps=8, log_every=1, max_skipped=2), stopped)
     assert [(row["skipped"], row["in_a_row"], "loss" in row) for row in rows(stopped)[-3:]] == [
@@ -161,45 +161,43 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(small, stopped, mo
     assert all(np.isfinite(leaf).all() for leaf in leaves(outcome.state))
 
 
-def test_too_many_in_a_row_end_the_run_with_the_weights_of_before(small, stopped, monkeypatch):
+def test_too_many_consecutive_skipped_updates_end_the_run(small, stopped, monkeypatch):
     poison(monkeypatch, range(6, 11))
-    with pytest.raises(NotFiniteError, match=r"loss=nan, grad_norm=nan at step 10, .* 5 steps in a row, .*=4"):
+    with pytest.raises(NotFiniteError, match=r"loss=nan, grad_norm=nan at step 10, .* 5 consecutive steps .*=4"):
         train(dataclasses.replace(small, max_skipped=4), stopped)
     assert checkpoints(stopped) == [5]
     assert [row["step"] for row in rows(stopped)] == [5]
 
 
-def test_after_a_divergence_the_last_good_checkpoint_is_what_the_next_start_goes_on_from(small, stopped):
+def test_checkpoints_of_a_divergence_are_set_aside(small, stopped):
     wild = dataclasses.replace(
         small, optim=dataclasses.replace(small.optim, learning_rate=1e30), save_every=1, keep=1, max_skipped=3, steps=20
     )
-    with pytest.raises(NotFiniteError, match=r"at step 10, .* 4 steps in a row.*the next start goes on after step 5, "):
+    with pytest.raises(NotFiniteError, match=r"at step 10, .* 4 consecutive steps .*resumes after step 5, "):
         train(wild, stopped)
     assert checkpoints(stopped) == [5]
     assert [entry.name for entry in (stopped / "checkpoints").glob("diverged-*")] == ["diverged-9"]
 
 
-def test_a_run_without_a_finite_update_ends_with_an_error_and_no_model(small, tmp_path, monkeypatch):
+def test_a_run_without_a_finite_update_exports_nothing(small, tmp_path, monkeypatch):
     poison(monkeypatch, {1, 2})
     first = dataclasses.replace(small, steps=2, data=dataclasses.replace(small.data, held_out=None))
-    with pytest.raises(NotFiniteError, match="none of 2 updates was finite, so nothing was learned"):
+    with pytest.raises(NotFiniteError, match="none of 2 updates was finite"):
         train(first, tmp_path)
     assert not (tmp_path / "export").exists()
     assert not (tmp_path / "checkpoints").exists()
-    # The image that was held out is fixed by its name, whatever comes after it later.
+    # The held-out image is stored by name, so that new images do not change it.
     assert json.loads((tmp_path / "config.json").read_text())["data"]["held_out"] == "sub/c.png"
 
 
-def test_a_model_whose_reconstruction_is_not_finite_has_no_scores_and_is_not_exported(
-    runs, small, tmp_path, monkeypatch
-):
+def test_a_model_with_a_reconstruction_that_is_not_finite_is_not_exported(runs, small, tmp_path, monkeypatch):
     workdir = shutil.copytree(runs["straight"][0], tmp_path / "run")
     shutil.rmtree(workdir / "export")
     (workdir / "metrics.jsonl").unlink()
     decode = reconstruction._decode
     monkeypatch.setattr(reconstruction, "_decode", lambda *args: decode(*args) * np.nan)
     monkeypatch.setattr("flax_vae.train.evaluation.whole_images.to_uint8", lambda _: pytest.fail("pixels of NaN"))
-    with pytest.raises(NotFiniteError, match="no finite reconstruction after step 10, so nothing is exported"):
+    with pytest.raises(NotFiniteError, match="not finite after step 10, so nothing is exported"):
         train(small, workdir)
     assert not (workdir / "export").exists()
 
@@ -208,7 +206,7 @@ def content(workdir):
     return {path.relative_to(workdir): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
 
 
-def test_moved_data_are_the_same_and_exchanged_ones_are_refused(runs, small, stopped, tmp_path, folder, capsys):
+def test_moved_images_are_accepted_and_changed_ones_refused(runs, small, stopped, tmp_path, folder, capsys):
     shutil.copytree(folder, tmp_path / "moved")
     there = dataclasses.replace(
         small, data=dataclasses.replace(small.data, folder=str(tmp_path / "moved"), held_out=None)
@@ -232,7 +230,7 @@ def test_moved_data_are_the_same_and_exchanged_ones_are_refused(runs, small, sto
     assert change["after_step"] == 5
 
 
-def test_a_complete_run_is_never_relabelled(runs, small, tmp_path, folder):
+def test_settings_of_a_complete_run_do_not_change(runs, small, tmp_path, folder):
     workdir = runs["straight"][0]
     before = content(workdir)
     shutil.copytree(folder, tmp_path / "other")
@@ -248,14 +246,14 @@ def test_a_complete_run_is_never_relabelled(runs, small, tmp_path, folder):
             {"data": dataclasses.replace(small.data, folder=str(tmp_path / "empty"))},
             "cannot be used: .*holds no image file",
         ),
-        ({"seed": 1}, "trains no further .seed: 0 -> 1"),
+        ({"seed": 1}, "no effect .seed: 0 -> 1"),
     ]:
         with pytest.raises(RunError, match=message):
             train(dataclasses.replace(small, **change), workdir, accept_changed_data=True)
     assert content(workdir) == before
 
 
-def test_a_start_that_is_refused_leaves_no_directory(small, tmp_path, monkeypatch):
+def test_a_refused_start_leaves_no_directory(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     (tmp_path / "empty").mkdir()
     none = dataclasses.replace(small.data, folder=str(tmp_path / "empty"))
@@ -265,10 +263,10 @@ def test_a_start_that_is_refused_leaves_no_directory(small, tmp_path, monkeypatc
         assert not (tmp_path / "new").exists()
 
 
-def test_fewer_steps_than_are_done_are_refused(runs, small):
+def test_fewer_steps_than_done_are_refused(runs, small):
     workdir, _ = runs["straight"]
     config = (workdir / "config.json").read_bytes()
-    with pytest.raises(RunError, match="10 steps behind it, more than steps=7"):
+    with pytest.raises(RunError, match="10 steps, more than steps=7"):
         train(dataclasses.replace(small, steps=7), workdir)
     assert (workdir / "config.json").read_bytes() == config
 
@@ -279,18 +277,18 @@ def test_another_architecture_is_refused(runs, small):
         train(other, runs["straight"][0])
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(runs, small, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_used(runs, small, tmp_path, capsys):
     workdir = shutil.copytree(runs["straight"][0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "10" / "state")
     outcome = train(small, workdir)
-    said = capsys.readouterr().out
-    assert "corrupt-10" in said
-    assert "going on after step 5 of 10" in said
+    output = capsys.readouterr().out
+    assert "corrupt-10" in output
+    assert "resumed after step 5 of 10" in output
     for ours, theirs in zip(leaves(outcome.state), leaves(runs["straight"][1].state), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_bfloat16_and_rematerialisation_keep_float32_parameters(small, tmp_path):
+def test_parameters_stay_float32_with_bfloat16_and_remat(small, tmp_path):
     config = dataclasses.replace(small, steps=2, dtype="bfloat16", remat="blocks")
     outcome = train(config, tmp_path / "half")
     assert all(leaf.dtype == "float32" for leaf in jax.tree.leaves(outcome.state.params))

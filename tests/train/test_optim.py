@@ -1,3 +1,5 @@
+"""Tests of the learning-rate schedule and of AdamW's masks."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax_vae.train.optim import make_optimizer, make_schedule
 CONFIG = OptimConfig(learning_rate=0.5, warmup_steps=10, final_fraction=0.1)
 
 
-def test_the_schedule_rises_to_the_peak_and_falls_along_a_cosine():
+def test_schedule_rises_linearly_and_falls_along_a_cosine():
     schedule = make_schedule(CONFIG, steps=110)
     assert schedule(0) == pytest.approx(0.05)
     assert schedule(4) == pytest.approx(0.25)
@@ -21,17 +23,17 @@ def test_the_schedule_rises_to_the_peak_and_falls_along_a_cosine():
     assert values[9:] == sorted(values[9:], reverse=True)
 
 
-def test_a_short_run_warms_up_for_half_of_its_steps_at_most():
+def test_warmup_takes_at_most_half_of_a_short_run():
     assert float(make_schedule(CONFIG, steps=4)(1)) == pytest.approx(0.5)
     assert np.isfinite(float(make_schedule(CONFIG, steps=1)(0)))
 
 
-def test_no_warmup_is_possible():
+def test_zero_warmup_steps_start_at_the_peak():
     schedule = make_schedule(OptimConfig(learning_rate=0.5, warmup_steps=0), steps=100)
     assert schedule(0) == pytest.approx(0.5, rel=1e-3)
 
 
-def test_only_kernels_decay_and_the_gradient_is_clipped():
+def test_weight_decay_applies_to_kernels_and_gradients_are_clipped():
     config = OptimConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, clip_norm=1.0)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     optimizer = make_optimizer(config, steps=10_000)

@@ -90,4 +90,4 @@ def _architecture_of(path: str) -> AutoEncoderParams:
     try:
         return load_weights(Path(path), verify=False).params
     except (ConversionError, FileError, OSError, ValueError) as error:
-        raise RunError(f"start_from={path!r} cannot be begun with: {error}") from error
+        raise RunError(f"start_from={path!r} cannot be loaded: {error}") from error

@@ -186,10 +186,10 @@ class GanConfig:
         one_of(("hinge", "non_saturating"), loss=self.loss)
         positive(learning_rate=self.learning_rate)
         below_one(b1=self.b1, b2=self.b2)
-        _ = self.record  # which checks the rest
+        _ = self.discriminator  # which checks the rest
 
     @property
-    def record(self) -> DiscriminatorParams:
+    def discriminator(self) -> DiscriminatorParams:
         """What the discriminator is."""
         return DiscriminatorParams(features=self.features, layers=self.layers)
 
@@ -339,10 +339,10 @@ class TrainConfig:
             )
         if self.trainable == "decoder" and self.start_from is None:
             raise ValueError("trainable='decoder' keeps an encoder as it is; name the weights it has with start_from")
-        if self.gan.weight and self.data.crop_size < self.gan.record.smallest:
+        if self.gan.weight and self.data.crop_size < self.gan.discriminator.smallest:
             raise ValueError(
                 f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which need "
-                f"{self.gan.record.smallest} pixels; choose fewer layers"
+                f"{self.gan.discriminator.smallest} pixels; choose fewer layers"
             )
         if self.batch_size % self.optim.accumulate:
             raise ValueError(

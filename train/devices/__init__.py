@@ -1,4 +1,4 @@
-"""Runs one pure step on all devices of all processes, and lists what devices can do.
+"""Runs one pure step on all devices of all processes; lists the peak performance of accelerators.
 
 Imports `flax_vae.train.state`; used by the loop and by the plan.
 """

@@ -179,14 +179,16 @@ class MeshParallel(Parallel):
         self._zero = zero
 
     def shardings(self, state: Any) -> Any:  # noqa: D102 - as in Parallel
-        whole = super().shardings(state)
+        replicated = super().shardings(state)
         if not self._zero or not isinstance(state, TrainState):
-            return whole
-        cut = jax.tree.map(self._cut, state)
-        player = whole.discriminator and replace(whole.discriminator, opt_state=cut.discriminator.opt_state)
-        return replace(whole, opt_state=cut.opt_state, ema=cut.ema, discriminator=player)
+            return replicated
+        sharded = jax.tree.map(self._sharding_of, state)
+        discriminator = replicated.discriminator
+        if discriminator is not None:
+            discriminator = replace(discriminator, opt_state=sharded.discriminator.opt_state)
+        return replace(replicated, opt_state=sharded.opt_state, ema=sharded.ema, discriminator=discriminator)
 
-    def _cut(self, leaf: Any) -> Sharding:
+    def _sharding_of(self, leaf: Any) -> Sharding:
         """Returns a sharding along the longest axis that the devices divide evenly."""
         count = len(self.devices)
         axes = [axis for axis, size in enumerate(leaf.shape) if size % count == 0]

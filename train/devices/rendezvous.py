@@ -195,7 +195,7 @@ def _report_to_first(host: str, port: int, hello: dict[str, Any], deadline: floa
             busy = busy or time.monotonic() + _BUSY_SECONDS
             if time.monotonic() > busy:
                 raise TrainError(
-                    f"what listens at {host}:{port} is not a process 0 that waits for others: {error}; give all "
+                    f"the program at {host}:{port} is not a process 0 that waits for others: {error}; give all "
                     "processes a coordinator with a free port"
                 ) from error
         except OSError as error:
@@ -211,7 +211,7 @@ def _ask(host: str, port: int, hello: dict[str, Any], deadline: float) -> None:
 
     Raises:
       TrainError: If the processes cannot be joined.
-      OSError: If there is no connection, or it ends early.
+      OSError: If the connection fails or ends early.
       _NotOurs: If another program listens there.
     """
     left = max(deadline - time.monotonic(), _RETRY_SECONDS)

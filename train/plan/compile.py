@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_vae.ops import compiler_options
-from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.build import make_components, make_state
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.devices import Chip, find_chip, make_parallel
 from flax_vae.train.losses import lpips_shapes
@@ -108,11 +108,11 @@ def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float 
         config.parallel, zero=config.zero, devices_per_image=config.devices_per_image, devices=target.devices
     )
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
-    parts = make_parts(config)
-    state = jax.eval_shape(partial(make_state, config, parts))
+    components = make_components(config)
+    state = jax.eval_shape(partial(make_state, config, components))
     constants = _constants(config)
     batch = parallel.batch_shape(config.batch_size, config.data.crop_size)
-    step = partial(train_step, parts=parts, config=config)
+    step = partial(train_step, components=components, config=config)
     lowered = parallel.compile(step).lower(state, batch, constants)
     memory, traffic = _compile(lowered, compiler_options(target.devices[0].platform))
 

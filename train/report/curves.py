@@ -1,7 +1,7 @@
 """Line charts: places of curves, ticks and dots in an SVG, which `report.html.jinja` draws.
 
-Not a plotting library: matplotlib would add 75 MB to an installation, write curves four times as large and in colours
-that do not follow the page's dark mode, and thinning, smoothing and gaps would still be ours.
+Matplotlib would add 75 MB to an installation, write curves four times as large, and not follow the page's dark mode;
+thinning, smoothing and gaps would still need this code.
 """
 
 import math
@@ -37,9 +37,9 @@ class Curve(NamedTuple):
     Attributes:
       name: Name in the legend.
       last: Last finite value, as text.
-      lines: Points of each stretch without a gap; smoothed where the curve is long.
-      noisy: The same stretches before smoothing; empty where the curve is short.
-      dots: Points to mark; empty where there are many.
+      lines: Points of each stretch without a gap; smoothed if the curve is long.
+      noisy: Points of each stretch before smoothing; empty if the curve is short.
+      dots: Points to mark; empty if there are many.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Chart(NamedTuple):
     """Places in a chart of `WIDTH` times `HEIGHT` pixels.
 
     Attributes:
-      label: Sentence for readers who cannot see it.
+      label: Description for screen readers.
       x_ticks: Pairs of horizontal place and text.
       y_ticks: Pairs of vertical place and text.
       curves: Curves in the order of the legend.
@@ -79,7 +79,7 @@ def chart(series: Sequence[Series], *, may_log: bool = False) -> Chart:
     series = [one for one in series if any(math.isfinite(y) for _, y in one.points)]
     values = [y for one in series for _, y in one.points if math.isfinite(y)]
     if not values:
-        raise ValueError("there is nothing to draw: no curve has a finite value")
+        raise ValueError("no curve has a finite value; expected at least one")
     log = may_log and min(values) > 0 and max(values) > _LOG_RANGE * min(values)
     steps = [x for one in series for x, _ in one.points]
     x_ticks = linear_ticks(0, max(steps))
@@ -95,7 +95,7 @@ def chart(series: Sequence[Series], *, may_log: bool = False) -> Chart:
 
 
 def drawable(value: float) -> float:
-    """Returns zero for what is too small for an axis, NaN for what is too large, and any other value as it is."""
+    """Returns zero for values too small for an axis, NaN for values too large, and other values unchanged."""
     smallest, largest = _DRAWN
     return math.nan if abs(value) > largest else 0.0 if abs(value) < smallest else value
 
@@ -112,10 +112,10 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Returns powers of ten from at most `low` to at least `high`, and twice and five times those where few."""
+    """Returns powers of ten from at most `low` to at least `high`; also two and five times each if they are few."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps = (1, 2, 5) if last - first <= 2 else (1,)
-    # One power more at each end: a logarithm is rounded, to below what it is of as well.
+    # One more power at each end, because a rounded logarithm may be too small or too large.
     ticks = [step * 10.0**power for power in range(first - 1, last + 2) for step in steps]
     below, above = max(tick for tick in ticks if tick <= low), min(tick for tick in ticks if tick >= high)
     ticks = [tick for tick in ticks if below <= tick <= above]
@@ -169,7 +169,7 @@ def _without_gaps(points: Sequence[tuple[float, float]]) -> list[Points]:
 
 
 def _thinned(points: Points) -> Points:
-    """Returns the least and the largest value of every stretch, so that no spike is lost."""
+    """Returns the smallest and the largest value of every stretch, so that no spike is lost."""
     size = -(-len(points) // (_POINTS // 2))
     if size <= 2:
         return points

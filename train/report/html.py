@@ -30,7 +30,7 @@ class _Panel(NamedTuple):
     may_log: bool = False
 
 
-# The first that matches has the column; what none of them knows gets a chart of its own.
+# A column belongs to the first panel that matches; a column without a match gets its own chart.
 _PANELS = (
     _Panel("PSNR", "dB, held out", re.compile(r"psnr")),
     _Panel("SSIM", "held out", re.compile(r"ssim")),
@@ -42,28 +42,28 @@ _PANELS = (
     _Panel("Learning rate", "", re.compile(r"learning_rate|(^|_)lr($|_)")),
     _Panel("Speed", "images per second", re.compile(r"images_per_second")),
 )
-_COLOURS = 6  # curves that can be told apart in one chart
-# In the order in which a reader asks.
+_COLOURS = 6  # curves that can be distinguished in one chart
+# Order of the charts, the most important first.
 _ORDER = ("Loss", "PSNR", "SSIM", "LPIPS", "KL", "Discriminator", "Gradient", "Learning rate", "Speed")
 _TILES = (("psnr", "PSNR", "dB", ".2f"), ("ssim", "SSIM", "", ".3f"), ("held_out_lpips", "LPIPS", "", ".4f"))
 
 
 def write_report(path: Path) -> Path:
-    """Writes `report.html` into a run directory: curves, samples, scores and the whole configuration.
+    """Writes `report.html` into a run directory: curves, samples, scores and all settings.
 
     Args:
-      path: the run directory; the run may still be going on.
+      path: Run directory; the run may still be in progress.
 
     Returns:
-      The file, which replaces an older one when it is complete.
+      Path of the file, which replaces an older one only when it is complete.
 
     Raises:
-      RunError: If there is no run in that directory, or the file cannot be written.
+      RunError: If the directory holds no run, or the file cannot be written.
     """
     run = RunDirectory(path)
     config = run.stored_config() if path.is_dir() else None
     if config is None:
-        raise RunError(f"{path} holds no run to report on; name a run directory")
+        raise RunError(f"{path} holds no run; expected a run directory with config.json")
     rows = read_metrics(run.metrics)
     samples = sorted(run.samples.glob("*.png"), key=_step_of) if run.samples.is_dir() else []
     page = _page(path.resolve().name, config, rows, samples)
@@ -71,7 +71,9 @@ def write_report(path: Path) -> Path:
         with new_file(path / REPORT, force=True) as file:
             file.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{path / REPORT} could not be written ({error})") from error
+        raise RunError(
+            f"{path / REPORT} cannot be written ({error}); correct that, then run the report again"
+        ) from error
     return path / REPORT
 
 
@@ -120,7 +122,7 @@ def _tiles(config: TrainConfig, rows: list[dict[str, Any]]) -> list[tuple[str, s
 
 
 def _cards(rows: list[dict[str, Any]]) -> list[tuple[str, str, curves.Chart]]:
-    """Returns a chart for each group of columns that belong together."""
+    """Returns title, unit and chart of each group of columns."""
     columns = dict.fromkeys(name for row in rows for name, value in row.items() if _is_number(value) and name != "step")
     groups: dict[str, list[str]] = {title: [] for title in _ORDER}
     panels = {panel.title: panel for panel in _PANELS}
@@ -142,7 +144,7 @@ def _series(name: str, rows: list[dict[str, Any]]) -> curves.Series:
 
 
 def _samples(samples: list[Path], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Returns pictures, of which the page shows one at a time; radio buttons need no script."""
+    """Returns name, score and content of the pictures, of which the page shows one at a time."""
     if len(samples) > _MOST_SAMPLES:
         last = len(samples) - 1
         samples = [samples[round(index * last / (_MOST_SAMPLES - 1))] for index in range(_MOST_SAMPLES)]
@@ -162,7 +164,7 @@ def _step_of(sample: Path) -> int:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Returns the fields of the run itself, and those of each of its parts."""
+    """Returns the settings of the run, and those of each nested config, as text."""
     parts = {name: value for name, value in config.items() if isinstance(value, Mapping)}
     run = {name: value for name, value in config.items() if name not in parts}
     return {

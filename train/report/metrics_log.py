@@ -52,7 +52,7 @@ class Metrics:
                 file.write_text("".join(map(to_line, rows)), encoding="utf-8")
         except OSError as error:
             raise RunError(
-                f"{path} cannot be written ({error.strerror or error}); start the run again when it can"
+                f"{path} cannot be written ({error.strerror or error}); correct that, then start again"
             ) from error
 
     def write(self, step: int, scores: Mapping[str, float]) -> None:
@@ -66,8 +66,8 @@ class Metrics:
         with aside.open("ab") as file:
             file.writelines(line + b"\n" for line in damaged)
         self.problems.append(
-            f"{self._path}: {len(damaged)} of {len(damaged) + good} lines were damaged, or were several for one step; "
-            f"they are now in {aside.name}"
+            f"{self._path}: {len(damaged)} of {len(damaged) + good} lines were damaged, or repeated a step; "
+            f"moved to {aside.name}"
         )
 
 

@@ -23,7 +23,7 @@ CONFIG = "config.json"
 DATA = "data.json"
 HISTORY = "history"  # key of config.json beside the fields of `TrainConfig`: which settings changed after which step
 _OURS = (CONFIG, DATA, "metrics.jsonl", "samples", "checkpoints", "export", "report.html", "tensorboard")
-# Settings of the start of a run.  If they changed later, the record would name an origin that the weights do not have.
+# Settings of the start of a run.  After a change, config.json would describe a start that the weights did not have.
 _ORIGIN = ("start_from", "raw_weights", "graft", "identity_init")
 # Settings that do not change the result of a complete run.  The content of the data is compared separately.
 _HOW = frozenset(
@@ -75,7 +75,7 @@ class RunDirectory:
         return find_steps(self.checkpoints)
 
     def stored_config(self) -> TrainConfig | None:
-        """Returns the settings of the run in this directory, or None if there is no run.
+        """Returns the settings of the run in this directory, or None if it holds none.
 
         If `config.json` is missing, returns those of the newest intact checkpoint.
 
@@ -148,11 +148,11 @@ class RunDirectory:
                 f"{self.path} holds a run of {steps[-1]} steps with another start ({', '.join(origin)}); choose "
                 "another workdir for a new run, or restore the setting to resume"
             )
-        learned = [line for line in changes if line.partition(":")[0] not in _HOW]
-        if steps and steps[-1] == config.steps and learned:
+        changed = [line for line in changes if line.partition(":")[0] not in _HOW]
+        if steps and steps[-1] == config.steps and changed:
             raise RunError(
-                f"{self.path} holds a complete run, which trains no further ({', '.join(learned)}); ask for more "
-                f"than steps={config.steps}, or choose another workdir"
+                f"{self.path} holds a complete run, so changed settings have no effect ({', '.join(changed)}); set "
+                f"more than steps={config.steps}, or choose another workdir"
             )
         return changes
 
@@ -176,7 +176,7 @@ class RunDirectory:
         if stored is None or not steps:
             return []
         if before is None:  # deleted, or the run is older than this file
-            return [f"data: unknown before, because there is no {DATA}"]
+            return [f"data: unknown, because {DATA} is missing"]
         changes = [f"data: {phrase}" for phrase in find_changes(before, listing)]
         held_out = stored.data.held_out, config.data.held_out
         known = held_out[0] in (None, held_out[1])

@@ -20,7 +20,7 @@ def find_steps(folder: Path) -> list[int]:
 
 
 def find_newest_good(folder: Path, problems: list[str]) -> int | None:
-    """Returns the newest intact step, or None if there is no step.
+    """Returns the newest intact step, or None if the folder holds none.
 
     Newer steps are renamed: `corrupt-STEP`, or `unverified-STEP` if they have no manifest.
 

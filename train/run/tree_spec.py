@@ -29,7 +29,7 @@ def describe_tree(tree: Any) -> dict[str, Leaf]:
 def tree_differences(stored: dict[str, Leaf], asked: dict[str, Leaf]) -> list[str]:
     """Returns a phrase for each path with a leaf that is missing, unknown, or of another dtype or shape."""
     return [
-        f"{path} is {stored.get(path, 'not')} there and {asked.get(path, 'not')} here"
+        f"{path} is {stored.get(path, 'missing')} in the checkpoint and {asked.get(path, 'missing')} in this run"
         for path in sorted(stored.keys() | asked.keys())
         if stored.get(path) != asked.get(path)
     ]

@@ -187,7 +187,7 @@ def test_the_models_of_commands_and_of_runs_are_paths(hub):
 
     with pytest.raises(FileNotFoundError, match="write hf:org/name$"):
         load_model("org/name", None, "float32")
-    with pytest.raises(RunError, match="start_from='org/name' cannot be begun with: .* write hf:org/name$"):
+    with pytest.raises(RunError, match="start_from='org/name' cannot be loaded: .* write hf:org/name$"):
         load_start(TrainConfig(model=SMALL, start_from="org/name"))
     assert hub == []
     assert load_start(TrainConfig(model=SMALL, start_from="hf:org/name")) is not None

@@ -176,7 +176,7 @@ REFUSED = [
     ("--data X", corrupt, "b.png"),
     ("--config X/run.yaml", settings, "run.yaml: unknown setting 'loss.kl_wight'; did you mean 'loss.kl_weight'?"),
     ("--config X/none.yaml", settings, "none.yaml does not exist"),
-    ("--start-from X", empty, "start_from='X' cannot be begun with"),
+    ("--start-from X", empty, "start_from='X' cannot be loaded"),
     ("--start-from X", not_finite, "start_from='X' holds values that are NaN or infinite"),
     ("--dry-run --start-from X", not_finite, "start_from='X' holds values that are NaN or infinite"),
     ("--dry-run --data X", empty, "holds no image file"),
@@ -253,7 +253,7 @@ def test_dying_does_not_change_the_weights(uninterrupted, small, tmp_path, signu
 
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stdout
+    assert "resumed after step" in done.stdout
     name = "export/model.safetensors"
     assert (tmp_path / name).read_bytes() == (uninterrupted[0] / name).read_bytes()
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -235,8 +235,8 @@ def test_what_a_file_says_wrongly_is_said_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("--start-from nowhere", "start_from='nowhere' cannot be begun with"),
-        ("--start-from X.safetensors", "cannot be begun with: .* does not define scale, shift and padding"),
+        ("--start-from nowhere", "start_from='nowhere' cannot be loaded"),
+        ("--start-from X.safetensors", "cannot be loaded: .* does not define scale, shift and padding"),
     ],
 )
 def test_weights_that_say_nothing_are_refused(tmp_path, monkeypatch, weights, args, message):

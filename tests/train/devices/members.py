@@ -1,4 +1,4 @@
-"""One of two processes that compare what they start from, case by case.
+"""One of two processes that compare their inputs in several cases.
 
 `python -m tests.train.devices.members COORDINATOR INDEX DATA` prints one line of JSON for each case: its name, and
 the error.
@@ -26,7 +26,7 @@ from tests.train.conftest import SMALL
 
 CONFIG = TrainConfig(model=SMALL, data=DataConfig(crop_size=16, bad_files="skip", max_bad_fraction=0.9))
 
-# What is different in process 1.
+# Settings of process 1, by case.
 CONFIGS = {
     "learning rate": replace(CONFIG, optim=OptimConfig(learning_rate=0.002)),
     "save_every": replace(CONFIG, save_every=3),

@@ -1,4 +1,4 @@
-"""What two processes of a run have to agree on before the first step, and at each checkpoint."""
+"""Tests of the comparison of processes before the first step and at each checkpoint."""
 
 import json
 import os
@@ -18,7 +18,7 @@ WHOLE = "the processes differ: process 1: {}. Give all of them the same settings
 
 @pytest.fixture(scope="module")
 def messages(folder, tmp_path_factory):
-    """For each case, what process 0 and process 1 ended it with."""
+    """Returns the error messages of process 0 and process 1 for each case."""
     data = tmp_path_factory.mktemp("data")
     for name in ("same", *FOLDERS):
         shutil.copytree(folder, data / name)
@@ -48,7 +48,7 @@ def messages(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", ["the same", "another path", "the same state", "long values"])
-def test_processes_that_agree_go_on(messages, case):
+def test_equal_processes_continue(messages, case):
     assert messages[case] == ("", "")
 
 
@@ -62,7 +62,7 @@ def test_processes_that_agree_go_on(messages, case):
         ("version", "version of optax is 0.9, process 0 has 1.0"),
     ],
 )
-def test_another_setting_or_version_is_named_in_both(messages, case, difference):
+def test_a_different_setting_or_version_is_named_in_both_processes(messages, case, difference):
     assert messages[case] == (WHOLE.format(difference),) * 2
     assert case == "version" or case in CONFIGS
 
@@ -77,21 +77,21 @@ def test_another_setting_or_version_is_named_in_both(messages, case, difference)
         ("initial weights", "initial params/kernel is "),
     ],
 )
-def test_other_data_or_weights_are_named_in_both(messages, case, beginning):
+def test_different_data_or_weights_are_named_in_both_processes(messages, case, beginning):
     first, second = messages[case]
     assert first == second
     assert first.startswith(WHOLE.partition("{")[0] + beginning)
     assert first.count("process 1:") == 1
 
 
-def test_what_fails_in_one_process_ends_both(messages):
+def test_a_failure_in_one_process_ends_both(messages):
     assert messages["failure in one"] == ("process 1 failed: b.jpg is damaged", "b.jpg is damaged")
     assert messages["failure in the first"] == ("locked", "process 0 failed: locked")
     assert messages["failure in both"] == ("of 0", "of 1")
     assert messages["defect in one"] == ("process 1 failed: ZeroDivisionError('x')", "")  # it raised its own error
 
 
-def test_a_state_that_differs_is_named_and_not_saved(messages):
+def test_a_state_that_differs_is_not_saved(messages):
     first, second = messages["state"]
     assert first == second
     assert first.startswith(
@@ -100,9 +100,9 @@ def test_a_state_that_differs_is_named_and_not_saved(messages):
     )
 
 
-def test_values_come_in_the_order_of_the_processes(messages):
+def test_values_are_in_the_order_of_the_processes(messages):
     assert messages["values"] == ([{"from": 0}, {"from": 1}],) * 2
 
 
-def test_a_process_that_does_not_come_is_waited_for_only_so_long(messages):
+def test_waiting_for_a_missing_process_times_out(messages):
     assert messages["alone"][0].startswith("not all processes arrived within 1 s to compare their state (")

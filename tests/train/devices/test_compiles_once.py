@@ -1,4 +1,4 @@
-"""A long run compiles its step once, and nothing crosses to a device unasked."""
+"""A long run compiles its step once and transfers nothing implicitly."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def recipe(small):
 
 @pytest.fixture
 def compiled_at(monkeypatch):
-    """For every program that is compiled, or read from the cache, the updates that were done before."""
+    """Returns, for every program that is compiled or read from the cache, the number of updates done before."""
     done, found = [0], []
     advance = Reporter.advance
 
@@ -47,15 +47,15 @@ def compiled_at(monkeypatch):
 
 
 @pytest.mark.slow
-def test_three_hundred_steps_compile_nothing_on_the_way(recipe, compiled_at, tmp_path):
+def test_three_hundred_steps_compile_once(recipe, compiled_at, tmp_path):
     outcome = train(recipe, tmp_path / "run")
     assert outcome.step == STEPS
-    assert compiled_at.count(0) > 0  # the listener hears
+    assert compiled_at.count(0) > 0  # the listener is called
     # Before the first update; what copies the state for the first checkpoint; what looks at the held-out photograph.
     assert set(compiled_at) <= {0, SAVE, STEPS}
 
 
-def test_a_batch_that_stayed_on_the_host_ends_the_run(recipe, tmp_path, monkeypatch):
+def test_a_batch_on_the_host_ends_the_run(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(PmapParallel, "place_batch", lambda self, share: share.reshape(2, -1, *share.shape[1:]))
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(replace(recipe, steps=1), tmp_path / "run")

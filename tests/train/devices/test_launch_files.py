@@ -1,4 +1,4 @@
-"""The page about pods and the launch files: what they tell people to type is understood."""
+"""The commands in PODS.md and in the launch files are valid."""
 
 import re
 import shlex
@@ -20,14 +20,14 @@ PAGE, JOBSET, SLURM = HERE / "PODS.md", HERE / "launch" / "jobset.yaml", HERE / 
 
 
 def commands_in(text):
-    """The arguments of every `flax-vae-train`, wherever its lines are broken."""
+    """Returns the arguments of every `flax-vae-train`, including those on continued lines."""
     joined = re.sub(r"\\?\n\s*(?=--)", " ", text)
     found = re.findall(r"flax-vae-train ((?:plan )?--[^\n\"`|&;]*)", joined)
     return [shlex.split(line, comments=True) for line in found]
 
 
 @pytest.mark.parametrize(("file", "count"), [(PAGE, 2), (JOBSET, 1), (SLURM, 1)], ids=["page", "jobset", "slurm"])
-def test_every_command_is_understood(file, count):
+def test_every_documented_command_parses(file, count):
     commands = commands_in(file.read_text(encoding="utf-8"))
     assert len(commands) == count
     for words in commands:
@@ -37,7 +37,7 @@ def test_every_command_is_understood(file, count):
         assert flags.topology if planned else flags.distributed and flags.workdir and flags.settings["data"]["folder"]
 
 
-def test_the_jobset_gives_each_host_of_the_slice_one_process_and_all_its_chips():
+def test_jobset_starts_one_process_per_host():
     (job,) = parse_yaml(JOBSET.read_text(encoding="utf-8"))["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     pod = spec["template"]["spec"]
@@ -51,7 +51,7 @@ def test_the_jobset_gives_each_host_of_the_slice_one_process_and_all_its_chips()
     assert all(words[words.index(flag) + 1].startswith(mounts["bucket"] + "/") for flag in ("--data", "--workdir"))
 
 
-def test_the_slurm_script_asks_to_run_again_when_it_was_stopped_and_only_then(tmp_path):
+def test_slurm_script_requeues_only_after_a_stop(tmp_path):
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("there is no bash")
@@ -68,7 +68,7 @@ def test_the_slurm_script_asks_to_run_again_when_it_was_stopped_and_only_then(tm
     assert said == {0: "", 1: "", 143: "scontrol requeue 17"}
 
 
-def test_an_address_is_no_run_directory(capsys):
+def test_a_url_is_refused_as_workdir(capsys):
     from flax_vae.train.cli.main import main
 
     assert main(["--workdir", "gs://bucket/run"]) == 1

@@ -1,4 +1,4 @@
-"""Two ways to compile one step: on two devices, on one, in parts, with its state shared out: all must agree."""
+"""All ways to run the step agree: pmap and mesh, one and two devices, in parts, with sharded states."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.build import make_components, make_state
 from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
 from flax_vae.train.devices.parallel import make_parallel
 from flax_vae.train.errors import TrainError
@@ -21,7 +21,7 @@ GAN = GanConfig(weight=0.5, start=1, features=8, layers=1)
 
 
 def run(mode, devices, sample=True, *, more=False, gan=GanConfig(), accumulate=1, zero=False, rows=1):  # noqa: B008 - frozen
-    """Three updates; the final state and all scores."""
+    """Runs three updates; returns the final state and all scores."""
     config = TrainConfig(
         model=MODEL,
         data=DataConfig(crop_size=16),
@@ -34,19 +34,19 @@ def run(mode, devices, sample=True, *, more=False, gan=GanConfig(), accumulate=1
         devices_per_image=rows,
     )
     parallel = make_parallel(mode, zero=zero, devices_per_image=rows, devices=jax.local_devices()[:devices])
-    # Plain descent keeps rounding rounding; Adam's first updates are all signs, and would blow it up.
+    # Plain gradient descent; Adam's first updates are signs, which would amplify rounding.
     descent = optax.sgd(0.1, momentum=0.9 if more else None)
-    parts = replace(make_parts(config), optimizer=descent, schedule=optax.constant_schedule(0.1))
+    components = replace(make_components(config), optimizer=descent, schedule=optax.constant_schedule(0.1))
     if gan.weight:
-        parts = replace(parts, d_optimizer=descent)
+        components = replace(components, d_optimizer=descent)
     traced = []
 
     def counted(state, batch, constants, axis_name=None):
         traced.append(batch.shape)
-        return train_step(state, batch, constants, parts=parts, config=config, axis_name=axis_name)
+        return train_step(state, batch, constants, components=components, config=config, axis_name=axis_name)
 
     step = parallel.compile(counted)
-    state = parallel.place_state(make_state(config, parts))
+    state = parallel.place_state(make_state(config, components))
     images = np.random.default_rng(0).uniform(-1, 1, (STEPS, 4, 16, 16, 3)).astype(np.float32)
     history = []
     with jax.transfer_guard("disallow"):
@@ -64,8 +64,8 @@ def runs():
 
 
 @pytest.fixture(scope="module")
-def played():
-    """With all that a run can keep, and a discriminator that begins at the second update; last without it."""
+def adversarial_runs():
+    """Returns runs with all optional state; the discriminator is active from the second update, except in the last."""
     return {
         "one device": run("pmap", 1, more=True, gan=GAN),
         "pmap": run("pmap", 2, more=True, gan=GAN),
@@ -81,7 +81,7 @@ def assert_scores_alike(one, other):
 
 
 def assert_alike(one, other):
-    """The same scores and weights, to float32 rounding."""
+    """Checks that scores and weights agree to float32 rounding."""
     assert_scores_alike(one, other)
     for ours, theirs in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(other[0].params), strict=True):
         np.testing.assert_allclose(jax.device_get(ours), jax.device_get(theirs), rtol=1e-4, atol=1e-6)
@@ -97,28 +97,32 @@ def test_pmap_equals_mesh_and_one_device_with_noise(runs):
 
 
 @pytest.mark.parametrize("how", ["pmap", "zero"])
-def test_both_players_and_all_that_they_keep_are_the_same_on_any_devices(played, how):
-    one, other = played[how], played["one device"]
+def test_adversarial_training_is_equal_on_any_devices(adversarial_runs, how):
+    one, other = adversarial_runs[how], adversarial_runs["one device"]
     assert_scores_alike(one, other)
     for ours, theirs in zip(jax.tree.leaves(one[0]), jax.tree.leaves(other[0]), strict=True):
         ours, theirs = jax.device_get(ours), jax.device_get(theirs)
         size = np.sqrt(np.mean(np.square(theirs, dtype=np.float64)))
-        # Some gradients are nothing but rounding: of a bias that a norm takes away.
+        # The gradient of a bias before a norm is pure rounding.
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4 * size + 1e-7)
 
 
-def test_the_discriminator_costs_and_learns_nothing_until_it_begins(played):
-    (first, second, _), plain = played["pmap"][1], played["alone"][1]
+def test_discriminator_is_unchanged_until_it_is_active(adversarial_runs):
+    (first, second, _), plain = adversarial_runs["pmap"][1], adversarial_runs["alone"][1]
     assert first["d_weight"] == first["d_loss"] == first["d_grad_norm"] == 0
     assert first["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-5)
     assert second["d_weight"] > 0
     assert second["d_grad_norm"] > 0
-    counts = [leaf for leaf in jax.tree.leaves(played["pmap"][0].discriminator.batch_stats) if leaf.dtype == np.int32]
-    assert [int(count) for count in counts] == [6]  # two updates of three looks
+    counts = [
+        leaf
+        for leaf in jax.tree.leaves(adversarial_runs["pmap"][0].discriminator.batch_stats)
+        if leaf.dtype == np.int32
+    ]
+    assert [int(count) for count in counts] == [6]  # two updates with three passes each
 
 
-def test_zero_keeps_a_share_of_the_optimisers_states_and_the_average(played):
-    state = played["zero"][0]
+def test_zero_shards_optimiser_states_and_average(adversarial_runs):
+    state = adversarial_runs["zero"][0]
     sharded = [state.opt_state, state.ema, state.discriminator.opt_state]
     assert all(not leaf.is_fully_replicated for leaf in jax.tree.leaves(sharded) if leaf.ndim == 4 and leaf.size > 500)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
@@ -126,17 +130,17 @@ def test_zero_keeps_a_share_of_the_optimisers_states_and_the_average(played):
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(parallel.gather(state.ema)))
 
 
-def test_a_batch_in_parts_gives_the_same_update(runs):
+def test_accumulation_gives_an_equal_update(runs):
     assert_alike(run("mesh", 2, accumulate=2), runs["mesh", 2, True])
 
 
-def test_the_adaptive_weight_of_a_batch_in_parts_is_one_and_the_same_on_any_devices():
+def test_adaptive_weight_with_accumulation_is_equal_on_any_devices():
     pmap, mesh = (run(mode, 2, gan=replace(GAN, start=0), accumulate=2) for mode in ("pmap", "mesh"))
     assert all(scores["d_weight"] > 0 for scores in mesh[1])
     assert_alike(pmap, mesh)
 
 
-def test_two_devices_of_each_image_give_the_same_update(runs):
+def test_two_devices_per_image_give_an_equal_update(runs):
     assert_alike(run("mesh", 2, rows=2), runs["pmap", 1, True])
 
 
@@ -145,7 +149,7 @@ def test_noise_changes_the_loss(runs):
 
 
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
-def test_all_devices_hold_the_same_state_bit_for_bit(runs, mode):
+def test_states_of_all_devices_are_equal_bit_for_bit(runs, mode):
     state, _ = runs[mode, 2, True]
     for leaf in jax.tree.leaves(state):
         copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
@@ -154,7 +158,7 @@ def test_all_devices_hold_the_same_state_bit_for_bit(runs, mode):
         np.testing.assert_array_equal(copies[0], copies[1])
 
 
-def test_each_example_has_its_own_noise_whatever_the_device():
+def test_noise_of_an_example_does_not_depend_on_the_device():
     key = jax.random.key(0)
     whole = np.asarray(example_noise(key, np.arange(4), np.zeros((4, 2, 2, 3), np.float32)))
     second_half = np.asarray(example_noise(key, np.arange(2, 4), np.zeros((2, 2, 2, 3), np.float32)))
@@ -163,7 +167,7 @@ def test_each_example_has_its_own_noise_whatever_the_device():
     assert abs(np.asarray(example_noise(key, np.arange(64), np.zeros((64, 8, 8, 4), np.float32))).std() - 1) < 0.02
 
 
-def test_each_device_draws_its_own_noise_inside_pmap():
+def test_devices_draw_different_noise_inside_pmap():
     def draw(like):
         first = like.shape[0] * jax.lax.axis_index("data")
         return example_noise(jax.random.key(0), first + jax.numpy.arange(like.shape[0]), like)
@@ -173,7 +177,7 @@ def test_each_device_draws_its_own_noise_inside_pmap():
 
 
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
-def test_numbers_that_stayed_on_the_host_are_refused_inside_the_loop(mode):
+def test_arrays_on_the_host_are_refused_inside_the_loop(mode):
     parallel = make_parallel(mode)
     step = parallel.compile(lambda state, batch, constants, axis_name=None: (state, batch.sum()))
     state = parallel.place_state(np.float32(0))
@@ -181,7 +185,7 @@ def test_numbers_that_stayed_on_the_host_are_refused_inside_the_loop(mode):
         step(state, np.zeros((2, 1), np.float32), {})
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
+def test_an_indivisible_batch_size_is_refused():
     with pytest.raises(TrainError, match="batch_size=3 cannot be shared evenly by 2 devices; use a multiple of 2"):
         make_parallel("pmap").check_batch_size(3)
     with pytest.raises(TrainError, match="batch_size=6 .* by 2 devices in accumulate=2 parts; use a multiple of 4"):

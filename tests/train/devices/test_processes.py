@@ -1,4 +1,4 @@
-"""Several processes that train one model: the same run as one process, stopped together, ended together."""
+"""Tests of several processes that train one model: equal to one process, stopped and ended together."""
 
 import signal
 import time
@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from flax_vae import from_pretrained
-from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.build import make_components, make_state
 from flax_vae.train.devices.parallel import make_parallel
 from flax_vae.train.loop import train
 from flax_vae.train.report.metrics_log import read_metrics
 from flax_vae.train.run.directory import RunDirectory
 from tests.train.runs import start
 
-LIMIT = 60  # seconds that survivors may take to notice that another process died
+LIMIT = 60  # seconds within which processes notice the end of another
 
 
 def finish(processes, limit=240):
-    """Exit statuses and outputs."""
+    """Waits for the processes; returns their exit statuses and outputs."""
     outputs = []
     try:
         outputs = [process.communicate(timeout=limit)[0] for process in processes]
@@ -42,7 +42,7 @@ def wait_for(path: Path, processes, limit=240):
 
 @pytest.fixture
 def recipe(small):
-    """Four photographs an update, one for each of four devices."""
+    """Returns a config with four images per update, one for each of four devices."""
     return replace(small, model=replace(small.model, ch_mult=(1,)), steps=3, log_every=1, save_every=100)
 
 
@@ -51,14 +51,14 @@ def flat(tree):
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_process_and_one_device_train(recipe, tmp_path, monkeypatch):
+def test_two_processes_equal_one(recipe, tmp_path, monkeypatch):
     runs = {}
     for name, (count, devices) in {"one process": (1, 4), "two processes": (2, 2)}.items():
         RunDirectory(tmp_path / name).begin(recipe)
         runs[name] = start(tmp_path / name, devices=devices, count=count)
     monkeypatch.setattr("flax_vae.train.loop.make_parallel", partial(make_parallel, devices=jax.devices()[:1]))
     wanted = flat(train(recipe, tmp_path / "one device").state.params)
-    moved = np.linalg.norm(wanted - flat(make_state(recipe, make_parts(recipe)).params))
+    moved = np.linalg.norm(wanted - flat(make_state(recipe, make_components(recipe)).params))
     expected = read_metrics(tmp_path / "one device" / "metrics.jsonl")
 
     for name, processes in runs.items():
@@ -69,20 +69,20 @@ def test_two_processes_train_what_one_process_and_one_device_train(recipe, tmp_p
         for ours, theirs in zip(rows, expected, strict=True):
             for score in ("loss", "l1", "kl", "grad_norm", "learning_rate"):
                 assert ours[score] == pytest.approx(theirs[score], rel=1e-4), (name, score)
-        # Where a gradient is nothing but rounding, as of a bias that a norm takes away, Adam makes a whole step of it.
+        # Adam takes full steps even for gradients that are pure rounding, such as that of a bias before a norm.
         _, params = from_pretrained(tmp_path / name / "export")
         assert np.linalg.norm(flat(params) - wanted) < 1e-2 * moved, name
     assert "4 cpu devices of 2 processes" in outputs[0]
-    assert "step" not in outputs[1]  # only the first one speaks
+    assert "step" not in outputs[1]  # only the first process prints
 
 
 @pytest.mark.slow
-def test_sigusr1_to_one_process_stops_both_and_the_death_of_one_ends_the_other(recipe, tmp_path):
+def test_a_signal_stops_both_processes_and_a_killed_one_ends_the_other(recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.begin(replace(recipe, steps=100_000, parallel="mesh", zero=True, save_every=100_000))
     both = start(run.path, devices=2, count=2)
     wait_for(run.metrics, both)
-    both[1].send_signal(signal.SIGUSR1)  # which that process passes on to itself as SIGTERM
+    both[1].send_signal(signal.SIGUSR1)  # which the process passes to its handler of SIGTERM
     statuses, outputs = finish(both)
     assert statuses == [128 + signal.SIGTERM] * 2, outputs
     (saved,) = [int(entry.name) for entry in run.checkpoints.iterdir()]
@@ -97,11 +97,11 @@ def test_sigusr1_to_one_process_stops_both_and_the_death_of_one_ends_the_other(r
     statuses, outputs = finish(both, LIMIT)
     print(f"the survivor ended {time.monotonic() - killed:.1f} s later with {statuses[0]}:\n{outputs[0]}")
     assert statuses[0] not in (0, 128 + signal.SIGTERM)
-    assert f"going on after step {saved}" in outputs[0]
+    assert f"resumed after step {saved}" in outputs[0]
 
-    # One process with one device goes on with what two with four saved in shares.
+    # One process with one device resumes from the shards of two processes with four devices.
     run.begin(replace(recipe, steps=saved + 2, parallel="mesh", zero=True))
     statuses, outputs = finish(start(run.path, devices=1))
     assert statuses == [0], outputs
-    assert f"going on after step {saved} of {saved + 2}" in outputs[0]
+    assert f"resumed after step {saved} of {saved + 2}" in outputs[0]
     assert [row["step"] for row in read_metrics(run.metrics)][-2:] == [saved + 1, saved + 2]

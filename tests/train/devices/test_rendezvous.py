@@ -1,4 +1,4 @@
-"""The meeting of processes before JAX connects them: here they are threads, and JAX's service is a few bytes."""
+"""Tests of the rendezvous before JAX connects the processes; here in threads, with a stub of JAX's service."""
 
 import contextlib
 import socket
@@ -14,7 +14,7 @@ from flax_vae.train.devices.rendezvous import meet
 from flax_vae.train.errors import TrainError
 from tests.train.runs import free_port
 
-SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # what an HTTP/2 server says first
+SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # first frame of an HTTP/2 server
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def hurry(monkeypatch):
 
 @contextlib.contextmanager
 def service(port, says=SETTINGS):
-    """Something else that listens there, and says the same to everybody."""
+    """Starts a server that sends these bytes to every client."""
     ended = threading.Event()
 
     def serve(listener):
@@ -48,7 +48,7 @@ def service(port, says=SETTINGS):
 
 
 def start(members, timeout=3.0, pause=0.0):
-    """What becomes of (count, index) pairs that start one after the other: an error's text, or None."""
+    """Starts (count, index) pairs one after another; returns the error message of each, or None."""
     port = int(free_port())
 
     def one(number, count, index):
@@ -72,25 +72,25 @@ def test_processes_meet_in_any_order(order):
     assert start([(3, index) for index in order], pause=0.2) == [None] * 3
 
 
-def test_one_alone_needs_nobody():
+def test_a_single_process_does_not_wait():
     assert start([(1, 0)]) == [None]
 
 
-def test_all_that_came_name_one_that_did_not():
+def test_all_processes_name_the_missing_one():
     errors = start([(3, 0), (3, 2)], timeout=0.5)
     assert set(errors) == {
         "process 1 of 3 did not come within 0.5 s; start every process, or wait longer for them: --join-timeout SECONDS"
     }
 
 
-def test_process_0_may_be_missing_too():
+def test_a_missing_process_0_is_named():
     (error,) = start([(2, 1)], timeout=0.5)
     assert "process 0 did not answer at 127.0.0.1:" in error
     assert "within 0.5 s" in error
 
 
 @pytest.mark.parametrize("indices", [(0, 0), (0, 1, 1), (1, 0, 1)])
-def test_an_index_started_twice_ends_all_at_once(indices):
+def test_an_index_started_twice_ends_all(indices):
     begun = time.monotonic()
     errors = start([(3, index) for index in indices], timeout=30)
     twice = max(indices, key=indices.count)
@@ -100,7 +100,7 @@ def test_an_index_started_twice_ends_all_at_once(indices):
     assert time.monotonic() - begun < 10
 
 
-def test_another_number_of_processes_ends_all():
+def test_different_numbers_of_processes_end_all():
     errors = start([(2, 0), (3, 1)])
     assert set(errors) == {"process 1 was started with processes=3, process 0 with 2; give all of them the same number"}
 
@@ -109,7 +109,7 @@ def test_another_number_of_processes_ends_all():
     "says", [b"", SETTINGS, b"SSH-2.0-OpenSSH_9.2\r\n", b"{}\n"], ids=["silent", "jax", "ssh", "{}"]
 )
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_taken_port_is_refused_and_what_listens_there_goes_on(says, index):
+def test_a_taken_port_is_refused_without_disturbing_its_owner(says, index):
     port = int(free_port())
     with service(port, says):
         with pytest.raises(TrainError, match="coordinator with a free port"):
@@ -118,7 +118,7 @@ def test_a_taken_port_is_refused_and_what_listens_there_goes_on(says, index):
             pass
 
 
-def test_a_port_that_becomes_free_is_used():
+def test_a_port_that_becomes_free_in_time_is_used():
     port = int(free_port())
 
     def old_run():
@@ -132,7 +132,7 @@ def test_a_port_that_becomes_free_is_used():
         old.result()
 
 
-def test_strangers_and_processes_that_were_started_again_do_not_count():
+def test_other_programs_and_restarted_processes_are_not_counted():
     port = int(free_port())
     with ThreadPoolExecutor() as pool:
         first = pool.submit(meet, "127.0.0.1", port, 2, 0, 5.0)
@@ -156,7 +156,7 @@ def test_strangers_and_processes_that_were_started_again_do_not_count():
             assert connection.recv(100) == b'{"go": true}\n'
 
 
-def test_process_0_that_ends_between_is_noticed():
+def test_an_early_end_of_process_0_is_noticed():
     port = int(free_port())
     with ThreadPoolExecutor() as pool:
         first = pool.submit(meet, "127.0.0.1", port, 2, 0, 5.0)
@@ -166,6 +166,6 @@ def test_process_0_that_ends_between_is_noticed():
 
 
 @pytest.mark.parametrize("address", ["localhost", ":1", "host:", "host:x", "host:0", "host:65536"])
-def test_an_address_has_a_host_and_a_port(address):
+def test_coordinator_needs_host_and_port(address):
     with pytest.raises(TrainError, match="must be HOST:PORT"):
         join_processes(address, 2, 0)

@@ -1,4 +1,4 @@
-"""A checkpoint goes on under the other way to run a step, with shared-out states or whole ones, on fewer devices."""
+"""A checkpoint can be resumed with another parallel mode, sharded or replicated, on fewer devices."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.build import make_components, make_state
 from flax_vae.train.config.schema import DataConfig, GanConfig, OptimConfig, TrainConfig
 from flax_vae.train.devices.parallel import make_parallel
 from flax_vae.train.run.checkpoints import Checkpoints
@@ -35,15 +35,15 @@ def layout(name):
 
 @cache
 def shapes(config):
-    return jax.eval_shape(partial(make_state, config, make_parts(config)))
+    return jax.eval_shape(partial(make_state, config, make_components(config)))
 
 
 @pytest.fixture(scope="module")
 def state():
-    """No two numbers alike: what is put in another place is found there."""
+    """Returns a state without equal values, so that exchanged leaves are detected."""
     leaves, structure = jax.tree.flatten(shapes(CONFIG))
     rng = np.random.default_rng(0)
-    # Second moments and variances must not be negative, nor a count be far from the truth.
+    # Second moments and variances must be positive, and counts plausible.
     draw = lambda leaf: rng.uniform(0.1, 1, leaf.shape) if leaf.ndim else np.ones(())  # noqa: E731
     return structure.unflatten([np.asarray(draw(leaf), leaf.dtype) for leaf in leaves])
 
@@ -63,7 +63,7 @@ def assert_equal(ours, theirs):
 
 
 @pytest.mark.parametrize("before", LAYOUTS)
-def test_what_is_restored_is_what_was_saved_bit_for_bit(before, state, tmp_path):
+def test_restored_state_equals_the_saved_one_bit_for_bit(before, state, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, layout(before).place_state(state), CONFIG, wait=True)
     for after in LAYOUTS:
@@ -76,21 +76,21 @@ def test_what_is_restored_is_what_was_saved_bit_for_bit(before, state, tmp_path)
     assert not any(leaf.is_fully_replicated for leaf in shared)
 
 
-def test_a_run_that_moved_goes_on_as_if_it_had_not(tmp_path):
-    config = replace(CONFIG, gan=GanConfig())  # with one, an update is in test_parallel.py
-    parts = make_parts(config)
+def test_a_run_resumes_on_other_devices_with_an_equal_update(tmp_path):
+    config = replace(CONFIG, gan=GanConfig())  # test_parallel.py has updates with a discriminator
+    components = make_components(config)
     images = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, layout("zero").place_state(make_state(config, parts)), config, wait=True)
+        checkpoints.save(1, layout("zero").place_state(make_state(config, components)), config, wait=True)
     ends = {}
     for name in ("zero", "one device"):
         parallel = layout(name)
-        step = parallel.compile(partial(train_step, parts=parts, config=config))
+        step = parallel.compile(partial(train_step, components=components, config=config))
         state, scores = step(restored(tmp_path, parallel, config), parallel.place_batch(images), {})
         ends[name] = jax.device_get((scores, state.opt_state))
     for score, value in ends["zero"][0].items():
         np.testing.assert_allclose(ends["one device"][0][score], value, rtol=1e-4, err_msg=score)
-    # Moments: Adam's first update itself is all signs, also of gradients that are nothing but rounding.
+    # Compare moments, because Adam's first update is a sign even where a gradient is pure rounding.
     size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(ends["zero"][1]) if leaf.dtype == np.float32)
     for ours, theirs in zip(*(jax.tree.leaves(end[1]) for end in ends.values()), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6 * size)

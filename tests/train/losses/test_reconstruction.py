@@ -10,7 +10,7 @@ from flax_vae.train.losses.reconstruction import kl, l1, reconstruction_loss
 rng = np.random.default_rng(0)
 
 
-def test_values_are_those_of_the_formulas():
+def test_losses_equal_their_formulas():
     x, y = rng.normal(size=(2, 3, 4, 4, 3)).astype(np.float32)
     mean, logvar = rng.normal(size=(2, 3, 2, 2, 5)).astype(np.float32)
     posterior = Posterior(jnp.array(mean), jnp.array(logvar))
@@ -24,13 +24,13 @@ def test_values_are_those_of_the_formulas():
     loss, terms = reconstruction_loss(jnp.array(x), jnp.array(y), divergence, jnp.float32(0), LossConfig(kl_weight=0.1))
     assert loss == pytest.approx(distance + 0.1 * nats / (4 * 4 * 3), rel=1e-6)
     assert terms["loss"] == loss
-    # LDM sums over the image and divides by the batch: the same, times the numbers in an image.
+    # LDM sums over the image and averages over the batch, which multiplies by the number of values of an image.
     ldm = LossConfig(kl_weight=0.1, reduction="sum")
     summed, _ = reconstruction_loss(jnp.array(x), jnp.array(y), divergence, jnp.float32(0), ldm)
     assert summed == pytest.approx(np.abs(x - y).sum() / 3 + 0.1 * nats, rel=1e-6)
 
 
-def test_every_distance_has_its_name():
+def test_each_distance_is_logged_under_its_name():
     x, y = jnp.array(rng.normal(size=(2, 2, 4, 4, 3)), jnp.float32)
     expected = {"l1": np.abs(x - y), "mse": (x - y) ** 2, "charbonnier": np.sqrt((x - y) ** 2 + 1e-6)}
     for name, each in expected.items():
@@ -39,7 +39,7 @@ def test_every_distance_has_its_name():
         assert {name: float(term) for name, term in terms.items()} == {"loss": loss, name: loss, "kl": 3}
 
 
-def test_the_perceptual_distance_is_added_to_every_value_and_the_variance_divides_both():
+def test_perceptual_distance_is_added_before_the_variance_divides():
     x, y = jnp.array(rng.normal(size=(2, 2, 4, 4, 3)), jnp.float32)
     config = LossConfig(kl_weight=0.0, lpips_weight=0.5, learn_logvar=True)
     perceptual = lambda a, b: jnp.array([0.25, 0.75])  # noqa: E731
@@ -51,12 +51,12 @@ def test_the_perceptual_distance_is_added_to_every_value_and_the_variance_divide
         reconstruction_loss(x, y, jnp.float32(0), jnp.float32(0), config)
 
 
-def test_free_bits_cost_nothing_and_push_nothing():
+def test_free_bits_have_no_gradient():
     mean = jnp.array([0.0, 0.1, 2.0], jnp.float32).reshape(1, 1, 1, 3)
     free = lambda mean: kl(Posterior(mean, jnp.zeros_like(mean)), free_bits=0.5)  # noqa: E731
     assert free(mean) == pytest.approx(0.5 + 0.5 + 2.0, rel=1e-6)
     np.testing.assert_allclose(jax.grad(free)(mean).ravel(), [0, 0, 2.0])
 
 
-def test_the_standard_normal_has_no_divergence():
+def test_standard_normal_has_zero_divergence():
     assert kl(Posterior(jnp.zeros((2, 1, 1, 3)), jnp.zeros((2, 1, 1, 3)))) == 0

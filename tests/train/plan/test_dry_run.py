@@ -9,7 +9,7 @@ import pytest
 
 from flax_vae.convert import expand, save_weights
 from flax_vae.convert.table.identification import Weights
-from flax_vae.train.build import load_start, make_parts, make_state
+from flax_vae.train.build import load_start, make_components, make_state
 from flax_vae.train.config.schema import GanConfig, TrainConfig
 from flax_vae.train.config.yaml_text import parse_yaml
 from flax_vae.train.errors import RunError
@@ -44,7 +44,7 @@ def test_the_text_is_the_configuration_and_writes_nothing(whole, tmp_path):
 
 def test_the_numbers_are_those_of_the_state(whole, tmp_path):
     rows = numbers(describe_run(whole, tmp_path))
-    state = jax.tree.map(np.asarray, make_state(whole, make_parts(whole)))
+    state = jax.tree.map(np.asarray, make_state(whole, make_components(whole)))
     assert rows["model"] == rows["that learn"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert rows["discriminator"] == pytest.approx(mib(state.discriminator) + mib(state.discriminator.params), abs=0.06)
     for name, tree in {"weights": state.params, "gradients": state.params, "optimiser": state.opt_state}.items():
@@ -64,7 +64,7 @@ def test_shared_states_are_halved_by_two_devices(whole, tmp_path):
 
 
 def test_what_a_run_would_refuse_is_refused(whole, tmp_path):
-    with pytest.raises(RunError, match="start_from='nowhere' cannot be begun with"):
+    with pytest.raises(RunError, match="start_from='nowhere' cannot be loaded"):
         describe_run(replace(whole, start_from="nowhere"), tmp_path)
     RunDirectory(tmp_path).begin(whole)
     other = replace(whole, model=replace(whole.model, z_channels=5))
@@ -87,5 +87,5 @@ def test_a_run_begun_before_says_what_changed_and_where_it_goes_on(whole, tmp_pa
     RunDirectory(tmp_path).begin(whole)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     text = describe_run(replace(whole, seed=3), tmp_path)
-    assert "# changed since this run began: seed: 0 -> 3, data: unknown before, because there is no data.json\n" in text
+    assert "# changed since this run began: seed: 0 -> 3, data: unknown, because data.json is missing\n" in text
     assert f"{tmp_path / 'checkpoints' / '5'}, if it is whole" in text

@@ -1,4 +1,4 @@
-"""The report on a run: that nothing of the run is lost on the way, and that nothing in it can break the page."""
+"""Tests of the report: it shows everything of the run, and no name or value breaks the page."""
 
 import base64
 import html
@@ -22,7 +22,7 @@ VOID = {"meta", "input", "img", "line", "circle", "polyline"}
 
 
 class Page(HTMLParser):
-    """Every element and all text; fails where tags do not match."""
+    """Collects elements and texts; fails if tags do not match."""
 
     def __init__(self, text):
         super().__init__()
@@ -50,7 +50,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run(tmp_path, small):
-    """A run of which 8 of 10 steps are done."""
+    """Returns a run with 8 of 10 steps done."""
     run = RunDirectory(tmp_path / "a run")
     run.begin(small)
     rows = [
@@ -72,7 +72,7 @@ def run(tmp_path, small):
     return run
 
 
-def test_the_page_is_whole_and_fetches_nothing(run):
+def test_page_is_complete_and_loads_no_other_file(run):
     path = write_report(run.path)
     assert path == run.path / "report.html"
     text = path.read_text(encoding="utf-8")
@@ -88,22 +88,22 @@ def test_the_page_is_whole_and_fetches_nothing(run):
     ]
 
 
-def test_the_page_says_how_far_how_good_and_what(run, small):
+def test_page_shows_progress_scores_and_settings(run, small):
     page = Page(write_report(run.path).read_text(encoding="utf-8"))
     text = " ".join(page.texts)
     assert page.texts.count("a run") == 2  # title and heading
     assert "step 8 of 10" in text
-    scores = dict(reversed(list(itertools.pairwise(page.texts))))  # the first of each name
+    scores = dict(reversed(list(itertools.pairwise(page.texts))))  # the first value of each name
     assert scores["PSNR"] == "21.25"
     assert scores["LPIPS"] == "0.1250"
-    assert scores["Loss"] == f"{1 / 7:.4g}"  # the last that is a number
+    assert scores["Loss"] == f"{1 / 7:.4g}"  # the last finite value
     assert scores["Speed, median"] == "15"
     assert scores["Parameters"] == f"{sum(math.prod(row.shape) for row in expand(small.model)) / 1e6:.1f}"
     for name, value in small.to_dict()["optim"].items():
         assert scores[name] == (value if isinstance(value, str) else json.dumps(value))
 
 
-def test_every_numeric_column_is_drawn_and_odd_names_do_no_harm(run):
+def test_all_numeric_columns_are_drawn_and_names_escaped(run):
     text = write_report(run.path).read_text(encoding="utf-8")
     labels = [attrs["aria-label"] for attrs in Page(text).of("svg")]
     names = [name for shown in labels for name in shown.split(" over steps")[0].split(", ")]
@@ -114,7 +114,7 @@ def test_every_numeric_column_is_drawn_and_odd_names_do_no_harm(run):
     assert "<odd" not in text
 
 
-def test_curves_are_drawn_where_their_points_lie(run):
+def test_curves_are_drawn_at_their_points(run):
     page = Page(write_report(run.path).read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()[:-1]]
     loss, l1 = chart([Series(name, [(row["step"], row[name]) for row in rows]) for name in ("loss", "l1")]).curves
@@ -124,7 +124,7 @@ def test_curves_are_drawn_where_their_points_lie(run):
     assert dots[: len(loss.dots + l1.dots)] == loss.dots + l1.dots
 
 
-def test_numbers_at_the_ends_of_floats_are_drawn_or_left_out(run):
+def test_extreme_values_are_drawn_or_left_out(run):
     values = [5e-324, 1e-300, 0.0, 1.0, 1e16, 1e16 + 2, 1.7e308, -1.7e308]
     for first, second in itertools.product(values, repeat=2):
         rows = [{"step": 1, "loss": first, "kl": 1.0}, {"step": 2, "loss": second}, {"step": 2**53 - 1, "loss": 1.0}]
@@ -135,7 +135,7 @@ def test_numbers_at_the_ends_of_floats_are_drawn_or_left_out(run):
     assert "step 1 of 10" in write_report(run.path).read_text(encoding="utf-8")
 
 
-def test_samples_are_embedded_as_they_are_and_the_last_is_shown(run):
+def test_samples_are_embedded_and_the_last_is_shown(run):
     page = Page(write_report(run.path).read_text(encoding="utf-8"))
     embedded = [base64.b64decode(image["src"].split(",")[1]) for image in page.of("img")]
     assert embedded == [path.read_bytes() for path in sorted(run.samples.iterdir())]
@@ -143,7 +143,7 @@ def test_samples_are_embedded_as_they_are_and_the_last_is_shown(run):
     assert any("PSNR 21.25 dB" in text and "step 8" in text for text in page.texts)
 
 
-def test_of_many_samples_the_first_the_last_and_some_between_are_kept(run):
+def test_many_samples_are_thinned_out(run):
     for step in range(100, 121):
         Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(run.samples / f"step_{step:07}.png")
     images = Page(write_report(run.path).read_text(encoding="utf-8")).of("img")
@@ -151,14 +151,14 @@ def test_of_many_samples_the_first_the_last_and_some_between_are_kept(run):
     assert len(images) == 8
 
 
-def test_a_run_that_has_only_begun_has_a_report(tmp_path, small):
+def test_a_run_without_metrics_has_a_report(tmp_path, small):
     RunDirectory(tmp_path / "new").begin(small)
     page = Page(write_report(tmp_path / "new").read_text(encoding="utf-8"))
     assert page.of("svg") == page.of("img") == []
     assert any("step 0 of 10" in text for text in page.texts)
 
 
-def test_a_name_is_text(tmp_path, small):
+def test_a_name_is_escaped(tmp_path, small):
     name = "<b>&amp;"
     RunDirectory(tmp_path / name).begin(small)
     text = write_report(tmp_path / name).read_text(encoding="utf-8")
@@ -167,7 +167,7 @@ def test_a_name_is_text(tmp_path, small):
     assert "<b>&amp;" not in text.replace("&lt;b&gt;", "")
 
 
-def test_what_is_no_run_has_no_report(tmp_path):
+def test_a_directory_without_a_run_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RunError, match="holds no run"):
             write_report(path)
@@ -176,7 +176,7 @@ def test_what_is_no_run_has_no_report(tmp_path):
 # -------------------------------------------------------------------------------------------------------------- curves
 
 
-def test_points_lie_where_the_ticks_say():
+def test_points_agree_with_the_ticks():
     drawn = chart([Series("x", [(0, 0.0), (50, 2.5), (100, 10.0)])])
     ((first, middle, last),) = drawn.curves[0].lines
     ticks = {text: y for y, text in drawn.y_ticks}
@@ -187,25 +187,25 @@ def test_points_lie_where_the_ticks_say():
     assert middle[0] == pytest.approx((first[0] + last[0]) / 2, abs=0.1)
 
 
-def test_a_logarithmic_axis_makes_equal_factors_equal_distances():
+def test_logarithmic_axis_maps_equal_factors_to_equal_distances():
     points = [(0, 1000.0), (1, 10.0), (2, 0.1)]
     ((first, middle, last),) = chart([Series("x", points)], may_log=True).curves[0].lines
     assert middle[1] - first[1] == pytest.approx(last[1] - middle[1], abs=0.2)
     ((first, middle, last),) = chart([Series("x", points)]).curves[0].lines
     assert last[1] - middle[1] < 0.02 * (middle[1] - first[1])
-    zero = [*points, (3, 0.0)]  # has no logarithm
+    zero = [*points, (3, 0.0)]  # zero has no logarithm
     assert chart([Series("x", zero)], may_log=True) == chart([Series("x", zero)])
 
 
-def test_gaps_stay_gaps_and_empty_curves_are_left_out():
+def test_gaps_stay_and_empty_curves_are_left_out():
     holes = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 2.0), (4, math.inf)]
     (curve,) = chart([Series("empty", [(0, math.nan)]), Series("x", holes)]).curves
     assert curve.name == "x" and [len(line) for line in curve.lines] == [2, 1]
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="no curve has a finite value"):
         chart([Series("empty", [(0, math.nan)])])
 
 
-def test_long_curves_keep_their_spikes_and_are_smoothed():
+def test_long_curves_are_smoothed_and_keep_their_spikes():
     rng = np.random.default_rng(0)
     values = 5 + rng.normal(size=10_000)
     values[4321] = 50.0
@@ -213,7 +213,7 @@ def test_long_curves_keep_their_spikes_and_are_smoothed():
     (noisy,), (smooth,) = curve.noisy, curve.lines
     assert len(noisy) <= 400
     assert len(smooth) <= 400
-    assert min(y for _, y in noisy) == pytest.approx(16, abs=0.1)  # 50 is the last tick: the top
+    assert min(y for _, y in noisy) == pytest.approx(16, abs=0.1)  # the last tick, 50, is at the top
     assert np.std([y for _, y in smooth][20:]) < 0.1 * np.std([y for _, y in noisy])
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in noisy + smooth)
     steps = [x for x, _ in noisy]
@@ -223,7 +223,7 @@ def test_long_curves_keep_their_spikes_and_are_smoothed():
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 1), (-3.2, 17), (0.00012, 0.00013), (5, 5), (0, 0), (99_900, 100_100), (-1e-9, 1e9)]
 )
-def test_linear_ticks_are_round_and_hold_everything(low, high):
+def test_linear_ticks_are_round_and_enclose_the_values(low, high):
     ticks = linear_ticks(low, high)
     gap = ticks[1] - ticks[0]
     assert ticks[0] <= low + 1e-9 * gap
@@ -236,7 +236,7 @@ def test_linear_ticks_are_round_and_hold_everything(low, high):
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 20), (0.003, 0.9), (1e-8, 1e8), (10, 1000), (2, 50)])
-def test_log_ticks_hold_everything(low, high):
+def test_log_ticks_enclose_the_values(low, high):
     ticks = log_ticks(low, high)
     assert ticks == sorted(set(ticks))
     assert ticks[0] <= low

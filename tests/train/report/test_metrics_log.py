@@ -9,7 +9,7 @@ from flax_vae.train.report.metrics_lines import read_lines, to_line
 from flax_vae.train.report.metrics_log import Metrics, Reporter, read_metrics
 
 
-def test_what_lies_beyond_the_checkpoint_is_cut_off_and_so_is_half_a_line(tmp_path):
+def test_rows_after_the_checkpoint_and_an_unfinished_line_are_removed(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 5, "loss": 1.0}\n{"step": 10, "loss": 0.5}\n{"step": 15, "lo')
     metrics = Metrics(path, resumed_step=5)
@@ -36,11 +36,11 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_lines_are_kept_beside_the_others_and_said_once(tmp_path, damage):
+def test_damaged_lines_are_set_aside_and_reported_once(tmp_path, damage):
     path = tmp_path / "metrics.jsonl"
     lines = DAMAGE[damage]([to_line(row).rstrip().encode() for row in ROWS])
     path.write_bytes(b"\n".join(lines) + b"\n")
-    assert all(row in ROWS for row in read_metrics(path))  # what only looks is not stopped, and changes nothing
+    assert all(row in ROWS for row in read_metrics(path))  # reading neither fails nor changes the file
     metrics = Metrics(path, resumed_step=10)
     kept = read_metrics(path)
     assert kept == [row for row in ROWS[:2] if row in kept]
@@ -56,7 +56,7 @@ def test_damaged_lines_are_kept_beside_the_others_and_said_once(tmp_path, damage
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes().splitlines() == aside
 
 
-def test_rows_out_of_order_are_sorted_and_zeros_of_a_power_cut_pass(tmp_path):
+def test_rows_are_sorted_and_zeros_of_a_power_failure_ignored(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [to_line(row).encode() for row in ROWS]
     path.write_bytes(lines[2] + lines[0] + bytes(4096) + lines[1] + bytes(4096))
@@ -64,7 +64,7 @@ def test_rows_out_of_order_are_sorted_and_zeros_of_a_power_cut_pass(tmp_path):
     assert (read_metrics(path), metrics.problems) == (ROWS, [])
 
 
-def test_half_a_line_about_a_step_that_is_done_is_kept(tmp_path):
+def test_an_unfinished_line_of_an_earlier_step_is_set_aside(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [to_line(row) for row in ROWS]
     path.write_text(lines[0] + lines[1][:30])
@@ -74,20 +74,20 @@ def test_half_a_line_about_a_step_that_is_done_is_kept(tmp_path):
     assert len(metrics.problems) == 1
 
 
-def test_a_last_line_without_its_end_is_a_row_if_it_is_whole(tmp_path):
+def test_a_last_line_without_newline_is_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(map(to_line, ROWS)).rstrip())
     assert Metrics(path, resumed_step=15).problems == []
     assert read_metrics(path) == ROWS
 
 
-def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
+def test_a_folder_instead_of_the_file_is_refused(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(RunError, match="metrics.jsonl cannot be read .*; move it away"):
         Metrics(tmp_path / "metrics.jsonl", resumed_step=0)
 
 
-def test_no_flipped_bit_changes_a_number(tmp_path):
+def test_flipped_bits_never_change_a_value(tmp_path):
     path, rng = tmp_path / "metrics.jsonl", random.Random(0)
     whole = b"".join(to_line(row).encode() for row in ROWS)
     outcome = Counter()
@@ -108,7 +108,7 @@ def test_no_flipped_bit_changes_a_number(tmp_path):
     assert outcome["found"] > 200
 
 
-def test_numbers_that_are_not_finite_are_left_out_of_the_line(tmp_path):
+def test_values_that_are_not_finite_are_left_out(tmp_path):
     metrics = Metrics(tmp_path / "metrics.jsonl", resumed_step=0)
     metrics.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "skipped": 1})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "skipped": 1}]
@@ -126,7 +126,7 @@ def test_only_the_first_process_writes(tmp_path, capsys):
 SCORES = {"loss": 0.1234567, "kl": 3.0, "images_per_second": 5.0}
 
 
-def test_plain_lines_where_there_is_no_terminal(capsys):
+def test_plain_lines_without_a_terminal(capsys):
     with Reporter(0, 100) as reporter:
         reporter.advance(1)
         reporter.advance(10)
@@ -138,7 +138,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     assert "\x1b" not in out
 
 
-def test_the_time_left_is_that_of_updates_and_not_of_the_compiler(capsys, monkeypatch):
+def test_remaining_time_excludes_compilation(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("flax_vae.train.report.metrics_log.time.monotonic", lambda: now[0])
     with Reporter(20, 100) as reporter:
@@ -152,7 +152,7 @@ def test_the_time_left_is_that_of_updates_and_not_of_the_compiler(capsys, monkey
     ]  # fmt: skip
 
 
-def test_a_bar_on_a_terminal(capsys, monkeypatch):
+def test_a_progress_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     with Reporter(0, 100) as reporter:

@@ -11,7 +11,7 @@ from flax_vae.train.report.tensorboard import TensorBoard
 
 
 def read_events(path):
-    """The records of an event file: length, its checksum, data, their checksum."""
+    """Returns the records of an event file: length, its checksum, data, their checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     content, events = path.read_bytes(), []
@@ -23,7 +23,7 @@ def read_events(path):
 
 
 def shown(folder):
-    """What TensorBoard shows: a file that starts at a step voids what older ones hold from there on."""
+    """Returns what TensorBoard shows; a file that starts at a step purges later events of older files."""
     from tensorboardX.proto.event_pb2 import SessionLog
 
     points = []
@@ -35,10 +35,10 @@ def shown(folder):
     return points
 
 
-def test_no_step_is_shown_twice_after_a_resumption(tmp_path):
+def test_no_step_is_shown_twice_after_resuming(tmp_path):
     pytest.importorskip("tensorboardX")
     with TensorBoard(tmp_path, 0) as board:
-        for step in (5, 10, 15):  # the checkpoint is of step 10, then the run is killed
+        for step in (5, 10, 15):  # the checkpoint is at step 10; then the run is killed
             board.scalars(step, {"loss": 1.0 / step, "held_out/psnr": float("inf")})
     with TensorBoard(tmp_path, 10) as board:
         for step in (15, 20):
@@ -59,7 +59,7 @@ def test_pictures_keep_their_pixels(tmp_path):
     np.testing.assert_array_equal(Image.open(io.BytesIO(value.image.encoded_image_string)), pixels)
 
 
-def test_what_is_missing_is_named(tmp_path, monkeypatch):
+def test_a_missing_tensorboardx_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(RunError, match=r"pip install .*\[tensorboard\]"):
         TensorBoard(tmp_path, 0)

@@ -1,4 +1,4 @@
-"""Fault, what happens, nothing lost: what a disk, a full one, a killed process and a person do to checkpoints."""
+"""Tests of checkpoints: damage, full disks, killed processes, retention."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ RUN = TrainConfig(model=PRESETS["tiny"])
 
 
 def make_state(step, size=96):
-    """A pure function of the step, so that what is restored can be compared with what was saved at it."""
+    """Returns a state that is a pure function of the step."""
     rng = np.random.default_rng(step)
     kernel = jnp.asarray(rng.standard_normal((size, 8)), jnp.float32)
     return {
@@ -60,7 +60,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def kept(saved, tmp_path):
-    """A copy of two checkpoints, of steps 5 and 10."""
+    """Returns a copy of the checkpoints of steps 5 and 10."""
     return Path(shutil.copytree(saved, tmp_path / "checkpoints"))
 
 
@@ -79,20 +79,20 @@ def flip(path, where):
 
 
 def recover(kept):
-    """What a new start finds: the step, its state and the sentences about the others."""
+    """Returns what a new start finds: step, state and problems."""
     with Checkpoints(kept) as checkpoints:
         step = checkpoints.newest_good()
         return step, checkpoints.restore(step, like(make_state(0))), checkpoints.problems
 
 
-def test_what_was_saved_comes_back_from_the_newest_step(kept):
+def test_newest_step_is_restored(kept):
     step, state, problems = recover(kept)
     assert (step, problems) == (10, [])
     assert_is_of(10, state)
     assert names(kept) == ["10", "5"]
 
 
-def test_the_manifest_knows_every_file_but_itself_and_the_mark_of_the_end(kept):
+def test_manifest_lists_all_other_files(kept):
     manifest = read_manifest(kept / "10")
     assert manifest is not None
     expected = {path.relative_to(kept / "10").as_posix() for path in files_of(kept / "10")}
@@ -101,8 +101,8 @@ def test_the_manifest_knows_every_file_but_itself_and_the_mark_of_the_end(kept):
     assert manifest.scores == {"psnr": 30.0}
 
 
-def test_every_flipped_bit_is_found(kept):
-    """Three places in every file of a step; nothing is restored here, which makes it cheap."""
+def test_flipped_bits_are_detected(kept):
+    """Flips a bit at three places of every file; nothing is restored, which is fast."""
     missed = []
     for path in files_of(kept / "10"):
         before = path.read_bytes()
@@ -111,7 +111,7 @@ def test_every_flipped_bit_is_found(kept):
             if find_damage(kept / "10") is None:
                 missed.append((path.name, where, before))
             path.write_bytes(before)
-    # The content of this mark, which orbax writes last, means nothing; nor does the time that it adds to its metadata.
+    # Orbax writes this file last; its content and the time in its metadata do not matter.
     assert {name for name, _, _ in missed} <= {"commit_success.txt", "_CHECKPOINT_METADATA"}
     for _, where, before in [miss for miss in missed if miss[0] == "_CHECKPOINT_METADATA"]:
         assert before.index(b"commit_timestamp_nsecs") < where * len(before)
@@ -150,7 +150,7 @@ def into_a_folder(path):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_step_before_is_used_and_the_damaged_one_is_kept(kept, fault):
+def test_damaged_step_is_set_aside_and_an_older_one_used(kept, fault):
     damage, sentence = FAULTS[fault]
     damage(kept / "10")
     left = len(files_of(kept / "10"))
@@ -166,7 +166,7 @@ def test_the_step_before_is_used_and_the_damaged_one_is_kept(kept, fault):
     assert problem.endswith(f"it is now called {aside}")
 
 
-def test_a_run_goes_on_over_the_step_that_was_damaged(kept):
+def test_a_damaged_step_is_written_again(kept):
     for count in (1, 2):
         flip(largest(kept / "10"), 0.5)
         with Checkpoints(kept) as checkpoints:
@@ -179,7 +179,7 @@ def test_a_run_goes_on_over_the_step_that_was_damaged(kept):
     assert_is_of(10, state)
 
 
-def test_if_all_are_damaged_all_are_named_and_none_is_touched(kept):
+def test_if_all_steps_are_damaged_none_is_renamed(kept):
     flip(largest(kept / "5"), 0.5)
     (kept / "10" / MANIFEST).unlink()
     for _ in range(2):
@@ -192,14 +192,14 @@ def test_if_all_are_damaged_all_are_named_and_none_is_touched(kept):
         assert names(kept) == ["10", "5"]
 
 
-def test_a_step_without_a_manifest_can_be_accepted_by_hand(kept):
+def test_a_step_without_manifest_can_be_accepted(kept):
     shutil.rmtree(kept / "5")
     (kept / "10" / MANIFEST).unlink()
     write_manifest(kept / "10")
     assert recover(kept)[0] == 10
 
 
-def test_a_step_under_the_number_of_another_is_found(kept):
+def test_a_renamed_step_is_detected(kept):
     shutil.copytree(kept / "5", kept / "12")
     step, state, problems = recover(kept)
     assert step == 10
@@ -211,7 +211,7 @@ def test_a_step_under_the_number_of_another_is_found(kept):
     )
 
 
-def test_two_steps_that_changed_their_numbers_are_both_found(kept):
+def test_two_exchanged_steps_are_detected(kept):
     for before, after in (("5", "x"), ("10", "5"), ("x", "10")):
         (kept / before).rename(kept / after)
     with Checkpoints(kept) as checkpoints, pytest.raises(RunError) as refused:
@@ -220,7 +220,7 @@ def test_two_steps_that_changed_their_numbers_are_both_found(kept):
     assert "is that of step 10" in str(refused.value)
 
 
-def test_a_manifest_without_a_number_is_of_an_earlier_version_and_said_to_be(kept):
+def test_a_manifest_without_a_step_is_reported_as_old(kept):
     content = json.loads((kept / "10" / MANIFEST).read_bytes())
     assert content.pop("step") == 10
     content["sha256"] = digest_of({name: value for name, value in content.items() if name != "sha256"})
@@ -231,7 +231,7 @@ def test_a_manifest_without_a_number_is_of_an_earlier_version_and_said_to_be(kep
     assert len(problems) == 1 and "does not hold the number of the step" in problems[0]
 
 
-def test_a_manifest_that_is_nested_deeply_or_leads_away_is_damaged(kept):
+def test_a_deeply_nested_manifest_or_a_foreign_path_is_damage(kept):
     (kept / "10" / MANIFEST).write_text("[" * 100_000)
     assert find_damage(kept / "10") == "manifest.json is damaged (it is nested too deeply)"
     content = {"format": 1, "step": 10, "files": {"../5/manifest.json": "0"}, "scores": {}}
@@ -239,14 +239,14 @@ def test_a_manifest_that_is_nested_deeply_or_leads_away_is_damaged(kept):
     assert find_damage(kept / "10") == "../5/manifest.json cannot be read (its name leads out of the folder)"
 
 
-def test_without_any_step_a_run_begins(tmp_path):
+def test_a_run_without_steps_starts_from_scratch(tmp_path):
     with Checkpoints(tmp_path / "none") as checkpoints:
         assert checkpoints.newest_good() is None
         assert (checkpoints.latest_step, checkpoints.best_step, checkpoints.problems) == (None, None, [])
     assert not (tmp_path / "none").exists()
 
 
-def test_strangers_in_the_folder_stay_and_do_no_harm(kept):
+def test_other_files_in_the_folder_are_ignored(kept):
     (kept / "notes.txt").write_text("mine")
     (kept / "12").write_text("a file")
     (kept / "007").mkdir()
@@ -278,13 +278,13 @@ def with_average(state):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (in_float32, r"params/bias is bfloat16\[8\] there and float32\[8\] here"),
-        (shorter, r"params/kernel is float32\[96, 8\] there and float32\[5, 8\] here"),
-        (without_bias, r"params/bias is bfloat16\[8\] there and not here"),
-        (with_average, r"ema is not there and float32\[96, 8\] here"),
+        (in_float32, r"params/bias is bfloat16\[8\] in the checkpoint and float32\[8\] in this run"),
+        (shorter, r"params/kernel is float32\[96, 8\] in the checkpoint and float32\[5, 8\] in this run"),
+        (without_bias, r"params/bias is bfloat16\[8\] in the checkpoint and missing in this run"),
+        (with_average, r"ema is missing in the checkpoint and float32\[96, 8\] in this run"),
     ],
 )
-def test_other_leaves_than_the_stored_ones_are_refused_and_left_as_they_are(kept, change, sentence):
+def test_a_state_that_differs_from_the_stored_one_is_refused(kept, change, sentence):
     state = make_state(10)
     change(state)
     with Checkpoints(kept) as checkpoints, pytest.raises(RunError, match=sentence) as refused:
@@ -294,7 +294,7 @@ def test_other_leaves_than_the_stored_ones_are_refused_and_left_as_they_are(kept
 
 
 @pytest.mark.parametrize("leaf", [np.zeros(3), np.arange(3), np.float32(1), np.int64(1)], ids=repr)
-def test_what_could_not_be_restored_is_not_saved(tmp_path, leaf):
+def test_leaves_that_cannot_be_restored_are_not_saved(tmp_path, leaf):
     with (
         Checkpoints(tmp_path) as checkpoints,
         pytest.raises(RunError, match=r"params/count of the state is a numpy.* make it a jax array"),
@@ -303,7 +303,7 @@ def test_what_could_not_be_restored_is_not_saved(tmp_path, leaf):
     assert names(tmp_path) == []
 
 
-def test_a_step_is_verified_even_if_nobody_asked_for_the_newest_good_one(kept):
+def test_restore_verifies_any_step(kept):
     flip(largest(kept / "5"), 0.5)
     with Checkpoints(kept) as checkpoints:
         with pytest.raises(RunError, match="5 cannot be restored: .* has changed"):
@@ -326,15 +326,15 @@ SCORES = {1: 20.0, 2: 25.0, 3: 25.0, 4: float("nan"), 5: None, 6: 22.0}
         (3, ("lpips", "min"), [4, 5, 6]),
     ],
 )
-def test_the_last_ones_and_the_best_one_stay(tmp_path, keep, best, left):
-    for half in ([1, 2, 3], [4, 5, 6]):  # the second start knows the scores from the manifests
+def test_latest_and_best_steps_are_kept(tmp_path, keep, best, left):
+    for half in ([1, 2, 3], [4, 5, 6]):  # the second start reads the scores from the manifests
         with Checkpoints(tmp_path, keep=keep, best=best) as checkpoints:
             newest = checkpoints.newest_good()
             assert newest == (half[0] - 1 or None)
             for step in half:
                 scores = {"psnr": SCORES[step]} if SCORES[step] is not None else None
                 checkpoints.save(step, make_state(step), RUN, scores=scores)
-            checkpoints.save(half[-1], make_state(half[-1]), RUN, wait=True)  # again: waits, writes nothing
+            checkpoints.save(half[-1], make_state(half[-1]), RUN, wait=True)  # the step exists, so this only waits
             assert names(tmp_path)[-1] == str(half[-1])
     assert names(tmp_path) == [str(step) for step in left]
     with Checkpoints(tmp_path, keep=keep, best=best) as checkpoints:
@@ -344,13 +344,13 @@ def test_the_last_ones_and_the_best_one_stay(tmp_path, keep, best, left):
             assert_is_of(left[0], checkpoints.restore(left[0], like(make_state(0))))
 
 
-SKIPPED = {1: 0, 2: 0, 3: 0, 4: 1, 5: 2, 6: 3, 7: 4}  # from the fourth on every update is left out
+SKIPPED = {1: 0, 2: 0, 3: 0, 4: 1, 5: 2, 6: 3, 7: 4}  # every update from the fourth on is skipped
 
 
 @pytest.mark.parametrize(("keep", "best", "left"), [(1, None, [2, 7]), (3, None, [2, 5, 6, 7]), (1, "psnr", [1, 2, 7])])
-def test_a_divergence_never_pushes_the_last_good_checkpoint_out(tmp_path, keep, best, left):
-    """The third may be the fault: no update after it was finite.  That of the second gave the third."""
-    for half in ([1, 2, 3, 4], [5, 6, 7]):  # the second start knows the counts from the manifests
+def test_a_divergence_keeps_the_last_good_checkpoint(tmp_path, keep, best, left):
+    """The third step may have diverged, since no later update was finite; the second has not."""
+    for half in ([1, 2, 3, 4], [5, 6, 7]):  # the second start reads the counts from the manifests
         with Checkpoints(tmp_path, keep=keep, best=best and (best, "max")) as checkpoints:
             checkpoints.newest_good()
             for step in half:
@@ -367,36 +367,36 @@ def test_a_divergence_never_pushes_the_last_good_checkpoint_out(tmp_path, keep, 
     assert names(tmp_path)[-1].startswith("diverged-") and "3" in names(tmp_path)
 
 
-def test_without_a_divergence_no_more_are_kept_than_asked_for(tmp_path):
+def test_without_divergence_only_the_latest_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 3, 4):
             checkpoints.save(step, make_state(step), RUN, scores={"skipped": 1})
     assert names(tmp_path) == ["3", "4"]
 
 
-def test_none_to_keep_is_refused(tmp_path):
+def test_keep_zero_is_refused(tmp_path):
     with pytest.raises(RunError, match="keep=0 .* at least 1"):
         Checkpoints(tmp_path, keep=0)
 
 
-def test_an_earlier_step_than_the_newest_is_an_error_and_not_silence(kept):
+def test_saving_an_earlier_step_is_an_error(kept):
     with Checkpoints(kept) as checkpoints, pytest.raises(RunError, match="no checkpoint of step 7 .*holds step 10"):
         checkpoints.save(7, make_state(7), RUN)
 
 
 @pytest.fixture
 def small_files_only():
-    """No file can grow beyond 64 KiB, which orbax meets as it would meet a full disk: the write fails midway."""
+    """Limits files to 64 KiB, so that writes fail midway as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_takes_no_more_is_told_of_and_older_steps_are_whole(kept, small_files_only):
+def test_a_full_disk_is_reported_and_older_steps_stay_intact(kept, small_files_only):
     with Checkpoints(kept, keep=1) as checkpoints:
         with pytest.raises(RunError, match="no checkpoint of step 15 .*File too large"):
-            # One array alone: of several that fail, orbax awaits the first, and Python complains of the others.
+            # One array only; if several fail, orbax awaits the first, and Python warns about the others.
             checkpoints.save(15, {"kernel": make_state(15, size=1 << 14)["params"]["kernel"]}, RUN, wait=True)
         small_files_only()
         assert checkpoints.newest_good() == 10
@@ -433,8 +433,8 @@ for index, fault in enumerate(["full", "deleted"] * 3):
 """
 
 
-def test_a_command_whose_checkpoint_cannot_be_written_says_so_once_and_prints_no_traceback(tmp_path):
-    """Of a hundred arrays that fail together, orbax raises for one and its libraries report the others."""
+def test_a_failed_save_prints_one_line(tmp_path):
+    """If a hundred arrays fail, orbax raises for one and its libraries report the others."""
     command = [sys.executable, "-c", FAILURES, tmp_path]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
@@ -443,11 +443,11 @@ def test_a_command_whose_checkpoint_cannot_be_written_says_so_once_and_prints_no
     assert all("no checkpoint of step 5 (" in line and len(line) < 500 for line in lines), done.stdout
 
 
-def test_the_clock_of_the_day_may_be_set_forward_while_a_step_is_written(kept, monkeypatch):
+def test_a_clock_set_forward_does_not_abort_a_save(kept, monkeypatch):
     calls, now = itertools.count(), time.time
 
     def jumping():
-        saving = threading.current_thread().name == "async_save"  # orbax waits in it for what is being written
+        saving = threading.current_thread().name == "async_save"  # the thread in which orbax waits for the write
         return now() + (86_400 * next(calls) if saving else 0)
 
     monkeypatch.setattr(time, "time", jumping)
@@ -457,7 +457,7 @@ def test_the_clock_of_the_day_may_be_set_forward_while_a_step_is_written(kept, m
     assert_is_of(15, recover(kept)[1])
 
 
-def test_a_manifest_that_cannot_be_written_makes_no_step(kept, monkeypatch):
+def test_without_its_manifest_no_step_is_complete(kept, monkeypatch):
     def full(step, scores, number):
         raise OSError(28, "No space left on device")
 
@@ -479,7 +479,7 @@ from tests.train.run.test_checkpoints import RUN, assert_is_of, like, make_state
 from flax_vae.train.run.checkpoints import Checkpoints
 
 folder, rng, found = Path(sys.argv[1]), random.Random(0), []
-torn = 0  # lives that ended with a half-written step
+torn = 0  # processes that ended with an incomplete step
 
 
 def live(told):
@@ -491,12 +491,12 @@ def live(told):
         os.write(told, first.to_bytes(4, "big"))
         for step in range(first + 1, 10**6):
             checkpoints.save(step, make_state(step, SIZE), RUN)
-            os.write(told, b"-")  # so the step before it is complete
+            os.write(told, b"-")  # the previous step is complete
 
 
 for _ in range(int(sys.argv[2])):
     hear, told = os.pipe()
-    pid = os.fork()  # before JAX has a device, so that each life has its own
+    pid = os.fork()  # before JAX initialises its devices
     if pid == 0:
         try:
             live(told)
@@ -506,7 +506,7 @@ for _ in range(int(sys.argv[2])):
     found.append(int.from_bytes(os.read(hear, 4), "big"))
     os.read(hear, 1)
     times = [time.monotonic() for _ in range(2) if os.read(hear, 1)]
-    time.sleep(rng.uniform(0, times[1] - times[0]))  # any moment of a save, on a fast machine as on a slow one
+    time.sleep(rng.uniform(0, times[1] - times[0]))  # a random moment of a save on any machine
     os.close(hear)
     os.kill(pid, signal.SIGKILL)
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "a life ended by itself"
@@ -515,13 +515,13 @@ print(json.dumps([found, torn]))
 """.replace("SIZE", str(1 << 15))  # a megabyte
 
 
-def test_a_process_killed_at_any_moment_of_saving_leaves_a_whole_step(tmp_path):
+def test_a_process_killed_while_saving_leaves_a_complete_step(tmp_path):
     root = Path(__file__).parents[3]
     command = [sys.executable, "-W", "ignore::RuntimeWarning", "-c", LIVES, tmp_path, "10"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found, torn = json.loads(done.stdout)
     assert found[0] == 0
-    assert all(later - earlier >= 2 for earlier, later in itertools.pairwise(found)), found  # of three begun
+    assert all(later - earlier >= 2 for earlier, later in itertools.pairwise(found)), found  # of three started
     assert torn
     assert not [name for name in names(tmp_path) if name.startswith(("corrupt", "unverified"))]

@@ -1,4 +1,4 @@
-"""The export of a run and its last checkpoint: one model, whatever reads them."""
+"""The export of a run equals its last checkpoint."""
 
 import json
 from dataclasses import replace
@@ -17,14 +17,14 @@ from flax_vae.train.loop import train
 
 @pytest.fixture(scope="module", params=[0.9, 0.0], ids=["average", "no average"])
 def run(small, request, tmp_path_factory):
-    """A run of four steps: its directory and its last state."""
+    """Returns the directory and the last state of a run of four steps."""
     workdir = tmp_path_factory.mktemp("run")
     optim = replace(small.optim, ema_decay=request.param)
     config = replace(small, optim=optim, steps=4, save_every=2, log_every=2)
     return workdir, config, train(config, workdir).state
 
 
-def test_a_checkpoint_converted_for_diffusers_is_the_export_bit_for_bit(run, tmp_path):
+def test_a_checkpoint_converted_for_diffusers_equals_the_export_bit_for_bit(run, tmp_path):
     workdir, _, _ = run
     sources = {"checkpoint": workdir / "checkpoints" / "4", "export": workdir / "export", "run": workdir}
     for name, source in sources.items():
@@ -36,7 +36,7 @@ def test_a_checkpoint_converted_for_diffusers_is_the_export_bit_for_bit(run, tmp
     assert len(read_tensors(tmp_path / "checkpoint" / DIFFUSERS_WEIGHTS)) > 50
 
 
-def test_raw_weights_are_those_of_the_last_update(run, tmp_path):
+def test_raw_weights_are_the_last_update_s(run, tmp_path):
     workdir, config, state = run
     step = workdir / "checkpoints" / "4"
     expected = {False: jax.device_get(state.averaged()), True: jax.device_get(state.params)}

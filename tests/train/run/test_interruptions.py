@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped and started again: the same numbers to the last bit, wherever they were hit."""
+"""Runs that are killed, stopped and resumed equal an uninterrupted one bit for bit."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import pytest
 
-from flax_vae.train.build import make_parts, make_state
+from flax_vae.train.build import make_components, make_state
 from flax_vae.train.config.schema import GanConfig, OptimConfig
 from flax_vae.train.report.metrics_log import read_metrics
 from flax_vae.train.run.checkpoints import Checkpoints
@@ -19,13 +19,13 @@ from flax_vae.train.run.lock_file import lock
 from tests.train.runs import Trainers
 
 KILLS = 10
-TOUCHES = (10, 100)  # of its files, before a trainer is killed: it may do up to four checkpoints
+TOUCHES = (10, 100)  # range of file operations before a trainer is killed; enough for up to four checkpoints
 SPEED = {"images_per_second", "tflops_per_second", "mfu"}
 
 
 @pytest.fixture(scope="module")
 def recipe(small):
-    """A discriminator that begins on the way, two optimisers, a moving average, statistics of norms."""
+    """Returns a config with a delayed discriminator, two optimisers, a moving average and batch statistics."""
     return replace(
         small,
         model=replace(small.model, ch_mult=(1,)),
@@ -46,7 +46,7 @@ def trainers():
 
 @pytest.fixture
 def begin(recipe, tmp_path):
-    """Makes run directories that hold nothing but the configuration."""
+    """Returns a function that creates run directories with nothing but the config."""
 
     def begin(name):
         RunDirectory(tmp_path / name).begin(recipe)
@@ -56,8 +56,8 @@ def begin(recipe, tmp_path):
 
 
 def fingerprints(workdir, config):
-    """SHA-256 of each leaf of the last checkpoint and of each file of the export; and what was logged."""
-    like = jax.eval_shape(partial(make_state, config, make_parts(config)))
+    """Returns SHA-256 of leaves of the last checkpoint and of files of the export, and the logged rows."""
+    like = jax.eval_shape(partial(make_state, config, make_components(config)))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         state = jax.device_get(checkpoints.restore(config.steps, like))
     found = {jax.tree_util.keystr(path): leaf.tobytes() for path, leaf in jax.tree.leaves_with_path(state)}
@@ -68,26 +68,26 @@ def fingerprints(workdir, config):
 
 
 @pytest.mark.slow
-def test_killed_ten_times_or_stopped_or_left_alone_a_run_ends_with_the_same_bits(recipe, begin, trainers):
+def test_killed_and_stopped_runs_equal_an_uninterrupted_one_bit_for_bit(recipe, begin, trainers):
     straight, killed, stopped = begin("straight"), begin("killed"), begin("stopped")
     end = trainers(straight)
-    assert end.status == 0, end.said
+    assert end.status == 0, end.output
 
     moments, unfinished = random.Random(0), 0
-    # The first two before anything is saved.
+    # The first two are killed before anything is saved.
     for touch in [2, 6, *(moments.randint(*TOUCHES) for _ in range(KILLS - 2))]:
         end = trainers(killed, signal.SIGKILL, touch)
-        assert end.status == -signal.SIGKILL, end.said
+        assert end.status == -signal.SIGKILL, end.output
         unfinished += any((killed / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
-    assert 1 <= unfinished < KILLS  # some in the middle of a save, some between two
+    assert 1 <= unfinished < KILLS  # some during a save, some between saves
     end = trainers(killed)
-    assert end.status == 0, end.said
-    assert "going on after step" in end.said
+    assert end.status == 0, end.output
+    assert "resumed after step" in end.output
 
     end = trainers(stopped, signal.SIGTERM, moments.randint(*TOUCHES))
-    assert end.status == 128 + signal.SIGTERM, end.said
+    assert end.status == 128 + signal.SIGTERM, end.output
     end = trainers(stopped)
-    assert end.status == 0, end.said
+    assert end.status == 0, end.output
 
     expected = fingerprints(straight, recipe)
     assert len(expected[0]) > 100
@@ -101,6 +101,6 @@ def test_a_second_trainer_in_the_same_directory_is_refused(begin, trainers):
     with lock(workdir):
         end = trainers(workdir)
         assert end.status == 1
-        assert f"is held by process {os.getpid()} on" in end.said
-        assert len(end.said.splitlines()) == 1
+        assert f"is held by process {os.getpid()} on" in end.output
+        assert len(end.output.splitlines()) == 1
     assert sorted(workdir.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""A second trainer is kept out; a dead one keeps nobody out."""
+"""Tests of the lock against a second trainer."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ with lock(Path(sys.argv[1])) as problem:
 """
 
 
-def test_a_second_trainer_is_refused_and_told_whom_to_ask(tmp_path):
+def test_a_second_trainer_is_refused_with_the_owner_s_name(tmp_path):
     run = tmp_path / "made" / "run"
     with lock(run) as problem:
         assert problem is None
@@ -36,14 +36,14 @@ def test_a_second_trainer_is_refused_and_told_whom_to_ask(tmp_path):
         pass
 
 
-def test_an_error_inside_releases_it(tmp_path):
+def test_an_error_releases_the_lock(tmp_path):
     with pytest.raises(KeyError), lock(tmp_path):
         raise KeyError
     with lock(tmp_path) as problem:
         assert problem is None
 
 
-def test_a_killed_trainer_holds_nothing(tmp_path):
+def test_a_killed_trainer_releases_the_lock(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "None\n"
@@ -52,12 +52,12 @@ def test_a_killed_trainer_holds_nothing(tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
-    assert (tmp_path / LOCK).exists()  # nobody was left to remove it
+    assert (tmp_path / LOCK).exists()  # a killed process cannot remove it
     with lock(tmp_path) as problem:
         assert problem is None
 
 
-def test_a_lock_that_its_holder_just_removed_is_not_taken_for_one(tmp_path, monkeypatch):
+def test_a_lock_file_removed_by_its_owner_is_not_used(tmp_path, monkeypatch):
     flock, calls = fcntl.flock, []
 
     def removed_meanwhile(descriptor, operation):
@@ -74,7 +74,7 @@ def test_a_lock_that_its_holder_just_removed_is_not_taken_for_one(tmp_path, monk
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
-def test_a_file_system_without_locks_is_spoken_of(tmp_path, monkeypatch, number):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, number):
     def refuse(descriptor, operation):
         raise OSError(number, os.strerror(number))
 

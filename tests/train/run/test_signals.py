@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and end."""
+"""Tests of the signals that request a run to save and end."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @pytest.fixture(autouse=True)
 def before():
-    """The handlers of this process, which every test must leave as they were."""
+    """Checks that each test restores the handlers of this process."""
     handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield handlers
     assert {signum: signal.getsignal(signum) for signum in SIGNALS} == handlers
@@ -25,7 +25,7 @@ def before():
     ("sent", "counts_as"),
     [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, signal.SIGTERM)],
 )
-def test_a_signal_is_a_request(sent, counts_as):
+def test_a_signal_requests_a_stop(sent, counts_as):
     with stop_requests() as stop:
         assert not stop.asked(1)
         os.kill(os.getpid(), sent)
@@ -33,23 +33,23 @@ def test_a_signal_is_a_request(sent, counts_as):
         assert stop.signum == counts_as
 
 
-def test_sigusr1_again_does_not_end_a_run_that_is_saving():
+def test_a_second_sigusr1_is_ignored():
     with stop_requests() as stop:
         for _ in range(3):
-            os.kill(os.getpid(), signal.SIGUSR1)  # its default would end this process
+            os.kill(os.getpid(), signal.SIGUSR1)  # its default action would end this process
         assert stop.asked(1)
 
 
-def test_the_second_sigterm_does_what_it_always_did(before):
+def test_a_second_sigterm_has_its_former_effect(before):
     with stop_requests():
         os.kill(os.getpid(), signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == before[signal.SIGTERM]
 
 
-def test_of_several_processes_sigusr1_is_passed_on_once_to_the_handler_of_sigterm(monkeypatch, before):
+def test_with_several_processes_sigusr1_is_passed_to_the_handler_of_sigterm(monkeypatch, before):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     got = []
-    signal.signal(signal.SIGTERM, lambda signum, frame: got.append(signum))  # as JAX has it
+    signal.signal(signal.SIGTERM, lambda signum, frame: got.append(signum))  # like JAX's handler
     try:
         with stop_requests():
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -59,7 +59,7 @@ def test_of_several_processes_sigusr1_is_passed_on_once_to_the_handler_of_sigter
         signal.signal(signal.SIGTERM, before[signal.SIGTERM])
 
 
-def test_elsewhere_than_in_the_main_thread_nothing_is_installed(before):
+def test_other_threads_install_no_handlers(before):
     def run():
         with stop_requests() as stop:
             asked.append(stop.asked(1))
@@ -79,11 +79,11 @@ def test_elsewhere_than_in_the_main_thread_nothing_is_installed(before):
         (1, "SIGUSR1 SIGUSR1", 0, "asked"),
         (1, "SIGTERM SIGUSR1", 0, "asked"),
         (1, "SIGTERM SIGTERM", 143, "p: stopped by SIGTERM"),
-        (2, "SIGINT", 130, "p: interrupted"),  # of several processes each ends by itself, and the others notice
+        (2, "SIGINT", 130, "p: interrupted"),  # with several processes, each ends on its own, and the others notice
         (2, "SIGUSR1", 0, "asked"),
     ],
 )
-def test_within_a_command_a_run_answers_by_itself(count, sent, status, last):
+def test_a_run_within_a_command_handles_its_signals(count, sent, status, last):
     code = f"""
 import ctypes, os, signal, time
 from flax_vae.convert.console.interrupts import end_on_signals
@@ -91,7 +91,7 @@ end_on_signals("p")
 import jax
 jax.process_count = lambda: {count}
 from flax_vae.train.run.signals import stop_requests
-if {count} > 1:  # JAX's handler is one of C, of which Python knows nothing
+if {count} > 1:  # like JAX's handler, set in C and invisible to Python
     ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # SIG_IGN
 with stop_requests() as stop:
     for name in {sent!r}.split():
