@@ -21,7 +21,6 @@ NOT_YET: set[str] = {
     "flax_vae.folders",
     "flax_vae.images",
     "flax_vae.inference",
-    "flax_vae.ops",
     "flax_vae.convert.cli",
     "flax_vae.convert.console",
     "flax_vae.convert.files",

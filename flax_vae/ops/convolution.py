@@ -1,26 +1,37 @@
-"""Convolution at the precision that was asked for, and at the speed that the platform can give."""
+"""Convolution by the best method for a platform, a shape and a precision."""
 
-import functools
-import operator
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flax_vae.ops.cpu.kernel_gradient import kernel_gradient
+from flax_vae.ops.conv_method import (
+    LAYOUT,
+    ConvSpec,
+    Method,
+    xla_convolution,
+    xla_input_gradient,
+    xla_kernel_gradient,
+)
+from flax_vae.ops.cpu.channel_runs import convolve_in_runs
+from flax_vae.ops.cpu.kernel_gradient import has_many_channels, kernel_gradient
 from flax_vae.ops.cpu.small_maps import convolve_small, is_small, small_input_gradient
-from flax_vae.ops.cpu.winograd import is_worth_winograd, winograd
+from flax_vae.ops.cpu.winograd import is_worth_winograd, winograd, winograd_input_gradient
 from flax_vae.ops.linear_maps import bilinear
 
-# On a CPU XLA adds up to about 450 products one after the other before it starts a new partial sum, PyTorch's kernels
-# far fewer: the same float32 convolution has 1.7 times PyTorch's rounding error there.  With runs of this length whole
-# models have 0.94 to 1.03 times PyTorch's (RMS, flux1, sdxl and seed), with runs twice as long 1.15 to 1.33 times.
-LONGEST_RUN = 144
+XLA = Method(lambda spec: True, xla_convolution, xla_input_gradient, xla_kernel_gradient)
 
-# On a CPU, gradients of kernels with fewer input channels, which are of images and latents, are XLA's own: there they
-# take it less than half the time of `kernel_gradient`.
-FEWEST_CHANNELS = 32
+# The methods on a CPU.  The first that suits and has a function provides it; other platforms use XLA's functions.
+CPU_METHODS = (
+    # suits, forward, input gradient, kernel gradient
+    Method(lambda spec: spec.exact, convolve_in_runs),
+    Method(lambda spec: spec.pointwise, xla_convolution),
+    Method(is_small, convolve_small, small_input_gradient),
+    Method(is_worth_winograd, winograd, winograd_input_gradient),
+    Method(has_many_channels, kernel_gradient=kernel_gradient),
+    XLA,
+)
 
 
 def convolve(
@@ -29,83 +40,45 @@ def convolve(
     window_strides: Any,
     padding: Any,
     *,
+    dimension_numbers: Any = LAYOUT,
     precision: jax.lax.PrecisionLike = None,
-    **options: Any,
 ) -> Float[Array, "b h2 w2 o"]:
-    """Stands in for `jax.lax.conv_general_dilated`; the same numbers up to rounding, sooner or to more digits on a CPU.
+    """Returns the result of `jax.lax.conv_general_dilated`, up to rounding.
 
-    An accelerator multiplies float32 in full where `jax.default_matmul_precision("highest")` asks for it.  A CPU always
-    does, and loses digits in the order of the sum instead; there the input channels are split into runs that are
-    convolved apart and added.
+    Differentiable in both modes and any number of times.  `jax.default_matmul_precision("highest")` asks for the full
+    precision of float32: accelerators then multiply in float32, and CPUs sum in an order that loses fewer digits.
 
-    A 1x1 kernel is a matrix, and a matrix product is what it is used for.  With a larger one a CPU does as in
-    `flax_vae.ops.cpu.small_maps` where the kernel is larger than the map, as in `flax_vae.ops.cpu.winograd` where there
-    are many channels and no more digits were asked for, and its gradient is `kernel_gradient`.  The rest is XLA's own.
+    Args:
+      x: Input.
+      kernel: Kernel.
+      window_strides: Strides of h and of w.
+      padding: Pixels of zeros before and after, of h and of w.
+      dimension_numbers: Layout of input, kernel and output; the methods know only this one.
+      precision: Precision of products; None uses JAX's default.
+
+    Raises:
+      ValueError: If the layout is another one.
     """
-    strides, padding = tuple(window_strides), tuple(padding)
-    pointwise = kernel.shape[:2] == (1, 1) and strides == (1, 1) and not any(map(any, padding))
-
-    def whole(x: Array, kernel: Array) -> Array:
-        if pointwise:
-            return jnp.matmul(x, kernel[0, 0], precision=precision)
-        if is_small(x, kernel, strides):
-            return jax.lax.platform_dependent(x, kernel, cpu=small, default=plain)
-        if is_worth_winograd(x, kernel, strides, padding):
-            return jax.lax.platform_dependent(x, kernel, cpu=winograd, default=plain)
-        return plain(x, kernel)
-
-    def plain(x: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, precision=precision, **options)
-
-    def small(x: Array, kernel: Array) -> Array:
-        return convolve_small(x, kernel, padding)
-
-    def in_runs(x: Array, kernel: Array) -> Array:
-        height, width, channels, _ = kernel.shape
-        run = max(LONGEST_RUN // (height * width), 1)
-        starts = range(0, channels, run)
-        return functools.reduce(operator.add, (whole(x[..., i : i + run], kernel[:, :, i : i + run]) for i in starts))
-
+    if tuple(dimension_numbers) != LAYOUT:
+        raise ValueError(f"dimension_numbers={dimension_numbers!r}; expected {LAYOUT}")
     asked = jax.config.jax_default_matmul_precision if precision is None else precision  # type: ignore[attr-defined]
-    exact = x.dtype == "float32" and asked in ("highest", "float32", jax.lax.Precision.HIGHEST)
-
-    def forward(x: Array, kernel: Array) -> Array:
-        return jax.lax.platform_dependent(x, kernel, cpu=in_runs, default=whole) if exact else whole(x, kernel)
-
-    if pointwise:
+    spec = ConvSpec(
+        *(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (x, kernel)),
+        strides=tuple(window_strides),
+        padding=tuple(padding),
+        precision=precision,
+        exact=x.dtype == "float32" and asked in ("highest", "float32", jax.lax.Precision.HIGHEST),
+    )
+    forward = _chosen(spec, "forward")
+    if spec.pointwise:  # JAX's derivatives of a matrix product are matrix products
         return forward(x, kernel)
+    return bilinear(forward, _chosen(spec, "input_gradient"), _chosen(spec, "kernel_gradient"))(x, kernel)
 
-    # No array may be closed over below: the derivatives call these functions with others.
-    small_map, many_channels = is_small(x, kernel, strides), is_worth_winograd(x, kernel, strides, padding)
-    like_x, like_kernel = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (x, kernel))
 
-    def by_x(kernel: Array, d_out: Array) -> Array:
-        def of_plain(kernel: Array, d_out: Array) -> Array:
-            return jax.linear_transpose(lambda x: plain(x, kernel), like_x)(d_out)[0]
-
-        def of_small(kernel: Array, d_out: Array) -> Array:
-            return small_input_gradient(d_out, kernel, padding)
-
-        def of_winograd(kernel: Array, d_out: Array) -> Array:
-            return winograd(d_out, kernel, backwards=True)
-
-        if small_map:
-            return jax.lax.platform_dependent(kernel, d_out, cpu=of_small, default=of_plain)
-        if many_channels and not exact:
-            return jax.lax.platform_dependent(kernel, d_out, cpu=of_winograd, default=of_plain)
-        return of_plain(kernel, d_out)
-
-    def by_kernel(x: Array, d_out: Array) -> Array:
-        def of_plain(x: Array, d_out: Array) -> Array:
-            return jax.linear_transpose(lambda kernel: plain(x, kernel), like_kernel)(d_out)[0]
-
-        def of_taps(x: Array, d_out: Array) -> Array:
-            stride, _ = strides
-            size = (like_kernel.shape[0], like_kernel.shape[1])
-            return kernel_gradient(x, d_out, size, stride, padding).astype(like_kernel.dtype)
-
-        if like_kernel.shape[2] < FEWEST_CHANNELS and not exact:
-            return of_plain(x, d_out)
-        return jax.lax.platform_dependent(x, d_out, cpu=of_taps, default=of_plain)
-
-    return bilinear(forward, by_x, by_kernel)(x, kernel)
+def _chosen(spec: ConvSpec, part: Literal["forward", "input_gradient", "kernel_gradient"]) -> Any:
+    """Returns a function of two arrays: that of the best method on a CPU, XLA's elsewhere."""
+    xla = getattr(XLA, part)
+    best = next(getattr(method, part) for method in CPU_METHODS if getattr(method, part) and method.suits(spec))
+    if best is xla:
+        return partial(xla, spec)
+    return partial(jax.lax.platform_dependent, cpu=partial(best, spec), default=partial(xla, spec))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from flax_vae.ops import convolution
-from flax_vae.ops.convolution import convolve
-from flax_vae.ops.cpu import kernel_gradient, small_maps, winograd
+from flax_vae.ops.conv_method import ConvSpec, xla_convolution
+from flax_vae.ops.convolution import CPU_METHODS, convolve
+from flax_vae.ops.cpu import channel_runs, kernel_gradient, small_maps, winograd
 from flax_vae.ops.upsampling import upsample_and_convolve
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -22,6 +23,11 @@ def draw(height, width, kernel, dtype="float64"):
     rng = np.random.default_rng(0)
     numbers = (rng.standard_normal((2, height, width, 4)), rng.standard_normal((*kernel, 4, 5)))
     return tuple(jnp.asarray(array, dtype) for array in numbers)
+
+
+def spec_of(x, kernel, strides=(1, 1), padding=SAME, dtype="float32", **options):
+    """A convolution of the given shapes, without values."""
+    return ConvSpec(jax.ShapeDtypeStruct(x, dtype), jax.ShapeDtypeStruct(kernel, dtype), strides, padding, **options)
 
 
 def assert_same(ours, theirs, inputs):
@@ -51,7 +57,7 @@ CASES = pytest.mark.parametrize(
 @pytest.mark.parametrize(("large", "positions"), [(0, 1), (0, 11), (0, 1000), (1000, 1)])
 @CASES
 def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, large, positions):
-    monkeypatch.setattr(convolution, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(kernel_gradient, "FEWEST_CHANNELS", 1)
     monkeypatch.setattr(kernel_gradient, "LARGE", large)
     monkeypatch.setattr(kernel_gradient, "BAND_POSITIONS", positions)
 
@@ -65,7 +71,7 @@ def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, l
 def test_small_maps_are_multiplied_by_the_whole_kernel(x64, monkeypatch, size, kernel, stride, padding):
     monkeypatch.setattr(small_maps, "LEAST_NUMBERS", 1)
     monkeypatch.setattr(small_maps, "MOST_POSITIONS", 1000)
-    monkeypatch.setattr(convolution, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(kernel_gradient, "FEWEST_CHANNELS", 1)
 
     def ours(x, kernel):
         return convolve(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
@@ -76,14 +82,14 @@ def test_small_maps_are_multiplied_by_the_whole_kernel(x64, monkeypatch, size, k
     assert ("stablehlo.convolution" in program) == (stride > 1)
 
 
-def test_only_large_kernels_meet_small_maps_so():
-    kernel = jnp.zeros((3, 3, 512, 512))
+def test_maps_are_small_beside_large_kernels_only():
+    kernel = (3, 3, 512, 512)
     is_small = small_maps.is_small
-    assert is_small(jnp.zeros((1, 16, 16, 512)), kernel, (1, 1))
-    assert not is_small(jnp.zeros((1, 16, 16, 512)), kernel, (2, 2))
-    assert not is_small(jnp.zeros((1, 32, 32, 512)), kernel, (1, 1))
-    assert not is_small(jnp.zeros((1, 16, 16, 512), jnp.bfloat16), kernel, (1, 1))
-    assert not is_small(jnp.zeros((1, 8, 8, 256)), jnp.zeros((3, 3, 256, 256)), (1, 1))
+    assert is_small(spec_of((1, 16, 16, 512), kernel))
+    assert not is_small(spec_of((1, 16, 16, 512), kernel, (2, 2)))
+    assert not is_small(spec_of((1, 32, 32, 512), kernel))
+    assert not is_small(spec_of((1, 16, 16, 512), kernel, dtype="bfloat16"))
+    assert not is_small(spec_of((1, 8, 8, 256), (3, 3, 256, 256)))
 
 
 @pytest.mark.parametrize("size", [(2, 2), (6, 4), (8, 10)])
@@ -95,7 +101,7 @@ def test_winograd_gives_values_and_gradients(x64, monkeypatch, size):
         return convolve(x, kernel, (1, 1), SAME, dimension_numbers=LAYOUT)
 
     assert_same(ours, lambda x, kernel: xla(x, kernel, 1, SAME), inputs)
-    monkeypatch.setattr(convolution, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(kernel_gradient, "FEWEST_CHANNELS", 1)
     program = jax.jit(jax.grad(lambda *inputs: ours(*inputs).sum(), (0, 1))).lower(*inputs).as_text()
     assert "stablehlo.convolution" not in program
 
@@ -105,20 +111,57 @@ def test_winograd_rounds_little():
     x, kernel = (jnp.asarray(rng.standard_normal(shape), "float32") for shape in ((1, 8, 8, 512), (3, 3, 512, 256)))
     with jax.enable_x64(True):
         exact = np.asarray(xla(x.astype("float64"), kernel.astype("float64"), 1, SAME))
-    errors = [np.std(np.asarray(way(x, kernel)) - exact) for way in (winograd.winograd, lambda *a: xla(*a, 1, SAME))]
+    spec = spec_of(x.shape, kernel.shape)
+    errors = [np.std(np.asarray(way(spec, x, kernel)) - exact) for way in (winograd.winograd, xla_convolution)]
     assert errors[0] < 2.5 * errors[1]
 
 
 def test_winograd_is_for_many_channels_of_even_maps():
-    kernel = jnp.zeros((3, 3, 512, 512))
+    kernel = (3, 3, 512, 512)
     worth = winograd.is_worth_winograd
-    assert worth(jnp.zeros((1, 64, 64, 512)), kernel, (1, 1), SAME)
-    assert not worth(jnp.zeros((1, 64, 66, 512)), kernel, (1, 1), SAME)
-    assert not worth(jnp.zeros((1, 63, 64, 512)), kernel, (1, 1), SAME)
-    assert not worth(jnp.zeros((1, 64, 64, 512)), kernel, (2, 2), SAME)
-    assert not worth(jnp.zeros((1, 64, 64, 512)), kernel, (1, 1), ((0, 1), (0, 1)))
-    assert not worth(jnp.zeros((1, 64, 64, 512), jnp.bfloat16), kernel, (1, 1), SAME)
-    assert not worth(jnp.zeros((1, 64, 64, 256)), jnp.zeros((3, 3, 256, 256)), (1, 1), SAME)
+    assert worth(spec_of((1, 64, 64, 512), kernel))
+    assert not worth(spec_of((1, 64, 66, 512), kernel))
+    assert not worth(spec_of((1, 63, 64, 512), kernel))
+    assert not worth(spec_of((1, 64, 64, 512), kernel, (2, 2)))
+    assert not worth(spec_of((1, 64, 64, 512), kernel, padding=((0, 1), (0, 1))))
+    assert not worth(spec_of((1, 64, 64, 512), kernel, dtype="bfloat16"))
+    assert not worth(spec_of((1, 64, 64, 512), kernel, exact=True))
+    assert not worth(spec_of((1, 64, 64, 256), (3, 3, 256, 256)))
+
+
+METHODS = dict(zip(("runs", "pointwise", "small", "winograd", "taps", "xla"), CPU_METHODS, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("spec", "forward", "input_gradient", "kernel_gradient"),
+    [
+        (spec_of((1, 64, 64, 512), (3, 3, 512, 512)), "winograd", "winograd", "taps"),
+        (spec_of((1, 16, 16, 512), (3, 3, 512, 512)), "small", "small", "taps"),
+        (spec_of((1, 16, 16, 512), (1, 1, 512, 512), padding=((0, 0), (0, 0))), "pointwise", None, None),
+        (spec_of((1, 64, 64, 64), (3, 3, 64, 64)), "xla", "xla", "taps"),
+        (spec_of((1, 64, 64, 64), (3, 3, 64, 64), (2, 1)), "xla", "xla", "xla"),
+        (spec_of((1, 64, 64, 3), (3, 3, 3, 64)), "xla", "xla", "xla"),
+        (spec_of((1, 64, 64, 3), (3, 3, 3, 64), exact=True), "runs", "xla", "taps"),
+        (spec_of((1, 64, 64, 512), (3, 3, 512, 512), exact=True), "runs", "xla", "taps"),
+        (spec_of((1, 16, 16, 512), (3, 3, 512, 512), exact=True), "runs", "small", "taps"),
+    ],
+)
+def test_a_method_is_chosen_for_each_part(spec, forward, input_gradient, kernel_gradient):
+    for part, name in {
+        "forward": forward,
+        "input_gradient": input_gradient,
+        "kernel_gradient": kernel_gradient,
+    }.items():
+        if name is not None:
+            chosen = convolution._chosen(spec, part)
+            on_cpu = chosen.keywords["cpu"] if chosen.keywords else chosen
+            assert on_cpu.func is getattr(METHODS[name], part)
+
+
+def test_other_layouts_are_refused():
+    x, kernel = draw(4, 4, (3, 3), "float32")
+    with pytest.raises(ValueError, match="NCHW.*expected.*NHWC"):
+        convolve(x, kernel, (1, 1), SAME, dimension_numbers=("NCHW", "OIHW", "NCHW"))
 
 
 def test_highest_precision_never_takes_winograd():
@@ -154,7 +197,7 @@ def test_upsampling_in_half_precision_rounds_no_sums_of_weights():
 
 
 def test_highest_precision_splits_the_channels(x64, monkeypatch):
-    monkeypatch.setattr(convolution, "LONGEST_RUN", 9)
+    monkeypatch.setattr(channel_runs, "LONGEST_RUN", 9)
     x, kernel = draw(5, 4, (3, 3), "float32")
     with jax.default_matmul_precision("highest"):
         forward = jax.jit(lambda x, kernel: convolve(x, kernel, (1, 1), SAME, dimension_numbers=LAYOUT))

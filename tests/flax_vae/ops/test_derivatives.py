@@ -10,7 +10,6 @@ import pytest
 from flax_vae import AutoEncoder
 from flax_vae import attention as attention_module
 from flax_vae.attention import attention, full_attention
-from flax_vae.ops import convolution
 from flax_vae.ops.attention_tiles import Tile, tiled_attention
 from flax_vae.ops.broadcasting import broadcast
 from flax_vae.ops.convolution import convolve
@@ -97,7 +96,7 @@ PATHS = {
 def path(request, monkeypatch):
     """Our function, plain JAX that computes the same, and inputs; the path is forced upon the small ones."""
     ours, plain, shapes, forced = PATHS[request.param]
-    monkeypatch.setattr(convolution, "FEWEST_CHANNELS", 1)
+    monkeypatch.setattr(kernel_gradient, "FEWEST_CHANNELS", 1)
     for (module, name), value in {(small_maps, "MOST_POSITIONS"): 1000, **forced}.items():
         monkeypatch.setattr(module, name, value)
     return ours, plain, draw(*shapes)
