@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from flax_vae.ops.broadcasting import add
+from flax_vae.ops.conv_method import LAYOUT, PixelPadding
 
 Initializer = Callable[..., Any]
 
@@ -59,7 +60,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: tuple[int, int]
     strides: int = 1
-    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    padding: PixelPadding = ((0, 0), (0, 0))
     use_bias: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -77,7 +78,7 @@ class Conv(nn.Module):
         strides = (self.strides, self.strides)
 
         def convolve(x: Array, kernel: Array) -> Array:
-            return self.convolution(x, kernel, strides, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return self.convolution(x, kernel, strides, self.padding, dimension_numbers=LAYOUT)
 
         return convolve(x, kernel) if bias is None else _plus_bias(convolve, x, kernel, bias)
 
