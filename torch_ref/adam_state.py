@@ -1,4 +1,7 @@
-"""Reads and writes the state of `torch.optim.Adam` and `AdamW`; see `flax_vae.convert.table.adam`."""
+"""Reads and writes the state of `torch.optim.Adam` and `AdamW`; see `flax_vae.convert.table.adam`.
+
+Twin: `flax_vae.train.adam_state`.
+"""
 
 import torch
 
@@ -8,7 +11,7 @@ from torch_ref.autoencoder import AutoEncoder
 from torch_ref.loading import to_tensor
 
 
-def read_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder) -> AdamState:
+def read_adam_state(optimizer: torch.optim.Optimizer, model: AutoEncoder) -> AdamState:
     """Returns the optimizer's state of the model's parameters.
 
     Raises:
@@ -28,16 +31,16 @@ def read_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder) -> AdamSt
     return adam_state_from_torch(counts.pop(), exp_avg, exp_avg_sq, model.params)
 
 
-def write_moments(optimizer: torch.optim.Optimizer, model: AutoEncoder, moments: AdamState) -> None:
-    """Sets the optimizer's state, so that its next update has number `moments.count + 1`; inverts `read_moments`.
+def write_adam_state(optimizer: torch.optim.Optimizer, model: AutoEncoder, state: AdamState) -> None:
+    """Sets the optimizer's state, so that its next update has number `state.count + 1`; inverts `read_adam_state`.
 
     Raises:
       ConversionError: If it does not match the model.
     """
-    exp_avg, exp_avg_sq = adam_state_to_torch(moments, model.params)
+    exp_avg, exp_avg_sq = adam_state_to_torch(state, model.params)
     for name, weight in model.named_parameters():
         optimizer.state[weight] = {
-            "step": torch.tensor(float(moments.count)),
+            "step": torch.tensor(float(state.count)),
             "exp_avg": to_tensor(exp_avg[name]).to(weight.device),
             "exp_avg_sq": to_tensor(exp_avg_sq[name]).to(weight.device),
         }

@@ -28,7 +28,7 @@ from tests.parity.agree import (
 )
 from tests.parity.cases import MODELS
 from tests.parity.test_gradients import assert_trees_agree, loss, small_inputs, torch_loss
-from torch_ref.optim import read_moments, write_moments
+from torch_ref import adam_state as torch_adam_state
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -85,7 +85,7 @@ def test_a_run_begun_in_torch_goes_on_in_flax(straight):
     first = InTorch(PARAMS, random_state_dict(PARAMS))
     first.run(range(3))
     second = InFlax(PARAMS, first.weights())
-    second.state = write_adam_state(second.state, read_moments(first.optimizer, first.model))
+    second.state = write_adam_state(second.state, torch_adam_state.read_adam_state(first.optimizer, first.model))
     second.run(range(3, 6))
     assert_trees_agree(second.tree, straight, PATH_TOLERANCE)
 
@@ -94,7 +94,7 @@ def test_a_run_begun_in_flax_goes_on_in_torch(straight):
     first = InFlax(PARAMS, random_state_dict(PARAMS))
     first.run(range(3))
     second = InTorch(PARAMS, to_torch(first.tree, PARAMS))
-    write_moments(second.optimizer, second.model, read_adam_state(first.state))
+    torch_adam_state.write_adam_state(second.optimizer, second.model, read_adam_state(first.state))
     second.run(range(3, 6))
     assert_trees_agree(to_flax(second.weights(), PARAMS), straight, PATH_TOLERANCE)
 
@@ -111,13 +111,13 @@ def test_without_the_moments_the_path_is_another(straight):
 def test_moments_survive_both_ways_bit_for_bit():
     run = InTorch(PARAMS, random_state_dict(PARAMS))
     with pytest.raises(ValueError, match="Adam's state is incomplete"):
-        read_moments(run.optimizer, run.model)
+        torch_adam_state.read_adam_state(run.optimizer, run.model)
     run.run(range(2))
-    moments = read_moments(run.optimizer, run.model)
+    moments = torch_adam_state.read_adam_state(run.optimizer, run.model)
     state = write_adam_state(InFlax(PARAMS, run.weights()).state, moments)
     other = InTorch(PARAMS, run.weights())
-    write_moments(other.optimizer, other.model, read_adam_state(state))
-    again = read_moments(other.optimizer, other.model)
+    torch_adam_state.write_adam_state(other.optimizer, other.model, read_adam_state(state))
+    again = torch_adam_state.read_adam_state(other.optimizer, other.model)
     assert again.count == moments.count == 2
     for ours, theirs in zip(again[1:], moments[1:], strict=True):
         for path, leaf in flatten(theirs).items():
