@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from flax_vae.ops.broadcasting import add, broadcast
     from flax_vae.ops.compilation import cache_compilations, compiler_options, release_compiler_memory, require_devices
     from flax_vae.ops.convolution import convolve
+    from flax_vae.ops.folded_kernels import corner_kernels
     from flax_vae.ops.group_norm import GroupNorm
     from flax_vae.ops.linear import Conv, Dense
-    from flax_vae.ops.upsampling import corner_kernels, upsample_and_convolve
+    from flax_vae.ops.upsampling import upsample_and_convolve
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

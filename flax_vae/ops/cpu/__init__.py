@@ -1,5 +1,5 @@
-"""Methods of convolution for CPUs; other devices never use them.
+"""Methods for CPUs; other devices never use them.
 
-Imports JAX and `flax_vae.ops.conv_method`; used by `flax_vae.ops.convolution`, whose table lists the methods.  Without
-this folder and its rows in the table, results are the same up to rounding.
+Imports JAX and the other files of `flax_vae.ops`; used by the table of `flax_vae.ops.convolution` and by
+`flax_vae.ops.upsampling`.  Without this folder, and the lines that name it, results are equal up to rounding.
 """

@@ -1,0 +1,35 @@
+"""Upsampling and convolution as four convolutions of the small map."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flax_vae.ops.convolution import convolve
+from flax_vae.ops.folded_kernels import corner_kernels
+
+
+def convolve_corners(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"], **options: Any
+) -> Float[Array, "b 2*h 2*w o"]:
+    """Returns the 3x3 convolution of an upsampled map, with 4/9 of the arithmetic.
+
+    Args:
+      x: Map before upsampling.
+      kernel: Kernel of the upsampled map.
+      options: Options of `convolve`.
+    """
+    paddings = [((1 - row, row), (1 - column, column)) for row in (0, 1) for column in (0, 1)]
+    kernels = corner_kernels(kernel)
+    return _interleave([convolve(x, k, (1, 1), p, **options) for k, p in zip(kernels, paddings, strict=True)])
+
+
+def _interleave(corners: list[Float[Array, "b h w c"]]) -> Float[Array, "b 2*h 2*w c"]:
+    """Interleaves four maps: the top left, top right, bottom left and bottom right pixels of each square.
+
+    Joins pixels beside each other first, then rows, so that channels are copied in whole runs.  XLA would repeat a
+    single transpose in each of its consumers.
+    """
+    b, h, w, c = corners[0].shape
+    rows = [jnp.stack(corners[first : first + 2], axis=3).reshape(b, h, 2 * w, c) for first in (0, 2)]
+    return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, c)
