@@ -45,7 +45,17 @@ hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("tests")
 
 HAVE_TORCH = importlib.util.find_spec("torch") is not None
-PARITY = Path(__file__).parent / "parity"
+TESTS = Path(__file__).parent
+PARITY = TESTS / "parity"
+
+# Markers of whole folders and files.
+MARKED = {
+    "fast": (
+        *("convert/", "flax_vae/images/", "train/config/", "train/data/", "train/report/"),
+        *("test_language.py", "test_layering.py", "test_readme.py"),
+    ),
+    "numerics": ("flax_vae/inference/", "flax_vae/ops/", "parity/", "train/devices/", "train/losses/"),
+}
 
 
 def pytest_report_header():
@@ -87,6 +97,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if PARITY in item.path.parents:
             item.add_marker("torch")
+        file = item.path.relative_to(TESTS).as_posix()
+        left_out = item.get_closest_marker("slow") or item.get_closest_marker("torch")
+        for marker, places in MARKED.items():
+            if file.startswith(places) and not (marker == "fast" and left_out):
+                item.add_marker(marker)
         if not HAVE_TORCH and item.get_closest_marker("torch"):
             item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
 
