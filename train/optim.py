@@ -44,6 +44,7 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             make_schedule(config, steps),
             b1=config.b1,
             b2=config.b2,
+            eps=config.eps,
             weight_decay=config.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),

@@ -47,3 +47,11 @@ def test_weight_decay_applies_to_kernels_and_gradients_are_clipped():
     first_moment = opt_state[1][0].mu
     norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(first_moment)))
     assert norm == pytest.approx((1 - config.b1) * 1.0, rel=1e-5)
+
+
+def test_eps_is_added_to_the_root_of_the_second_moment():
+    config = OptimConfig(learning_rate=0.5, warmup_steps=0, weight_decay=0.0, clip_norm=1e9, eps=3.0)
+    optimizer = make_optimizer(config, steps=10_000)
+    params = {"bias": jnp.ones(2)}
+    update, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(update["bias"], -0.5 * 1 / (1 + 3), rtol=1e-6)

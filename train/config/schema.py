@@ -71,6 +71,7 @@ class OptimConfig:
       warmup_steps: updates until the peak; never more than half of a short run.
       b1: decay of the first moment.
       b2: decay of the second moment.
+      eps: Number that is added to the root of the second moment.
       weight_decay: decoupled, on convolution and dense kernels only.
       clip_norm: largest global norm of the gradient; a longer one is scaled down to it.
       accumulate: parts that a batch is computed in, one after the other, with less memory.  Without a discriminator the
@@ -89,6 +90,7 @@ class OptimConfig:
     warmup_steps: int = 1_000
     b1: float = 0.9
     b2: float = 0.99
+    eps: float = 1e-8
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     accumulate: int = 1
@@ -99,7 +101,7 @@ class OptimConfig:
         at_least(0, warmup_steps=self.warmup_steps)
         at_least(1, accumulate=self.accumulate)
         one_of(("cosine", "constant"), schedule=self.schedule)
-        positive(learning_rate=self.learning_rate, clip_norm=self.clip_norm)
+        positive(learning_rate=self.learning_rate, eps=self.eps, clip_norm=self.clip_norm)
         from_zero(weight_decay=self.weight_decay)
         below_one(b1=self.b1, b2=self.b2, ema_decay=self.ema_decay)
         if not 0 <= self.final_fraction <= 1:

@@ -29,7 +29,7 @@ def test_every_field_survives_json():
     config = TrainConfig(
         model=TINY,
         data=DataConfig(folder="pictures", held_out="x.png", crop_size=12, shuffle_channels=True),
-        optim=OptimConfig(2e-3, "constant", 0.5, 7, 0.5, 0.6, 0.1, clip_norm=2.0, accumulate=3, ema_decay=0.9),
+        optim=OptimConfig(2e-3, "constant", 0.5, 7, 0.5, 0.6, 1e-6, 0.1, clip_norm=2.0, accumulate=3, ema_decay=0.9),
         loss=LossConfig("mse", "sum", 0.5, 0.1, False, 1.0, "alex", "lpips.pth", True, 0.5),
         gan=GanConfig(0.5, 3, "non_saturating", False, 1.0, 16, 2, 1e-3, 0.4, 0.8),
         time=TimeConfig("logit_normal", 1.0, 2.0, 1.5),
@@ -129,6 +129,7 @@ BAD = [
     (lambda: GanConfig(layers=0), "layers=0 must be"),
     (lambda: TrainConfig(model=dataclasses.replace(TINY, in_channels=1)), "in_channels=1.*RGB"),
     (lambda: OptimConfig(learning_rate=0.0), "learning_rate=0.0 must be greater than 0"),
+    (lambda: OptimConfig(eps=0.0), "eps=0.0 must be greater than 0"),
     (lambda: OptimConfig(learning_rate=float("nan")), "learning_rate=nan"),
     (lambda: OptimConfig(b2=1.0), "b2=1.0"),
     (lambda: OptimConfig(final_fraction=1.5), "final_fraction=1.5"),
