@@ -29,7 +29,6 @@ NOT_YET: set[str] = {
     "flax_vae.convert.table",
     "flax_vae.convert.weights",
     "flax_vae.train.cli",
-    "flax_vae.train.config",
     "flax_vae.train.evaluation",
     "flax_vae.train.plan",
     "flax_vae.train.report",

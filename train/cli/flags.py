@@ -118,11 +118,11 @@ def rename_flags(args: Sequence[str]) -> list[str]:
     return ["".join((flags.get(name.replace("_", "-"), name), *value)) for name, *value in names]
 
 
-def _settings_type(record: type, defaults: Any, prefix: str = "") -> Any:
+def _settings_type(section: type, defaults: Any, prefix: str = "") -> Any:
     """Returns a type of nested, optional settings for tyro, with the defaults for its help."""
-    lines = _attribute_lines(record)
+    lines = _attribute_lines(section)
     fields: dict[str, Any] = {}
-    for name, hint in get_type_hints(record).items():
+    for name, hint in get_type_hints(section).items():
         full, default = prefix + name, getattr(defaults, name)
         if dataclasses.is_dataclass(hint):
             fields[name] = _settings_type(hint, default, f"{full}.")  # pyright: ignore[reportArgumentType]
@@ -135,15 +135,15 @@ def _settings_type(record: type, defaults: Any, prefix: str = "") -> Any:
                 help_behavior_hint=f"(default: {_shown(default) or _DEFAULTS.get(full, 'none')})",
             ),
         ]
-    kind = TypedDict(record.__name__, fields, total=False)  # pyright: ignore[reportArgumentType] - made at run time
-    kind.__doc__ = (inspect.getdoc(record) or "").partition("\n")[0]
+    kind = TypedDict(section.__name__, fields, total=False)  # pyright: ignore[reportArgumentType] - made at run time
+    kind.__doc__ = (inspect.getdoc(section) or "").partition("\n")[0]
     return kind
 
 
-def _attribute_lines(record: type) -> dict[str, str]:
+def _attribute_lines(section: type) -> dict[str, str]:
     """Returns the text of each field in the section `Attributes` of a class's docstring."""
-    section = inspect.cleandoc(record.__doc__ or "").partition("\nAttributes:\n")[2].partition("\n\n")[0]
-    _, *found = re.split(r"^  (\w+): ", section, flags=re.MULTILINE)
+    lines = inspect.cleandoc(section.__doc__ or "").partition("\nAttributes:\n")[2].partition("\n\n")[0]
+    _, *found = re.split(r"^  (\w+): ", lines, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in zip(found[::2], found[1::2], strict=True)}
 
 

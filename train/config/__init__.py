@@ -1,4 +1,4 @@
-"""What a run is: the config, its checks, and the recipe of each preset.
+"""The settings of a run, their checks, and the recipe of each preset.
 
 Loads no JAX; imports `flax_vae.convert.architecture`.  Used by everything in `train`.
 """

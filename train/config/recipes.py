@@ -1,4 +1,4 @@
-"""How each preset is trained where nothing else is asked for; and presets that are a recipe more than a model."""
+"""Recipes: the default training settings of each preset, and presets that name a recipe instead of a model."""
 
 import difflib
 from collections.abc import Callable
@@ -10,38 +10,38 @@ from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, Opti
 
 
 def recipe(name: str, start_from: str | None = None) -> TrainConfig:
-    """The run that a preset stands for.
+    """Returns the training settings of a preset.
 
     Args:
-      name: of an architecture in `convert.PRESETS` or of a recipe in `RECIPES`.
-      start_from: the weights to begin with; some recipes need them.
+      name: Name of an architecture in `convert.PRESETS` or of a recipe in `RECIPES`.
+      start_from: Initial weights, which some recipes need.
 
     Raises:
-      ValueError: if there is no such preset, if it needs weights and there are none, or cannot be trained on
-        photographs.
+      ValueError: If the preset is unknown, if it needs weights and none are given, or if it cannot be trained on
+        RGB images.
     """
     known = _find(name)
     if known.fine_tunes and start_from is None:
-        raise ValueError(f"preset {name!r} goes on from published weights; name them with --start-from PATH")
+        raise ValueError(f"preset {name!r} needs initial weights; pass them with --start-from PATH")
     config = known.make(PRESETS[known.architecture], start_from)
     return config if config.start_from == start_from else replace(config, start_from=start_from)
 
 
 def architecture(name: str) -> AutoEncoderParams:
-    """The model of a preset or recipe.
+    """Returns the architecture of a preset or recipe.
 
     Raises:
-      ValueError: if there is none of that name.
+      ValueError: If there is none of that name.
     """
     return PRESETS[_find(name).architecture]
 
 
 def default(model: AutoEncoderParams) -> TrainConfig:
-    """The defaults of `TrainConfig`: crops at the model's resolution, a long schedule, no perceptual loss.
+    """Returns the defaults of `TrainConfig`: crops at the model's resolution, a long schedule, no perceptual loss.
 
     flax-vae-train --preset kl-f4 --data FOLDER
     hardware: accelerators
-    expect:   a model that blurs; this is where a recipe of your own begins
+    expect:   blurred reconstructions; a starting point for your own recipe
     """
     return TrainConfig(model=model, data=DataConfig(crop_size=model.resolution))
 
@@ -53,9 +53,9 @@ def _tiny(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
       hardware: two CPU cores, or anything else
       expect:   a few minutes, about 27 dB PSNR and 0.79 SSIM on the held-out photograph
 
-    Five photographs hold few colours, and a fresh norm hides an image's brightness from a small model; hence the
-    shuffled channels and the identity initialisation.  Without the first, the cat's green eyes come out orange at the
-    same PSNR; without the second, the run ends at 24.0 dB.
+    The recipe shuffles channels because five photographs hold few colours, and it uses the identity initialisation
+    because randomly initialised norms hide the brightness of an image from a small model.  Without the first, the cat's
+    green eyes come out orange at the same PSNR; without the second, the run ends at 24.0 dB.
     """
     return TrainConfig(
         model=model,
@@ -72,7 +72,7 @@ def _tiny(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
 
 
 def _tiny_perceptual(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
-    """The same model, steps, crops and seed, judged as the large ones are: by LPIPS and by a discriminator.
+    """`tiny` with the losses of the large models: LPIPS and a discriminator.
 
     flax-vae-train --preset tiny-perceptual     (needs the extra lpips)
     hardware: two CPU cores, or anything else
@@ -86,19 +86,19 @@ def _tiny_perceptual(model: AutoEncoderParams, start_from: str | None) -> TrainC
 
 
 def _kl_f8(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
-    """Latent diffusion's own, from which Stable Diffusion has its autoencoder.
+    """The recipe of latent diffusion, which trained Stable Diffusion's autoencoder.
 
       flax-vae-train --preset kl-f8 --data FOLDER --parallel mesh --dtype bfloat16     (needs the extra lpips)
       hardware: accelerators; the original ran in float32
-      expect:   of the published weights, after so many steps: 23.4 dB PSNR, 0.69 SSIM, 4.99 rFID on COCO 2017
+      expect:   as the published weights after these steps: 23.4 dB PSNR, 0.69 SSIM, 4.99 rFID on COCO 2017
 
     The learning rate is 4.5e-6 for every image of a batch: change both together, and `gan.learning_rate` with them.
-    `logvar` stays where it is, since the original gives it to no optimiser.  Neither does it clip gradients, hence a
-    norm that none reaches; nor warm up.  Here a batch has one adaptive weight, in the original each half its own.
+    As in the original, `logvar` is not trained, gradients are not clipped (`clip_norm` is out of reach), and there is
+    no warm-up.  Unlike the original, which has an adaptive weight for each half of a batch, the batch has one.
 
     Source: CompVis/latent-diffusion `autoencoder_kl_32x32x4.yaml`, `contperceptual.py`, `AutoencoderKL`.
     """
-    batch_size = 24  # twelve, twice
+    batch_size = 24  # 2 x 12
     learning_rate = 4.5e-6 * batch_size
     return TrainConfig(
         model=model,
@@ -116,15 +116,15 @@ def _kl_f8(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
 
 
 def _flux1_finetune(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
-    """FLUX.1's autoencoder, going on with your own pictures.
+    """Fine-tunes FLUX.1's autoencoder on your own images.
 
       flax-vae-train --preset flux1-finetune --start-from FOLDER_OR_FILE --data FOLDER     (needs the extra lpips)
       hardware: accelerators
-      expect:   to begin at the published model's own scores (ImageNet at 256 pixels: 32.87 dB PSNR, 0.924 SSIM)
+      expect:   scores of the published model at the beginning (ImageNet at 256 pixels: 32.87 dB PSNR, 0.924 SSIM)
 
-    Small steps and an average of the weights, so that latents stay where diffusion models expect them; with
-    `--trainable decoder` they stay exactly there.  The discriminator begins untrained, and judges only when the rest
-    has settled.  How the published weights were trained is not known; this is the field's recipe with care.
+    Small steps and a moving average of the weights keep latents close to those that diffusion models were trained on;
+    with `--trainable decoder` they stay exactly the same.  The discriminator starts untrained, and after the other
+    losses have converged.  How the published weights were trained is not known; this is the usual recipe, cautiously.
     """
     return TrainConfig(
         model=model,
@@ -141,14 +141,14 @@ def _flux1_finetune(model: AutoEncoderParams, start_from: str | None) -> TrainCo
 
 
 def _sd_decoder_finetune(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
-    """How sd-vae-ft-mse came from Stable Diffusion's autoencoder: the decoder alone, smoother pictures, same latents.
+    """Fine-tunes the decoder as sd-vae-ft-mse was from Stable Diffusion: smoother reconstructions, same latents.
 
       flax-vae-train --preset sd-decoder-finetune --start-from FILE --data FOLDER     (needs the extra lpips)
       hardware: accelerators; the original had 16 A100
-      expect:   of the published weights: 24.5 dB PSNR, 0.71 SSIM, 4.70 rFID on COCO 2017, from 23.4, 0.69 and 4.99
+      expect:   as the published weights: 24.5 dB PSNR, 0.71 SSIM, 4.70 rFID on COCO 2017, from 23.4, 0.69 and 4.99
 
     The model card gives the loss, the batch, the steps and that an average of the weights was kept, but no learning
-    rate: this one is cautious.  An encoder that does not learn needs no KL divergence.
+    rate: this one is cautious.  A frozen encoder needs no KL divergence.
 
     Source: the model card of stabilityai/sd-vae-ft-mse.
     """

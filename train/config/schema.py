@@ -1,4 +1,4 @@
-"""What a run is: frozen, validated, JSON-able.  No heavy imports, so that `--help` answers at once."""
+"""The settings of a run, as frozen and validated dataclasses.  Imports no framework, so that `--help` is fast."""
 
 import dataclasses
 import difflib
@@ -12,26 +12,26 @@ from flax_vae.train.config.validation import at_least, below_one, check_types, f
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which photographs, and what a step sees of them.
+    """Images and augmentation.
 
     Attributes:
-      folder: Address of the images, see `flax_vae.images.open_images`; None means the photographs that the package
-        ships.
-      held_out: name of the one photograph that is never trained on: its path inside the folder, elsewhere its number
-        from 0; None means `chelsea.jpg` of the shipped ones, and otherwise the last.
-      crop_size: side of the random square crops, in pixels.
-      shuffle_channels: show red, green and blue in random order: a few photographs then hold many more colours.
-      resize: first make the shorter side of each photograph this many pixels; None leaves them as they are.
-      min_scale: cut windows of up to 1 / min_scale times the crop's area, and shrink them to the crop; 1 cuts crops as
-        they are.  Nothing is ever enlarged, unlike by torchvision's RandomResizedCrop.
-      flip: mirror every other crop, left to right.
-      bad_files: what becomes of an image that is damaged or smaller than the crop: `refuse` ends the run with a list
-        of them, `skip` shows another photograph in its place, always the same one, and reports it.
-      max_bad_fraction: of all images that may be skipped; more of them end the run.
-      max_bad_count: images that may be skipped whatever the fraction, of at most half of all.
+      folder: Address of the images, see `flax_vae.images.open_images`; None for the photographs of the package.
+      held_out: Name of the image that is evaluated and never trained on: a path inside the folder, or an index from 0
+        for other addresses; None for `chelsea.jpg` of the photographs of the package, and for the last image elsewhere.
+      crop_size: Side of the random square crops in pixels.
+      shuffle_channels: Whether to permute red, green and blue at random, which multiplies the colours of a few
+        photographs.
+      resize: Length in pixels that the shorter side of each image is resized to first; None keeps the size.
+      min_scale: Smallest scale of a crop: windows of up to 1 / min_scale times its area are cut and reduced to the
+        crop; 1 cuts crops at the size of the image.  Nothing is enlarged, unlike torchvision's RandomResizedCrop.
+      flip: Whether to flip crops horizontally with probability 1/2.
+      bad_files: Treatment of images that are damaged or smaller than the crop: `refuse` stops with a list of them,
+        `skip` replaces each by another image, the same one in every epoch, and reports it.
+      max_bad_fraction: Largest fraction of all images that may be skipped; more of them stop the run.
+      max_bad_count: Number of images that may be skipped whatever the fraction, up to half of all.
 
     Raises:
-      ValueError: if a number is outside its range.
+      ValueError: If a number is outside its range.
     """
 
     folder: str | None = None
@@ -62,26 +62,26 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW behind a clip, under a linear warm-up and then a cosine or a constant.
+    """AdamW with gradient clipping, and a schedule with linear warm-up.
 
     Attributes:
-      learning_rate: the peak, reached after the warm-up.
-      schedule: after the warm-up: `cosine`, down to `final_fraction` of the peak, or `constant`.
-      final_fraction: of the peak that the cosine ends at.
-      warmup_steps: updates until the peak; never more than half of a short run.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
+      learning_rate: Peak learning rate, reached after the warm-up.
+      schedule: Shape after the warm-up: `cosine` falls to `final_fraction` of the peak, `constant` stays.
+      final_fraction: Fraction of the peak at the end of the cosine.
+      warmup_steps: Updates until the peak; at most half of the steps of the run.
+      b1: Decay rate of the first moment.
+      b2: Decay rate of the second moment.
       eps: Number that is added to the root of the second moment.
-      weight_decay: decoupled, on convolution and dense kernels only.
-      clip_norm: largest global norm of the gradient; a longer one is scaled down to it.
-      accumulate: parts that a batch is computed in, one after the other, with less memory.  Without a discriminator the
-        update is that of the whole batch.  With one, its batch norms see each part alone, in the losses and in their
-        running statistics; all else is that of the whole batch, for which an adaptive weight costs a second forward
-        pass.
-      ema_decay: of the moving average of the weights, which is then what is evaluated and exported; 0 keeps none.
+      weight_decay: Decoupled weight decay, of convolution and dense kernels only.
+      clip_norm: Largest global norm of the gradient; longer gradients are scaled down to it.
+      accumulate: Number of parts of a batch that are computed one after another, which saves memory.  Without a
+        discriminator, the update equals that of the whole batch.  With one, its batch norms use each part alone, in
+        the losses and in the running statistics; everything else equals the whole batch, for which an adaptive weight
+        costs a second forward pass.
+      ema_decay: Decay rate of the moving average of the weights, which is then evaluated and exported; 0 keeps none.
 
     Raises:
-      ValueError: if a number is outside its range.
+      ValueError: If a number is outside its range.
     """
 
     learning_rate: float = 1e-4
@@ -110,24 +110,24 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the autoencoder minimises; `flax_vae.train.losses.reconstruction` has the formulas.
+    """Loss of the autoencoder; `flax_vae.train.losses.reconstruction` has the formulas.
 
     Attributes:
-      distance: between an image and its reconstruction, value by value.
-      reduction: `mean` divides everything by the numbers in an image, `sum` is LDM's convention: sums over an image,
-        the mean over the batch.  The weights below mean the same in both.
-      kl_weight: of the KL divergence (LDM: 1e-6).
-      free_bits: nats of each latent number's divergence that cost nothing.
-      sample: decode a latent drawn from the posterior; otherwise its mean.
-      lpips_weight: of the perceptual distance, which is added to every value's own; 0 leaves it out.
-      lpips_net: whose features it compares: VGG16's to train with, AlexNet's for less work.
-      lpips_weights: file of its weights; None means those of the `lpips` extra.
-      learn_logvar: learn the logarithm of the reconstruction's variance: distances are divided by its exponential, and
-        it is added.
-      logvar: where it starts, and stays unless learned.
+      distance: Distance between an image and its reconstruction, value by value.
+      reduction: Reduction of the loss: `mean` divides every term by the number of values in an image; `sum`, LDM's
+        convention, sums over an image and averages over the batch.  The weights below have one meaning in both.
+      kl_weight: Weight of the KL divergence (LDM: 1e-6).
+      free_bits: Divergence in nats of each latent value that costs nothing.
+      sample: Whether to decode a sample of the posterior instead of the mean.
+      lpips_weight: Weight of LPIPS, which is added to the distance of every value; 0 leaves it out.
+      lpips_net: Network of LPIPS: VGG16 for training, or AlexNet, which is faster.
+      lpips_weights: File with the weights of LPIPS; None for those of the `lpips` extra.
+      learn_logvar: Whether to learn the logarithm of the reconstruction's variance: distances are divided by the
+        variance, and its logarithm is added.
+      logvar: Logarithm of the variance, or its initial value if learned.
 
     Raises:
-      ValueError: if a weight is negative, or a name unknown.
+      ValueError: If a weight is negative, or a name unknown.
     """
 
     distance: Literal["l1", "mse", "charbonnier"] = "l1"
@@ -152,22 +152,23 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class GanConfig:
-    """The discriminator that an autoencoder is trained against; `flax_vae.train.losses.adversarial` has the formulas.
+    """Discriminator and adversarial loss; `flax_vae.train.losses.adversarial` has the formulas.
 
     Attributes:
-      weight: of its judgement in the autoencoder's loss (LDM: 0.5); 0 leaves it out.
-      start: updates before it begins to judge and to learn (LDM: 50,001); until then it costs nothing.
-      loss: what both sides minimise.
-      adaptive: multiply the weight so that its gradient at the decoder's last kernel is as long as that of the rest.
-      r1: gamma of the penalty on its gradients at real images, of which half the square is added.
-      features: channels of its first layer.
-      layers: strided convolutions, the first among them.
-      learning_rate: of its own Adam, which warms up and falls as the autoencoder's does.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
+      weight: Weight of the adversarial loss of the autoencoder (LDM: 0.5); 0 leaves it out.
+      start: Updates before the discriminator is trained and used (LDM: 50,001); until then it costs nothing.
+      loss: Loss of the autoencoder and the discriminator.
+      adaptive: Whether to scale the weight so that the loss has the same gradient norm at the decoder's last kernel as
+        the other losses.
+      r1: Weight gamma of the R1 penalty: gamma / 2 times the squared gradient norm at real images.
+      features: Channels of the first layer of the discriminator.
+      layers: Strided convolutions of the discriminator, including the first.
+      learning_rate: Peak learning rate of the discriminator's Adam; the schedule is that of the autoencoder.
+      b1: Decay rate of the first moment.
+      b2: Decay rate of the second moment.
 
     Raises:
-      ValueError: if a number is outside its range.
+      ValueError: If a number is outside its range.
     """
 
     weight: float = 0.0
@@ -188,28 +189,28 @@ class GanConfig:
         one_of(("hinge", "non_saturating"), loss=self.loss)
         positive(learning_rate=self.learning_rate)
         below_one(b1=self.b1, b2=self.b2)
-        _ = self.discriminator  # which checks the rest
+        _ = self.discriminator  # checks the other fields
 
     @property
     def discriminator(self) -> DiscriminatorParams:
-        """What the discriminator is."""
+        """Architecture of the discriminator."""
         return DiscriminatorParams(features=self.features, layers=self.layers)
 
 
 @dataclass(frozen=True)
 class TimeConfig:
-    """Which times a model that is conditioned on one is trained with, a new one for every example.
+    """Times of a model that is conditioned on time; each example gets a random one.
 
-    A model with `time_embedding="linear"` takes a vector: the sines and cosines of the time.
+    A model with `time_embedding="linear"` is given the sines and cosines of the time.
 
     Attributes:
-      sampler: `uniform` between `low` and `high`, or `logit_normal`: the same range, densest in the middle.
-      low: smallest time.
-      high: largest time, where the embedding's scale ends at about 1000.
-      evaluate_at: the time at which held-out images are reconstructed.
+      sampler: Distribution of times: `uniform` between `low` and `high`, or `logit_normal` on that range.
+      low: Smallest time.
+      high: Largest time; the scale of the embedding ends at about 1000.
+      evaluate_at: Time at which held-out images are reconstructed.
 
     Raises:
-      ValueError: if the range is empty.
+      ValueError: If the range is empty.
     """
 
     sampler: Literal["uniform", "logit_normal"] = "uniform"
@@ -227,40 +228,41 @@ class TimeConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run, from the architecture to the last step.
+    """Settings of a run.
 
     Attributes:
-      model: the architecture.
-      data: see `DataConfig`.
-      optim: see `OptimConfig`.
-      loss: see `LossConfig`.
-      gan: see `GanConfig`.
-      time: see `TimeConfig`.
-      start_from: a file or folder, as `flax_vae.from_pretrained` reads it, whose weights the run begins with.
-      raw_weights: whether a checkpoint of training gives its weights themselves and not their moving average.
-      graft: those weights lack what the architecture adds to them (attention, time): add it as zeros, so that the
-        function is the same; see `flax_vae.convert.table.grafting`.
-      trainable: `all`, or `decoder`: the encoder then stays as it was, bit for bit.
-      batch_size: crops per update, over all devices together.
-      steps: updates of the whole run.
-      seed: of the initial weights, the crops and the noise.
-      identity_init: change the initial weights so that a small model learns faster; see
+      model: Architecture.
+      data: Images; see `DataConfig`.
+      optim: Optimizer; see `OptimConfig`.
+      loss: Loss; see `LossConfig`.
+      gan: Discriminator; see `GanConfig`.
+      time: Times; see `TimeConfig`.
+      start_from: File or folder with the initial weights, as for `flax_vae.from_pretrained`; None for random weights.
+      raw_weights: Whether to take the raw weights of a training checkpoint instead of their moving average.
+      graft: Whether to add as zeros what the architecture has and the initial weights lack (attention, time), which
+        keeps the function; see `flax_vae.convert.table.grafting`.
+      trainable: Weights to train: `all`, or `decoder`, which keeps the encoder and thus the latents bit for bit.
+      batch_size: Crops per update, over all devices together.
+      steps: Updates of the whole run.
+      seed: Seed of initial weights, crops and noise.
+      identity_init: Whether to change the random initial weights so that a small model learns faster; see
         `flax_vae.train.identity_init`.
-      parallel: how the step is compiled for several devices; both compute the same.
-      zero: keep only a share of the optimisers' states and of the moving average on each device; needs `mesh`.
-      devices_per_image: devices that share the rows of each image, where one is too large for a device; needs `mesh`.
-      dtype: of the computation.  Parameters, statistics of the normalisations and the optimiser's state are float32.
-      remat: what the backward pass computes again instead of keeping; see `flax_vae.AutoEncoder`.
-      log_every: updates between two lines of `metrics.jsonl`.
-      eval_every: updates between two evaluations on the held-out photograph.
-      save_every: updates between two checkpoints.
-      keep: newest checkpoints that are kept, beside the best one and the newest that a later finite update has proven.
-      max_skipped: an update whose loss or gradient is not finite is left out; more than this many in a row end the run.
-      tensorboard: whether curves and pictures are written to `tensorboard/` in the run directory too; needs the extra
+      parallel: Parallelism over several devices; both compute the same.
+      zero: Whether to shard the states of the optimizers and the moving average over the devices; needs `mesh`.
+      devices_per_image: Devices that share the rows of each image, if one is too large for a device; needs `mesh`.
+      dtype: Computation dtype.  Parameters, statistics of normalisations and optimizer states are float32.
+      remat: Activations that the backward pass computes again, which saves memory and costs time; see
+        `flax_vae.AutoEncoder`.
+      log_every: Updates between two lines of `metrics.jsonl`.
+      eval_every: Updates between two evaluations on the held-out image.
+      save_every: Updates between two checkpoints.
+      keep: Newest checkpoints to keep, in addition to the best one and the newest that a later finite update proves.
+      max_skipped: Successive updates that may be skipped because the loss or gradient is not finite; more stop the run.
+      tensorboard: Whether to also write curves and images to `tensorboard/` in the run directory; needs the extra
         of that name.
 
     Raises:
-      ValueError: if a number is out of range, or two settings contradict each other.
+      ValueError: If a number is out of range, or two settings contradict each other.
     """
 
     model: AutoEncoderParams
@@ -305,7 +307,7 @@ class TrainConfig:
     def _check_model(self) -> None:
         if self.data.crop_size % self.model.factor:
             raise ValueError(
-                f"crop_size={self.data.crop_size} is no multiple of {self.model.factor}, the factor of the model"
+                f"crop_size={self.data.crop_size} must be a multiple of {self.model.factor}, the factor of the model"
             )
         if self.data.crop_size // self.model.factor % self.devices_per_image:
             raise ValueError(
@@ -315,53 +317,48 @@ class TrainConfig:
             )
         if self.model.in_channels != 3 or self.model.out_ch != 3:
             raise ValueError(
-                f"in_channels={self.model.in_channels} and out_ch={self.model.out_ch} must both be 3: photographs are "
-                "read as RGB"
+                f"in_channels={self.model.in_channels} and out_ch={self.model.out_ch} must both be 3, because "
+                "images are read as RGB"
             )
         if self.model.time_emb_dim is not None and self.model.time_emb_dim % 2:
             raise ValueError(
-                f"time_emb_dim={self.model.time_emb_dim} must be even: half of a time's numbers are sines, half cosines"
+                f"time_emb_dim={self.model.time_emb_dim} must be even, for the sines and cosines of the time"
             )
 
     def _check_together(self) -> None:
         if self.zero and self.parallel != "mesh":
-            raise ValueError(f"zero=True shares states out over a mesh; parallel={self.parallel!r} must then be 'mesh'")
+            raise ValueError(f"zero=True needs parallel='mesh', not {self.parallel!r}")
         if self.devices_per_image > 1 and self.parallel != "mesh":
-            raise ValueError(
-                f"devices_per_image={self.devices_per_image} cuts images over a mesh; parallel={self.parallel!r} must "
-                "then be 'mesh'"
-            )
+            raise ValueError(f"devices_per_image={self.devices_per_image} needs parallel='mesh', not {self.parallel!r}")
         if self.raw_weights and self.start_from is None:
-            raise ValueError("raw_weights=True chooses among the weights of a checkpoint; name it with start_from")
+            raise ValueError("raw_weights=True applies to a checkpoint; pass it as start_from")
         if self.graft and self.start_from is None:
-            raise ValueError("graft=True adds to published weights; name them with start_from")
+            raise ValueError("graft=True adds to given weights; pass them as start_from")
         if self.identity_init and self.start_from is not None:
             raise ValueError(
-                f"identity_init=True changes fresh weights, not those of start_from={self.start_from!r}; choose one"
+                f"identity_init=True changes random weights, but start_from={self.start_from!r} was given; use one"
             )
         if self.trainable == "decoder" and self.start_from is None:
-            raise ValueError("trainable='decoder' keeps an encoder as it is; name the weights it has with start_from")
+            raise ValueError("trainable='decoder' keeps the encoder's weights; pass them as start_from")
         if self.gan.weight and self.data.crop_size < self.gan.discriminator.smallest:
             raise ValueError(
-                f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which need "
-                f"{self.gan.discriminator.smallest} pixels; choose fewer layers"
+                f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which needs "
+                f"{self.gan.discriminator.smallest} pixels; use fewer layers or larger crops"
             )
         if self.batch_size % self.optim.accumulate:
-            raise ValueError(
-                f"batch_size={self.batch_size} cannot be computed in accumulate={self.optim.accumulate} equal parts"
-            )
+            raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.optim.accumulate}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values, in order."""
+        """Returns all fields as JSON-able values, in order."""
         parts = {name: vars(getattr(self, name)) for name in _PARTS}
         return {**vars(self), **{name: dict(part) for name, part in parts.items()}, "model": self.model.to_dict()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "TrainConfig":
-        """The inverse of `to_dict`.
+        """Returns the settings of a dictionary, as from `to_dict`.
 
         Raises:
-          ValueError: if a field is unknown (with the nearest known name), missing, or out of range.
+          ValueError: If a field is unknown (with the nearest known name), missing, or out of range.
         """
         fields = rename_settings(fields)
         _refuse_unknown(cls, fields)
@@ -389,12 +386,12 @@ def rename_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     for old, new in RENAMED.items():
         if old in fields and new in fields:
-            raise ValueError(f"{old} and {new} are one setting; leave out {old}, the name of an earlier version")
+            raise ValueError(f"{old} is the earlier name of {new}; pass only {new}")
     return {RENAMED.get(name, name): value for name, value in fields.items()}
 
 
 def config_differences(before: TrainConfig, after: TrainConfig) -> list[str]:
-    """One `name: before -> after` for each field, nested ones dotted, that differs."""
+    """Returns `name: before -> after` for each setting that differs, with dotted names."""
     old, new = flatten_config(before.to_dict()), flatten_config(after.to_dict())
     return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
 

@@ -19,7 +19,7 @@ def test_every_preset_is_a_run_that_survives_json(name):
 
 @pytest.mark.parametrize("name", ["flux1-finetune", "sd-decoder-finetune"])
 def test_what_goes_on_from_weights_asks_for_them(name):
-    with pytest.raises(ValueError, match=f"preset '{name}' goes on from published weights; .*--start-from"):
+    with pytest.raises(ValueError, match=f"preset '{name}' needs initial weights; .*--start-from"):
         recipe(name)
 
 
