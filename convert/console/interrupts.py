@@ -28,10 +28,15 @@ _children: set[subprocess.Popen[Any]] = set()
 def run(prog: str, module: str) -> int:
     """Runs the `main` of a command's module, from its import on in a process that ends at once on a signal.
 
+    With `--version` as the first argument, prints the version instead.
+
     Args:
       prog: Name of the command.
       module: Module whose `main` does the work and returns the exit status.
     """
+    if sys.argv[1:2] == ["--version"]:
+        print(prog, sys.modules["flax_vae"].__version__)
+        return 0
     end_on_signals(prog)
     try:
         try:
