@@ -5,9 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from flax_vae.convert.architecture import PRESETS
 from flax_vae.convert.console import advise, parse_flags
 
 Flags = TypeVar("Flags")
+
+PRESET_HELP = f"Architecture, if none is stored with the weights: {', '.join(PRESETS)}."
 
 
 def run_command(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from flax_vae.cli.command import run_command
+from flax_vae.cli.command import PRESET_HELP, run_command
 
 PROG = "flax-vae decode"
 _NONE = "(default: none)"
@@ -26,8 +26,7 @@ class DecodeFlags:
     """The folder for the images."""
     model: Annotated[str, arg(metavar="MODEL")]
     """The model that encoded them; weights of any kind."""
-    preset: Annotated[str | None, arg(metavar="P", help_behavior_hint=_NONE)] = None
-    """The architecture, where nothing beside the weights says it."""
+    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint=_NONE)] = None
     raw_weights: FlagCreatePairsOff[bool] = False
     """Take the weights of a training checkpoint instead of their moving average, where it holds both."""
     other_model: FlagCreatePairsOff[bool] = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from flax_vae.cli.command import run_command
+from flax_vae.cli.command import PRESET_HELP, run_command
 from flax_vae.errors import UserError
 from flax_vae.images import ADDRESSES, FORMATS
 
@@ -40,8 +40,7 @@ class EncodeFlags:
     """The folder for the latents."""
     model: Annotated[str, arg(metavar="MODEL")]
     """Weights of any kind: a model folder, a file, a checkpoint, hf:org/name on the Hugging Face hub."""
-    preset: Annotated[str | None, arg(metavar="P", help_behavior_hint=_NONE)] = None
-    """The architecture, where nothing beside the weights says it."""
+    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint=_NONE)] = None
     raw_weights: FlagCreatePairsOff[bool] = False
     """Take the weights of a training checkpoint instead of their moving average, where it holds both."""
     store: Literal["mean", "moments", "sample"] = "mean"

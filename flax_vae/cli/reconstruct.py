@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 from tyro.conf import Positional, arg
 
+from flax_vae.cli.command import PRESET_HELP
 from flax_vae.convert.console import advise, parse_flags
 from flax_vae.errors import UserError
 from flax_vae.images import ADDRESSES
@@ -38,8 +39,7 @@ class Reconstruct:
     ]
     model: Annotated[str, arg(metavar="MODEL")]
     """Weights: a model folder, a file, a checkpoint, or hf:org/name on the Hugging Face hub."""
-    preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
-    """The architecture, where nothing beside the weights says it."""
+    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint="(default: none)")] = None
     raw_weights: bool = False
     """Take the weights of a training checkpoint instead of their moving average, where it holds both."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: IMAGE.reconstruction.png, here)")] = (

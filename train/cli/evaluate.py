@@ -1,4 +1,4 @@
-"""`flax-vae-train eval`: a finished model on a data set; scores, latents, worst cases."""
+"""`flax-vae-train eval`: scores of a model on images, statistics of its latents, and its worst cases."""
 
 import sys
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from flax_vae.convert.architecture import PRESETS
 from flax_vae.convert.console import escaped_output, parse_flags, rewrite_line
 from flax_vae.images import ADDRESSES
 from flax_vae.train.errors import RunError, TrainError
@@ -24,14 +25,14 @@ PROG = "flax-vae-train eval"
 
 @dataclass(frozen=True)
 class EvalFlags:
-    """Measures reconstructions: PSNR, SSIM and LPIPS of every image, the latents' statistics, and rFID.
+    """Measures reconstructions: PSNR, SSIM and LPIPS of every image, statistics of the latents, and rFID.
 
-    Every image is reconstructed whole, from the mode of its posterior, and compared in 8 bits.
+    Reconstructs every image whole, from the mode of its posterior, and compares 8-bit images.
     """
 
     models: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_OR_MODEL...")]
-    """Run directories (their export/), or weights of any kind: a model folder, a file, a checkpoint, hf:org/name.
-    Several are compared, a line each."""
+    """Run directories, of which the export is measured, or weights of any kind: a model folder, a file, a checkpoint,
+    hf:org/name.  Several models are compared, one per line."""
     data: Annotated[
         str | None,
         arg(
@@ -40,32 +41,38 @@ class EvalFlags:
             help_behavior_hint="(default: the image that the run held out)",
         ),
     ] = None
-    preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: none)")] = None
-    """The architecture, where nothing beside the weights says it."""
+    preset: Annotated[
+        str | None,
+        arg(
+            metavar="P",
+            help=f"Architecture, if none is stored with the weights: {', '.join(PRESETS)}.",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = None
     raw_weights: bool = False
-    """Of a checkpoint of training that holds both, take the weights themselves instead of their moving average."""
+    """Read the raw weights of a training checkpoint instead of their moving average."""
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
-    """How many images, the first ones."""
-    batch: Annotated[int, arg(metavar="N")] = 1
-    """Images at a time, where there are so many of one size."""
+    """Number of images, the first ones."""
+    batch_size: Annotated[int, arg(metavar="N", aliases=("--batch",))] = 1
+    """Largest number of images of one size that are computed together."""
     time: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: that of the run, elsewhere 0)")] = None
-    """The condition of a model that takes a time."""
+    """Time for a model that is conditioned on time."""
     bands: bool = False
-    """Decode band by band: slower, for images that would not fit into the device's memory."""
+    """Decode band by band, which is slower, for images that do not fit into the device's memory."""
     lpips: Literal["alex", "vgg", "none"] = "alex"
-    """The network that LPIPS is measured by; papers report alex."""
+    """Network of LPIPS; papers report alex."""
     lpips_weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the extra lpips)")] = None
-    """Its weights, the state dict of PyTorch's lpips.LPIPS."""
+    """Weights of LPIPS: a state dict of PyTorch's lpips.LPIPS."""
     features: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: no rFID)")] = None
     """Measure rFID with this function from 8-bit images (b, h, w, 3) to features (b, d), such as Inception's."""
     grid: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
-    """A PNG for the worst cases: original, reconstruction, difference."""
+    """PNG file to write the worst cases to: original, reconstruction, difference."""
     worst: Annotated[int, arg(metavar="N")] = 8
-    """How many of them."""
+    """Number of worst cases."""
     worst_by: Literal["psnr", "ssim", "lpips"] = "psnr"
-    """The score that says what is worst."""
+    """Score by which cases are ranked."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
-    """A file for all numbers."""
+    """JSON file to write all numbers to."""
     write_scale: bool = False
     """Write the scale and shift that bring latents to mean 0 and deviation 1 into the model folder's config.json."""
 
@@ -75,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-      The exit status: 0, or 1 for what the caller can put right; wrong flags end in status 2.
+      Exit code: 0, or 1 for an error that the user can fix.
     """
     flags = parse_flags(EvalFlags, prog=PROG, args=args)
     try:
@@ -89,7 +96,7 @@ def locate_model(path: Path) -> Path:
     """Returns the export of a run directory, and any other path as it is.
 
     Raises:
-      RunError: if the run has not ended.
+      RunError: If the run has not ended.
     """
     from flax_vae.convert.errors import FileError  # numpy, which --help does without
     from flax_vae.convert.weights import find_export, is_run
@@ -101,15 +108,15 @@ def locate_model(path: Path) -> Path:
 
 
 def _run(flags: EvalFlags) -> int:
-    for name in ("limit", "batch", "worst"):
+    for name in ("limit", "batch_size", "worst"):
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise TrainError(f"{name}={value} must be at least 1")
     if not flags.models:
-        raise TrainError("no model is named; give a run directory or a model")
+        raise TrainError("no model; pass run directories or models")
     alone = [name for name in ("features", "grid", "json", "write_scale") if getattr(flags, name)]
     if len(flags.models) > 1 and alone:
-        raise TrainError(f"--{alone[0].replace('_', '-')} is about one model; name one instead of {len(flags.models)}")
+        raise TrainError(f"--{alone[0].replace('_', '-')} needs exactly one model, not {len(flags.models)}")
     models = tuple(flags.models)
     folders = [locate_model(path) for path in models]
     if flags.write_scale:
@@ -150,7 +157,7 @@ def _one(
     perceptual: "PerceptualDistance | None",
     lpips_missing: str,
 ) -> int:
-    """Everything about one model."""
+    """Measures one model in detail."""
     from flax_vae.inference import load_model
     from flax_vae.train.evaluation import (
         FrechetMeter,
@@ -191,7 +198,7 @@ def _evaluation(flags: EvalFlags, run: Path, model: "AutoEncoder", params: Any, 
     if time is None:
         config = _run_config(run)
         time = config.time.evaluate_at if config else 0.0
-    return Evaluation(model, params, flags.batch, time, flags.bands or None, **meters)
+    return Evaluation(model, params, flags.batch_size, time, flags.bands or None, **meters)
 
 
 def _held_out(run: Path) -> "ImageSource":
@@ -220,7 +227,7 @@ def _run_config(path: Path) -> "TrainConfig | None":
 
 
 def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
-    """The distance, or None and the reason in a few words."""
+    """Returns the distance, or None and the reason in a few words."""
     if flags.lpips == "none":
         return None, "not asked for"
     import jax
@@ -240,7 +247,7 @@ def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
 
 
 class _Worst:
-    """Keeps the worst images while the others pass, and says on a terminal how many have."""
+    """Keeps the worst images, and shows the progress on a terminal."""
 
     def __init__(self, most: int, score: str, count: int):
         self.pictures: list[Comparison] = []

@@ -13,9 +13,10 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from flax_vae.convert.console import parse_flags
 from flax_vae.images import ADDRESSES, FORMATS
-from flax_vae.train.config import RENAMED, TrainConfig, recipe
+from flax_vae.train.config import RENAMED, TrainConfig, preset_names, recipe
 
 NONE = "(default: none)"
+PRESET_HELP = f"Architecture and recipe: {', '.join(preset_names())}."
 
 # Short names of settings; all others are given by their names in config.json.
 SHORT_NAMES = {
@@ -52,8 +53,7 @@ class Flags:
       flax-vae-train plan --topology v5e:4x4          estimates memory, step time and cost on TPUs that you do not have
     """
 
-    preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: tiny)")] = None
-    """Architecture and recipe."""
+    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint="(default: tiny)")] = None
     workdir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     """Run directory; a run that was begun there is resumed with its own settings, except those given by flags.  NAME is
     the preset, or else the name of the file in --config or --start-from."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from flax_vae.convert.console import escaped_output
-from flax_vae.train.cli.flags import NONE, Flags, parse_run_flags
+from flax_vae.train.cli.flags import NONE, PRESET_HELP, Flags, parse_run_flags
 from flax_vae.train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ class PlanFlags:
     """Price of one device per hour."""
     markdown: FlagCreatePairsOff[bool] = False
     """Print the table as GitHub Markdown."""
-    preset: Annotated[str | None, arg(metavar="P", help_behavior_hint="(default: tiny)")] = None
-    """Architecture and recipe."""
+    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint="(default: tiny)")] = None
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """Settings as YAML or JSON, as for a run."""
     settings: dict[str, Any] = field(default_factory=dict)

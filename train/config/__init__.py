@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.train.config.recipes import architecture, default, recipe
+    from flax_vae.train.config.recipes import architecture, default, preset_names, recipe
     from flax_vae.train.config.schema import (
         RENAMED,
         DataConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "flatten_config",
     "format_yaml",
     "parse_yaml",
+    "preset_names",
     "recipe",
     "rename_settings",
 ]

@@ -36,6 +36,11 @@ def architecture(name: str) -> AutoEncoderParams:
     return PRESETS[_find(name).architecture]
 
 
+def preset_names() -> list[str]:
+    """Returns the names of all recipes and architectures."""
+    return [*RECIPES, *(name for name in PRESETS if name not in RECIPES)]
+
+
 def default(model: AutoEncoderParams) -> TrainConfig:
     """Returns the defaults of `TrainConfig`: crops at the model's resolution, a long schedule, no perceptual loss.
 
@@ -184,7 +189,7 @@ def _find(name: str) -> _Recipe:
         return RECIPES[name]
     if name in PRESETS:
         return _Recipe(name, lambda model, _: default(model))
-    names = [*RECIPES, *(other for other in PRESETS if other not in RECIPES)]
+    names = preset_names()
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown preset {name!r}; {hint}There are {', '.join(names)}")

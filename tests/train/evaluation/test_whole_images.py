@@ -365,7 +365,16 @@ def test_help_answers_without_loading_a_framework():
         "assert not {'jax', 'flax', 'numpy', 'PIL', 'torch'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for flag in ("RUN_OR_MODEL", "--data", "--limit", "--batch", "--json", "--grid", "--features", "--write-scale"):
+    for flag in (
+        "RUN_OR_MODEL",
+        "--data",
+        "--limit",
+        "--batch-size",
+        "--json",
+        "--grid",
+        "--features",
+        "--write-scale",
+    ):
         assert flag in done.stdout
 
 
@@ -374,7 +383,7 @@ def test_the_command_measures_the_export_of_a_run(params, three, tmp_path, capsy
     (tmp_path / "brightness.py").write_text("def of(images): return images.mean((1, 2))\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    flags = ["run", "--data", str(three), "--batch", "2", "--lpips", "none", "--features", "brightness:of"]
+    flags = ["run", "--data", str(three), "--batch-size", "2", "--lpips", "none", "--features", "brightness:of"]
     assert eval_cli.main([*flags, "--json", "all.json", "--grid", "worst.png", "--worst", "1", "--write-scale"]) == 0
     out = capsys.readouterr().out
     written = json.loads((tmp_path / "all.json").read_text())
