@@ -28,9 +28,7 @@ NOT_YET: set[str] = {
     "flax_vae.convert.latents",
     "flax_vae.convert.table",
     "flax_vae.convert.weights",
-    "flax_vae.train.cli",
     "flax_vae.train.evaluation",
-    "flax_vae.train.plan",
     "flax_vae.train.report",
     "flax_vae.train.run",
 }

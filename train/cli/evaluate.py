@@ -183,8 +183,8 @@ def _one(
         save_comparisons(flags.grid, worst.pictures)
         print(f"the {len(worst.pictures)} worst by {flags.worst_by.upper()}: {flags.grid}")
     if flags.write_scale:
-        record = write_scale(where, report.latents)
-        print(f"{where / 'config.json'}: scale_factor {record.scale_factor}, shift_factor {record.shift_factor}")
+        scaled = write_scale(where, report.latents)
+        print(f"{where / 'config.json'}: scale_factor {scaled.scale_factor}, shift_factor {scaled.shift_factor}")
     if flags.json:
         net = None if perceptual is None else flags.lpips
         write_report_json(flags.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)

@@ -1,4 +1,4 @@
-"""`flax-vae-train`: flags in, one run; what a person can put right ends in one line on standard error."""
+"""Entry point of `flax-vae-train`.  User errors are printed as one line without a traceback."""
 
 import contextlib
 import signal

@@ -57,7 +57,7 @@ def _base(preset: str | None, start_from: str | None, model: dict[str, Any], wor
     """Returns the settings that the given ones override."""
     stored = None if workdir is None else RunDirectory(workdir).stored_config()
     if stored is not None:
-        # What differs in its architecture or its beginning is refused with a list, once all is known.
+        # The run directory later refuses differences in architecture or initial weights, and lists them.
         if start_from is not None and stored.identity_init:
             stored = dataclasses.replace(stored, identity_init=False)
         return stored if preset is None else dataclasses.replace(stored, model=architecture(preset))

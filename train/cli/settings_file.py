@@ -13,17 +13,17 @@ from flax_vae.train.run import HISTORY
 
 _MAX_BYTES = 64 * 1024  # of a settings file
 
-PRESET = "preset"  # what a file may name beside the fields of `TrainConfig`
+PRESET = "preset"  # a name in settings files that is not a field of `TrainConfig`
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Reads a file of settings: any of the fields of a run's `config.json`, and `preset`.
+    """Reads a settings file, with any of the fields of a run's `config.json`, and `preset`.
 
     Args:
-      path: ends in `.yaml`, `.yml` or `.json`.
+      path: File that ends in `.yaml`, `.yml` or `.json`.
 
     Raises:
-      TrainError: one line that names the file, if it cannot be read, or a name in it is unknown.
+      TrainError: If the file cannot be read, or a name in it is unknown; one line that names the file.
     """
     try:
         if path.suffix not in (".yaml", ".yml", ".json"):
@@ -34,33 +34,33 @@ def read_settings(path: Path) -> dict[str, Any]:
             raise ValueError("it is empty; it should hold settings, such as steps: 1000")
         if not isinstance(settings, dict):
             raise ValueError(f"it holds a {type(settings).__name__}, names and values were expected")
-        settings.pop(HISTORY, None)  # of that run, not of the one that is begun with its settings
+        settings.pop(HISTORY, None)  # the history belongs to the other run
         settings = rename_settings(settings)
         check_names({name: value for name, value in settings.items() if name != PRESET})
         if not isinstance(settings.get(PRESET, ""), str):
             raise ValueError(f"preset={settings[PRESET]!r} must be a name")
     except FileNotFoundError:
-        raise TrainError(f"{path} does not exist; name a file of settings") from None
+        raise TrainError(f"{path} does not exist; pass a settings file") from None
     except OSError as error:
-        raise TrainError(f"{path}: {error.strerror or error}; name a file of settings") from error
+        raise TrainError(f"{path}: {error.strerror or error}; pass a settings file") from error
     except UnicodeDecodeError:
-        raise TrainError(f"{path}: it is no text in UTF-8; name a file of settings") from None
+        raise TrainError(f"{path}: the file is not UTF-8 text; pass a settings file") from None
     except ValueError as error:
         raise TrainError(f"{path}: {error}") from None
     return settings
 
 
 def check_names(settings: Mapping[Any, Any]) -> None:
-    """Refuses names that no run has, and values of the wrong kind.
+    """Checks that all settings are known, and their values of the right type.
 
     Raises:
-      ValueError: with the nearest known name.
+      ValueError: If not; the message suggests the nearest name.
     """
     _check(settings, "", _known())
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of both; where both name one, that of `above`."""
+    """Returns the settings of both; those of `above` override those of `below`."""
     merged = dict(below)
     for name, value in above.items():
         old = merged.get(name)
@@ -87,7 +87,7 @@ def _check(settings: Mapping[Any, Any], prefix: str, known: dict[str, Any]) -> N
 
 
 def _known() -> dict[str, Any]:
-    """Every dotted name, with its type; a part that has names of its own is a `dict`."""
+    """Returns the type of each dotted name; that of a nested part is `dict`."""
     known: dict[str, Any] = {}
     for name, kind in get_type_hints(TrainConfig).items():
         known[name] = kind
@@ -105,7 +105,7 @@ def _example(part: str) -> str:
 def _unknown(name: str) -> str:
     names = list(_known())
     last = name.rpartition(".")[2]
-    # First those that have only lost their part, or got a wrong one.
+    # First names with an equal last part, whose other parts are missing or wrong.
     near = [known for known in names if known.rpartition(".")[2] == last]
     near = near or difflib.get_close_matches(name, [*names, PRESET], n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"

@@ -149,7 +149,7 @@ def find_fitting(
     for remat in REMAT[REMAT.index(config.remat) :]:
         one = replace(config, remat=remat)
         if batch:
-            found = largest(
+            found = largest_batch(
                 lambda n, one=one: plan(replace(one, batch_size=n * least), target, name=name, dollars=dollars)
             )
             if found is not None:
@@ -160,8 +160,8 @@ def find_fitting(
                 return
 
 
-def largest(plan_of: Callable[[int], Plan]) -> Plan | None:
-    """Returns the plan of the largest number that fits, or None if not even 1 does.
+def largest_batch(plan_of: Callable[[int], Plan]) -> Plan | None:
+    """Returns the plan of the largest batch that fits, or None if not even the smallest does.
 
     Memory grows nearly linearly, so two plans predict which number is worth compiling next.
     """

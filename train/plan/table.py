@@ -9,7 +9,7 @@ HEAD = (
     "devices", "model", "how", "hosts", "px", "batch",
     "state", "work", "GiB of", "TFLOP", "GB", "s >=", "img/s <=", "$/M >=",
 )  # fmt: skip
-_WORDS = 3  # number of text columns, which come first
+_TEXT_COLUMNS = 3  # number of text columns, which come first
 
 LEGEND = """\
 state, work: GiB on each device of the state, batch and constants, and of all temporaries of a step.  GiB of: both and
@@ -29,13 +29,13 @@ def rows(plans: Sequence[Plan], *, markdown: bool = False) -> Iterator[str]:
     table = [HEAD, *(_cells(plan) for plan in plans)]
     if markdown:
         yield "| " + " | ".join(table[0]) + " |"
-        yield "|" + "|".join("---" if column < _WORDS else "--:" for column in range(len(HEAD))) + "|"
+        yield "|" + "|".join("---" if column < _TEXT_COLUMNS else "--:" for column in range(len(HEAD))) + "|"
         yield from ("| " + " | ".join(cells) + " |" for cells in table[1:])
         return
     widths = [max(len(cells[column]) for cells in table) for column in range(len(HEAD))]
     for cells in table:
         padded = (
-            cell.ljust(width) if column < _WORDS else cell.rjust(width)
+            cell.ljust(width) if column < _TEXT_COLUMNS else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
         yield "  ".join(padded).rstrip()
@@ -65,14 +65,14 @@ def _cells(plan: Plan) -> tuple[str, ...]:
 
 def _how(config: TrainConfig) -> str:
     """Returns the settings that determine memory and work, besides the model and the batch."""
-    words = [config.parallel, config.dtype]
-    words += [f"{config.devices_per_image} per image"] if config.devices_per_image > 1 else []
-    words += ["zero"] if config.zero else []
-    words += [f"in {config.optim.accumulate} parts"] if config.optim.accumulate > 1 else []
-    words += [] if config.remat == "none" else [f"remat {config.remat}"]
-    words += ["GAN"] if config.gan.weight else []
-    words += ["LPIPS"] if config.loss.lpips_weight else []
-    return " ".join(words)
+    parts = [config.parallel, config.dtype]
+    parts += [f"{config.devices_per_image} per image"] if config.devices_per_image > 1 else []
+    parts += ["zero"] if config.zero else []
+    parts += [f"in {config.optim.accumulate} parts"] if config.optim.accumulate > 1 else []
+    parts += [] if config.remat == "none" else [f"remat {config.remat}"]
+    parts += ["GAN"] if config.gan.weight else []
+    parts += ["LPIPS"] if config.loss.lpips_weight else []
+    return " ".join(parts)
 
 
 def _gib(size: int | None) -> str:

@@ -77,5 +77,5 @@ def local() -> Target:
     """Returns all devices of this process."""
     devices = tuple(jax.local_devices())
     kind = devices[0].device_kind
-    said = devices[0].memory_stats() if devices[0].platform != "cpu" else None
-    return Target(f"{len(devices)} x {kind}", devices, kind, (said or {}).get("bytes_limit"))
+    stats = devices[0].memory_stats() if devices[0].platform != "cpu" else None
+    return Target(f"{len(devices)} x {kind}", devices, kind, (stats or {}).get("bytes_limit"))

@@ -93,7 +93,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, text):
     ("name", "content", "message"),
     [
         ("run.toml", b"seed: 1", "must end in .yaml, .yml or .json"),
-        ("run.yaml", b"\xff", "no text in UTF-8"),
+        ("run.yaml", b"\xff", "not UTF-8 text"),
         ("run.json", b'{"seed": 1, "seed": 2}', "names 'seed' more than once"),
         ("run.json", b"{", "Expecting"),
         ("missing/run.yaml", None, "does not exist"),

@@ -15,7 +15,7 @@ from flax_vae import AutoEncoder, init_params
 from flax_vae.convert import PRESETS
 from flax_vae.train.cli.plan import main
 from flax_vae.train.devices.chips import CHIPS
-from flax_vae.train.plan.compile import Memory, Plan, bytes_needed, largest, plan
+from flax_vae.train.plan.compile import Memory, Plan, bytes_needed, largest_batch, plan
 from flax_vae.train.plan.count_flops import count_operations
 from flax_vae.train.plan.table import HEAD, rows
 from flax_vae.train.plan.topologies import Target, local
@@ -95,13 +95,13 @@ def fake(need):
 )
 def test_the_largest_number_that_fits_is_found_in_few_steps(need, number):
     plan_of, asked = fake(need)
-    found = largest(plan_of)
+    found = largest_batch(plan_of)
     assert found is not None and found.memory.total == int(need(number) * GIB) <= 10 * GIB < need(number + 1) * GIB
     assert len(asked) == len(set(asked)) <= 12
 
 
 def test_nothing_fits():
-    assert largest(fake(lambda n: 11 * n)[0]) is None
+    assert largest_batch(fake(lambda n: 11 * n)[0]) is None
 
 
 @pytest.mark.parametrize(
