@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.ops import Tile, tiled_attention
 
 AttentionPath = Literal["auto", "full", "tiles", "cudnn"]
@@ -54,7 +55,7 @@ def attention(
     Source: seed module 2.
     """
     if path not in get_args(AttentionPath):
-        raise ValueError(f"attention path={path!r} must be one of {', '.join(map(repr, get_args(AttentionPath)))}")
+        raise ArgumentError(f"attention path={path!r} must be one of {', '.join(map(repr, get_args(AttentionPath)))}")
     if path == "cudnn" or (path == "auto" and _cudnn_takes(q)):
         # Its arguments have an axis of heads.
         q, k, v = (x[:, :, None] for x in (q, k, v))

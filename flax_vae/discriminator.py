@@ -14,6 +14,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from flax_vae.convert.architecture import KERNEL, DiscriminatorParams
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.ops import Conv, convolve
 
 NORM_EPS = 1e-5
@@ -108,7 +109,7 @@ class BatchNorm(nn.Module):
         if axis_name is not None:
             count *= jax.lax.axis_size(axis_name)
         if count == 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"a feature map of shape {x.shape} has one value per channel; a variance needs two or more; train with "
                 "more or larger images"
             )

@@ -1,17 +1,12 @@
-"""Errors that the user can fix."""
+"""Errors of models at work that the user can fix; their base is `flax_vae.convert.errors.FlaxVaeError`."""
 
-from collections.abc import Sequence
+from flax_vae.convert.errors import FlaxVaeError
 
-from flax_vae.convert.errors import shorten
-
-
-def first_of(problems: Sequence[str], most: int = 5) -> str:
-    """Joins the first few of many sentences, and adds the number of the others."""
-    return shorten(problems, most, longest=None, separator="; ")
+__all__ = ["DataError", "FlaxVaeError", "NotFiniteError", "UserError"]
 
 
-class UserError(Exception):
-    """An error that the user can fix, in one sentence; commands print it without a traceback."""
+class UserError(FlaxVaeError):
+    """A command cannot do what was asked for."""
 
 
 class DataError(UserError):

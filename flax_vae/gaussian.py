@@ -11,6 +11,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from flax_vae.convert.architecture import LOGVAR_MAX, LOGVAR_MIN, check_noise
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.ops import add
 
 
@@ -48,7 +49,7 @@ class Posterior:
             noise = jax.random.normal(key, self.mean.shape, jnp.promote_types(self.mean.dtype, jnp.float32))
             noise = noise.astype(self.mean.dtype)
         elif key is not None or noise is None:
-            raise ValueError("sample() takes a key or noise=; pass exactly one of them")
+            raise ArgumentError("sample() takes a key or noise=; pass exactly one of them")
         return self.mean + self.std * noise
 
     def kl(self) -> Float[Array, " b"]:
@@ -119,7 +120,7 @@ class DiagonalGaussian(nn.Module):
 
     def _sample_key(self) -> PRNGKeyArray:
         if not (self.has_rng("sample") or self.is_initializing()):
-            raise ValueError(
+            raise ArgumentError(
                 'sampling needs random numbers; pass rngs={"sample": key} to apply, or noise=, or sample=False for the '
                 "mean"
             )

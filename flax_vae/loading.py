@@ -12,6 +12,7 @@ from flax.typing import Dtype
 from flax_vae.attention import AttentionPath
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.convert.architecture import AutoEncoderParams, check_weights
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.formats import ArrayLike, cast
 from flax_vae.convert.table import to_flax, to_torch
 from flax_vae.convert.weights import load_weights, save_folder
@@ -90,7 +91,7 @@ def _to_jax(array: ArrayLike) -> jax.Array:
     # Without a copy, JAX may use an aligned array itself on a CPU, which here is a view of a file.
     result, expected = jnp.array(np.asarray(array), copy=True), np.dtype(array.dtype)
     if result.dtype != expected:
-        raise ValueError(
+        raise ArgumentError(
             f"the weights are {expected.name}, which JAX turns into {result.dtype.name} here; choose param_dtype= "
             "or set jax_enable_x64"
         )

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from flax_vae.attention import AttentionPath
 from flax_vae.convert.architecture import Padding
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.formats import FLOATS
 from flax_vae.ops import Conv, Dense, convolve
 
@@ -46,7 +47,11 @@ class Numerics:
         _require_float("param_dtype", self.param_dtype)
         for name, value, choices in (("remat", self.remat, Remat), ("attention", self.attention, AttentionPath)):
             if value not in get_args(choices):
-                raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, get_args(choices)))}")
+                raise ArgumentError(
+                    f"{name}={value!r} must be one of {', '.join(map(repr, get_args(choices)))}",
+                    field=name,
+                    value=value,
+                )
 
     def conv(
         self,
@@ -96,4 +101,4 @@ def _require_float(name: str, dtype: Any) -> None:
         known = False
     if not known:
         shown = getattr(dtype, "__name__", dtype)
-        raise ValueError(f"{name}={str(shown)!r} must be one of {', '.join(FLOATS)}")
+        raise ArgumentError(f"{name}={str(shown)!r} must be one of {', '.join(FLOATS)}", field=name, value=str(shown))

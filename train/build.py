@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from flax_vae import AutoEncoder, from_pretrained
-from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.errors import FlaxVaeError
 from flax_vae.convert.table import graft, to_flax
 from flax_vae.convert.weights import load_weights
 from flax_vae.discriminator import Discriminator
 from flax_vae.finite import require_finite
 from flax_vae.train.config import LossConfig, TrainConfig
-from flax_vae.train.errors import RunError, TrainError
+from flax_vae.train.errors import RunError
 from flax_vae.train.losses import load_lpips_weights
 from flax_vae.train.optim import make_discriminator_optimizer, make_optimizer, make_schedule
 from flax_vae.train.state import DiscriminatorState, TrainState, create_state
@@ -51,7 +51,7 @@ def make_constants(config: LossConfig) -> dict[str, Any]:
         return {}
     try:
         return {"lpips": load_lpips_weights(config.lpips_net, config.lpips_weights)}
-    except (TrainError, ConversionError, OSError, ValueError) as error:
+    except (FlaxVaeError, OSError) as error:
         raise RunError(f"{error}; or train without LPIPS: --loss.lpips-weight 0 (now {config.lpips_weight})") from error
 
 
@@ -119,7 +119,7 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
                 Path(config.start_from), config.model, param_dtype=jnp.float32, raw_weights=config.raw_weights
             )
             params = model.params
-    except (FileError, ConversionError, OSError, ValueError) as error:
+    except (FlaxVaeError, OSError) as error:
         raise RunError(f"start_from={config.start_from!r} cannot be loaded: {error}") from error
     other = [
         f"{name}: {vars(params)[name]!r} there, {vars(config.model)[name]!r} here"

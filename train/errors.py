@@ -1,11 +1,12 @@
-"""Errors of training that the user can fix."""
+"""Errors of a training run that the user can fix; their base is `flax_vae.convert.errors.FlaxVaeError`."""
 
 from flax_vae.errors import DataError, NotFiniteError, UserError
 
-__all__ = ["DataError", "NotFiniteError", "RunError", "TrainError"]
+__all__ = ["DataError", "NotFiniteError", "RunError", "TrainError", "UserError"]
 
-# The base of all of them, including errors about images that `flax_vae` raises.
-TrainError = UserError
+
+class TrainError(UserError):
+    """A run, or a command about a run, cannot do what was asked for."""
 
 
 class RunError(TrainError):

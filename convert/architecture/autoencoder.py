@@ -4,12 +4,11 @@
 """
 
 import dataclasses
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from flax_vae.convert.errors import shorten
+from flax_vae.convert.errors import ArgumentError, shorten, suggest
 
 # Far beyond any published model, yet small enough that the table of its tensors is built in a moment.
 MAX_LEVELS = 12
@@ -90,12 +89,16 @@ class AutoEncoderParams:
         for name, otherwise in (("ch_mult", ""), ("attn_levels", ", or None for all levels")):
             value = getattr(self, name)
             if not isinstance(value, Collection) and not (value is None and otherwise):
-                raise ValueError(f"{name}={value!r} must be a list of whole numbers{otherwise}")
+                raise ArgumentError(
+                    f"{name}={value!r} must be a list of whole numbers{otherwise}", field=name, value=value
+                )
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         if self.attn_levels is not None:
             for level in self.attn_levels:
                 if not isinstance(level, int) or isinstance(level, bool):
-                    raise ValueError(f"attn_levels holds {level!r}; expected whole numbers, the levels with attention")
+                    raise ArgumentError(
+                        f"attn_levels holds {level!r}; expected whole numbers, the levels with attention"
+                    )
             levels = tuple(sorted(set(self.attn_levels)))
             # None and the tuple of all levels describe one model, so they are stored alike.
             object.__setattr__(self, "attn_levels", None if levels == tuple(range(len(self.ch_mult))) else levels)
@@ -103,54 +106,68 @@ class AutoEncoderParams:
 
     def _check(self):
         if not self.ch_mult:
-            raise ValueError("ch_mult=() has no level; expected one multiple of ch per level, e.g. (1, 2, 4)")
+            raise ArgumentError("ch_mult=() has no level; expected one multiple of ch per level, e.g. (1, 2, 4)")
         counts = {name: getattr(self, name) for name in ("resolution", "in_channels", "ch", "out_ch", "z_channels")}
         counts |= {f"ch_mult[{level}]": mult for level, mult in enumerate(self.ch_mult)}
         counts |= {"num_res_blocks": self.num_res_blocks}
         if len(self.ch_mult) > MAX_LEVELS:
-            raise ValueError(f"ch_mult has {len(self.ch_mult)} levels; expected at most {MAX_LEVELS}")
+            raise ArgumentError(f"ch_mult has {len(self.ch_mult)} levels; expected at most {MAX_LEVELS}")
         for name, value in counts.items():
             most = MAX_BLOCKS if name == "num_res_blocks" else MAX_COUNT
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+                raise ArgumentError(f"{name}={value!r} must be a whole number of at least 1", field=name, value=value)
             if value > most:
-                raise ValueError(f"{name}={_digits(value)} must be at most {most:,}")
+                raise ArgumentError(f"{name}={_digits(value)} must be at most {most:,}", field=name, value=value)
         for width in (self.ch, *self.widths):
             if width > MAX_COUNT:
-                raise ValueError(
+                raise ArgumentError(
                     f"ch={self.ch} with ch_mult={shorten(map(str, self.ch_mult), 8)} gives a level of {width:,} "
-                    f"channels; expected at most {MAX_COUNT:,}"
+                    f"channels; expected at most {MAX_COUNT:,}",
+                    field="ch",
+                    value=self.ch,
                 )
             if width % NORM_GROUPS:
-                raise ValueError(
+                raise ArgumentError(
                     f"ch={self.ch} with ch_mult={self.ch_mult} gives a level of {width} channels, which GroupNorm "
-                    f"cannot split into {NORM_GROUPS} groups; make ch a multiple of {NORM_GROUPS}"
+                    f"cannot split into {NORM_GROUPS} groups; make ch a multiple of {NORM_GROUPS}",
+                    field="ch",
+                    value=self.ch,
                 )
         if self.resolution % self.factor:
-            raise ValueError(
+            raise ArgumentError(
                 f"resolution={self.resolution} must be a multiple of {self.factor}, the factor of {self.num_levels} "
-                "levels"
+                "levels",
+                field="resolution",
+                value=self.resolution,
             )
         for name in ("scale_factor", "shift_factor"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not abs(value) <= FLOAT32_MAX:  # which NaN is not, either
                 shown = _digits(value) if isinstance(value, int) else f"{value!r:.80}"
-                raise ValueError(f"{name}={shown} must be a finite number in float32")
+                raise ArgumentError(f"{name}={shown} must be a finite number in float32", field=name, value=value)
         if abs(self.scale_factor) < FLOAT32_MIN:
-            raise ValueError(
+            raise ArgumentError(
                 f"scale_factor={self.scale_factor!r} is 0 in float32 and would erase every latent; "
-                "use 1.0 for unscaled latents"
+                "use 1.0 for unscaled latents",
+                field="scale_factor",
+                value=self.scale_factor,
             )
         if self.latent_norm not in ("scale", "batch_norm"):
-            raise ValueError(f"latent_norm={self.latent_norm!r} must be 'scale' or 'batch_norm' (FLUX.2)")
+            raise ArgumentError(
+                f"latent_norm={self.latent_norm!r} must be 'scale' or 'batch_norm' (FLUX.2)",
+                field="latent_norm",
+                value=self.latent_norm,
+            )
         if self.latent_norm == "batch_norm" and (self.scale_factor, self.shift_factor) != (1, 0):
-            raise ValueError(
+            raise ArgumentError(
                 f"latent_norm='batch_norm' replaces scale_factor={self.scale_factor} and "
                 f"shift_factor={self.shift_factor}; set them to 1 and 0"
             )
         for name in ("quant_conv", "learnable_logvar", "clamp_logvar"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+                raise ArgumentError(
+                    f"{name}={getattr(self, name)!r} must be True or False", field=name, value=getattr(self, name)
+                )
         check_padding(self.downsample_padding)
         self._check_attention()
         self._check_time()
@@ -158,26 +175,46 @@ class AutoEncoderParams:
     def _check_attention(self):
         for level in self.attn_levels or ():
             if not 0 <= level < self.num_levels:
-                raise ValueError(
+                raise ArgumentError(
                     f"attn_levels={self.attn_levels} names level {level}, but ch_mult has {self.num_levels} levels, "
-                    f"numbered from 0 to {self.num_levels - 1}"
+                    f"numbered from 0 to {self.num_levels - 1}",
+                    field="attn_levels",
+                    value=self.attn_levels,
                 )
 
     def _check_time(self):
         if self.time_embedding not in ("linear", "sinusoidal"):
-            raise ValueError(f"time_embedding={self.time_embedding!r} must be 'linear' or 'sinusoidal'")
+            raise ArgumentError(
+                f"time_embedding={self.time_embedding!r} must be 'linear' or 'sinusoidal'",
+                field="time_embedding",
+                value=self.time_embedding,
+            )
         if self.time_emb_dim is None:
             if self.time_embedding == "sinusoidal":
-                raise ValueError("time_embedding='sinusoidal' needs a width; set time_emb_dim")
+                raise ArgumentError("time_embedding='sinusoidal' needs a width; set time_emb_dim")
         elif not isinstance(self.time_emb_dim, int) or isinstance(self.time_emb_dim, bool):
-            raise ValueError(f"time_emb_dim={self.time_emb_dim!r} must be a whole number, or None")
+            raise ArgumentError(
+                f"time_emb_dim={self.time_emb_dim!r} must be a whole number, or None",
+                field="time_emb_dim",
+                value=self.time_emb_dim,
+            )
         elif self.time_emb_dim > MAX_COUNT:
-            raise ValueError(f"time_emb_dim={_digits(self.time_emb_dim)} must be at most {MAX_COUNT:,}")
+            raise ArgumentError(
+                f"time_emb_dim={_digits(self.time_emb_dim)} must be at most {MAX_COUNT:,}",
+                field="time_emb_dim",
+                value=self.time_emb_dim,
+            )
         elif self.time_emb_dim < 1:
-            raise ValueError(f"time_emb_dim={self.time_emb_dim} must be at least 1, or None for a model without time")
+            raise ArgumentError(
+                f"time_emb_dim={self.time_emb_dim} must be at least 1, or None for a model without time",
+                field="time_emb_dim",
+                value=self.time_emb_dim,
+            )
         elif self.time_embedding == "sinusoidal" and self.time_emb_dim % 2:
-            raise ValueError(
-                f"time_emb_dim={self.time_emb_dim} is odd; the sinusoidal embedding needs as many sines as cosines"
+            raise ArgumentError(
+                f"time_emb_dim={self.time_emb_dim} is odd; the sinusoidal embedding needs as many sines as cosines",
+                field="time_emb_dim",
+                value=self.time_emb_dim,
             )
 
     @property
@@ -232,13 +269,13 @@ class AutoEncoderParams:
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known fields are {', '.join(known)}"
-                raise ValueError(f"unknown architecture field {name!r}; {hint}")
+                raise ArgumentError(f"unknown architecture field {name!r}; {suggest(name, known)}", field=name)
         required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
         missing = [name for name in required if name not in fields]
         if missing:
-            raise ValueError(f"the architecture has no {', '.join(missing)}; expected every required field; add them")
+            raise ArgumentError(
+                f"the architecture has no {', '.join(missing)}; expected every required field; add them"
+            )
         return cls(**fields)
 
 
@@ -254,6 +291,6 @@ def check_padding(padding: str) -> None:
       ValueError: If it is neither.
     """
     if padding not in get_args(Padding):
-        raise ValueError(
+        raise ArgumentError(
             f"downsample padding {padding!r} must be 'symmetric' (the seed) or 'asymmetric' (FLUX, Stable Diffusion)"
         )

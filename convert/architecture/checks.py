@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.formats import FLOATS, dtype_name, is_floating
 
 Shape = tuple[int, ...]
@@ -30,13 +31,13 @@ def check_image(params: AutoEncoderParams, images: Any, axes: str, *, moments_on
     size = _name_axes(shape, axes, "images")
     check_numbers(images, "images", SCALE_PIXELS)
     if size["c"] != params.in_channels:
-        raise ValueError(
+        raise ArgumentError(
             f"images of shape {shape} have {size['c']} channels as {axes!r}; expected {params.in_channels}"
         )
     f = params.factor // params.patch if moments_only else params.factor
     if any(size[side] % f or not size[side] for side in "hw"):
         padded = " x ".join(str(max(-(-size[side] // f), 1) * f) for side in "hw")
-        raise ValueError(
+        raise ArgumentError(
             f"images are {size['h']} x {size['w']} (height x width); expected positive multiples of {f}; "
             f"pad them to {padded}, or crop"
         )
@@ -57,7 +58,7 @@ def check_latent(channels: int, latents: Any, axes: str) -> None:
     size = _name_axes(shape, axes, "latents")
     check_numbers(latents, "latents", "pass what encode returns, or cast them to float32")
     if size["c"] != channels:
-        raise ValueError(f"latents of shape {shape} have {size['c']} channels as {axes!r}; expected {channels}")
+        raise ArgumentError(f"latents of shape {shape} have {size['c']} channels as {axes!r}; expected {channels}")
 
 
 def check_time(params: AutoEncoderParams, time: Any | None, batch: int) -> None:
@@ -73,16 +74,16 @@ def check_time(params: AutoEncoderParams, time: Any | None, batch: int) -> None:
     """
     if params.time_emb_dim is None:
         if time is not None:
-            raise ValueError("this model has no time embedding (time_emb_dim is None); call it without time")
+            raise ArgumentError("this model has no time embedding (time_emb_dim is None); call it without time")
         return
     expected = (batch, params.time_emb_dim) if params.time_embedding == "linear" else (batch,)
     if time is None:
-        raise ValueError(
+        raise ArgumentError(
             f"this model is conditioned on time (time_emb_dim={params.time_emb_dim}); pass time of shape {expected}"
         )
     shape = tuple(time.shape)
     if shape != expected:
-        raise ValueError(
+        raise ArgumentError(
             f"time has shape {shape}; the {params.time_embedding!r} time embedding of this batch expects {expected}"
         )
     check_numbers(time, "times", "cast them to float32")
@@ -96,11 +97,11 @@ def check_time_emb(time_emb_dim: int | None, shape: Shape | None) -> None:
     """
     if time_emb_dim is None:
         if shape is not None:
-            raise ValueError("this block has no time_mlp (time_emb_dim is None); call it without time_emb")
+            raise ArgumentError("this block has no time_mlp (time_emb_dim is None); call it without time_emb")
     elif shape is None:
-        raise ValueError(f"this block takes a time embedding (time_emb_dim={time_emb_dim}); pass time_emb")
+        raise ArgumentError(f"this block takes a time embedding (time_emb_dim={time_emb_dim}); pass time_emb")
     elif len(shape) != 2 or shape[1] != time_emb_dim:
-        raise ValueError(f"time_emb has shape {shape}; expected (b, {time_emb_dim})")
+        raise ArgumentError(f"time_emb has shape {shape}; expected (b, {time_emb_dim})")
 
 
 def check_noise(noise: Shape | None, sample: bool, latent: Shape) -> None:
@@ -112,9 +113,9 @@ def check_noise(noise: Shape | None, sample: bool, latent: Shape) -> None:
     if noise is None:
         return
     if not sample:
-        raise ValueError("noise is given but sample=False does not sample; leave out one of the two")
+        raise ArgumentError("noise is given but sample=False does not sample; leave out one of the two")
     if noise != latent:
-        raise ValueError(f"noise has shape {noise}, the latent {latent}; they must be equal")
+        raise ArgumentError(f"noise has shape {noise}, the latent {latent}; they must be equal")
 
 
 def check_weights(tensors: Iterable[Any], option: str) -> None:
@@ -129,7 +130,7 @@ def check_weights(tensors: Iterable[Any], option: str) -> None:
     """
     others = sorted({dtype_name(t) for t in tensors if is_floating(t)} - FLOATS.keys())
     if others:
-        raise ValueError(
+        raise ArgumentError(
             f"the weights are {' and '.join(others)}, which models cannot compute with; choose {option}, for example "
             "float32 or bfloat16"
         )
@@ -142,9 +143,9 @@ def check_numbers(array: Any, what: str, remedy: str) -> None:
       ValueError: Names the dtype or the shape, the expected one and the remedy.
     """
     if dtype_name(array) not in FLOATS:
-        raise ValueError(f"{what} are {dtype_name(array)}; expected {', '.join(FLOATS)}; {remedy}")
+        raise ArgumentError(f"{what} are {dtype_name(array)}; expected {', '.join(FLOATS)}; {remedy}")
     if not array.shape[0]:
-        raise ValueError(
+        raise ArgumentError(
             f"{what} have shape {tuple(array.shape)}; expected a batch of at least one; skip empty batches"
         )
 
@@ -152,5 +153,5 @@ def check_numbers(array: Any, what: str, remedy: str) -> None:
 def _name_axes(shape: Shape, axes: str, what: str) -> dict[str, int]:
     names = axes.split()
     if len(shape) != len(names):
-        raise ValueError(f"{what} have shape {shape}; expected {axes!r}; pass all {len(names)} axes")
+        raise ArgumentError(f"{what} have shape {shape}; expected {axes!r}; pass all {len(names)} axes")
     return dict(zip(names, shape, strict=True))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flax_vae.convert.architecture.checks import SCALE_PIXELS, check_numbers
+from flax_vae.convert.errors import ArgumentError
 
 KERNEL = 4
 WIDEST = 8  # a layer has at most this many times the channels of the first one
@@ -31,7 +32,7 @@ class DiscriminatorParams:
     def __post_init__(self):
         for name, value in vars(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+                raise ArgumentError(f"{name}={value!r} must be a whole number of at least 1", field=name, value=value)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -60,16 +61,16 @@ class DiscriminatorParams:
         """
         names, shape = axes.split(), tuple(images.shape)
         if len(shape) != len(names):
-            raise ValueError(f"images have shape {shape}; expected {axes!r}; pass all {len(names)} axes")
+            raise ArgumentError(f"images have shape {shape}; expected {axes!r}; pass all {len(names)} axes")
         size = dict(zip(names, shape, strict=True))
         check_numbers(images, "images", SCALE_PIXELS)
         if size["c"] != self.in_channels:
-            raise ValueError(
+            raise ArgumentError(
                 f"images of shape {shape} have {size['c']} channels as {axes!r}; the discriminator expects "
                 f"{self.in_channels}"
             )
         if min(size["h"], size["w"]) < self.smallest:
-            raise ValueError(
+            raise ArgumentError(
                 f"images are {size['h']} x {size['w']} (height x width); a discriminator of layers={self.layers} needs "
                 f"{self.smallest} x {self.smallest} or more; use larger ones, or fewer layers"
             )

@@ -6,11 +6,10 @@ FLUX.1 without them, pass `dataclasses.replace(PRESETS["flux1"], clamp_logvar=Fa
 differ.
 """
 
-import difflib
 from dataclasses import replace
 
 from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
-from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.errors import ArgumentError, suggest
 
 # The seed's demo, module 8: attention after every residual block, linear time embedding.
 _SEED = AutoEncoderParams(
@@ -84,10 +83,9 @@ def preset(name: str) -> AutoEncoderParams:
     """Returns the preset of a name.
 
     Raises:
-      ConversionError: If the name is unknown; the message lists the names and suggests the nearest.
+      ArgumentError: If the name is unknown; the message lists the names and suggests the nearest.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConversionError(f"unknown preset {name!r}; {hint}expected one of {', '.join(PRESETS)}")
+        hint = suggest(name, PRESETS, listed=True)
+        raise ArgumentError(f"unknown preset {name!r}; {hint}", field="preset", value=name)
     return PRESETS[name]

@@ -20,13 +20,12 @@ from flax_vae.convert.cli.verify import compare_weights
 from flax_vae.convert.console import (
     TraceFlags,
     escaped_output,
+    guard,
     parse_flags,
-    printable,
     quiet_libraries,
     rewrite_line,
 )
-from flax_vae.convert.errors import ConversionError, FileError, first_lines
-from flax_vae.convert.extras import explain_missing
+from flax_vae.convert.errors import ConversionError, shorten_lines
 from flax_vae.convert.files import read_object, scratch_folder
 from flax_vae.convert.formats import cast
 from flax_vae.convert.table import LAYOUTS, READABLE, Weights, expand, identify
@@ -203,7 +202,7 @@ class Verify:
     def run(self) -> int:
         """Compares the weights and prints the differences."""
         if self.b is None and self.run_picture is None:
-            raise ConversionError("verify has nothing to compare with A; pass B, or --run PICTURE, or both")
+            raise ConversionError("nothing to compare with A; pass B, or --run PICTURE, or both")
         report: dict[str, Any] = {"same": True}
         lines: list[str] = []
         if self.b is not None:
@@ -226,7 +225,7 @@ class Verify:
             f"  {name}: {what}" + ("" if largest is None else f", at most {largest:.3g} apart")
             for name, what, largest in differences
         ]
-        lines += first_lines(told, SHOWN)
+        lines += shorten_lines(told, SHOWN)
 
     def _run_both(self, picture: Path, report: dict[str, Any], lines: list[str]) -> None:
         params = _architecture(self.preset)
@@ -306,22 +305,11 @@ def main(args: Sequence[str] | None = None) -> int:
     command, prog = Convert, PROG
     if words and words[0] in COMMANDS:
         command, prog = COMMANDS[words[0]], f"{PROG} {words.pop(0)}"
-    try:
-        return parse_flags(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run()
-    except BrokenPipeError:  # an OSError, but not an error: `flax_vae.convert.console.run` handles it
-        raise
-    except ImportError as error:
-        sentence = explain_missing(error)
-        if sentence is None:
-            raise
-        print(f"{PROG}: {sentence}", file=sys.stderr)
-        return 1
-    except (ConversionError, FileError, OSError) as error:
-        text = str(error)
-        for name in (str(Path(word)) for word in words):  # messages may have several lines, but names may not
-            text = text.replace(name, printable(name)) if "\n" in name else text
-        print(f"{PROG}: {text}", file=sys.stderr)
-        return 1
+    return guard(
+        prog,
+        lambda: parse_flags(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run(),
+        words=words,
+    )
 
 
 class _Counter:
@@ -358,7 +346,7 @@ def _identify(source: WeightFile, preset: str | None, prefix: str | None = None)
     try:
         return identify(source.tensors, source.config or _architecture(preset), prefix=prefix, layout=source.layout)
     except ConversionError as error:
-        raise ConversionError(f"{source.path}: {error}") from None
+        raise ConversionError(f"{source.path}: {error}", path=source.path) from None
 
 
 def _open(path: Path, raw_weights: bool, variant: str | None = None) -> WeightFile:

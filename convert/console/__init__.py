@@ -9,6 +9,7 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.convert.console.cpus import available_cpus
+    from flax_vae.convert.console.error_lines import guard
     from flax_vae.convert.console.flags import parse_flags
     from flax_vae.convert.console.interrupts import advise, ended_with_this_process, run
     from flax_vae.convert.console.progress import Progress
@@ -26,6 +27,7 @@ __all__ = [
     "ended_with_this_process",
     "escaped",
     "escaped_output",
+    "guard",
     "parse_flags",
     "printable",
     "quiet_libraries",

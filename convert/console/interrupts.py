@@ -96,6 +96,11 @@ def ended_with_this_process(command: Sequence[str], **settings: Any) -> Iterator
             process.kill()
 
 
+def advice() -> str:
+    """Returns what the same command does when it is given again, or an empty text; see `advise`."""
+    return _said["advice"]
+
+
 def leave_signals() -> None:
     """Gives the signals back to the system, for the moment in which the interpreter ends, where no handler can run."""
     for signum in SIGNALS:

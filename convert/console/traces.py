@@ -1,6 +1,5 @@
 """The command line of `torch_ref.trace` and `flax_vae.trace`, for them and for `flax-vae-convert verify --run`."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from flax_vae.convert.console.error_lines import guard
 from flax_vae.convert.console.flags import parse_flags
 from flax_vae.convert.console.quiet import quiet_libraries
 from flax_vae.convert.console.terminal import escaped_output
-from flax_vae.convert.errors import ConversionError, FileError
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ def trace_command(module: str, write: Callable[[TraceFlags], None], args: Sequen
     """
     quiet_libraries()
     flags = parse_flags(TraceFlags, prog=f"python -m {module}", args=args, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
+
+    def work() -> int:
         write(flags)
-    except (ConversionError, FileError, OSError) as error:
-        print(f"{module}: {error}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return guard(module, work, words=())

@@ -21,7 +21,7 @@ def require_regular(path: str | os.PathLike[str]) -> int:
     if stat.S_ISREG(status.st_mode):
         return status.st_size
     kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-    raise FileError(f"{path} is {kind}; expected a regular file")
+    raise FileError(f"{path} is {kind}; expected a regular file", path=path)
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
@@ -37,5 +37,5 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
     """
     size = require_regular(path)
     if size > limit:
-        raise FileError(f"{path} has {size:,} bytes; expected at most {limit:,} in a file of this kind")
+        raise FileError(f"{path} has {size:,} bytes; expected at most {limit:,} in a file of this kind", path=path)
     return Path(path).read_bytes()

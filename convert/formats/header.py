@@ -134,7 +134,9 @@ def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
         length = int.from_bytes(first, "little")
         header = file.read(length) if length <= min(size, MAX_HEADER) else b""
     if len(first) < 8 or len(header) < length:
-        raise FileError(f"{path} is not a complete safetensors file (its header is cut short): copy or write it again")
+        raise FileError(
+            f"{path} is not a complete safetensors file (its header is cut short): copy or write it again", path=path
+        )
     return Fingerprint(size, hashlib.sha256(first + header).hexdigest())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.errors import ArgumentError, ConversionError
 
 # Dtypes that models can compute in.  Dtypes of eight bits only store weights.
 FLOATS = {name: np.dtype(name) for name in ("float64", "float32", "float16", "bfloat16")}
@@ -74,7 +74,7 @@ def cast(tensors: Mapping[str, Any], dtype: str) -> dict[str, Any]:
       ConversionError: When an array is computed, if one of its finite values is too large for `dtype`.
     """
     if dtype not in FLOATS:
-        raise ValueError(f"dtype={dtype!r} must be one of {', '.join(FLOATS)}")
+        raise ArgumentError(f"dtype={dtype!r} must be one of {', '.join(FLOATS)}", field="dtype", value=dtype)
     return {
         name: tensor
         if not is_floating(tensor) or tensor.dtype == FLOATS[dtype]

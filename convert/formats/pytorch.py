@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from flax_vae.convert.errors import FileError, first_lines, shorten
+from flax_vae.convert.errors import FileError, shorten, shorten_lines
 from flax_vae.convert.extras import needed
 from flax_vae.convert.files import PICKLES, require_regular
 from flax_vae.convert.formats.content import incomplete
@@ -79,7 +79,8 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             arrays[name] = to_array(tensor)
         except TypeError as error:
             raise FileError(
-                f"{path}: tensor {name!r} has dtype {tensor.dtype}, which numpy cannot hold; save it in another dtype"
+                f"{path}: tensor {name!r} has dtype {tensor.dtype}, which numpy cannot hold; save it in another dtype",
+                path=path,
             ) from error
         arrays[name].flags.writeable = False
     return arrays
@@ -111,7 +112,7 @@ def _load(path: str | os.PathLike[str]) -> Any:
     try:
         check_bounds(path)
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise FileError(f"{path} is not a PyTorch checkpoint that can be read: {error}") from error
+        raise FileError(f"{path} is not a PyTorch checkpoint that can be read: {error}", path=path) from error
     purpose = f"{path} is pickled, which only PyTorch can read; use a safetensors file, or install PyTorch"
     with needed(purpose, "torch", raises=FileError):
         import torch
@@ -134,7 +135,8 @@ def _load(path: str | os.PathLike[str]) -> Any:
         if code:
             raise FileError(
                 f"{path} holds code or foreign objects ({code[1]}), which are never executed; where it comes from, "
-                "save the tensors alone: torch.save(model.state_dict(), ...)"
+                "save the tensors alone: torch.save(model.state_dict(), ...)",
+                path=path,
             ) from error
         # PyTorch's message advises to read without `weights_only`, which would execute the file's code.
         reason = next(iter(str(error).splitlines()), "") or "no reason given"
@@ -166,7 +168,7 @@ def _names_before_1_6(path: str | os.PathLike[str]) -> set[str]:
 def _tensors_in(path: str | os.PathLike[str], content: Any) -> "dict[str, torch.Tensor]":
     """Returns the named tensors of a checkpoint; the name of a single dictionary that holds them all is left out."""
     if not isinstance(content, Mapping):
-        raise FileError(f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors")
+        raise FileError(f"{path} holds a {type(content).__name__}; expected a dictionary of named tensors", path=path)
     if "state_dict" in content:
         content = {name: value for name, value in content.items() if name not in BOOKKEEPING}
     tensors = _flatten(path, content)
@@ -178,11 +180,13 @@ def _tensors_in(path: str | os.PathLike[str], content: Any) -> "dict[str, torch.
         tensors = _flatten(path, content)
     if not tensors:
         lines = [f"  {shorten([repr(name)])}: {_describe(value)}" for name, value in content.items()]
-        raise FileError("\n".join([f"{path} holds no named tensors, only:", *first_lines(lines, _SHOWN), _REMEDY]))
+        raise FileError("\n".join([f"{path} holds no named tensors, only:", *shorten_lines(lines, _SHOWN), _REMEDY]))
     strangers = {name: tensor for name, tensor in tensors.items() if not _is_plain(tensor)}
     if strangers:
         lines = [f"  {shorten([repr(name)])}: {_describe(tensor)}" for name, tensor in strangers.items()]
-        raise FileError("\n".join([f"{path} holds tensors that are not arrays:", *first_lines(lines, _SHOWN), _REMEDY]))
+        raise FileError(
+            "\n".join([f"{path} holds tensors that are not arrays:", *shorten_lines(lines, _SHOWN), _REMEDY])
+        )
     return tensors
 
 
@@ -196,16 +200,20 @@ def _flatten(path: str | os.PathLike[str], content: Mapping[Any, Any]) -> "dict[
         where, branch, depth = left.pop()
         seen += len(branch)
         if depth > _DEPTH or seen > _MOST:  # a dictionary that contains itself, or another one many times
-            raise FileError(f"{path} holds dictionaries nested more than {_DEPTH} deep, or too many; {_REMEDY}")
+            raise FileError(
+                f"{path} holds dictionaries nested more than {_DEPTH} deep, or too many; {_REMEDY}", path=path
+            )
         for key, value in branch.items():
             name = f"{where}{key}"
             if isinstance(value, Mapping):
                 left.append((f"{name}.", value, depth + 1))
             elif isinstance(value, torch.Tensor):
                 if not is_text(name):
-                    raise FileError(f"{path} holds a tensor with a name that is not valid text: {name!a}; {_REMEDY}")
+                    raise FileError(
+                        f"{path} holds a tensor with a name that is not valid text: {name!a}; {_REMEDY}", path=path
+                    )
                 if name in tensors:
-                    raise FileError(f"{path} holds two tensors of the name {name!r}; {_REMEDY}")
+                    raise FileError(f"{path} holds two tensors of the name {name!r}; {_REMEDY}", path=path)
                 tensors[name] = value
     return tensors
 

@@ -88,7 +88,8 @@ def read_tensors(path: str | os.PathLike[str], *, verify: bool = True) -> dict[s
         if entry.dtype not in DTYPES.values():
             raise FileError(
                 f"{path}: tensor {name!r} has dtype {entry.dtype}, which numpy cannot hold; "
-                f"store it as one of {', '.join(DTYPES.values())}"
+                f"store it as one of {', '.join(DTYPES.values())}",
+                path=path,
             )
     with open(path, "rb") as file:
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -154,7 +155,8 @@ def _verify(path: str | os.PathLike[str], header: Header, content: memoryview) -
     if found != expected:
         raise FileError(
             f"{path}: the data have SHA-256 {found}, and {expected!r} when they were written; copy the file again, or, "
-            f"if another program changed the tensors on purpose, let it leave out the entry {DIGEST!r} of the metadata"
+            f"if another program changed the tensors on purpose, let it leave out the entry {DIGEST!r} of the metadata",
+            path=path,
         )
 
 

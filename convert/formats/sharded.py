@@ -78,7 +78,8 @@ def read_shard_index(path: str | os.PathLike[str]) -> dict[str, str]:
                 raise ValueError(f"it places {tensor!r} in {name!r}, which is not a file name")
     except ValueError as error:
         raise FileError(
-            foreign(path, "the index of shards") or f"{path} is not the index of {_form(index)[1:]} files: {error}"
+            foreign(path, "the index of shards") or f"{path} is not the index of {_form(index)[1:]} files: {error}",
+            path=path,
         ) from error
     return places
 
@@ -91,10 +92,12 @@ def _form(index: Path) -> str:
 def _locate(index: Path, name: str, form: str) -> Path:
     # Backslash, colon and NUL are refused on every system, because some systems interpret them.
     if name in ("", ".", "..") or set(name) & set("/\\:\0") or not name.endswith(form):
-        raise FileError(f"{index} names the shard {name!r}; expected the plain name of a {form} file beside the index")
+        raise FileError(
+            f"{index} names the shard {name!r}; expected the plain name of a {form} file beside the index", path=index
+        )
     shard = index.parent / name
     if not shard.exists():
-        raise FileError(f"{index} names the shard {name!r}, which does not exist; download it too")
+        raise FileError(f"{index} names the shard {name!r}, which does not exist; download it too", path=index)
     real = shard.resolve()
     if real.parent not in (index.parent.resolve(), index.resolve().parent, *_hub_blobs(index)):
         raise FileError(

@@ -10,7 +10,7 @@ from typing import Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 
-from flax_vae.convert.errors import FileError
+from flax_vae.convert.errors import ArgumentError, FileError
 from flax_vae.convert.formats import read_metadata, read_tensors
 from flax_vae.convert.latents.index import LatentIndex, ShardRecord, read_latent_index
 from flax_vae.convert.latents.shard import checksum, columns_sha256, name_of, require_listed
@@ -81,7 +81,7 @@ class LatentDataset:
           ValueError: If the layout is unknown.
         """
         if layout not in get_args(AxisOrder):
-            raise ValueError(f"layout={layout!r} must be 'hwc' or 'chw'")
+            raise ArgumentError(f"layout={layout!r} must be 'hwc' or 'chw'", field="layout", value=layout)
         self.folder = Path(folder)
         self.index: LatentIndex = read_latent_index(folder)
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -129,7 +129,7 @@ class LatentDataset:
           ValueError: If `batch_size` is less than 1.
         """
         if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
+            raise ArgumentError(f"batch_size={batch_size} must be at least 1", field="batch_size", value=batch_size)
         rng = None if seed is None else np.random.default_rng((seed, epoch))
         batches = []
         for positions in self.sizes.values():
@@ -176,11 +176,13 @@ class _Shard:
         expected = {name: record.entries for name in ("number", "height", "width", "flipped", "name_end")}
         expected |= {f"{part}/{run.height}x{run.width}": run.count for run in record.runs for part in parts}
         if "name" not in tensors or any(len(tensors.get(name, ())) != count for name, count in expected.items()):
-            raise FileError(f"{path} is not the shard that the index describes; get both again")
+            raise FileError(f"{path} is not the shard that the index describes; get both again", path=path)
         self._checksums = None
         if verify is not False and record.header_sha256 is not None:
             if read_metadata(path).get("columns_sha256") != columns_sha256(tensors):
-                raise FileError(f"{path} is damaged: the names or numbers of its images changed; get it again")
+                raise FileError(
+                    f"{path} is damaged: the names or numbers of its images changed; get it again", path=path
+                )
             self._checksums = tensors["crc32"]
         self._parts = parts
         self._ends = np.cumsum([run.count for run in record.runs])
@@ -193,7 +195,10 @@ class _Shard:
         values: dict[str, Any] = {part: self._tensors[f"{part}/{height}x{width}"][inside] for part in self._parts}
         name = name_of(self._tensors, row)
         if self._checksums is not None and checksum([*values.values()]) != self._checksums[row]:
-            raise FileError(f"{self._path} is damaged: the latent of {name!r} is not what was written; get it again")
+            raise FileError(
+                f"{self._path} is damaged: the latent of {name!r} is not what was written; get it again",
+                path=self._path,
+            )
         values |= {"name": name}
         values |= {column: int(self._tensors[column][row]) for column in ("height", "width", "number")}
         return values | {"flipped": bool(self._tensors["flipped"][row])}

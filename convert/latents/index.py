@@ -217,7 +217,7 @@ def read_latent_index(folder: str | os.PathLike[str]) -> LatentIndex:
         if (statistics is not None or _SELF in values) and values.pop(_SELF) != _own_sha256(values):
             raise ValueError("its SHA-256 differs from its content")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path} is not the index of latents ({error}); get it again") from error
+        raise FileError(f"{path} is not the index of latents ({error}); get it again", path=path) from error
     statistics = statistics or _read_statistics(path.with_name(STATISTICS))
     return LatentIndex(encoding, entries, images, skipped, shards, statistics)
 
@@ -232,7 +232,7 @@ def _read_statistics(path: Path) -> LatentStatistics:
     try:
         return LatentStatistics.from_dict(read_object(path, 1 << 28))
     except ValueError as error:
-        raise FileError(f"{path} does not hold the statistics of latents: {error}") from error
+        raise FileError(f"{path} does not hold the statistics of latents: {error}", path=path) from error
 
 
 def _shard_record(values: Mapping[str, Any]) -> ShardRecord:

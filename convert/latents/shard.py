@@ -178,7 +178,9 @@ def read_notes(path: Path) -> ShardNotes:
         moments = ChannelStats.loads(metadata["moments"])
         return ShardNotes(record, metadata["plan"], int(metadata["shard"]), moments, skipped)
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path} is not a shard of latents ({error!r}); remove it and encode again") from error
+        raise FileError(
+            f"{path} is not a shard of latents ({error!r}); remove it and encode again", path=path
+        ) from error
 
 
 def read_sources(path: Path) -> dict[str, str]:
@@ -190,7 +192,7 @@ def read_sources(path: Path) -> dict[str, str]:
     """
     tensors = read_tensors(path)
     if read_metadata(path).get("columns_sha256") != columns_sha256(tensors):
-        raise FileError(f"{path} is damaged: the names or numbers of its images changed; encode it again")
+        raise FileError(f"{path} is damaged: the names or numbers of its images changed; encode it again", path=path)
     digests = [row.tobytes().hex() for row in tensors["source_sha256"]]
     return {name_of(tensors, row): digest for row, digest in enumerate(digests)}
 
@@ -210,7 +212,7 @@ def require_listed(folder: Path, record: ShardRecord) -> None:
     path = folder / record.file
     remedy = "get it again, or run the same flax-vae encode, which makes it again"
     if not path.is_file():
-        raise FileError(f"{path} is missing, and the index lists it; {remedy}")
+        raise FileError(f"{path} is missing, and the index lists it; {remedy}", path=path)
     if record.header_sha256 is None:  # format 1
         same = read_metadata(path).get(DIGEST) == record.data_sha256
     else:
@@ -218,8 +220,9 @@ def require_listed(folder: Path, record: ShardRecord) -> None:
         if found.header_sha256 == record.header_sha256 and found.size != record.size:
             raise FileError(
                 f"{path} is not a complete safetensors file: it has {found.size:,} bytes, and had {record.size:,} when "
-                f"it was written; {remedy}"
+                f"it was written; {remedy}",
+                path=path,
             )
         same = found.header_sha256 == record.header_sha256
     if not same:
-        raise FileError(f"{path} is not the shard that the index describes but another one; {remedy}")
+        raise FileError(f"{path} is not the shard that the index describes but another one; {remedy}", path=path)

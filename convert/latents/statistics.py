@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flax_vae.convert.errors import FileError
+from flax_vae.convert.errors import ArgumentError, FileError
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class ChannelStats:
           ValueError: If there are no latents, or all are equal, or one is not finite.
         """
         if not self.count:
-            raise ValueError("no latents; expected at least one")
+            raise ArgumentError("no latents; expected at least one")
         mean, std = float(self.mean.mean()), float(np.sqrt(self.channel_variance.mean() + self.mean.var()))
         if not math.isfinite(std) or std == 0:
-            raise ValueError(
+            raise ArgumentError(
                 f"the latents have a standard deviation of {std}; expected a positive number; check the weights"
             )
         return mean, std

@@ -107,6 +107,7 @@ def _count(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
     if leaf.dtype.kind not in _COUNTERS or not 0 <= leaf <= _LARGEST_COUNT:
         raise ConversionError(
             f"{path} is {leaf} ({leaf.dtype}); expected a whole number from 0 to {_LARGEST_COUNT}; set it to 0, since "
-            "no result depends on it"
+            "no result depends on it",
+            path=path,
         )
     return leaf.astype(dtype)

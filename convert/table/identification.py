@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
-from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.errors import ConversionError, FlaxVaeError
 from flax_vae.convert.formats import ArrayLike, apply
 from flax_vae.convert.table.layouts import FAMILIES, Layout
 from flax_vae.convert.table.rows import expand, translate
@@ -183,7 +183,7 @@ def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str,
             params = _infer(tensors, layout)
         except (KeyError, IndexError):  # lacks a tensor that every model has in this layout
             continue
-        except ValueError as error:
+        except FlaxVaeError as error:
             reasons.append(str(error))
             continue
         try:
@@ -248,7 +248,7 @@ def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParam
     *_, in_channels, ch = shape("conv", "in", "", "kernel")
     widths = [shape("conv", "down", "conv1", "kernel", l=level)[-1] for level in range(levels)]
     if any(width % ch for width in widths):
-        raise ValueError(f"its levels have widths {widths}; expected multiples of the first convolution's {ch}")
+        raise ConversionError(f"its levels have widths {widths}; expected multiples of the first convolution's {ch}")
     if not levels or not blocks:
         raise KeyError("down")
     factor = 2**levels  # the resolution enters no computation, but must be divisible by every level

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flax_vae.convert.architecture import AutoEncoderParams
-from flax_vae.convert.errors import ConversionError, first_lines
+from flax_vae.convert.errors import ArgumentError, ConversionError, shorten_lines
 from flax_vae.convert.formats import ArrayLike, apply, dtype_name, is_floating
 from flax_vae.convert.table.layouts import FAMILIES, OURS
 from flax_vae.convert.table.ops import Op
@@ -144,7 +144,7 @@ def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
       ValueError: If the layout is unknown.
     """
     if layout not in FAMILIES:
-        raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(READABLE)}")
+        raise ArgumentError(f"unknown layout {layout!r}; expected one of {', '.join(READABLE)}")
     names, rows = FAMILIES[layout], []
     for module in _walk(params):
         indices = {"s": module.s, "l": module.level, "r": params.num_levels - 1 - module.level, "b": module.b}
@@ -234,7 +234,7 @@ def _no_batches(params: AutoEncoderParams) -> dict[str, Any]:
 
 def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str) -> dict[str, Any]:
     if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} cannot be written; expected one of {', '.join(LAYOUTS)}")
+        raise ArgumentError(f"layout {layout!r} cannot be written; expected one of {', '.join(LAYOUTS)}")
     rows = expand(params, layout)
     require_same(
         "the tree does not fit this architecture",
@@ -293,9 +293,9 @@ def require_same(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapp
     if not (missing or unexpected or misshapen):
         return
     lines = [f"{what}: {len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen"]
-    lines += first_lines([f"  missing     {key} {expected[key]}" for key in missing], _LISTED)
-    lines += first_lines([f"  unexpected  {key} {found[key]}" for key in unexpected], _LISTED)
-    lines += first_lines(
+    lines += shorten_lines([f"  missing     {key} {expected[key]}" for key in missing], _LISTED)
+    lines += shorten_lines([f"  unexpected  {key} {found[key]}" for key in unexpected], _LISTED)
+    lines += shorten_lines(
         [f"  misshapen   {key} has shape {found[key]}; expected {expected[key]}" for key in misshapen], _LISTED
     )
     lines += ["check that the architecture (preset or config.json) is the one the weights were trained with"]

@@ -34,14 +34,17 @@ def overlay(path: object, tensors: Mapping[str, ArrayLike], average: Mapping[str
         there = tuple(tensors[name].shape) if name in tensors else "none"
         if there != tuple(array.shape):
             raise FileError(
-                f"{path}: the moving average holds {name} of shape {tuple(array.shape)}, the weights {there}; {_REMEDY}"
+                f"{path}: the moving average holds {name} of shape {tuple(array.shape)}, the weights {there}; "
+                f"{_REMEDY}",
+                path=path,
             )
     parts = {_part(name) for name in average}
     lacking = [name for name in tensors if _part(name) in parts and name not in average]
     if lacking:
         raise FileError(
             f"{path}: the moving average lacks {len(lacking)} weights, such as {lacking[0]}; expected one for every "
-            f"weight of a trained part; {_REMEDY}"
+            f"weight of a trained part; {_REMEDY}",
+            path=path,
         )
     return {**tensors, **average}
 

@@ -5,13 +5,12 @@ architecture supports, or one that does not change the model.  Unlisted keys are
 partially read configuration gives wrong images without an error.
 """
 
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from flax_vae.convert.architecture import NORM_GROUPS, AutoEncoderParams
-from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.errors import ConversionError, FileError, suggest
 from flax_vae.convert.files import read_object
 from flax_vae.convert.formats import foreign
 
@@ -104,8 +103,11 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
     defaults = DEFAULTS[name]
     unknown = [key for key in fields if key not in defaults and key not in _EMA and not key.startswith("_")]
     if unknown:
-        hints = [f"{key}={fields[key]!r}{_near(key, defaults)}" for key in unknown]
-        raise ConversionError(f"{name} has unknown keys, which may change what the model computes: {', '.join(hints)}")
+        near = {key: suggest(key, defaults, listed=False) for key in unknown}
+        hints = [f"{key}={fields[key]!r}" + (f" ({hint})" if hint else "") for key, hint in near.items()]
+        raise ConversionError(
+            f"{name} has unknown keys, which may change what the model computes: {', '.join(hints)}", field=unknown[0]
+        )
     values = {key: _listed(value) for key, value in (defaults | dict(fields)).items()}
     if str(values["act_fn"]).lower() not in _SILU:
         raise ConversionError(f"act_fn={values['act_fn']!r} is not supported; expected 'silu'")
@@ -195,12 +197,13 @@ def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:
         fields = read_object(path)
     except ValueError as error:
         raise FileError(
-            foreign(path, "a configuration") or f"{path} is not a configuration of diffusers: {error}"
+            foreign(path, "a configuration") or f"{path} is not a configuration of diffusers: {error}",
+            path=path,
         ) from error
     try:
         return read_diffusers_config(fields)
     except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error
+        raise ConversionError(f"{path}: {error}", path=path) from error
 
 
 # The classes differ in how latents are normalised, so that part is separate.
@@ -292,8 +295,3 @@ def _as_written(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _near(key: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

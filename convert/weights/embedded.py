@@ -31,13 +31,17 @@ def read_architecture(path: object, metadata: Mapping[str, str]) -> AutoEncoderP
       FileError: If the entry does not describe an architecture, or was changed after it was written.
     """
     if DIGEST in metadata and _digest(metadata.get(KEY, "")) != metadata[DIGEST]:
-        raise FileError(f"{path}: the entry {KEY!r} of its metadata is not as it was written; copy the file again")
+        raise FileError(
+            f"{path}: the entry {KEY!r} of its metadata is not as it was written; copy the file again", path=path
+        )
     if KEY not in metadata:
         return None
     try:
         return AutoEncoderParams.from_dict(loads_object(metadata[KEY].encode()))
     except (TypeError, ValueError) as error:
-        raise FileError(f"{path}: the entry {KEY!r} of its metadata describes no autoencoder: {error}") from error
+        raise FileError(
+            f"{path}: the entry {KEY!r} of its metadata describes no autoencoder: {error}", path=path
+        ) from error
 
 
 def check_config(
@@ -65,7 +69,8 @@ def check_config(
         command = f"from flax_vae.convert.weights.folder import write_config; write_config({str(config.parent)!r})"
         raise FileError(
             f"{config} is not the configuration that {weights.name} was written with: {differ}. Put the old value "
-            f'back, or, if the new one is meant, run: python -c "{command}"'
+            f'back, or, if the new one is meant, run: python -c "{command}"',
+            path=config,
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flax_vae.convert.architecture import AutoEncoderParams
-from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.errors import ArgumentError, ConversionError, FileError
 from flax_vae.convert.files import new_file, new_folder, read_object, write_json
 from flax_vae.convert.formats import ArrayLike, foreign, read_metadata, read_tensors, write_tensors
 from flax_vae.convert.table import to_flax
@@ -80,7 +80,7 @@ def load_folder(
         raise FileNotFoundError(f"{path} does not exist; give a model folder, which holds {CONFIG} and {WEIGHTS}")
     if not folder.is_dir():
         if folder.name != WEIGHTS:
-            raise FileError(f"{path} is not a model folder; give a folder that holds {CONFIG} and {WEIGHTS}")
+            raise FileError(f"{path} is not a model folder; give a folder that holds {CONFIG} and {WEIGHTS}", path=path)
         folder = folder.parent
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
@@ -90,7 +90,7 @@ def load_folder(
     try:
         to_flax(state_dict, params, LAYOUT)  # checks every tensor; the views cost nothing
     except ConversionError as error:
-        raise ConversionError(f"{folder}: {error}") from None
+        raise ConversionError(f"{folder}: {error}", path=folder) from None
     if verify:
         check_config(folder / CONFIG, params, folder / WEIGHTS, read_metadata(folder / WEIGHTS))
     return params, state_dict
@@ -119,7 +119,7 @@ def write_config(folder: str | os.PathLike[str], params: AutoEncoderParams | Non
         theirs = False  # `read_config` reports the error
     weights = Path(folder) / (DIFFUSERS_WEIGHTS if theirs else WEIGHTS)
     if params is not None and theirs:
-        raise ValueError(f"{config} is a configuration of diffusers; edit that file, and leave params out")
+        raise ArgumentError(f"{config} is a configuration of diffusers; edit that file, and leave params out")
     params = params or (read_diffusers_file(config) if theirs else read_config(config))
     tensors, metadata = read_tensors(weights), read_metadata(weights)
     to_flax(tensors, params)  # checks every tensor; the views cost nothing
@@ -139,5 +139,6 @@ def read_config(path: str | os.PathLike[str]) -> AutoEncoderParams:
         return AutoEncoderParams.from_dict(read_object(path))
     except (TypeError, ValueError) as error:
         raise FileError(
-            foreign(path, "a configuration") or f"{path} does not describe an autoencoder: {error}"
+            foreign(path, "a configuration") or f"{path} does not describe an autoencoder: {error}",
+            path=path,
         ) from error

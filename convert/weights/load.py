@@ -55,11 +55,13 @@ def resolve_architecture(source: WeightFile, params: AutoEncoderParams | None, p
         config = replace(config, clamp_logvar=params.clamp_logvar)
         if differences := config.differences(params):
             fields = [f"{name} is {vars(config)[name]!r}, not {vars(params)[name]!r}" for name in differences]
-            raise ConversionError(f"{source.path}: in the configuration beside the weights, {'; '.join(fields)}")
+            raise ConversionError(
+                f"{source.path}: in the configuration beside the weights, {'; '.join(fields)}", path=source.path
+            )
     try:
         weights = identify(source.tensors, config or params, prefix=prefix, layout=source.layout)
     except ConversionError as error:
-        raise ConversionError(f"{source.path}: {error}") from None
+        raise ConversionError(f"{source.path}: {error}", path=source.path) from None
     if weights.config_known:
         return replace(weights, kept=source.kept)
     presets = fitting_presets(weights.params)
@@ -71,4 +73,4 @@ def resolve_architecture(source: WeightFile, params: AutoEncoderParams | None, p
             f"the nearest preset is {near} ({'; '.join(differences)}): convert it with flax-vae-convert SRC DST "
             "--to flux --config FILE, a config.json of ours or of diffusers"
         )
-    raise ConversionError(f"{source.path} does not define scale, shift and padding; {advice}")
+    raise ConversionError(f"{source.path} does not define scale, shift and padding; {advice}", path=source.path)

@@ -139,7 +139,9 @@ def _open_folder(folder: Path, verify: bool, variant: str | None, raw_weights: b
     steps = orbax_steps.list_step_folders(folder)
     if len(steps) > 1:
         names = ", ".join(step.name for step in steps)
-        raise FileError(f"{folder} holds several checkpoints ({names}); give one of them, the newest is {steps[-1]}")
+        raise FileError(
+            f"{folder} holds several checkpoints ({names}); give one of them, the newest is {steps[-1]}", path=folder
+        )
     inside = sorted(entry.name for entry in folder.iterdir())
     openers: dict[str, Callable[[], WeightFile]] = {
         step.name: lambda s=step: _open_step(s, verify, raw_weights) for step in steps
@@ -153,8 +155,8 @@ def _open_folder(folder: Path, verify: bool, variant: str | None, raw_weights: b
         (opener,) = openers.values()
         return opener()
     if openers:
-        raise FileError(f"{folder} holds several models; give one of them: {', '.join(openers)}")
-    raise FileError(f"{folder} holds no model that is known by its name{_hint(folder, inside)}")
+        raise FileError(f"{folder} holds several models; give one of them: {', '.join(openers)}", path=folder)
+    raise FileError(f"{folder} holds no model that is known by its name{_hint(folder, inside)}", path=folder)
 
 
 def _chosen(folder: Path, inside: list[str], variant: str | None) -> str | None:
@@ -176,14 +178,16 @@ def _chosen(folder: Path, inside: list[str], variant: str | None) -> str | None:
     if shards_there and not variants:
         raise FileError(
             f"{folder} holds shards ({', '.join(shards_there)}) without their index; copy the file that ends in "
-            ".index.json too"
+            ".index.json too",
+            path=folder,
         )
     named = ", ".join(filter(None, variants))
     if variant is not None and variant not in variants:
-        raise FileError(f"{folder} holds no variant {variant!r}; found {named or 'none that has a name'}")
+        raise FileError(f"{folder} holds no variant {variant!r}; found {named or 'none that has a name'}", path=folder)
     if variant is None and "" not in variants and len(variants) > 1:
         raise FileError(
-            f"{folder} holds several variants ({named}); choose one with variant=, or --variant of flax-vae-convert"
+            f"{folder} holds several variants ({named}); choose one with variant=, or --variant of flax-vae-convert",
+            path=folder,
         )
     if not variants:
         return None
@@ -235,7 +239,7 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> We
     kind = _reader(path.name)
     if content is not None and content.kind != kind:
         if content.kind is None:
-            raise FileError(f"{path} is {content.what}, not weights; {content.remedy}")
+            raise FileError(f"{path} is {content.what}, not weights; {content.remedy}", path=path)
         # The content overrides a wrong name, but a pickle must at least have the name of a weights file.
         kind = content.kind if content.kind == "safetensors" or kind in ("safetensors", "pickle") else kind
     if kind in ("sharded safetensors", "sharded pickles"):
@@ -248,7 +252,7 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> We
         return WeightFile(path, kind, read_pickle(path), config)
     if kind == "flax msgpack":
         return WeightFile(path, kind, read_msgpack(path), config)
-    raise FileError(f"{path} is of an unknown kind; expected a folder, or a file of {_TAKES}")
+    raise FileError(f"{path} is of an unknown kind; expected a folder, or a file of {_TAKES}", path=path)
 
 
 def is_weights_file(name: str) -> bool:

@@ -98,7 +98,7 @@ def read_step(
     if not step.is_dir():
         raise FileNotFoundError(f"{path} does not exist; give the folder of one step, such as checkpoints/1000")
     if step.name.endswith(_UNFINISHED) or not (step / MARK).is_file():
-        raise FileError(f"{path} is not a complete checkpoint of a training run: it holds no {MARK}")
+        raise FileError(f"{path} is not a complete checkpoint of a training run: it holds no {MARK}", path=path)
     import tensorstore  # 0.1 s, and the command line converts other files without it
 
     if verify:
@@ -108,7 +108,9 @@ def read_step(
     leaves = _leaves(step, metadata)
     chosen = {"/".join(keys[1:]): keys for keys in leaves if keys[0] == tree and len(keys) > 1}
     if not chosen:
-        raise FileError(f"{path} has no {tree!r}; expected one of {', '.join(sorted({keys[0] for keys in leaves}))}")
+        raise FileError(
+            f"{path} has no {tree!r}; expected one of {', '.join(sorted({keys[0] for keys in leaves}))}", path=path
+        )
     files = {"driver": "file", "path": f"{(step / 'state').resolve().as_posix()}/"}
     database = {"driver": "ocdbt", "base": files}
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
@@ -133,10 +135,11 @@ def _verify(step: Path) -> None:
     if damage == UNVERIFIED:
         raise FileError(
             f"{step} cannot be verified: {damage}; take another step, or accept this one as it is with "
-            "flax_vae.train.run.manifest.write_manifest(FOLDER)"
+            "flax_vae.train.run.manifest.write_manifest(FOLDER)",
+            path=step,
         )
     if damage is not None:
-        raise FileError(f"{step} is damaged: {damage}; take another step")
+        raise FileError(f"{step} is damaged: {damage}; take another step", path=step)
 
 
 def _read(step: Path, name: str, stored: Any) -> np.ndarray:
@@ -157,7 +160,7 @@ def _architecture(step: Path) -> AutoEncoderParams:
     try:
         return AutoEncoderParams.from_dict(fields["model"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path} does not describe a training run: {error}") from error
+        raise FileError(f"{path} does not describe a training run: {error}", path=path) from error
 
 
 def _leaves(step: Path, metadata: dict[str, Any]) -> list[list[str]]:
@@ -173,6 +176,6 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         return read_object(path)
     except FileNotFoundError as error:
-        raise FileError(f"{path} is missing; expected a complete checkpoint of a training run") from error
+        raise FileError(f"{path} is missing; expected a complete checkpoint of a training run", path=path) from error
     except ValueError as error:
-        raise FileError(f"{path} cannot be parsed: {error}") from error
+        raise FileError(f"{path} cannot be parsed: {error}", path=path) from error

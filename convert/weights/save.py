@@ -72,7 +72,7 @@ def save_weights(
         return
     if prefix or metadata:
         raise ConversionError(
-            f"{target} is a folder, which takes no prefix and no metadata; write {target}.safetensors"
+            f"{target} is a folder, which takes no prefix and no metadata; write {target}.safetensors", path=target
         )
     refuse_file_name(target)
     if layout == FOLDER_LAYOUT:
@@ -106,12 +106,14 @@ def _refuse_part(target: Path) -> None:
         return
     if (real.parent / CONFIG).is_file() and (real.name == WEIGHTS or real.name.startswith("diffusion_")):
         raise ConversionError(
-            f"{target} belongs to the {CONFIG} beside it; use the folder {target.parent}, or another name"
+            f"{target} belongs to the {CONFIG} beside it; use the folder {target.parent}, or another name", path=target
         )
     for index in filter(lambda entry: is_index(entry.name), real.parent.iterdir()):
         with contextlib.suppress(FileError):
             if real.name in read_shard_index(index).values():
-                raise ConversionError(f"{target} is one of the shards of {index.name}; choose another name")
+                raise ConversionError(
+                    f"{target} is one of the shards of {index.name}; choose another name", path=target
+                )
 
 
 def _check_prefix(prefix: str) -> None:

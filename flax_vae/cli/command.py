@@ -1,7 +1,5 @@
 """What the commands that work through many images have in common."""
 
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -33,9 +31,4 @@ def run_command(
       SystemExit: 2 for wrong flags, 0 after `--help`.
     """
     advise(prog, f"the same command {advice}")
-    given = parse_flags(flags, prog=prog, args=args)
-    try:
-        return work(given)
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted; the same command {advice}", file=sys.stderr)
-        return 128 + signal.SIGINT
+    return work(parse_flags(flags, prog=prog, args=args))

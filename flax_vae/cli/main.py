@@ -1,12 +1,11 @@
 """`flax-vae`: images and latents in the shell; what a person can put right ends in one line on standard error."""
 
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 
-from flax_vae.convert.console import escaped_output, quiet_libraries
-from flax_vae.convert.extras import explain_missing
+from flax_vae.convert.console import escaped_output, guard, quiet_libraries
+from flax_vae.convert.errors import suggest
 
 PROG = "flax-vae"
 
@@ -44,10 +43,6 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if args is None else args)
     quiet_libraries()
-    # They load numpy.
-    from flax_vae.convert.errors import ConversionError, FileError
-    from flax_vae.errors import UserError
-
     if words[:1] in (["-h"], ["--help"]):
         print(USAGE, end="")
         return 0
@@ -55,24 +50,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(USAGE, end="", file=sys.stderr)
         return 2
     if words[0] not in COMMANDS:
-        print(f"{PROG}: {words[0]!r} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"{PROG}: unknown command {words[0]!r}; {suggest(words[0], COMMANDS, listed=True)}", file=sys.stderr)
         return 2
-    try:
-        return importlib.import_module(COMMANDS[words[0]][1]).main(words[1:])
-    except BrokenPipeError:  # no OSError of this command: `flax_vae.convert.console.run` ends it
-        raise
-    except KeyboardInterrupt:
-        print(f"{PROG} {words[0]}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except ImportError as error:
-        sentence = explain_missing(error)
-        if sentence is None:
-            raise
-        print(f"{PROG} {words[0]}: {sentence}", file=sys.stderr)
-        return 1
-    except (UserError, ConversionError, FileError, OSError) as error:
-        print(f"{PROG} {words[0]}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    module = COMMANDS[words[0]][1]
+    return guard(f"{PROG} {words[0]}", lambda: importlib.import_module(module).main(words[1:]))
 
 
 if __name__ == "__main__":

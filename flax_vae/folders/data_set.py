@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.console import printable
-from flax_vae.convert.errors import FileError
+from flax_vae.convert.errors import ArgumentError, FileError
 from flax_vae.convert.files import new_file
 from flax_vae.convert.latents import (
     INDEX,
@@ -77,7 +77,8 @@ class DataSet:
             if earlier.get("format") == 1:
                 raise UserError(
                     f"{printable(folder)} was begun by an earlier version, which kept no digests of the images: it can "
-                    "be read and decoded, but not continued; choose another folder, or begin anew with --force"
+                    "be read and decoded, but not continued; choose another folder, or begin anew with --force",
+                    path=folder,
                 )
             records = earlier.pop("parts", records)
             require_same_plan(folder, earlier, settings, _REMEDY)
@@ -189,7 +190,7 @@ class DataSet:
                 scaled=encoding.scaled,
                 factors=factors if record.latent_norm == "scale" else None,
             )
-        except ValueError as error:
+        except ArgumentError as error:
             raise UserError(str(error)) from error
         yield STATISTICS, json.dumps(statistics.to_dict(), indent=2) + "\n"
         records = tuple(note.record for note in notes)

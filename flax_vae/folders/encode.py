@@ -20,6 +20,7 @@ import numpy as np
 
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.convert.console import Progress
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.files import remove_content
 from flax_vae.convert.latents import Encoding, shard_file
 from flax_vae.errors import UserError
@@ -183,7 +184,7 @@ def encoding_of(model: AutoEncoder, params: dict[str, Any], **settings: Any) -> 
     if multiple < 1 or multiple % record.factor:
         raise UserError(f"multiple={multiple} must be a multiple of {record.factor}, the model's factor")
     if model.dtype is None:
-        raise ValueError("the model follows the dtype of its inputs; load it with dtype=jnp.float32 or jnp.bfloat16")
+        raise ArgumentError("the model follows the dtype of its inputs; load it with dtype=jnp.float32 or jnp.bfloat16")
     compute = np.dtype(model.dtype).name
     return Encoding(weights_sha256(params, DECODES), record, compute_dtype=compute, multiple=multiple, **settings)
 

@@ -50,7 +50,7 @@ def read_plan(folder: Path, file: str, remedy: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{printable(folder / file)} is damaged ({error}); {remedy}") from error
+        raise UserError(f"{printable(folder / file)} is damaged ({error}); {remedy}", path=folder / file) from error
 
 
 def write_plan(folder: Path, file: str, plan: Mapping[str, Any]) -> None:
@@ -69,7 +69,8 @@ def require_empty(folder: Path, *files: str) -> None:
     if others:
         raise UserError(
             f"{printable(folder)} holds something else ({some(sorted(map(printable, others)))}); choose an empty or a "
-            "new folder"
+            "new folder",
+            path=folder,
         )
 
 
@@ -81,7 +82,7 @@ def require_same_plan(folder: Path, earlier: Mapping[str, Any], plan: Mapping[st
     """
     different = list(_differences(earlier, json.loads(json.dumps(plan))))
     if different:
-        raise UserError(f"{printable(folder)} was begun otherwise: {some(different)}; {remedy}")
+        raise UserError(f"{printable(folder)} was begun otherwise: {some(different)}; {remedy}", path=folder)
 
 
 def require_ours(folder: Path, ours: re.Pattern[str]) -> bool:
@@ -102,7 +103,8 @@ def require_ours(folder: Path, ours: re.Pattern[str]) -> bool:
     if others:
         raise UserError(
             f"{printable(folder)} holds something else ({some([*map(printable, others)])}) and is never replaced; "
-            "choose another folder"
+            "choose another folder",
+            path=folder,
         )
     return bool(present)
 
@@ -126,7 +128,9 @@ def replaced(folder: Path, ours: re.Pattern[str]) -> Iterator[Path]:
         yield folder
         return
     if target.is_mount():
-        raise UserError(f"{printable(folder)} is a mount point, which nothing can replace; give a folder in it")
+        raise UserError(
+            f"{printable(folder)} is a mount point, which nothing can replace; give a folder in it", path=folder
+        )
     with held(fresh):
         yield fresh
         replace_folder(fresh, target)
@@ -173,7 +177,7 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
       UserError: If another process works there, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another name for the folder")
+        raise UserError(f"{folder} is a file; choose another name for the folder", path=folder)
     restore(folder.resolve())
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -187,7 +191,9 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{folder} is being written by another process; wait for its end") from None
+                raise UserError(
+                    f"{folder} is being written by another process; wait for its end", path=folder
+                ) from None
         yield
     finally:
         os.close(descriptor)

@@ -130,7 +130,8 @@ def _read(path: Path, record: dict[str, Any]) -> tuple[PlannedImage, ...]:
     except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is missing or damaged ({error}), so that the images cannot be compared; get it again, choose "
-            "another folder, or begin anew with --force"
+            "another folder, or begin anew with --force",
+            path=path,
         ) from error
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flax_vae.convert.console import Progress, printable
+from flax_vae.convert.errors import shorten_sentences
 from flax_vae.convert.latents import ChannelStats, Encoding, LatentEntry, ShardContent, Skip
-from flax_vae.errors import DataError, UserError, first_of
+from flax_vae.errors import DataError, UserError
 from flax_vae.folders.batch_encoder import LatentEncoder
 from flax_vae.folders.batches import Batch, ImageEntry, Shard
 from flax_vae.folders.stream import stream
@@ -43,7 +44,9 @@ class Skips:
         self.count += len(reasons)
         if reasons and self.count > self.most:
             them = "it" if self.count == 1 else f"these {self.count:,}"
-            raise DataError(f"{first_of(reasons)}; with --skip-bad {self.count} the others are encoded without {them}")
+            raise DataError(
+                f"{shorten_sentences(reasons)}; with --skip-bad {self.count} the others are encoded without {them}"
+            )
 
 
 class Clock:

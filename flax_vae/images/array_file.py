@@ -26,7 +26,7 @@ def load_array(file: Path) -> np.ndarray:
     except Exception as error:  # NumPy and zipfile raise nearly anything on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{printable(file)} cannot be read as an array ({reason:.300}); name an .npy or .npz file"
+            f"{printable(file)} cannot be read as an array ({reason:.300}); name an .npy or .npz file", path=file
         ) from error
 
 

@@ -58,7 +58,8 @@ class ImageFolder:
             instead = "".join(f"; {note}" for note in self.notes)
             raise DataError(
                 f"{printable(self.folder)} holds no image file; give a folder with images in it or below it "
-                f"({FORMATS} are read){instead}"
+                f"({FORMATS} are read){instead}",
+                path=self.folder,
             )
 
 
@@ -72,7 +73,7 @@ def list_folder(folder: Path) -> ImageFolder:
       DataError: If it is not a folder, or a folder below it cannot be listed.
     """
     if not folder.is_dir():
-        raise DataError(f"{printable(folder)} is no folder; give one with images in it or below it")
+        raise DataError(f"{printable(folder)} is no folder; give one with images in it or below it", path=folder)
     found: dict[str, list[str]] = {"images": [], "unread": [], "other": [], "lost": [], "repeated": []}
     seen: set[tuple[int, int]] = set()
     # Linked folders wait until all folders that lie here themselves are listed.
@@ -99,7 +100,9 @@ def _kind(entry: "os.DirEntry[str]") -> str:
         is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError as error:  # a link that leads to itself, or to a place that cannot be looked at
         if error.errno not in (errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG):
-            raise DataError(f"{printable(entry.path)} cannot be looked at ({os.strerror(error.errno or 0)})") from error
+            raise DataError(
+                f"{printable(entry.path)} cannot be looked at ({os.strerror(error.errno or 0)})", path=entry.path
+            ) from error
         is_folder = is_file = False
     if entry.name.startswith("."):
         return "other"
@@ -117,7 +120,8 @@ def _entries(path: Path) -> "list[os.DirEntry[str]]":
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(
-            f"{printable(path)} cannot be listed ({os.strerror(error.errno or 0)}); make it readable, or leave it out"
+            f"{printable(path)} cannot be listed ({os.strerror(error.errno or 0)}); make it readable, or leave it out",
+            path=path,
         ) from error
 
 
@@ -125,7 +129,7 @@ def _is_repeated(path: Path, seen: set[tuple[int, int]]) -> bool:
     try:
         status = path.stat()
     except OSError as error:
-        raise DataError(f"{printable(path)} cannot be listed ({os.strerror(error.errno or 0)})") from error
+        raise DataError(f"{printable(path)} cannot be listed ({os.strerror(error.errno or 0)})", path=path) from error
     place = status.st_dev, status.st_ino
     repeated = place in seen
     seen.add(place)

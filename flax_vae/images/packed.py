@@ -34,10 +34,14 @@ class ArraySource(ImageSource):
         self._images = load_array(file)
         shape, dtype = self._images.shape, self._images.dtype
         if dtype != np.uint8:
-            raise DataError(f"{self.where} has dtype {dtype}; expected uint8 in [0, 255]: convert the images")
+            raise DataError(
+                f"{self.where} has dtype {dtype}; expected uint8 in [0, 255]: convert the images", path=self.where
+            )
         if len(shape) != 4 or shape[3] not in (1, 3):
             hint = "move the channels last" if len(shape) == 4 and shape[1] in (1, 3) else "store such an array"
-            raise DataError(f"{self.where} has shape {shape}; expected (n, h, w, 3) or (n, h, w, 1): {hint}")
+            raise DataError(
+                f"{self.where} has shape {shape}; expected (n, h, w, 3) or (n, h, w, 1): {hint}", path=self.where
+            )
 
     def __len__(self) -> int:
         return len(self._images)
@@ -86,13 +90,16 @@ class HuggingFaceSource(FileSource):
             else:
                 data = datasets.load_dataset(path, split=options["split"])
         except Exception as error:  # the package has no common error: files, network, parsers and its own
-            raise DataError(f"{self.where} could not be loaded ({type(error).__name__}: {error})") from error
+            raise DataError(
+                f"{self.where} could not be loaded ({type(error).__name__}: {error})", path=self.where
+            ) from error
         self._column = options["column"]
         images = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
         if self._column not in images:
             raise DataError(
                 f"{self.where} has no column {self._column!r} of images; its columns of images: "
-                f"{', '.join(images) or 'none'}"
+                f"{', '.join(images) or 'none'}",
+                path=self.where,
             )
         # Undecoded: every trap is then met by the code that also reads files.
         self._data = data.select_columns([self._column]).cast_column(self._column, datasets.Image(decode=False))
@@ -127,11 +134,11 @@ class ArrayRecordSource(FileSource):
             )
         files = sorted(glob.glob(address))
         if not files:
-            raise DataError(f"{self.where} is not a file and matches none; give a file or a pattern")
+            raise DataError(f"{self.where} is not a file and matches none; give a file or a pattern", path=self.where)
         try:
             self._records = ArrayRecordDataSource(files)
         except (OSError, RuntimeError, ValueError) as error:
-            raise DataError(f"{self.where} cannot be read as ArrayRecord ({error})") from error
+            raise DataError(f"{self.where} cannot be read as ArrayRecord ({error})", path=self.where) from error
 
     def __len__(self) -> int:
         return len(self._records)

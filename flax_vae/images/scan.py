@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from flax_vae.convert.console import printable
-from flax_vae.errors import DataError, first_of
+from flax_vae.convert.errors import shorten_sentences
+from flax_vae.errors import DataError
 from flax_vae.images.formats import ADDRESSES
 from flax_vae.images.packed import ArrayRecordSource, ArraySource, HuggingFaceSource
 from flax_vae.images.read import StorageError
@@ -39,7 +40,9 @@ def open_images(address: str) -> ImageSource:
     """
     source = _open(address)
     if not len(source):
-        raise DataError(f"{source.where} holds no image; expected at least one: give another address")
+        raise DataError(
+            f"{source.where} holds no image; expected at least one: give another address", path=source.where
+        )
     return source
 
 
@@ -89,7 +92,7 @@ class ImageScan:
           DataError: If there is one.
         """
         if self.errors:
-            raise DataError(first_of(self.reasons))
+            raise DataError(shorten_sentences(self.reasons))
 
 
 def scan_images(source: ImageSource, indices: Iterable[int] | None = None) -> ImageScan:
@@ -139,4 +142,4 @@ def require_storage(errors: Iterable[DataError]) -> None:
     """
     storage = [str(error) for error in errors if isinstance(error, StorageError)]
     if storage:
-        raise StorageError(first_of(storage))
+        raise StorageError(shorten_sentences(storage))

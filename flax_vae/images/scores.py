@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from flax_vae.convert.errors import ArgumentError
+
 _PEAK = 255.0
 SSIM_WINDOW = 11  # pixels on each side; smaller images have no SSIM
 _RADIUS = SSIM_WINDOW // 2
@@ -93,7 +95,7 @@ def ssim(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
     """
     _check(image, reference)
     if min(image.shape[:2]) < SSIM_WINDOW:
-        raise ValueError(f"images of {image.shape[:2]} pixels are smaller than the window of 11 x 11")
+        raise ArgumentError(f"images of {image.shape[:2]} pixels are smaller than the window of 11 x 11")
     x, y = image.astype(np.float64), reference.astype(np.float64)
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
@@ -114,7 +116,7 @@ def _blur(x: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h2 w2 c"]:
 
 def _check(image: np.ndarray, reference: np.ndarray) -> None:
     if image.shape != reference.shape or image.dtype != np.uint8 or reference.dtype != np.uint8:
-        raise ValueError(
+        raise ArgumentError(
             f"PSNR and SSIM compare 8-bit images of one shape, not {image.dtype} {image.shape} and "
             f"{reference.dtype} {reference.shape}"
         )

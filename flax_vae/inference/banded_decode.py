@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.convert.architecture import NORM_GROUPS
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.inference.band_ops import (
     AddTime,
     BandAdd,
@@ -222,7 +223,9 @@ def decode_in_bands(
       ValueError: on wrong channels, on missing, superfluous or misshapen `time`, and if `band_rows` is not positive.
     """
     if band_rows < 1:
-        raise ValueError(f"band_rows={band_rows} must be positive; 16 suits most machines")
+        raise ArgumentError(
+            f"band_rows={band_rows} must be positive; 16 suits most machines", field="band_rows", value=band_rows
+        )
     z = jnp.asarray(z)
     time_emb = model.apply({"params": params}, time, z.shape[0], method="embed_time")
     raw = np.asarray(model.apply({"params": params}, z, method="unscale"))

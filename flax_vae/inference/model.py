@@ -25,17 +25,14 @@ def load_model(
       rgb: Whether the model must take and give images of three channels.
 
     Raises:
-      UserError: If the weights are not those of an autoencoder or not finite, there is no such preset, or the model is
-        for other images than `rgb` asks for.
+      FlaxVaeError: If the weights are not those of an autoencoder or not finite, there is no such preset, or the model
+        is for other images than `rgb` asks for.
       FileNotFoundError: If there is no such file.
     """
     require_devices()
-    try:
-        model, params = from_pretrained(
-            Path(path), preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32, raw_weights=raw_weights
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    model, params = from_pretrained(
+        Path(path), preset, dtype=jnp.dtype(dtype), param_dtype=jnp.float32, raw_weights=raw_weights
+    )
     require_finite(params, path)
     channels = model.params.in_channels, model.params.out_ch
     if rgb and channels != (3, 3):

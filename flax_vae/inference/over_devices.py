@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.convert.architecture import check_image
+from flax_vae.convert.errors import ArgumentError
 
 ENCODES = ("encoder", "quant_conv")  # the parameters that only encoding needs
 DECODES = ("decoder", "post_quant_conv")
@@ -81,7 +82,7 @@ def _devices(devices: Sequence[Any] | None) -> tuple[Any, ...]:
 
 def _check_rows(what: str, shape: tuple[int, ...], factor: int, count: int) -> None:
     if len(shape) == 4 and shape[1] % (factor * count):
-        raise ValueError(
+        raise ArgumentError(
             f"{what} of {shape[1]} rows cannot be split over {count} devices: their number must be a multiple of "
             f"{factor * count}; pad the image, or pass fewer devices="
         )

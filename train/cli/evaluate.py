@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from flax_vae.convert.architecture import PRESETS
-from flax_vae.convert.console import escaped_output, parse_flags, rewrite_line
+from flax_vae.convert.console import escaped_output, guard, parse_flags, rewrite_line
 from flax_vae.images import ADDRESSES
 from flax_vae.train.errors import RunError, TrainError
 
@@ -84,12 +84,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
       Exit code: 0, or 1 for an error that the user can fix.
     """
-    flags = parse_flags(EvalFlags, prog=PROG, args=args)
-    try:
-        return _run(flags)
-    except (TrainError, OSError) as error:
-        print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return guard(PROG, lambda: _run(parse_flags(EvalFlags, prog=PROG, args=args)))
 
 
 def locate_model(path: Path) -> Path:
@@ -237,8 +232,6 @@ def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
 
     try:
         weights = jax.device_put(load_lpips_weights(flags.lpips, flags.lpips_weights))
-    except ValueError as error:
-        raise TrainError(str(error)) from error
     except TrainError as error:
         if flags.lpips_weights is not None:
             raise

@@ -1,19 +1,16 @@
 """Entry point of `flax-vae-train`.  User errors are printed as one line without a traceback."""
 
 import contextlib
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from flax_vae.convert.console import advise, escaped_output, quiet_libraries
-from flax_vae.convert.extras import explain_missing
+from flax_vae.convert.console import advise, escaped_output, guard, quiet_libraries
 from flax_vae.train.cli import evaluate, plan
 from flax_vae.train.cli.flags import Flags, parse_run_flags
 from flax_vae.train.config import TrainConfig
-from flax_vae.train.errors import TrainError
 
 PROG = "flax-vae-train"
 _LONGEST = 200  # characters of an error of JAX
@@ -27,44 +24,34 @@ def main(args: Sequence[str] | None = None) -> int:
       The exit status: 0 when the run is complete, 1 for what the caller can put right, 128 + n when stopped by signal
       n; wrong flags end in status 2.
     """
-    try:
-        return _main(list(sys.argv[1:] if args is None else args))
-    except ImportError as error:
-        sentence = explain_missing(error)
-        if sentence is None:
-            raise
-        return _refuse(TrainError(sentence))
+    words = list(sys.argv[1:] if args is None else args)
+    return guard(PROG, lambda: _main(words))
 
 
-def _main(args: list[str]) -> int:
-    quiet_libraries(tpu_compiler=args[:1] == ["plan"] and any(word.startswith("--topology") for word in args))
-    advise(PROG, "the same command goes on from the last checkpoint" if args[:1] not in (["eval"], ["plan"]) else "")
-    if args[:1] in (["eval"], ["plan"]):
-        return {"eval": evaluate, "plan": plan}[args[0]].main(args[1:])
-    flags = parse_run_flags(Flags, prog=PROG, args=args)
-    from flax_vae.train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
-
+def _main(words: list[str]) -> int:
+    subcommand = words[0] if words[:1] in (["eval"], ["plan"]) else None
+    quiet_libraries(tpu_compiler=subcommand == "plan" and any(word.startswith("--topology") for word in words))
+    if subcommand is not None:
+        advise(PROG, "")
+        return {"eval": evaluate, "plan": plan}[subcommand].main(words[1:])
+    advise(PROG, "the same command goes on from the last checkpoint")
+    flags = parse_run_flags(Flags, prog=PROG, args=words)
     try:
-        with _together(flags):
-            workdir = flags.workdir or default_workdir(flags)
-            config = resolve(flags, workdir)
-    except (
-        TrainError,
-        ValueError,
-        OSError,
-    ) as error:  # of the system: a name that is too long, a folder that is closed
-        return _end(_refuse(error), flags)
-    try:
-        return _show(config, workdir, flags) if flags.dry_run else _run(config, workdir, flags)
-    except (TrainError, OSError) as error:
-        return _end(_refuse(error), flags)
-    except KeyboardInterrupt:  # twice, or before there was anything to save
-        print(f"{PROG}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return _end(128 + signal.SIGINT, flags)
+        status = guard(PROG, lambda: _work(flags))
     except Exception as error:
         if _members(flags) is None:
             raise
-        return _end(_give_up(error), flags)  # the others wait for this process
+        status = _give_up(error)  # the others wait for this process
+    return _end(status, flags)
+
+
+def _work(flags: Flags) -> int:
+    from flax_vae.train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
+
+    with _together(flags):
+        workdir = flags.workdir or default_workdir(flags)
+        config = resolve(flags, workdir)
+    return _show(config, workdir, flags) if flags.dry_run else _run(config, workdir, flags)
 
 
 def _members(flags: Flags) -> tuple[str | None, int | None, int | None] | None:
@@ -140,14 +127,11 @@ def _give_up(error: Exception) -> int:
         return 1
     reason = next(iter(str(error).splitlines()), "")
     reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
-    return _refuse(TrainError(
-        f"process {jax.process_index()} cannot go on: another process ended, whose message says why, or a device "
-        f"failed ({reason}); the same command goes on from the last checkpoint"
-    ))  # fmt: skip
-
-
-def _refuse(error: Exception) -> int:
-    print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(
+        f"{PROG}: process {jax.process_index()} cannot go on: another process ended, whose message says why, or a "
+        f"device failed ({reason}); the same command goes on from the last checkpoint",
+        file=sys.stderr,
+    )
     return 1
 
 

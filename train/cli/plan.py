@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
-from flax_vae.convert.console import escaped_output
+from flax_vae.convert.console import escaped_output, guard
 from flax_vae.train.cli.flags import NONE, PRESET_HELP, Flags, parse_run_flags
 from flax_vae.train.errors import TrainError
 
@@ -52,12 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
       Exit code: 0; or 1 for an error that the user can fix, or if nothing fits.
     """
-    flags = parse_run_flags(PlanFlags, prog=PROG, args=args)
-    try:
-        return _run(flags)
-    except (TrainError, ValueError, OSError) as error:
-        print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    return guard(PROG, lambda: _run(parse_run_flags(PlanFlags, prog=PROG, args=args)))
 
 
 def _run(flags: PlanFlags) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.architecture import AutoEncoderParams
-from flax_vae.convert.errors import ConversionError, FileError
+from flax_vae.convert.errors import ArgumentError, FlaxVaeError
 from flax_vae.convert.weights import load_weights
 from flax_vae.train.cli.flags import Flags
 from flax_vae.train.cli.settings_file import PRESET, merge, read_settings
@@ -26,7 +26,7 @@ def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:
 
     Raises:
       TrainError: If the directory holds something else, or a file cannot be used.
-      ValueError: If a value is out of range, or a name unknown.
+      ArgumentError: If a value is out of range, or a name unknown.
     """
     file = {} if flags.config is None else read_settings(flags.config)
     named = file.pop(PRESET, None)
@@ -35,10 +35,10 @@ def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:
     below = _over(base.to_dict(), file)
     try:
         return TrainConfig.from_dict(_over(below, asked))
-    except (TypeError, ValueError) as error:
+    except ArgumentError as error:
         if flags.config is not None and str(error) == _fault(below):
-            raise TrainError(f"{flags.config}: {error}") from error
-        raise ValueError(str(error)) from error
+            raise TrainError(f"{flags.config}: {error}", path=flags.config, field=error.field) from error
+        raise
 
 
 def default_workdir(flags: Flags) -> Path:
@@ -81,7 +81,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _fault(settings: dict[str, Any]) -> str | None:
     try:
         TrainConfig.from_dict(settings)
-    except (TypeError, ValueError) as error:
+    except ArgumentError as error:
         return str(error)
     return None
 
@@ -89,5 +89,5 @@ def _fault(settings: dict[str, Any]) -> str | None:
 def _architecture_of(path: str) -> AutoEncoderParams:
     try:
         return load_weights(Path(path), verify=False).params
-    except (ConversionError, FileError, OSError, ValueError) as error:
+    except (FlaxVaeError, OSError) as error:
         raise RunError(f"start_from={path!r} cannot be loaded: {error}") from error

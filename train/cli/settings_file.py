@@ -1,11 +1,11 @@
 """Reads settings from files and from `name=value`, and checks their names and types."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from flax_vae.convert.errors import ArgumentError, suggest
 from flax_vae.convert.files import loads_object, read_bytes
 from flax_vae.train.config import TrainConfig, parse_yaml, rename_settings
 from flax_vae.train.errors import TrainError
@@ -27,18 +27,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     try:
         if path.suffix not in (".yaml", ".yml", ".json"):
-            raise ValueError("its name must end in .yaml, .yml or .json")
+            raise ArgumentError("its name must end in .yaml, .yml or .json")
         content = read_bytes(path, _MAX_BYTES)
         settings = loads_object(content) if path.suffix == ".json" else parse_yaml(content.decode("utf-8"))
         if settings is None:
-            raise ValueError("it is empty; it should hold settings, such as steps: 1000")
+            raise ArgumentError("it is empty; it should hold settings, such as steps: 1000")
         if not isinstance(settings, dict):
-            raise ValueError(f"it holds a {type(settings).__name__}, names and values were expected")
+            raise ArgumentError(f"it holds a {type(settings).__name__}, names and values were expected")
         settings.pop(HISTORY, None)  # the history belongs to the other run
         settings = rename_settings(settings)
         check_names({name: value for name, value in settings.items() if name != PRESET})
         if not isinstance(settings.get(PRESET, ""), str):
-            raise ValueError(f"preset={settings[PRESET]!r} must be a name")
+            raise ArgumentError(f"preset={settings[PRESET]!r} must be a name", field="preset", value=settings[PRESET])
     except FileNotFoundError:
         raise TrainError(f"{path} does not exist; pass a settings file") from None
     except OSError as error:
@@ -72,18 +72,20 @@ def _check(settings: Mapping[Any, Any], prefix: str, known: dict[str, Any]) -> N
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if not isinstance(key, str) or name not in known:
-            raise ValueError(_unknown(name))
+            raise ArgumentError(_unknown(name))
         kind = known[name]
         if kind is dict:
             if not isinstance(value, Mapping):
-                raise ValueError(f"{name}={value!r} must be names and values, such as {_example(name)}")
+                raise ArgumentError(
+                    f"{name}={value!r} must be names and values, such as {_example(name)}", field=name, value=value
+                )
             _check(value, f"{name}.", known)
         elif kind is bool and not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r} must be true or false")
+            raise ArgumentError(f"{name}={value!r} must be true or false", field=name, value=value)
         elif kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ValueError(f"{name}={value!r} must be a number")
+            raise ArgumentError(f"{name}={value!r} must be a number", field=name, value=value)
         elif kind in (str, str | None) and not isinstance(value, str) and (value is not None or kind is str):
-            raise ValueError(f"{name}={value!r} must be text; put it in quotes")
+            raise ArgumentError(f"{name}={value!r} must be text; put it in quotes", field=name, value=value)
 
 
 def _known() -> dict[str, Any]:
@@ -103,10 +105,4 @@ def _example(part: str) -> str:
 
 
 def _unknown(name: str) -> str:
-    names = list(_known())
-    last = name.rpartition(".")[2]
-    # First names with an equal last part, whose other parts are missing or wrong.
-    near = [known for known in names if known.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(name, [*names, PRESET], n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-    return f"unknown setting {name!r}; {hint}"
+    return f"unknown setting {name!r}; {suggest(name, [*_known(), PRESET])}"

@@ -1,11 +1,11 @@
 """Recipes: the default training settings of each preset, and presets that name a recipe instead of a model."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
+from flax_vae.convert.errors import ArgumentError, suggest
 from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
 
 
@@ -22,7 +22,7 @@ def recipe(name: str, start_from: str | None = None) -> TrainConfig:
     """
     known = _find(name)
     if known.fine_tunes and start_from is None:
-        raise ValueError(f"preset {name!r} needs initial weights; pass them with --start-from PATH")
+        raise ArgumentError(f"preset {name!r} needs initial weights; pass them with --start-from PATH")
     config = known.make(PRESETS[known.architecture], start_from)
     return config if config.start_from == start_from else replace(config, start_from=start_from)
 
@@ -189,7 +189,5 @@ def _find(name: str) -> _Recipe:
         return RECIPES[name]
     if name in PRESETS:
         return _Recipe(name, lambda model, _: default(model))
-    names = preset_names()
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown preset {name!r}; {hint}There are {', '.join(names)}")
+    hint = suggest(name, preset_names(), listed=True)
+    raise ArgumentError(f"unknown preset {name!r}; {hint}", field="preset", value=name)

@@ -1,12 +1,12 @@
 """The settings of a run, as frozen and validated dataclasses.  Imports no framework, so that `--help` is fast."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flax_vae.convert.architecture import AutoEncoderParams, DiscriminatorParams
+from flax_vae.convert.errors import ArgumentError, suggest
 from flax_vae.train.config.validation import at_least, below_one, check_types, finite, from_zero, one_of, positive
 
 
@@ -53,11 +53,23 @@ class DataConfig:
         if self.resize is not None:
             at_least(1, resize=self.resize)
             if self.resize < self.crop_size:
-                raise ValueError(f"resize={self.resize} must be at least crop_size={self.crop_size}")
+                raise ArgumentError(
+                    f"resize={self.resize} must be at least crop_size={self.crop_size}",
+                    field="resize",
+                    value=self.resize,
+                )
         if not 0 < self.min_scale <= 1:
-            raise ValueError(f"min_scale={self.min_scale!r} must be greater than 0 and at most 1")
+            raise ArgumentError(
+                f"min_scale={self.min_scale!r} must be greater than 0 and at most 1",
+                field="min_scale",
+                value=self.min_scale,
+            )
         if not 0 <= self.max_bad_fraction < 1:
-            raise ValueError(f"max_bad_fraction={self.max_bad_fraction!r} must be at least 0 and less than 1")
+            raise ArgumentError(
+                f"max_bad_fraction={self.max_bad_fraction!r} must be at least 0 and less than 1",
+                field="max_bad_fraction",
+                value=self.max_bad_fraction,
+            )
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,11 @@ class OptimConfig:
         from_zero(weight_decay=self.weight_decay)
         below_one(b1=self.b1, b2=self.b2, ema_decay=self.ema_decay)
         if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"final_fraction={self.final_fraction!r} must be between 0 and 1")
+            raise ArgumentError(
+                f"final_fraction={self.final_fraction!r} must be between 0 and 1",
+                field="final_fraction",
+                value=self.final_fraction,
+            )
 
 
 @dataclass(frozen=True)
@@ -223,7 +239,7 @@ class TimeConfig:
         one_of(("uniform", "logit_normal"), sampler=self.sampler)
         finite(low=self.low, high=self.high, evaluate_at=self.evaluate_at)
         if not self.low < self.high:
-            raise ValueError(f"low={self.low!r} must be less than high={self.high!r}")
+            raise ArgumentError(f"low={self.low!r} must be less than high={self.high!r}", field="low", value=self.low)
 
 
 @dataclass(frozen=True)
@@ -306,47 +322,65 @@ class TrainConfig:
 
     def _check_model(self) -> None:
         if self.data.crop_size % self.model.factor:
-            raise ValueError(
-                f"crop_size={self.data.crop_size} must be a multiple of {self.model.factor}, the factor of the model"
+            raise ArgumentError(
+                f"crop_size={self.data.crop_size} must be a multiple of {self.model.factor}, the factor of the model",
+                field="crop_size",
+                value=self.data.crop_size,
             )
         if self.data.crop_size // self.model.factor % self.devices_per_image:
-            raise ValueError(
+            raise ArgumentError(
                 f"crop_size={self.data.crop_size} makes latents of {self.data.crop_size // self.model.factor} rows, "
                 f"which devices_per_image={self.devices_per_image} cannot share evenly; use a multiple of "
-                f"{self.model.factor * self.devices_per_image}"
+                f"{self.model.factor * self.devices_per_image}",
+                field="crop_size",
+                value=self.data.crop_size,
             )
         if self.model.in_channels != 3 or self.model.out_ch != 3:
-            raise ValueError(
+            raise ArgumentError(
                 f"in_channels={self.model.in_channels} and out_ch={self.model.out_ch} must both be 3, because "
-                "images are read as RGB"
+                "images are read as RGB",
+                field="in_channels",
+                value=self.model.in_channels,
             )
         if self.model.time_emb_dim is not None and self.model.time_emb_dim % 2:
-            raise ValueError(
-                f"time_emb_dim={self.model.time_emb_dim} must be even, for the sines and cosines of the time"
+            raise ArgumentError(
+                f"time_emb_dim={self.model.time_emb_dim} must be even, for the sines and cosines of the time",
+                field="time_emb_dim",
+                value=self.model.time_emb_dim,
             )
 
     def _check_together(self) -> None:
         if self.zero and self.parallel != "mesh":
-            raise ValueError(f"zero=True needs parallel='mesh', not {self.parallel!r}")
+            raise ArgumentError(f"zero=True needs parallel='mesh', not {self.parallel!r}")
         if self.devices_per_image > 1 and self.parallel != "mesh":
-            raise ValueError(f"devices_per_image={self.devices_per_image} needs parallel='mesh', not {self.parallel!r}")
+            raise ArgumentError(
+                f"devices_per_image={self.devices_per_image} needs parallel='mesh', not {self.parallel!r}",
+                field="devices_per_image",
+                value=self.devices_per_image,
+            )
         if self.raw_weights and self.start_from is None:
-            raise ValueError("raw_weights=True applies to a checkpoint; pass it as start_from")
+            raise ArgumentError("raw_weights=True applies to a checkpoint; pass it as start_from")
         if self.graft and self.start_from is None:
-            raise ValueError("graft=True adds to given weights; pass them as start_from")
+            raise ArgumentError("graft=True adds to given weights; pass them as start_from")
         if self.identity_init and self.start_from is not None:
-            raise ValueError(
+            raise ArgumentError(
                 f"identity_init=True changes random weights, but start_from={self.start_from!r} was given; use one"
             )
         if self.trainable == "decoder" and self.start_from is None:
-            raise ValueError("trainable='decoder' keeps the encoder's weights; pass them as start_from")
+            raise ArgumentError("trainable='decoder' keeps the encoder's weights; pass them as start_from")
         if self.gan.weight and self.data.crop_size < self.gan.discriminator.smallest:
-            raise ValueError(
+            raise ArgumentError(
                 f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which needs "
-                f"{self.gan.discriminator.smallest} pixels; use fewer layers or larger crops"
+                f"{self.gan.discriminator.smallest} pixels; use fewer layers or larger crops",
+                field="crop_size",
+                value=self.data.crop_size,
             )
         if self.batch_size % self.optim.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.optim.accumulate}")
+            raise ArgumentError(
+                f"batch_size={self.batch_size} must be a multiple of accumulate={self.optim.accumulate}",
+                field="batch_size",
+                value=self.batch_size,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as JSON-able values, in order."""
@@ -363,7 +397,7 @@ class TrainConfig:
         fields = rename_settings(fields)
         _refuse_unknown(cls, fields)
         if "model" not in fields:
-            raise ValueError("the configuration lacks model, the architecture")
+            raise ArgumentError("the configuration lacks model, the architecture")
         parts: dict[str, Any] = {"model": AutoEncoderParams.from_dict(fields["model"])}
         for name, part in _PARTS.items():
             _refuse_unknown(part, fields.get(name, {}))
@@ -386,7 +420,7 @@ def rename_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     for old, new in RENAMED.items():
         if old in fields and new in fields:
-            raise ValueError(f"{old} is the earlier name of {new}; pass only {new}")
+            raise ArgumentError(f"{old} is the earlier name of {new}; pass only {new}")
     return {RENAMED.get(name, name): value for name, value in fields.items()}
 
 
@@ -408,6 +442,4 @@ def _refuse_unknown(cls: type, fields: Mapping[str, Any]) -> None:
     known = [known.name for known in dataclasses.fields(cls)]
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known fields are {', '.join(known)}"
-            raise ValueError(f"unknown field {name!r} of {cls.__name__}; {hint}")
+            raise ArgumentError(f"unknown field {name!r} of {cls.__name__}; {suggest(name, known)}", field=name)

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from flax_vae.convert.errors import ArgumentError
+
 MAX_COUNT = 2**31 - 1  # steps are counted in int32 on a device
 _FLOAT32_MAX = 3.4028234e38
 
@@ -11,17 +13,17 @@ def at_least(least: int, *, most: int = MAX_COUNT, **values: int) -> None:
     """Raises unless the values are integers from `least` to `most`."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+            raise ArgumentError(f"{name}={value!r} must be a whole number of at least {least}", field=name, value=value)
         if value > most:
             shown = value if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"
-            raise ValueError(f"{name}={shown} must be at most {most:,}")
+            raise ArgumentError(f"{name}={shown} must be at most {most:,}", field=name, value=value)
 
 
 def one_of(choices: tuple[str, ...], **values: str) -> None:
     """Raises unless the values are among the choices."""
     for name, value in values.items():
         if value not in choices:
-            raise ValueError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}")
+            raise ArgumentError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}", field=name, value=value)
 
 
 def finite(**values: float) -> None:
@@ -31,7 +33,7 @@ def finite(**values: float) -> None:
         if not number or not abs(value) <= _FLOAT32_MAX:  # NaN is neither larger nor smaller
             hint = f", at most {_FLOAT32_MAX} in float32" if number and abs(value) > _FLOAT32_MAX else ""
             shown = f"{repr(value):.80}" if not isinstance(value, int) or value.bit_length() < 200 else "a long number"
-            raise ValueError(f"{name}={shown} must be a finite number{hint}")
+            raise ArgumentError(f"{name}={shown} must be a finite number{hint}", field=name, value=value)
 
 
 def positive(**values: float) -> None:
@@ -39,7 +41,7 @@ def positive(**values: float) -> None:
     finite(**values)
     for name, value in values.items():
         if value <= 0:
-            raise ValueError(f"{name}={value!r} must be greater than 0")
+            raise ArgumentError(f"{name}={value!r} must be greater than 0", field=name, value=value)
 
 
 def from_zero(**values: float) -> None:
@@ -47,7 +49,7 @@ def from_zero(**values: float) -> None:
     finite(**values)
     for name, value in values.items():
         if value < 0:
-            raise ValueError(f"{name}={value!r} must be at least 0")
+            raise ArgumentError(f"{name}={value!r} must be at least 0", field=name, value=value)
 
 
 def below_one(**values: float) -> None:
@@ -55,7 +57,7 @@ def below_one(**values: float) -> None:
     finite(**values)
     for name, value in values.items():
         if not 0 <= value < 1:
-            raise ValueError(f"{name}={value!r} must be at least 0 and less than 1")
+            raise ArgumentError(f"{name}={value!r} must be at least 0 and less than 1", field=name, value=value)
 
 
 def check_types(instance: Any) -> None:
@@ -63,6 +65,6 @@ def check_types(instance: Any) -> None:
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if field.type is bool and not isinstance(value, bool):
-            raise ValueError(f"{field.name}={repr(value):.80} must be true or false")
+            raise ArgumentError(f"{field.name}={repr(value):.80} must be true or false", field=field.name, value=value)
         if field.type == str | None and not isinstance(value, str | None):
-            raise ValueError(f"{field.name}={repr(value):.80} must be text")
+            raise ArgumentError(f"{field.name}={repr(value):.80} must be text", field=field.name, value=value)

@@ -9,6 +9,8 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
+from flax_vae.convert.errors import ArgumentError
+
 _DEEPEST = 30  # levels; a deeply nested text takes the library minutes
 
 
@@ -30,18 +32,20 @@ def parse_yaml(text: str) -> Any:
         for event in _yaml().parse(text):
             # Settings need neither, and a few lines of aliases of aliases stand for billions of values.
             if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
-                raise ValueError(f"line {event.start_mark.line + 1}: anchors and aliases (&name, *name) are not read")
+                raise ArgumentError(
+                    f"line {event.start_mark.line + 1}: anchors and aliases (&name, *name) are not read"
+                )
             if getattr(event, "tag", None) is not None:
-                raise ValueError(f"line {event.start_mark.line + 1}: tags (!name) are not read")
+                raise ArgumentError(f"line {event.start_mark.line + 1}: tags (!name) are not read")
             depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
             if depth > _DEEPEST:
-                raise ValueError(f"line {event.start_mark.line + 1}: nested more than {_DEEPEST} levels deep")
+                raise ArgumentError(f"line {event.start_mark.line + 1}: nested more than {_DEEPEST} levels deep")
         return _yaml().load(text)
     except YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = "" if mark is None else f"line {mark.line + 1}: "
         hint = "; indent with spaces" if "'\\t'" in str(problem) else ""
-        raise ValueError(f"{place}{str(problem or error).splitlines()[0]}{hint}") from None
+        raise ArgumentError(f"{place}{str(problem or error).splitlines()[0]}{hint}") from None
 
 
 def format_yaml(fields: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flax_vae.convert.console import available_cpus
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.images import to_float
 from flax_vae.train.data.photographs import Photographs
 
@@ -58,7 +59,7 @@ class Batches(Generic[T]):
         workers = available_cpus() if workers is None else workers
         for name, value in {"workers": workers, "ahead": ahead}.items():
             if value < 1:
-                raise ValueError(f"{name}={value!r} must be at least 1")
+                raise ArgumentError(f"{name}={value!r} must be at least 1", field=name, value=value)
         self._photographs, self._seed = photographs, seed
         self._next, self._end = first_step, steps
         self._indices = range(batch_size)[share]

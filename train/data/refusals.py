@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from flax_vae.errors import first_of
+from flax_vae.convert.errors import shorten_sentences
 from flax_vae.train.errors import DataError
 
 _REMEDY = "; replace or remove it"  # ends the error of a single image; the joint error names a flag instead
@@ -43,10 +43,10 @@ def too_many(where: str, reasons: Sequence[str], total: int, fraction: float) ->
     enough = min(-(-100 * len(reasons) // total) / 100, 0.99)  # in hundredths, rounded up
     return DataError(
         f"{where}: {len(reasons)} of {total} images cannot be used, more than max_bad_fraction={fraction}: "
-        f"{first_of([reason.removesuffix(_REMEDY) for reason in reasons])}; replace or remove them, or train without "
-        f"them with --data.max-bad-fraction {enough}"
+        f"{shorten_sentences([reason.removesuffix(_REMEDY) for reason in reasons])}; replace or remove them, or train "
+        f"without them with --data.max-bad-fraction {enough}"
     )
 
 
 def _counted(reasons: Sequence[str], total: int, what: str) -> str:
-    return reasons[0] if len(reasons) == 1 else f"{len(reasons)} of {total} images {what}: {first_of(reasons)}"
+    return reasons[0] if len(reasons) == 1 else f"{len(reasons)} of {total} images {what}: {shorten_sentences(reasons)}"

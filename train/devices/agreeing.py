@@ -17,10 +17,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from flax_vae import __version__
-from flax_vae.errors import first_of
+from flax_vae.convert.errors import FlaxVaeError, shorten_sentences
 from flax_vae.train.config import TrainConfig, flatten_config
 from flax_vae.train.devices.state_checksums import checksums
-from flax_vae.train.errors import RunError, TrainError
+from flax_vae.train.errors import RunError
 
 WAIT_SECONDS = 600  # timeout for a process that is alive but still reads headers or verifies a checkpoint
 _CHUNK = 4096
@@ -58,7 +58,7 @@ def agreement() -> Iterator[Sections]:
         yield facts
     except Exception as error:  # every failure must be reported to the other processes
         failure = error
-    text = failure and (str(failure) if isinstance(failure, TrainError | ValueError) else repr(failure))
+    text = failure and (str(failure) if isinstance(failure, FlaxVaeError) else repr(failure))
     reports = gather_values({"failure": text, "digests": {heading: _digest(facts[heading]) for heading in facts}})
     if failure is not None:
         raise failure
@@ -166,7 +166,7 @@ def _compare(mine: Sections, digests: list[dict[str, str]]) -> None:
             own = mine[heading]
             found = _differences(heading, _broadcast(own, 0), _broadcast(own, process), process)
             raise RunError(
-                f"the processes differ: {first_of(found, _SHOW)}. Give all of them the same settings, data, "
+                f"the processes differ: {shorten_sentences(found, _SHOW)}. Give all of them the same settings, data, "
                 "initial weights and versions"
             )
 

@@ -12,6 +12,7 @@ from typing import Protocol, cast
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.train.errors import TrainError
 from flax_vae.train.evaluation.statistics import RunningCovariance
 
@@ -61,7 +62,7 @@ def frechet_distance(first: RunningCovariance, second: RunningCovariance) -> flo
     Source: Dowson & Landau 1982; Heusel et al. 2017.
     """
     if first.mean.shape != second.mean.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"features have {first.mean.size} and {second.mean.size} dimensions; use one extractor for both"
         )
     covariance1, covariance2 = first.covariance(correction=1), second.covariance(correction=1)

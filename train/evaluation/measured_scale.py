@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import FlaxVaeError
 from flax_vae.convert.weights import CONFIG, WEIGHTS, read_config, write_config
 from flax_vae.train.errors import TrainError
 from flax_vae.train.evaluation.statistics import PosteriorSummary
@@ -24,7 +25,7 @@ def check_scalable(folder: Path) -> None:
         )
     try:
         params = read_config(folder / CONFIG)
-    except ValueError as error:
+    except FlaxVaeError as error:
         raise TrainError(f"the scale is written into model folders of this package only: {error}") from error
     if params.latent_norm == "batch_norm":
         raise TrainError(
@@ -50,6 +51,6 @@ def write_scale(folder: Path, latents: PosteriorSummary) -> AutoEncoderParams:
     params = dataclasses.replace(read_config(folder / CONFIG), scale_factor=scale, shift_factor=shift)
     try:
         write_config(folder, params)
-    except ValueError as error:
+    except FlaxVaeError as error:
         raise TrainError(f"the scale could not be written: {error}") from error
     return params

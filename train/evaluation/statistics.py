@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from flax_vae.convert.errors import ArgumentError, FlaxVaeError
 from flax_vae.convert.latents import ChannelStats
 from flax_vae.train.errors import TrainError
 
@@ -50,7 +51,7 @@ class RunningCovariance:
           ValueError: If there are no more than `correction` vectors.
         """
         if self.count <= correction:
-            raise ValueError(f"{self.count} vectors have no covariance; add at least {correction + 1}")
+            raise ArgumentError(f"{self.count} vectors have no covariance; add at least {correction + 1}")
         return self._scatter / (self.count - correction)
 
 
@@ -115,10 +116,10 @@ class PosteriorStats:
         """
         channels = self._channels
         if not channels.count:
-            raise ValueError("there are no latents to summarise; add at least one batch")
+            raise ArgumentError("there are no latents to summarise; add at least one batch")
         try:
             mean, std = channels.overall()
-        except ValueError as error:
+        except FlaxVaeError as error:
             raise TrainError(str(error)) from error
         activity = channels.scatter / channels.count
         return PosteriorSummary(

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from flax_vae.convert.errors import ArgumentError
+
 Logits = Float[Array, "b h w 1"]
 Scalar = Float[Array, ""]
 
@@ -71,7 +73,7 @@ def choose(name: str) -> Adversarial:
       ValueError: If the name is unknown.
     """
     if name not in LOSSES:
-        raise ValueError(f"loss={name!r} must be one of {', '.join(LOSSES)}")
+        raise ArgumentError(f"loss={name!r} must be one of {', '.join(LOSSES)}", field="loss", value=name)
     return LOSSES[name]
 
 

@@ -17,6 +17,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.ops import Conv
 
 NetName = Literal["vgg", "alex"]
@@ -82,7 +83,7 @@ def stages_of(net: str) -> Stages:
       ValueError: If the network is unknown.
     """
     if net not in NETS:
-        raise ValueError(f"unknown LPIPS network {net!r}; expected one of {', '.join(NETS)}")
+        raise ArgumentError(f"unknown LPIPS network {net!r}; expected one of {', '.join(NETS)}")
     return NETS[net]
 
 
@@ -208,7 +209,7 @@ def _to_unit_length(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 def _check(stages: Stages, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     least = smallest_side(stages)
     if a != b or len(a) != 4 or a[3] != 3 or min(a[1:3]) < least:
-        raise ValueError(
+        raise ArgumentError(
             f"images have shapes {a} and {b}; expected two batches of one shape (b, h, w, 3), with h and w at least "
             f"{least}"
         )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flax_vae import Posterior
+from flax_vae.convert.errors import ArgumentError
 from flax_vae.train.config import LossConfig
 
 _CHARBONNIER_EPSILON = 1e-3
@@ -81,7 +82,11 @@ def reconstruction_loss(
     terms = {config.distance: distance, "kl": divergence}
     if config.lpips_weight:
         if perceptual is None:
-            raise ValueError(f"lpips_weight={config.lpips_weight} needs a perceptual distance; pass perceptual")
+            raise ArgumentError(
+                f"lpips_weight={config.lpips_weight} needs a perceptual distance; pass perceptual",
+                field="lpips_weight",
+                value=config.lpips_weight,
+            )
         terms["lpips"] = jnp.mean(perceptual(reconstruction, images))
         distance = distance + config.lpips_weight * terms["lpips"]
     if config.learn_logvar or config.logvar:

@@ -7,6 +7,8 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
+from flax_vae.convert.errors import ArgumentError
+
 
 def count_operations(function: Any, *args: Any) -> int:
     """Returns the operations of one call; a multiply-add counts as two.
@@ -58,7 +60,7 @@ def _cond(equation: Any) -> int:
 
 def _while(equation: Any) -> int:
     if _count(equation.params["body_jaxpr"].jaxpr):
-        raise ValueError("the operations of a while loop with products in it cannot be counted; use a scan")
+        raise ArgumentError("the operations of a while loop with products in it cannot be counted; use a scan")
     return 0
 
 

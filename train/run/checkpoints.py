@@ -17,9 +17,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flax_vae.convert.errors import FileError
+from flax_vae.convert.errors import FileError, shorten_sentences
 from flax_vae.convert.files import read_manifest
-from flax_vae.errors import first_of
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.errors import RunError
 from flax_vae.train.run.manifest import write_manifest
@@ -76,7 +75,7 @@ class Checkpoints:
         except Exception as error:
             if kind is None:  # otherwise the exception that is being raised is the one to report
                 raise RunError(
-                    f"{self._folder}: the last checkpoint could not be written ({_reason(error)})"
+                    f"{self._folder}: the last checkpoint could not be written ({_reason(error)})", path=self._folder
                 ) from error
 
     @property
@@ -135,11 +134,13 @@ class Checkpoints:
         except Exception as error:
             raise RunError(
                 f"{path} cannot be restored ({type(error).__name__}: {_first_line(error)}); its files are intact, "
-                "so keep it: check the free memory and the versions of jax and orbax, then start again"
+                "so keep it: check the free memory and the versions of jax and orbax, then start again",
+                path=path,
             ) from error
         raise RunError(
-            f"{path} cannot be restored, because it belongs to another run: {first_of(wrong, _SHOW)}; "
-            "use the settings that it was written with, or another workdir"
+            f"{path} cannot be restored, because it belongs to another run: {shorten_sentences(wrong, _SHOW)}; "
+            "use the settings that it was written with, or another workdir",
+            path=path,
         )
 
     def save(
@@ -174,13 +175,17 @@ class Checkpoints:
                     self._saving = (step, scores or {})
                     self._scores[step] = scores or {}
                     if not self._manager.save(step, args=args):
-                        raise RunError(f"{self._folder} holds step {self.latest_step}, which is later")
+                        raise RunError(
+                            f"{self._folder} holds step {self.latest_step}, which is later", path=self._folder
+                        )
                 if wait:
                     self._manager.wait_until_finished()
         except Exception as error:
             failed = self._saving[0] if self._saving else step  # the one before, if that was still being written
             self._scores.pop(failed, None)
-            raise RunError(f"{self._folder}: no checkpoint of step {failed} ({_reason(error)})") from error
+            raise RunError(
+                f"{self._folder}: no checkpoint of step {failed} ({_reason(error)})", path=self._folder
+            ) from error
 
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:

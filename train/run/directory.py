@@ -54,7 +54,7 @@ class RunDirectory:
           RunError: If `path` is an address such as gs://bucket/run, for which a local folder would be created.
         """
         if _ADDRESS.match(path.as_posix()):
-            raise RunError(f"{path} is an address, not a folder; mount the bucket and name a folder in it")
+            raise RunError(f"{path} is an address, not a folder; mount the bucket and name a folder in it", path=path)
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples"
@@ -83,7 +83,7 @@ class RunDirectory:
           RunError: If `config.json` cannot be parsed, or the directory holds something else.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file; expected a directory for the run")
+            raise RunError(f"{self.path} is a file; expected a directory for the run", path=self.path)
         file = self.path / CONFIG
         if file.is_file():
             try:
@@ -91,7 +91,7 @@ class RunDirectory:
             except (AttributeError, TypeError, ValueError) as error:
                 fix = f"remove it, for {self.checkpoints} holds the settings too" if self.steps else "remove it"
                 raise RunError(
-                    f"{file} does not describe a training run ({error}); {fix}, or choose another workdir"
+                    f"{file} does not describe a training run ({error}); {fix}, or choose another workdir", path=file
                 ) from error
         for step in reversed(self.steps):
             with suppress(FileError, AttributeError, TypeError, ValueError):  # damaged, or of another program
@@ -102,7 +102,8 @@ class RunDirectory:
         strangers = sorted(name for name in entries if name not in _OURS and not name.startswith((".", *ours)))
         if strangers:
             raise RunError(
-                f"{self.path} is not empty ({', '.join(strangers[:3])}) and holds no {CONFIG}; choose another workdir"
+                f"{self.path} is not empty ({', '.join(strangers[:3])}) and holds no {CONFIG}; choose another workdir",
+                path=self.path,
             )
         return None
 
@@ -139,14 +140,16 @@ class RunDirectory:
         architecture = [line.removeprefix("model.") for line in changes if line.startswith("model.")]
         if architecture:
             raise RunError(
-                f"{self.path} holds a run of another architecture ({', '.join(architecture)}); choose another workdir"
+                f"{self.path} holds a run of another architecture ({', '.join(architecture)}); choose another workdir",
+                path=self.path,
             )
         steps = self.steps
         origin = [line for line in changes if line.partition(":")[0] in _ORIGIN]
         if steps and origin:
             raise RunError(
                 f"{self.path} holds a run of {steps[-1]} steps with another start ({', '.join(origin)}); choose "
-                "another workdir for a new run, or restore the setting to resume"
+                "another workdir for a new run, or restore the setting to resume",
+                path=self.path,
             )
         changed = [line for line in changes if line.partition(":")[0] not in _HOW]
         if steps and steps[-1] == config.steps and changed:
@@ -183,12 +186,14 @@ class RunDirectory:
         found = changes if known else [*changes, f"data.held_out: {held_out[0]!r} -> {held_out[1]!r}"]
         if found and steps[-1] == config.steps:
             raise RunError(
-                f"{self.path} holds a complete run of other data ({', '.join(found)}); choose another workdir"
+                f"{self.path} holds a complete run of other data ({', '.join(found)}); choose another workdir",
+                path=self.path,
             )
         if found and not accept:
             raise RunError(
                 f"{self.path} holds a run of other data ({', '.join(found)}); restore the original data, choose "
-                "another workdir, or resume with the changed data by --accept-changed-data"
+                "another workdir, or resume with the changed data by --accept-changed-data",
+                path=self.path,
             )
         return changes
 
@@ -209,7 +214,8 @@ class RunDirectory:
         except (AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             raise RunError(
                 f"{file} is damaged ({error or type(error).__name__}); restore a copy, or remove it to accept the data "
-                "as they are now"
+                "as they are now",
+                path=file,
             ) from error
 
     def begin(self, config: TrainConfig, listing: Mapping[str, str] | None = None, changes: Sequence[str] = ()) -> None:
@@ -233,7 +239,9 @@ class RunDirectory:
                 self._write(DATA, {"sha256": digest_of_listing(listing), "images": dict(listing)}, indent=0)
             self.samples.mkdir(exist_ok=True)
         except OSError as error:
-            raise RunError(f"{self.path} cannot be written ({error}); choose another workdir") from error
+            raise RunError(
+                f"{self.path} cannot be written ({error}); choose another workdir", path=self.path
+            ) from error
 
     def _history(self) -> list[dict[str, Any]]:
         with suppress(AttributeError, OSError, TypeError, ValueError):

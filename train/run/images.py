@@ -33,7 +33,8 @@ def open_data(
             raise
         raise RunError(
             f"{run.path} holds a run of data.folder={stored.data.folder!r}, in whose place {config.data.folder!r} "
-            f"cannot be used: {error}; leave --data out to resume, or choose another workdir"
+            f"cannot be used: {error}; leave --data out to resume, or choose another workdir",
+            path=run.path,
         ) from error
     listing = data_listing(photographs, None if before is None else how_listed(before))
     changes = [*run.check(config), *run.check_data(config, listing, accept=accept)]

@@ -36,7 +36,7 @@ def lock(folder: Path) -> Iterator[str | None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(path)
     except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); choose another workdir") from error
+        raise RunError(f"{path} cannot be written ({error.strerror}); choose another workdir", path=path) from error
     if descriptor is None:
         yield f"{path} cannot be locked on this file system; let no second trainer use {folder}"
         return
@@ -66,7 +66,7 @@ def _acquire(path: Path) -> int | None:
             holder = _holder(descriptor)
             os.close(descriptor)
             raise RunError(f"{path} is held by {holder}: it is training in this directory; wait for its end or "
-                           "choose another workdir") from None  # fmt: skip
+                           "choose another workdir", path=path) from None  # fmt: skip
         except OSError as error:
             os.close(descriptor)
             if error.errno not in _UNSUPPORTED:

@@ -125,4 +125,4 @@ def _move_aside(path: Path, kind: str) -> Path:
     try:
         return path.rename(target)
     except OSError as error:
-        raise RunError(f"{path} is {kind} and cannot be renamed ({error}); move it away") from error
+        raise RunError(f"{path} is {kind} and cannot be renamed ({error}); move it away", path=path) from error

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,7 +53,7 @@ def refused(capsys, work: Path, *words: str) -> str:
     assert main(words) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("flax-vae-convert: ") and "Traceback" not in err
+    assert re.match(r"flax-vae-convert( \w+)?: ", err) and "Traceback" not in err
     assert everything_in(work) == before
     return err
 
@@ -360,7 +361,7 @@ def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(sma
 DYING = {
     "killed": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL; if memory ran out"),
     "defect": ("raise RuntimeError('first line\\nsecond line')", "failed: second line"),
-    "refused": ("import sys; sys.exit('dying: the sentence')", "flax-vae-convert: the sentence"),
+    "refused": ("import sys; sys.exit('dying: the sentence')", "flax-vae-convert verify: the sentence"),
     "silent": ("import sys; sys.exit(3)", "failed: exit status 3"),
 }
 
