@@ -1,4 +1,4 @@
-"""Methods of convolution: what each of them may provide, and XLA's own."""
+"""The parts that a method of convolution may provide, and XLA's method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

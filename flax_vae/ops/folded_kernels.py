@@ -1,7 +1,7 @@
 """Kernels that convolve a map as if it had been upsampled before.
 
 Nearest-neighbour upsampling replaces each pixel by a square of four.  A 3x3 kernel then covers copies of 2x2 pixels at
-each corner of the square, so four 2x2 kernels of the small map compute what one 3x3 kernel of the large map does.
+each corner of the square, so four 2x2 kernels of the small map replace one 3x3 kernel of the large map.
 """
 
 import jax

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 Arrays = tuple[Array, ...]
 
-# Called with residuals and with what it is linear in.
+# Takes residuals, and the arguments in which it is linear.
 LinearFunction = Callable[[Arrays, Arrays], Arrays]
 
 
