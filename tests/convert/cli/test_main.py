@@ -339,9 +339,10 @@ def test_verify_sees_another_dtype_and_another_shape(small, capsys):
 
 
 @pytest.mark.torch
-def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(small, capsys):
+def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(small, capsys, monkeypatch):
     from PIL import Image
 
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for the processes that it starts
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (17, 26, 3), np.uint8)).save("picture.png")
     weights = {key: 0.1 * array for key, array in random_weights(params=SMALL).items()}
