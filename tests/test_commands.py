@@ -21,18 +21,50 @@ def test_version(prog, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{prog} {flax_vae.__version__}\n", "")
 
 
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        *(("flax_vae.cli.main", [command]) for command in ("encode", "decode", "reconstruct")),
-        *(("flax_vae.convert.cli.main", words) for words in ([], ["verify"], ["table"])),
-        *(("flax_vae.train.cli.main", words) for words in ([], ["plan"], ["eval"])),
-    ],
-)
-def test_help_lists_the_presets(module, words, capsys):
+HELPS = [
+    *(("flax_vae.cli.main", [command]) for command in ("encode", "decode", "reconstruct")),
+    *(("flax_vae.convert.cli.main", words) for words in ([], ["inspect"], ["verify"], ["table"])),
+    *(("flax_vae.train.cli.main", words) for words in ([], ["plan"], ["eval"])),
+]
+
+
+def help_of(module, words, capsys):
     with pytest.raises(SystemExit) as end:
         importlib.import_module(module).main([*words, "--help"])
     assert end.value.code == 0
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("module", "words"), [row for row in HELPS if row[1] != ["inspect"]])
+def test_help_lists_the_presets(module, words, capsys):
+    text = help_of(module, words, capsys)
     option = text[text.rindex("--preset") :].partition("(")[0].replace("- ", "-")
     assert [name for name in PRESETS if not re.search(rf"\b{name}\b", option)] == []
+
+
+@pytest.mark.parametrize(("module", "words"), HELPS)
+def test_help_has_one_wording_of_defaults(module, words, capsys):
+    text = help_of(module, words, capsys)
+    assert "(default: None)" not in text and "{None" not in text and "(optional)" not in text
+
+
+MISTAKES = [
+    ("flax_vae.convert.cli.main", ["table", "--preset", "tinny"], "--preset tinny is not a choice; did you mean tiny?"),
+    ("flax_vae.convert.cli.main", ["a", "b", "--to", "fluks"], "--to fluks is not a choice; did you mean flux?"),
+    ("flax_vae.convert.cli.main", ["a", "b", "--to", "flux", "--preset", "sd11"], "did you mean sd1?"),
+    ("flax_vae.convert.cli.main", ["a", "b", "--to", "flux", "--dtype", "half"], "expected one of float32, "),
+    ("flax_vae.convert.cli.main", ["a", "b"], "missing --to"),
+    ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--dtyp", "x"], "unknown option --dtyp; did you mean"),
+    ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--store", "means"], "did you mean mean?"),
+    ("flax_vae.cli.main", ["decode", "a", "b"], "missing --model"),
+    ("flax_vae.train.cli.main", ["eval", "a", "--lpips", "vggg"], "--lpips vggg is not a choice; did you mean vgg?"),
+]
+
+
+@pytest.mark.parametrize(("module", "words", "message"), MISTAKES)
+def test_a_mistake_ends_in_one_line_that_suggests_a_name(module, words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(module).main(words)
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert message in err and err.count("\n") == 1 and "None" not in err

@@ -52,7 +52,15 @@ else:  # tyro lists the choices and checks them
     AnyLayout = Literal[READABLE]
     Preset = Literal[tuple(PRESETS)]
 
-PresetOption = Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(PRESETS)}}}")]
+_NONE = "(default: none)"
+
+PresetOption = Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(PRESETS)}}}", help_behavior_hint=_NONE)]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    tyro.conf.arg(metavar="{float32,bfloat16,float16}", help_behavior_hint=_NONE),
+]
+FileOption = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=_NONE)]
+TextOption = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=_NONE)]
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,12 @@ class Convert:
     dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     to: Layout
     preset: PresetOption = None
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    prefix: str | None = None
-    variant: str | None = None
+    config: FileOption = None
+    dtype: DtypeOption = None
+    prefix: TextOption = None
+    variant: TextOption = None
     raw_weights: bool = False
-    to_prefix: str = ""
+    to_prefix: Annotated[str, tyro.conf.arg(metavar="STR", help_behavior_hint=_NONE)] = ""
     force: bool = False
     json: bool = False
 
@@ -150,8 +158,8 @@ class Inspect:
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    prefix: str | None = None
-    variant: str | None = None
+    prefix: TextOption = None
+    variant: TextOption = None
     raw_weights: bool = False
     tensors: bool = False
     json: bool = False
@@ -191,11 +199,11 @@ class Verify:
     """
 
     a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
-    b: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="B")] = None
-    run_picture: Annotated[Path | None, tyro.conf.arg(name="run", metavar="PICTURE")] = None
+    b: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="B", help_behavior_hint=_NONE)] = None
+    run_picture: Annotated[Path | None, tyro.conf.arg(name="run", metavar="PICTURE", help_behavior_hint=_NONE)] = None
     preset: PresetOption = None
-    prefix: str | None = None
-    variant: str | None = None
+    prefix: TextOption = None
+    variant: TextOption = None
     raw_weights: bool = False
     json: bool = False
 

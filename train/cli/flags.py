@@ -33,6 +33,8 @@ SHORT_NAMES = {
 }
 
 _HELP = {"data.folder": f"Images of any size: {ADDRESSES}.  Image files are {FORMATS}."}
+# tyro would write {None}|STR; None is accepted where a setting may have no value.
+_METAVARS = {str | None: "STR", int | None: "INT", tuple[int, ...] | None: "[INT [INT ...]]"}
 _DEFAULTS = {"data.folder": "the shipped photographs", "data.held_out": "the last image by name"}
 
 AnyFlags = TypeVar("AnyFlags")
@@ -131,6 +133,7 @@ def _settings_type(section: type, defaults: Any, prefix: str = "") -> Any:
             hint,
             arg(
                 aliases=(SHORT_NAMES[full],) if full in SHORT_NAMES else (),
+                metavar=_METAVARS.get(hint),
                 help=_HELP.get(full, lines[name]),
                 help_behavior_hint=f"(default: {_shown(default) or _DEFAULTS.get(full, 'none')})",
             ),
