@@ -51,12 +51,12 @@ def _one_line_errors(prog: str, parse: Callable[[Any], Any]) -> contextlib.Abstr
             sentence = _unknown(event.tokens, parse)
         elif isinstance(event, _errors.InvalidChoice):
             choices = [choice for choice in event.choices if choice != "None"]
-            sentence = f"{event.argument.display_name()} {printable(event.value)} is not a choice; "
+            sentence = f"{_shown(event.argument)} {printable(event.value)} is not a choice; "
             sentence += f"{_suggest(event.value, choices)}expected one of {', '.join(choices)}"
         elif isinstance(event, _errors.BadValue):
-            sentence = f"{event.argument.display_name()} needs a value"
+            sentence = f"{_shown(event.argument)} needs a value"
         elif isinstance(event, _errors.MissingArgs):
-            names = ", ".join(missing.arg.display_name() for missing in event.missing_arguments)
+            names = ", ".join(_shown(missing.arg) for missing in event.missing_arguments)
             sentence = f"missing {names}"
         elif isinstance(event, _errors.InstantiationFailure):
             sentence = _not_parsed(event.argument, event.message)
@@ -94,4 +94,9 @@ def _not_parsed(argument: Any, message: str) -> str:
         return printable(message)
     found = _NOT_PARSED.search(message)
     sentence = f"{found[3]} must be {_KINDS[found[1] or found[2]]}" if found else f"cannot be read: {message}"
-    return printable(f"{argument.display_name()} {sentence}")
+    return printable(f"{_shown(argument)} {sentence}")
+
+
+def _shown(argument: Any) -> str:
+    """Returns the name of an argument as help shows it."""
+    return argument.lowered.metavar if argument.is_positional() else argument.display_name()
