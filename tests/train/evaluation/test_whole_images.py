@@ -414,7 +414,7 @@ def test_several_models_are_compared_on_what_the_first_held_out(params, small, f
     assert first.split()[1:] == second.split()[1:]
     assert about == f"1 image of {folder}/d.png; LPIPS: not asked for"
     assert eval_cli.main(["first", "second", "--json", "x.json"]) == 1
-    assert "--json is about one model; name one instead of 2" in capsys.readouterr().err
+    assert "--json needs exactly one model, not 2" in capsys.readouterr().err
     assert eval_cli.main(["first/export", "--lpips", "none"]) == 0
     assert "d.png      30 x 70" in capsys.readouterr().out
     (tmp_path / "first" / "export").rename("elsewhere")
