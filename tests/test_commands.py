@@ -52,7 +52,11 @@ MISTAKES = [
     ("flax_vae.convert.cli.main", ["table", "--preset", "tinny"], "--preset tinny is not a choice; did you mean tiny?"),
     ("flax_vae.convert.cli.main", ["a", "b", "--to", "fluks"], "--to fluks is not a choice; did you mean flux?"),
     ("flax_vae.convert.cli.main", ["a", "b", "--to", "flux", "--preset", "sd11"], "did you mean sd1?"),
-    ("flax_vae.convert.cli.main", ["a", "b", "--to", "flux", "--dtype", "half"], "expected one of float32, "),
+    (
+        "flax_vae.convert.cli.main",
+        ["a", "b", "--to", "flux", "--dtype", "half"],
+        "expected one of bfloat16, float16, float32; see",
+    ),
     ("flax_vae.convert.cli.main", ["a", "b"], "missing --to"),
     ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--dtyp", "x"], "unknown option --dtyp; did you mean"),
     ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--store", "means"], "did you mean mean?"),

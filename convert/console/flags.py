@@ -50,7 +50,9 @@ def _one_line_errors(prog: str, parse: Callable[[Any], Any]) -> contextlib.Abstr
         if isinstance(event, _errors.UnrecognizedArgs):
             sentence = _unknown(event.tokens, parse)
         elif isinstance(event, _errors.InvalidChoice):
-            choices = [choice for choice in event.choices if choice != "None"]
+            choices = list(event.choices)
+            if "None" in choices:  # of an optional choice, in an order that differs between processes
+                choices = sorted(set(choices) - {"None"})
             sentence = f"{_shown(event.argument)} {printable(event.value)} is not a choice; "
             sentence += f"{_suggest(event.value, choices)}expected one of {', '.join(choices)}"
         elif isinstance(event, _errors.BadValue):
