@@ -52,27 +52,31 @@ def default(model: AutoEncoderParams) -> TrainConfig:
 
 
 def _tiny(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
-    """One that can be watched.
+    """Trains a small model within minutes.
 
       flax-vae-train
-      hardware: two CPU cores, or anything else
-      expect:   a few minutes, about 27 dB PSNR and 0.79 SSIM on the held-out photograph
+      hardware: two CPU cores, or one or two devices of any kind (more need a larger --batch-size)
+      expect:   440 seconds of processor time, 28 dB PSNR and 0.84 SSIM on the held-out photograph
 
     The recipe shuffles channels because five photographs hold few colours, and it uses the identity initialisation
-    because randomly initialised norms hide the brightness of an image from a small model.  Without the first, the cat's
-    green eyes come out orange at the same PSNR; without the second, the run ends at 24.0 dB.
+    because randomly initialised norms hide the brightness of an image from a small model.
+
+    The held-out photograph is evaluated whole, with group norms over all of it.  Crops of 48 pixels, squared errors,
+    many updates of two crops and a moving average of the weights reach 1.5 dB more there than 400 updates of eight
+    crops of 32 pixels with absolute errors, for a quarter more work.
     """
     return TrainConfig(
         model=model,
-        data=DataConfig(crop_size=32, shuffle_channels=True),
-        optim=OptimConfig(learning_rate=7e-4, warmup_steps=30),
+        data=DataConfig(crop_size=48, shuffle_channels=True),
+        optim=OptimConfig(learning_rate=7e-4, warmup_steps=30, ema_decay=0.98),
+        loss=LossConfig(distance="mse"),
         identity_init=start_from is None,
         start_from=start_from,
-        batch_size=8,
-        steps=400,
-        log_every=10,
-        eval_every=100,
-        save_every=50,
+        batch_size=2,
+        steps=900,
+        log_every=25,
+        eval_every=150,
+        save_every=75,
     )
 
 
@@ -81,12 +85,19 @@ def _tiny_perceptual(model: AutoEncoderParams, start_from: str | None) -> TrainC
 
     flax-vae-train --preset tiny-perceptual     (needs the extra lpips)
     hardware: two CPU cores, or anything else
-    expect:   little more than half the LPIPS of `tiny` (by AlexNet, held out: 0.15 against 0.26), 2 dB less PSNR
+    expect:   LPIPS of 0.15 instead of 0.25 on the held-out photograph (AlexNet), and 3 dB less PSNR
     """
     return replace(
         _tiny(model, start_from),
-        loss=LossConfig(lpips_weight=1.0, lpips_net="alex"),  # a few times less work than VGG16
+        data=DataConfig(crop_size=32, shuffle_channels=True),
+        optim=OptimConfig(learning_rate=7e-4, warmup_steps=30),
+        loss=LossConfig(lpips_weight=1.0, lpips_net="alex"),  # AlexNet costs a fraction of VGG16
         gan=GanConfig(weight=0.1, start=200, features=32, layers=2),
+        batch_size=8,  # the discriminator's batch norms need several examples
+        steps=400,
+        log_every=10,
+        eval_every=100,
+        save_every=50,
     )
 
 

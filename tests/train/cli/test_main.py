@@ -164,9 +164,9 @@ REFUSED = [
     ("--batch-size 3", None, "batch_size=3 cannot be shared evenly by 2 devices"),
     ("--devices-per-image 2", None, "devices_per_image=2 needs parallel='mesh'"),
     (
-        "--dry-run --parallel mesh --devices-per-image 8",
+        "--dry-run --parallel mesh --devices-per-image 4",
         None,
-        "devices_per_image=8 must divide 2, the number of devices of a process",
+        "devices_per_image=4 must divide 2, the number of devices of a process",
     ),
     ("--crop-size 30", None, "crop_size=30 must be a multiple of 4"),
     ("--crop-size 512", None, "smaller than crop_size=512"),

@@ -23,10 +23,18 @@ def test_what_goes_on_from_weights_asks_for_them(name):
         recipe(name)
 
 
-def test_recipes_of_a_tiny_model_differ_in_what_judges_it_alone():
-    names = {line.partition(":")[0] for line in config_differences(recipe("tiny"), recipe("tiny-perceptual"))}
-    assert {name.partition(".")[0] for name in names} == {"loss", "gan"}
-    assert recipe("tiny-perceptual").loss.lpips_weight > 0
+def test_both_recipes_of_the_tiny_model_share_its_start_and_its_colours():
+    tiny, perceptual = recipe("tiny"), recipe("tiny-perceptual")
+    names = {line.partition(":")[0] for line in config_differences(tiny, perceptual)}
+    frequencies = {"steps", "log_every", "eval_every", "save_every"}
+    assert {name.partition(".")[0] for name in names} == {"loss", "gan", "data", "optim", "batch_size", *frequencies}
+    assert {name for name in names if name.startswith(("data.", "optim."))} == {"data.crop_size", "optim.ema_decay"}
+    assert (tiny.loss.lpips_weight, tiny.gan.weight) == (0, 0)
+    assert perceptual.loss.lpips_weight > 0 and perceptual.gan.weight > 0
+
+
+def test_the_first_recipe_trains_on_one_device_and_on_two():
+    assert recipe("tiny").batch_size % 2 == 0
 
 
 def test_latent_diffusion_is_trained_as_its_authors_did():
