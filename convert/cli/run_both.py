@@ -109,9 +109,9 @@ def run_traces(commands: Mapping[str, TraceFlags]) -> None:
             for module, flags in commands.items()
         }
         for module, process in processes.items():
-            _, said = process.communicate()
+            _, printed = process.communicate()
             if process.returncode:
-                raise ConversionError(_reason(module, process.returncode, said))
+                raise ConversionError(_reason(module, process.returncode, printed))
 
 
 def layer_differences(
@@ -150,13 +150,13 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
         return float(apart / np.sqrt(np.mean(theirs**2))) if apart else 0.0
 
 
-def _reason(module: str, status: int, said: str) -> str:
+def _reason(module: str, status: int, printed: str) -> str:
     """Returns one sentence for a process that failed: its own, the signal that ended it, or its last line."""
-    if said.startswith(f"{module}: "):
-        return said.removeprefix(f"{module}: ").rstrip("\n")
+    if printed.startswith(f"{module}: "):
+        return printed.removeprefix(f"{module}: ").rstrip("\n")
     if status < 0:
         name = signal.Signals(-status).name
         hint = "; if memory ran out, pass a smaller image" if name == "SIGKILL" else ""
         return f"python -m {module} was ended by {name}{hint}"
-    last = said.strip().rpartition("\n")[2] or f"exit status {status}"
+    last = printed.strip().rpartition("\n")[2] or f"exit status {status}"
     return f"python -m {module} failed: {last}"

@@ -4,5 +4,5 @@ import os
 
 
 def available_cpus() -> int:
-    """How many CPUs this process may use, which in a container may be few of many."""
+    """Returns the number of CPUs that this process may use; a container may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

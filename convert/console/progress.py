@@ -1,4 +1,4 @@
-"""How far a long command is: a bar where a person looks on, lines where a file does."""
+"""Shows the progress of a long command: a bar on a terminal, lines in a log file or a pipe."""
 
 import sys
 import time
@@ -8,18 +8,18 @@ _SECONDS = 15.0  # between two lines
 
 
 class Progress:
-    """Counts images, on standard error.  Use it in a `with`.
+    """Counts images on standard error, in a `with` block.
 
     Attributes:
-      done: images so far.
+      done: Number of images that are done.
     """
 
     def __init__(self, total: int, done: int = 0):
-        """Shows nothing yet.
+        """Creates the display, which `with` starts.
 
         Args:
-          total: images there are to do.
-          done: those of them that were done before.
+          total: Number of all images.
+          done: Number of images that an earlier run has done.
         """
         self.done = done
         self._total, self._before = total, done
@@ -46,7 +46,7 @@ class Progress:
             self._bar.stop()
 
     def add(self, count: int) -> None:
-        """So many more are done."""
+        """Adds to the number of images that are done, and shows it."""
         self.done += count
         now = time.monotonic()
         speed = f"{(self.done - self._before) / max(now - self._begun, 1e-9):.3g} images/s"

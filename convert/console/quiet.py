@@ -1,4 +1,4 @@
-"""Quiet libraries, for commands: what JAX, libtpu and orbax write is kept from the screen where no one can act on it.
+"""Hides messages of JAX, libtpu and orbax that a user of the commands cannot act on.
 
 A library must not do this to the program that imports it, so only the commands call it.
 """

@@ -1,4 +1,4 @@
-"""Text for a terminal: names of files are other people's text, and may hold what a terminal would obey."""
+"""Escapes text for a terminal: file names may hold control characters, which a terminal would obey."""
 
 import contextlib
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 # Controls of both sets, marks that reorder or hide text, separators of lines, tags, and lone surrogates, among them the
-# bytes of a name that is no UTF-8.  The joiners U+200C and U+200D stay: Persian, Hindi and emoji are written with them.
+# bytes of a name that is not UTF-8.  The joiners U+200C and U+200D stay: Persian, Hindi and emoji need them.
 _HIDDEN = "\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb"
 _HIDDEN += "\\ud800-\\udfff\\U000e0000-\\U000e007f"
 _IN_TEXT = re.compile(f"[\\x00-\\x08{_HIDDEN}]")  # tabs and ends of lines stay

@@ -10,15 +10,6 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.convert.files.archive import check_members
     from flax_vae.convert.files.atomic import beside, partial_of, restore, scratch_folder, shortened
-    from flax_vae.convert.files.atomic_file import new_file
-    from flax_vae.convert.files.atomic_folder import (
-        PICKLES,
-        new_folder,
-        refuse_file_name,
-        remove_content,
-        replace_folder,
-        write_json,
-    )
     from flax_vae.convert.files.json import loads_object, read_object
     from flax_vae.convert.files.manifest import (
         FORMAT,
@@ -33,6 +24,15 @@ if TYPE_CHECKING:
         read_verified,
     )
     from flax_vae.convert.files.regular import read_bytes, require_regular
+    from flax_vae.convert.files.whole_file import atomic_file
+    from flax_vae.convert.files.whole_folder import (
+        PICKLES,
+        atomic_folder,
+        refuse_file_name,
+        remove_content,
+        replace_folder,
+        write_json,
+    )
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -48,8 +48,8 @@ __all__ = [
     "find_damage",
     "is_number",
     "loads_object",
-    "new_file",
-    "new_folder",
+    "atomic_file",
+    "atomic_folder",
     "note_on_number",
     "partial_of",
     "read_bytes",

@@ -1,4 +1,4 @@
-"""What `new_file` and `new_folder` have in common: names, locks and the last step.
+"""Shared parts of `atomic_file` and `atomic_folder`: names, locks and the last step.
 
 What is unfinished has one hidden name beside its target, `.NAME.partial`, and its writer holds a lock on it that the
 kernel takes back however the process ends.  So the next start that writes the same target finds what a killed one left,
@@ -26,7 +26,7 @@ _PARTIAL = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{8})?\.partial", re.DOTALL)
 
 
 def partial_of(name: str) -> str | None:
-    """Returns the name of the file whose unfinished content has this name; None if it is no such name.
+    """Returns the name of the file whose unfinished content has this name; None if it is another kind of name.
 
     Of a long name the first part is given, with the ending that it has; see `shortened`.
     """
@@ -59,7 +59,7 @@ def shortened(name: str, longest: int = _LONGEST) -> str:
 
 @contextlib.contextmanager
 def unfinished(target: Path, *, folder: bool = False) -> Iterator[Path]:
-    """Gives the name under which `target` is written, as an existing file or folder that nobody else writes.
+    """Gives the name under which `target` is written, as an existing file or folder that no other process writes.
 
     A folder may hold what a killed process left.
 

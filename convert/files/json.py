@@ -12,7 +12,7 @@ from flax_vae.convert.files.regular import read_bytes
 def loads_object(data: bytes) -> dict[str, Any]:
     """Returns the object of named fields that UTF-8 text holds.
 
-    Python's reader, and that of safetensors, let the last of two equal names win without a word: what a person sees in
+    Python's reader, and that of safetensors, silently let the last of two equal names win: what a reader sees in
     the file is then not what a program reads.
 
     Raises:

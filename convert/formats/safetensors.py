@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, Protocol
 import numpy as np
 
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import new_file
+from flax_vae.convert.files import atomic_file
 from flax_vae.convert.formats.header import DIGEST, DTYPES, Header, TensorEntry, plan_header, read_header
 
 # Bytes that are hashed and written at once.  They stay in the processor's cache between the two; and for larger writes
@@ -39,8 +39,8 @@ class TensorInfo(NamedTuple):
     """What the header of a file says of one tensor.
 
     Attributes:
-      shape: of the array.
-      dtype: as numpy calls it, or as safetensors does where numpy has no such dtype.
+      shape: Shape of the array.
+      dtype: Name of the dtype in numpy, or in safetensors if numpy has no such dtype.
     """
 
     shape: tuple[int, ...]
@@ -51,8 +51,8 @@ def list_tensors(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     """Returns name to shape and dtype, sorted by name; only the header of the file is read.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      FileError: if it is no complete safetensors file.
+      FileNotFoundError: If there is no such file.
+      FileError: If it is not a complete safetensors file.
     """
     return {name: TensorInfo(entry.shape, entry.dtype) for name, entry in read_header(path).tensors.items()}
 
@@ -61,8 +61,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Returns the strings that the writer of the file left in its header.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      FileError: if it is no complete safetensors file.
+      FileNotFoundError: If there is no such file.
+      FileError: If it is not a complete safetensors file.
     """
     return dict(read_header(path).metadata)
 
@@ -79,9 +79,9 @@ def read_tensors(path: str | os.PathLike[str], *, verify: bool = True) -> dict[s
         the whole file once more, at 1 to 2 GB/s.  Files of other programs have none and are read without.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      FileError: if it is no complete safetensors file, if its data are not those that were written, or if numpy has no
-        dtype for one of its tensors.
+      FileNotFoundError: If there is no such file.
+      FileError: If it is not a complete safetensors file, if its data were changed after they were written, or if
+        numpy has no dtype for one of its tensors.
     """
     header = read_header(path)
     for name, entry in header.tensors.items():
@@ -118,12 +118,12 @@ def write_tensors(
       force: whether an existing file may be replaced.
 
     Raises:
-      ConversionError: if a tensor has a name or a dtype that cannot be stored.
-      FileExistsError: if the file exists and `force` is not set.
-      OSError: if it cannot be written, as on a full disk.
+      ConversionError: If a tensor has a name or a dtype that cannot be stored.
+      FileExistsError: If the file exists and `force` is not set.
+      OSError: If it cannot be written, as on a full disk.
     """
     plan = plan_header({name: (tuple(t.shape), np.dtype(t.dtype)) for name, t in tensors.items()}, metadata or {})
-    with new_file(path, force=force) as temporary, temporary.open("wb") as file:
+    with atomic_file(path, force=force) as temporary, temporary.open("wb") as file:
         file.write(plan.header)
         digest = _write_data(file, [(name, tensors[name]) for name in plan.order])
         file.seek(plan.digest_at)

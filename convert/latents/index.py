@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import new_file, read_object
+from flax_vae.convert.files import atomic_file, read_object
 from flax_vae.convert.latents.statistics import LatentStatistics
 
 FORMAT = 2
@@ -186,7 +186,7 @@ def dump_index(index: LatentIndex) -> str:
 
 def write_index(folder: Path, index: LatentIndex) -> None:
     """Writes `index.json`."""
-    with new_file(folder / INDEX, force=True) as file:
+    with atomic_file(folder / INDEX, force=True) as file:
         file.write_text(dump_index(index), encoding="utf-8")
 
 

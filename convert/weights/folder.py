@@ -11,7 +11,7 @@ import numpy as np
 
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.errors import ArgumentError, ConversionError, FileError
-from flax_vae.convert.files import new_file, new_folder, read_object, write_json
+from flax_vae.convert.files import atomic_file, atomic_folder, read_object, write_json
 from flax_vae.convert.formats import ArrayLike, foreign, read_metadata, read_tensors, write_tensors
 from flax_vae.convert.table import to_flax
 from flax_vae.convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
@@ -46,7 +46,7 @@ def save_folder(
       FileExistsError: If the folder exists and `force` is False, or if it holds anything other than a model.
     """
     to_flax(state_dict, params, LAYOUT)  # checks every tensor; the views cost nothing
-    with new_folder(folder, (CONFIG, WEIGHTS), force=force) as fresh:
+    with atomic_folder(folder, (CONFIG, WEIGHTS), force=force) as fresh:
         write_json(fresh / CONFIG, params.to_dict())
         write_tensors(fresh / WEIGHTS, state_dict, metadata=header(params))
 
@@ -124,7 +124,7 @@ def write_config(folder: str | os.PathLike[str], params: AutoEncoderParams | Non
     tensors, metadata = read_tensors(weights), read_metadata(weights)
     to_flax(tensors, params)  # checks every tensor; the views cost nothing
     if not theirs:
-        with new_file(config, force=True) as file:
+        with atomic_file(config, force=True) as file:
             write_json(file, params.to_dict())
     write_tensors(weights, tensors, metadata=metadata | header(params), force=True)
 

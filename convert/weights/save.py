@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flax_vae.convert.errors import ConversionError, FileError
-from flax_vae.convert.files import new_folder, refuse_file_name, write_json
+from flax_vae.convert.files import atomic_folder, refuse_file_name, write_json
 from flax_vae.convert.formats import Deferred, cast, is_index, read_shard_index, write_tensors
 from flax_vae.convert.table import Weights
 from flax_vae.convert.weights.diffusers_config import read_diffusers_config, write_diffusers_config
@@ -78,7 +78,7 @@ def save_weights(
     if layout == FOLDER_LAYOUT:
         save_folder(target, params, state_dict, force=force)
     elif layout == "diffusers":
-        with new_folder(target, (CONFIG, DIFFUSERS_WEIGHTS), force=force) as fresh:
+        with atomic_folder(target, (CONFIG, DIFFUSERS_WEIGHTS), force=force) as fresh:
             write_json(fresh / CONFIG, config)
             write_tensors(fresh / DIFFUSERS_WEIGHTS, state_dict, metadata=header(read_diffusers_config(config)))
     else:

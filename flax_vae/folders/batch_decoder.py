@@ -15,7 +15,7 @@ from flax_vae.autoencoder import AutoEncoder
 from flax_vae.conditioning import same_time
 from flax_vae.convert.console import Progress, printable
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import new_file
+from flax_vae.convert.files import atomic_file
 from flax_vae.convert.latents import Encoding, LatentDataset
 from flax_vae.errors import UserError
 from flax_vae.folders.batches import Batch, ImageEntry
@@ -142,5 +142,5 @@ class DecodePipeline:
             )
 
     def _write(self, picture: ImageEntry, pixels: np.ndarray) -> None:
-        with new_file(self.destination / self.targets[picture.number], force=True) as file:
+        with atomic_file(self.destination / self.targets[picture.number], force=True) as file:
             Image.fromarray(pixels).save(file, format="PNG")

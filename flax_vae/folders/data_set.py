@@ -10,7 +10,7 @@ from typing import Any
 
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import ArgumentError, FileError
-from flax_vae.convert.files import new_file
+from flax_vae.convert.files import atomic_file
 from flax_vae.convert.latents import (
     INDEX,
     PLAN,
@@ -200,5 +200,5 @@ class DataSet:
 
 
 def _write(path: Path, text: str) -> None:
-    with new_file(path, force=True) as file:
+    with atomic_file(path, force=True) as file:
         file.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import shorten
-from flax_vae.convert.files import beside, new_file, partial_of, read_object, replace_folder, restore
+from flax_vae.convert.files import atomic_file, beside, partial_of, read_object, replace_folder, restore
 from flax_vae.errors import UserError
 
 
@@ -55,7 +55,7 @@ def read_plan(folder: Path, file: str, remedy: str) -> dict[str, Any] | None:
 
 def write_plan(folder: Path, file: str, plan: Mapping[str, Any]) -> None:
     """Writes a plan, or replaces that of an earlier start."""
-    with new_file(folder / file, force=True) as temporary:
+    with atomic_file(folder / file, force=True) as temporary:
         temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int16
 from PIL import Image, ImageDraw, ImageFont
 
-from flax_vae.convert.files import new_file
+from flax_vae.convert.files import atomic_file
 from flax_vae.images.scores import Comparison
 
 _MOST_AMPLIFIED = 32  # there a difference of one step is a dark grey
@@ -94,9 +94,9 @@ def save_png(path: str | os.PathLike[str], picture: Image.Image, *, force: bool 
     """Writes a PNG file, whole or not at all.
 
     Raises:
-      OSError: As `flax_vae.convert.files.new_file`.
+      OSError: As `flax_vae.convert.files.atomic_file`.
     """
-    with new_file(path, force=force) as file:
+    with atomic_file(path, force=force) as file:
         picture.save(file, format="PNG")
 
 

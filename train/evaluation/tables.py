@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.architecture import AutoEncoderParams
-from flax_vae.convert.files import new_file
+from flax_vae.convert.files import atomic_file
 from flax_vae.images import ImageScores
 from flax_vae.train.evaluation.fid import FrechetMeter
 from flax_vae.train.evaluation.statistics import PosteriorSummary
@@ -104,7 +104,7 @@ def write_report_json(path: Path, about: Mapping[str, Any], report: Report) -> N
     """
     fields = {**about, "rfid": report.rfid, "mean": report.mean()}
     fields |= {"latents": dataclasses.asdict(report.latents), "images": [image._asdict() for image in report.images]}
-    with new_file(path, force=True) as file:
+    with atomic_file(path, force=True) as file:
         file.write_text(json.dumps(_finite(fields), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flax_vae.convert.files import new_file
+from flax_vae.convert.files import atomic_file
 from flax_vae.convert.table import expand
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.errors import RunError
@@ -68,7 +68,7 @@ def write_report(path: Path) -> Path:
     samples = sorted(run.samples.glob("*.png"), key=_step_of) if run.samples.is_dir() else []
     page = _page(path.resolve().name, config, rows, samples)
     try:
-        with new_file(path / REPORT, force=True) as file:
+        with atomic_file(path / REPORT, force=True) as file:
             file.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RunError(

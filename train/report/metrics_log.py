@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.console import escaped
-from flax_vae.convert.files import new_file
+from flax_vae.convert.files import atomic_file
 from flax_vae.train.errors import RunError
 from flax_vae.train.report.metrics_lines import read_lines, step_of, to_line
 
@@ -47,7 +47,7 @@ class Metrics:
         try:
             if damaged:
                 self._set_aside(damaged, len(lines.rows))
-            with new_file(path, force=True) as file:
+            with atomic_file(path, force=True) as file:
                 rows = [row for row in lines.rows if row["step"] <= resumed_step]
                 file.write_text("".join(map(to_line, rows)), encoding="utf-8")
         except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import loads_object, new_file, read_object, read_verified
+from flax_vae.convert.files import atomic_file, loads_object, read_object, read_verified
 from flax_vae.train.config import TrainConfig, config_differences
 from flax_vae.train.data import digest_of_listing, find_changes
 from flax_vae.train.errors import RunError
@@ -253,7 +253,7 @@ class RunDirectory:
         with suppress(OSError, ValueError):
             if (self.path / name).read_text(encoding="utf-8") == text:
                 return
-        with new_file(self.path / name, force=True) as file:
+        with atomic_file(self.path / name, force=True) as file:
             file.write_text(text, encoding="utf-8")
 
 

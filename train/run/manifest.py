@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_vae.convert.files import FORMAT, MANIFEST, digest_file, digest_of, is_number, new_file, partial_of
+from flax_vae.convert.files import FORMAT, MANIFEST, atomic_file, digest_file, digest_of, is_number, partial_of
 
 _COMMITTED = "commit_success.txt"  # added by orbax afterwards, which also checks that it is there
 
@@ -35,7 +35,7 @@ def write_manifest(
     finite = {name: float(value) for name, value in (scores or {}).items() if math.isfinite(value)}
     content: dict[str, Any] = {"format": FORMAT, "step": number, "files": _digests(folder), "scores": finite}
     content["sha256"] = digest_of(content)
-    with new_file(folder / MANIFEST, force=True) as file:
+    with atomic_file(folder / MANIFEST, force=True) as file:
         file.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 

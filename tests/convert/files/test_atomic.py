@@ -12,8 +12,8 @@ import pytest
 
 from flax_vae.convert.files import atomic
 from flax_vae.convert.files.atomic import beside, exchange, partial_of, restore, shortened, unfinished
-from flax_vae.convert.files.atomic_file import new_file
-from flax_vae.convert.files.atomic_folder import new_folder
+from flax_vae.convert.files.whole_file import atomic_file
+from flax_vae.convert.files.whole_folder import atomic_folder
 
 NAMES = ("a", "b")
 
@@ -36,14 +36,14 @@ def killed(code):
 def test_what_a_killed_process_left_is_used_up_by_the_next_start(tmp_path):
     file, folder = tmp_path / "notes.txt", tmp_path / "model"
     killed(
-        "from flax_vae.convert.files import new_file, new_folder\n"
-        f"one = new_file({str(file)!r}); one.__enter__().write_text('half a line, longer than the next')\n"
-        f"two = new_folder({str(folder)!r}, ('a', 'b')); (two.__enter__() / 'b').touch()"
+        "from flax_vae.convert.files import atomic_file, atomic_folder\n"
+        f"one = atomic_file({str(file)!r}); one.__enter__().write_text('half a line, longer than the next')\n"
+        f"two = atomic_folder({str(folder)!r}, ('a', 'b')); (two.__enter__() / 'b').touch()"
     )
     assert names_in(tmp_path) == [".model.partial", ".notes.txt.partial"]
-    with new_file(file) as temporary:
+    with atomic_file(file) as temporary:
         temporary.open("ab").close()
-    with new_folder(folder, NAMES) as fresh:
+    with atomic_folder(folder, NAMES) as fresh:
         (fresh / "a").touch()
     assert names_in(tmp_path) == ["model", "notes.txt"] and names_in(folder) == ["a"]
     assert file.read_text() == ""
@@ -51,10 +51,10 @@ def test_what_a_killed_process_left_is_used_up_by_the_next_start(tmp_path):
 
 def test_a_disk_that_is_full_names_the_file_that_was_to_be_written(tmp_path):
     path = tmp_path / "notes.txt"
-    with pytest.raises(OSError, match="notes.txt could not be written: No space left") as caught, new_file(path):
+    with pytest.raises(OSError, match="notes.txt could not be written: No space left") as caught, atomic_file(path):
         raise OSError(errno.ENOSPC, "No space left on device")  # as a write raises it, without a name
     assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
-    with pytest.raises(FileNotFoundError) as missing, new_file(path):
+    with pytest.raises(FileNotFoundError) as missing, atomic_file(path):
         (tmp_path / "another").read_bytes()  # another file has its own name
     assert missing.value.filename == str(tmp_path / "another")
 
@@ -63,7 +63,7 @@ def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):
     path, inside, go_on = tmp_path / "notes.txt", threading.Event(), threading.Event()
 
     def first():
-        with new_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text("first")
             inside.set()
             go_on.wait(10)
@@ -71,7 +71,7 @@ def test_two_writers_at_once_do_not_disturb_each_other(tmp_path):
     thread = threading.Thread(target=first)
     thread.start()
     assert inside.wait(10)
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("second")
     assert path.read_text() == "second"
     go_on.set()
@@ -87,9 +87,9 @@ def test_what_replaces_keeps_the_permissions(at_once, tmp_path, monkeypatch):
     file.touch(mode=0o640)
     folder.mkdir(mode=0o710)
     (folder / "a").touch(mode=0o604)
-    with new_file(file, force=True) as temporary:
+    with atomic_file(file, force=True) as temporary:
         temporary.write_text("new")
-    with new_folder(folder, NAMES, force=True) as fresh:
+    with atomic_folder(folder, NAMES, force=True) as fresh:
         (fresh / "a").write_text("new")
         (fresh / "b").touch()
     assert (mode(file), mode(folder), mode(folder / "a")) == (0o640, 0o710, 0o604)
@@ -135,7 +135,7 @@ def test_long_names_are_cut_and_stay_apart(tmp_path):
     assert partial_of("a.png") is None
     assert shortened("short.png") == "short.png"
     for path in long:
-        with new_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text("whole")
         assert path.read_text() == "whole"
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flax_vae.convert.errors import ConversionError, FileError
-from flax_vae.convert.files.atomic_file import new_file
+from flax_vae.convert.files.whole_file import atomic_file
 from flax_vae.convert.formats.safetensors import DTYPES, list_tensors, read_metadata, read_tensors, write_tensors
 
 FLOATS = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
@@ -399,8 +399,8 @@ def test_a_link_keeps_pointing_to_the_file(tmp_path):
     "stage",
     [
         "flax_vae.convert.formats.safetensors._write_data",
-        "flax_vae.convert.files.atomic_file.sync_file",
-        "flax_vae.convert.files.atomic_file.Path.replace",
+        "flax_vae.convert.files.whole_file.sync_file",
+        "flax_vae.convert.files.whole_file.Path.replace",
     ],
 )
 @pytest.mark.parametrize("existing", [False, True])
@@ -454,7 +454,7 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
 
 def test_new_file_is_invisible_until_the_block_ends(tmp_path):
     path = tmp_path / "notes.txt"
-    with new_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("whole")
         assert not path.exists() and temporary.parent == tmp_path
     assert path.read_text() == "whole"

@@ -122,10 +122,10 @@ def test_weights_of_another_architecture_are_not_written(tmp_path):
 @pytest.mark.parametrize(
     "stage",
     [
-        "files.atomic_folder.Path.write_text",
-        "files.atomic_folder.sync_file",
+        "files.whole_folder.Path.write_text",
+        "files.whole_folder.sync_file",
         "weights.folder.write_tensors",
-        "files.atomic_folder._swap",
+        "files.whole_folder._swap",
     ],
 )
 @pytest.mark.parametrize("existing", [False, True])

@@ -77,9 +77,9 @@ from flax_vae.__main__ import main
 from flax_vae.convert.console.interrupts import advise
 
 def work(args):
-    from flax_vae.convert.files.atomic_file import new_file
+    from flax_vae.convert.files.whole_file import atomic_file
     advise("flax-vae encode", "the same command goes on")
-    with new_file({str(tmp_path / "a.png")!r}):
+    with atomic_file({str(tmp_path / "a.png")!r}):
         print("begun", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)  # minutes in C, as a compiler
 

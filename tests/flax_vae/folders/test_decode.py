@@ -15,7 +15,7 @@ from PIL import Image
 from flax_vae import AutoEncoder, init_params, save_pretrained
 from flax_vae.cli import main as cli
 from flax_vae.convert import PRESETS, FileError
-from flax_vae.convert.files.atomic_file import new_file
+from flax_vae.convert.files.whole_file import atomic_file
 from flax_vae.convert.latents.dataset import LatentDataset
 from flax_vae.convert.latents.shard import ShardContent
 from flax_vae.convert.latents.statistics import LatentStatistics
@@ -187,7 +187,7 @@ def test_every_name_that_can_be_encoded_can_be_written(tmp_path):
     targets = target_names(odd)
     assert target_names(odd[::-1]) == targets[::-1]  # in any order
     for name, target in zip(odd, targets, strict=True):
-        with new_file(tmp_path / target) as file:
+        with atomic_file(tmp_path / target) as file:
             file.write_text(name, "utf-8", "surrogateescape")
     for name, target in zip(odd, targets, strict=True):
         assert (tmp_path / target).read_text("utf-8", "surrogateescape") == name

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files whole or not at all."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from flax_vae.convert.files.atomic import keep_permissions, unfinished
 
 
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
     """Gives a temporary name beside `path`; what was written there takes the final name when the block succeeds.
 
     When the block fails, the temporary file is removed and `path` is what it was before.  The new file gets the
@@ -17,9 +17,9 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
     `flax_vae.convert.files.atomic`.
 
     Raises:
-      FileExistsError: if `path` exists and `force` is not set.
-      FileNotFoundError: if `path` is a link to nothing.
-      IsADirectoryError: if `path` is a folder.
+      FileExistsError: If `path` exists and `force` is not set.
+      FileNotFoundError: If `path` is a link to nothing.
+      IsADirectoryError: If `path` is a folder.
       OSError: If it cannot be written, as on a full disk; the message names `path`.
     """
     refuse_dead_link(path)
@@ -45,10 +45,10 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[P
 
 
 def refuse_dead_link(path: str | os.PathLike[str]) -> None:
-    """Refuses a link to what does not exist: what is written through it would appear in a place that nobody named.
+    """Refuses a link whose target does not exist: a file written through it would appear in an unexpected place.
 
     Raises:
-      FileNotFoundError: naming that place.
+      FileNotFoundError: If it is such a link; names the target.
     """
     if os.path.islink(path) and not os.path.exists(path):
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Folders that are whole or not there at all, as `flax_vae.convert.files.new_file` does it for files."""
+"""Writes folders whole or not at all, as `flax_vae.convert.files.atomic_file` does for files."""
 
 import contextlib
 import json
@@ -10,11 +10,11 @@ from typing import Any
 
 from flax_vae.convert.errors import ConversionError
 from flax_vae.convert.files.atomic import exchange, keep_permissions, restore, unfinished
-from flax_vae.convert.files.atomic_file import refuse_dead_link, sync_file, sync_folder
+from flax_vae.convert.files.whole_file import refuse_dead_link, sync_file, sync_folder
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")  # what PyTorch pickled
 
-# Names that nobody gives to a folder.
+# Suffixes of files, which a folder is not meant to have.
 _FILE_SUFFIXES = {
     *(".safetensors", ".sft", *PICKLES, ".msgpack", ".json", ".npz", ".npy", ".h5", ".hdf5", ".onnx", ".gguf", ".zip"),
     *(".tar", ".gz", ".tgz", ".7z", ".pkl", ".pickle"),
@@ -22,7 +22,7 @@ _FILE_SUFFIXES = {
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | os.PathLike[str], names: Collection[str], *, force: bool = False) -> Iterator[Path]:
+def atomic_folder(folder: str | os.PathLike[str], names: Collection[str], *, force: bool = False) -> Iterator[Path]:
     """Gives an empty folder beside `folder`; it takes the final name when the block succeeds.
 
     When the block fails, it is removed and `folder` is what it was before.  A folder that is replaced changes places
@@ -30,14 +30,14 @@ def new_folder(folder: str | os.PathLike[str], names: Collection[str], *, force:
     removed first; see `flax_vae.convert.files.atomic`.
 
     Args:
-      folder: the folder; missing folders above it are made.
-      names: of the files that a model of this kind consists of; a folder that holds any other is never replaced.
-      force: whether an existing folder of such files may be replaced.
+      folder: Path of the folder; missing folders above it are made.
+      names: Names of the files of a model of this kind; a folder that holds any other file is never replaced.
+      force: Whether an existing folder of such files may be replaced.
 
     Raises:
-      ConversionError: if the name is that of a file.
-      FileExistsError: if the folder exists and `force` is not set, or if it holds anything else than such files.
-      FileNotFoundError: if it is a link to nothing.
+      ConversionError: If the name is that of a file.
+      FileExistsError: If the folder exists and `force` is not set, or if it holds anything else than such files.
+      FileNotFoundError: If it is a link to nothing.
     """
     refuse_file_name(folder)
     refuse_dead_link(folder)
