@@ -49,9 +49,13 @@ def test_help_has_one_wording_of_defaults(module, words, capsys):
 
 
 MISTAKES = [
-    ("flax_vae.convert.cli.main", ["table", "--preset", "tinny"], "--preset tinny is not a choice; did you mean tiny?"),
-    ("flax_vae.convert.cli.main", ["a", "b", "--to", "fluks"], "--to fluks is not a choice; did you mean flux?"),
-    ("flax_vae.convert.cli.main", ["a", "b", "--to", "flux", "--preset", "sd11"], "did you mean sd1?"),
+    (
+        "flax_vae.convert.cli.main",
+        ["table", "--preset", "tinny"],
+        "--preset tinny is not a choice; did you mean 'tiny'?",
+    ),
+    ("flax_vae.convert.cli.main", ["a", "b", "--to", "fluks"], "--to fluks is not a choice; did you mean 'flux'?"),
+    ("flax_vae.convert.cli.main", ["a", "b", "--to", "flux", "--preset", "sd11"], "did you mean 'sd1'?"),
     (
         "flax_vae.convert.cli.main",
         ["a", "b", "--to", "flux", "--dtype", "half"],
@@ -59,9 +63,9 @@ MISTAKES = [
     ),
     ("flax_vae.convert.cli.main", ["a", "b"], "missing --to"),
     ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--dtyp", "x"], "unknown option --dtyp; did you mean"),
-    ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--store", "means"], "did you mean mean?"),
+    ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--store", "means"], "did you mean 'mean'?"),
     ("flax_vae.cli.main", ["decode", "a", "b"], "missing --model"),
-    ("flax_vae.train.cli.main", ["eval", "a", "--lpips", "vggg"], "--lpips vggg is not a choice; did you mean vgg?"),
+    ("flax_vae.train.cli.main", ["eval", "a", "--lpips", "vggg"], "--lpips vggg is not a choice; did you mean 'vgg'?"),
 ]
 
 

@@ -1,7 +1,6 @@
 """Parses the flags of a command; a mistake is reported in one line."""
 
 import contextlib
-import difflib
 import io
 import re
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flax_vae.convert.console.terminal import printable, raw_stream
+from flax_vae.convert.errors import suggest
 
 _KINDS = {"int": "an integer", "float": "a number"}
 _NOT_PARSED = re.compile(r"(?:invalid literal for (int)\(\) with base 10|could not convert string to (float)): (.*)")
@@ -53,8 +53,8 @@ def _one_line_errors(prog: str, parse: Callable[[Any], Any]) -> contextlib.Abstr
             choices = list(event.choices)
             if "None" in choices:  # of an optional choice, in an order that differs between processes
                 choices = sorted(set(choices) - {"None"})
-            sentence = f"{_shown(event.argument)} {printable(event.value)} is not a choice; "
-            sentence += f"{_suggest(event.value, choices)}expected one of {', '.join(choices)}"
+            hint = suggest(event.value, choices, listed=True)
+            sentence = f"{_shown(event.argument)} {printable(event.value)} is not a choice; {hint}"
         elif isinstance(event, _errors.BadValue):
             sentence = f"{_shown(event.argument)} needs a value"
         elif isinstance(event, _errors.MissingArgs):
@@ -78,15 +78,8 @@ def _unknown(tokens: list[str], parse: Callable[[Any], Any]) -> str:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         parse(["--help"])
     known = sorted(set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text.getvalue())))
-    hint = _suggest(name, known).strip()
+    hint = suggest(name, known, listed=False)
     return f"unknown option {printable(name)}" + (f"; {hint}" if hint else "")
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    last = re.split(r"[-.]+", name, maxsplit=1)[-1]
-    near = [other for other in known if other.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}? " if near else ""
 
 
 def _not_parsed(argument: Any, message: str) -> str:

@@ -18,11 +18,16 @@ _LONGEST = 200  # characters of an error of JAX
 
 @escaped_output()
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command; a package that is missing is named in one line.
+    """Runs the command.
+
+    Args:
+      args: Arguments after the program's name; None takes those of the process.
 
     Returns:
-      The exit status: 0 when the run is complete, 1 for what the caller can put right, 128 + n when stopped by signal
-      n; wrong flags end in status 2.
+      Exit code: 0 if the run is complete, 1 for an error that the user can fix, 128 + n if stopped by signal n.
+
+    Raises:
+      SystemExit: With code 2 for wrong flags, 0 after `--help`.
     """
     words = list(sys.argv[1:] if args is None else args)
     return guard(PROG, lambda: _main(words))
@@ -55,16 +60,16 @@ def _work(flags: Flags) -> int:
 
 
 def _members(flags: Flags) -> tuple[str | None, int | None, int | None] | None:
-    """Which process this is of several, or None where it is the only one."""
+    """Returns the addresses and index of this process, or None if it is the only one."""
     members = (flags.coordinator, flags.processes, flags.process)
     return members if (flags.distributed or members != (None, None, None)) and not flags.dry_run else None
 
 
 def _together(flags: Flags) -> contextlib.AbstractContextManager[object]:
-    """Joins the other processes, if there are any, before anything asks for a device.
+    """Joins the other processes, if there are any, before a device is used.
 
     Returns:
-      A context in which a failure of one process ends all.
+      Context in which a failure of one process ends all.
     """
     members = _members(flags)
     if members is None:
@@ -76,7 +81,7 @@ def _together(flags: Flags) -> contextlib.AbstractContextManager[object]:
 
 
 def _end(status: int, flags: Flags) -> int:
-    """Returns the status; one of several processes ends here, since others may be waiting for it."""
+    """Returns the exit code; one of several processes exits here, because others may wait for it."""
     if _members(flags) is None:
         return status
     import jax

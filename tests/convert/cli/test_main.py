@@ -135,10 +135,10 @@ def test_bad_targets_are_refused(work, capsys):
 
 def test_a_misused_command_line_exits_with_2(capsys):
     assert "missing SRC, DST, --to" in misused(capsys)
-    assert "--preset tinny is not a choice; did you mean tiny?" in misused(
+    assert "--preset tinny is not a choice; did you mean 'tiny'?" in misused(
         capsys, "a", "b", "--to", "flux", "--preset", "tinny"
     )
-    assert "--to fluxx is not a choice; did you mean flux?" in misused(capsys, "a", "b", "--to", "fluxx")
+    assert "--to fluxx is not a choice; did you mean 'flux'?" in misused(capsys, "a", "b", "--to", "fluxx")
     assert "--forse" in misused(capsys, "a", "b", "--to", "flux", "--forse")
     assert "FILE" in misused(capsys, "inspect")
     assert "--preset" in misused(capsys, "table")

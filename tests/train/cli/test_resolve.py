@@ -130,8 +130,8 @@ def test_help_gives_the_default_of_every_setting(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--stepz", "3"], "unknown option --stepz; did you mean --steps?"),
-        (["--weight-decay", "0"], "unknown option --weight-decay; did you mean --optim.weight-decay?"),
+        (["--stepz", "3"], "unknown option --stepz; did you mean '--steps'?"),
+        (["--weight-decay", "0"], "unknown option --weight-decay; did you mean '--optim.weight-decay'?"),
         (["--steps", "many"], "--steps 'many' must be an integer"),
         (["--optim.b1", "x"], "--optim.b1 'x' must be a number"),
         (["--learning-rate", "x"], "--learning-rate/--optim.learning-rate 'x' must be a number"),
