@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flax_vae.convert.files.archive import check_members
     from flax_vae.convert.files.atomic import beside, partial_of, restore, scratch_folder, shortened
     from flax_vae.convert.files.json import loads_object, read_object
+    from flax_vae.convert.files.lock import open_locked, release
     from flax_vae.convert.files.manifest import (
         FORMAT,
         MANIFEST,
@@ -51,12 +52,14 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "note_on_number",
+    "open_locked",
     "partial_of",
     "read_bytes",
     "read_manifest",
     "read_object",
     "read_verified",
     "refuse_file_name",
+    "release",
     "remove_content",
     "replace_folder",
     "require_regular",

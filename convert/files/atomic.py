@@ -17,10 +17,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from flax_vae.convert.files.lock import open_locked, release
+
 _LONGEST = 255  # bytes of a name, on nearly all file systems
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
 _HERE = -100  # AT_FDCWD
-_TRIES = 100  # to lock a file that other writers keep renaming
+_TRIES = 100  # to claim a folder that other writers keep renaming
 _unfinished: set[Path] = set()  # of this process
 _PARTIAL = re.compile(r"\.(?P<name>.+?)(\.[0-9a-f]{8})?\.partial", re.DOTALL)
 
@@ -86,8 +88,7 @@ def unfinished(target: Path, *, folder: bool = False) -> Iterator[Path]:
         yield path
     finally:
         _unfinished.discard(path)
-        if descriptor is not None:
-            _release(descriptor)
+        release(descriptor)
 
 
 @contextlib.contextmanager
@@ -159,37 +160,17 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def _claim(path: Path, folder: bool) -> int | None:
-    """Returns an open and locked descriptor of a file or folder, which is made; None if another writer has it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
+    """Returns the descriptor of a new or leftover file or folder, which it locks; None if another process has it."""
     for _ in range(_TRIES):
-        descriptor = None
         try:
             if folder:
                 path.mkdir(exist_ok=True)
-            flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_CREAT
-            descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
-                if not folder:
-                    os.ftruncate(descriptor, 0)
-                return descriptor
-        except FileNotFoundError:  # its writer has just given it the final name
-            pass
-        except OSError:  # locked, of another user, or on a file system without locks
-            if descriptor is not None:
-                os.close(descriptor)
+            descriptor = open_locked(path, folder=folder, follow_links=False)
+        except FileNotFoundError:  # its writer has just given the folder the final name
+            continue
+        except OSError:  # locked, or of another user; where nothing can be made, the next attempt says why
             return None
-        if descriptor is not None:
-            os.close(descriptor)
-    return None  # nothing can be made there; the next attempt says why
-
-
-def _release(descriptor: int) -> None:
-    import fcntl
-
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a fork may hold the descriptor too
-    os.close(descriptor)
+        if descriptor is not None and not folder:
+            os.ftruncate(descriptor, 0)
+        return descriptor
+    return None

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +11,16 @@ from typing import Any
 
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import shorten
-from flax_vae.convert.files import atomic_file, beside, partial_of, read_object, replace_folder, restore
+from flax_vae.convert.files import (
+    atomic_file,
+    beside,
+    open_locked,
+    partial_of,
+    read_object,
+    release,
+    replace_folder,
+    restore,
+)
 from flax_vae.errors import UserError
 
 
@@ -181,22 +189,13 @@ def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
     restore(folder.resolve())
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = open_locked(folder, folder=True, shared=shared)
+    except BlockingIOError:
+        raise UserError(f"{folder} is being written by another process; wait for its end", path=folder) from None
     try:
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{folder} is being written by another process; wait for its end", path=folder
-                ) from None
         yield
     finally:
-        os.close(descriptor)
+        release(descriptor)
 
 
 def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
