@@ -58,7 +58,10 @@ MARKED = {
         *("convert/", "flax_vae/images/", "train/config/", "train/data/", "train/report/"),
         *("test_language.py", "test_layering.py", "test_readme.py"),
     ),
-    "numerics": ("flax_vae/inference/", "flax_vae/ops/", "parity/", "train/devices/", "train/losses/"),
+    "numerics": (
+        *("flax_vae/inference/", "flax_vae/ops/", "flax_vae/test_attention.py", "flax_vae/test_half_precision.py"),
+        *("parity/", "train/devices/", "train/losses/"),
+    ),
 }
 
 

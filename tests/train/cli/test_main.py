@@ -237,6 +237,7 @@ def test_the_command_trains_and_says_how_good_the_model_is(uninterrupted):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "step"), [(signal.SIGKILL, 7), (signal.SIGINT, 4)])
 def test_dying_does_not_change_the_weights(uninterrupted, small, tmp_path, signum, step):
     RunDirectory(tmp_path).begin(replace(small, log_every=1, save_every=3))
