@@ -19,7 +19,7 @@ from flax_vae.images.scan import open_images
 from flax_vae.images.scores import Comparison, ImageScores, psnr, ssim
 from flax_vae.images.sizes import to_float, to_uint8
 from flax_vae.train.cli import evaluate as eval_cli
-from flax_vae.train.errors import DataError, TrainError
+from flax_vae.train.errors import DataError, NotFiniteError, TrainError
 from flax_vae.train.evaluation.fid import FrechetMeter, frechet_distance, load_extractor
 from flax_vae.train.evaluation.measured_scale import write_scale
 from flax_vae.train.evaluation.statistics import PosteriorStats, RunningCovariance
@@ -309,7 +309,7 @@ def test_a_reconstruction_that_is_not_finite_has_no_scores(params, three):
     conv = params["decoder"]["conv_out"]
     huge = {**conv, "kernel": jnp.full_like(conv["kernel"], 3e38)}  # finite weights, whose products are not
     broken = {**params, "decoder": {**params["decoder"], "conv_out": huge}}
-    with pytest.raises(TrainError, match=r"the reconstruction of [abc].png holds NaN or infinite values"):
+    with pytest.raises(NotFiniteError, match=r"the reconstruction of [abc].png holds NaN or infinite values"):
         Evaluation(AutoEncoder(SMALL), broken)(open_images(str(three)), 3)
 
 
