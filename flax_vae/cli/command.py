@@ -1,4 +1,4 @@
-"""What the commands that work through many images have in common."""
+"""Runs the commands that process many images."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -14,20 +14,20 @@ PRESET_HELP = f"Architecture, if none is stored with the weights: {', '.join(PRE
 def run_command(
     prog: str, flags: type[Flags], work: Callable[[Flags], int], advice: str, args: Sequence[str] | None
 ) -> int:
-    """Reads the flags and does the work.
+    """Parses the flags and runs a command.
 
     Args:
-      prog: Command as it is typed.
+      prog: Name of the command.
       flags: Dataclass of the flags.
       work: Function from the flags to the exit status.
-      advice: Words on what the command does when it is given again after an interruption.
+      advice: Text on what the command does when it is run again after an interruption.
       args: Words after the command's name; None takes those of the process.
 
     Returns:
-      The exit status: that of the work, or 130 when interrupted.
+      Exit status of the work, or 130 after an interrupt.
 
     Raises:
-      UserError, FileError, OSError: one sentence, for what the caller can put right.
+      UserError, FileError, OSError: For errors that the user can fix, in one sentence.
       SystemExit: 2 for wrong flags, 0 after `--help`.
     """
     advise(prog, f"the same command {advice}")

@@ -1,14 +1,14 @@
-"""How many images `flax-vae encode` found, and how many of them became latents."""
+"""Counts of the images that `flax-vae encode` found and encoded, as text."""
 
 
 def counted(found: int, encoded: int, skipped: int, now: int) -> str:
-    """One line whose numbers add up.
+    """Returns a line in which the numbers add up.
 
     Args:
-      found: Images at the address.
-      encoded: Images that have latents.
-      skipped: Images that could not be read.
-      now: Images that this call encoded.
+      found: Number of images at the address.
+      encoded: Number of images that have latents.
+      skipped: Number of images that could not be read.
+      now: Number of images encoded by this call.
     """
     parts = [f"{encoded:,} encoded" + (f", {now:,} of them now" if 0 < now < encoded else "")]
     if skipped:

@@ -15,39 +15,39 @@ _NONE = "(default: none)"
 
 @dataclass(frozen=True)
 class DecodeFlags:
-    """Decodes the latents that flax-vae encode wrote, to PNGs of the old names and sizes.
+    """Decodes the latents that flax-vae encode wrote to PNG files with the original names and sizes.
 
-    What was interrupted goes on when the same command is given again.  Mirror images are passed over.
+    If it is interrupted, run the same command again to resume.  Mirror images are left out.
     """
 
     source: Annotated[Positional[Path], arg(metavar="LATENTS")]
-    """The folder that flax-vae encode wrote."""
+    """Folder that flax-vae encode wrote."""
     destination: Annotated[Positional[Path], arg(metavar="DST")]
-    """The folder for the images."""
+    """Folder for the images."""
     model: Annotated[str, arg(metavar="MODEL")]
-    """The model that encoded them; weights of any kind."""
+    """Model that encoded the latents; weights of any kind."""
     preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint=_NONE)] = None
     raw_weights: FlagCreatePairsOff[bool] = False
-    """Take the weights of a training checkpoint instead of their moving average, where it holds both."""
+    """Use the raw weights of a training checkpoint instead of their moving average, if it holds both."""
     other_model: FlagCreatePairsOff[bool] = False
-    """Decode with a model that did not encode these latents."""
+    """Accept a model that did not encode these latents."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation dtype."""
     batch_size: Annotated[int, arg(metavar="N")] = 16
-    """Latents at a time, on all devices together."""
+    """Number of latents in a batch, on all devices together."""
     max_pixels: Annotated[int, arg(metavar="N")] = 1 << 21
-    """Pixels of a batch together; a larger image is decoded band by band."""
+    """Maximum number of pixels in a batch; a larger image is decoded band by band."""
     compilation_cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=_NONE)] = None
-    """Where compiled programs are kept, so that the next start need not compile them."""
+    """Folder for compiled programs, which later starts load instead of compiling."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command; see `flax_vae.cli.command.run_command`."""
-    return run_command(PROG, DecodeFlags, _run, "goes on with the images that are missing", args)
+    return run_command(PROG, DecodeFlags, _run, "resumes with the missing images", args)
 
 
 def _run(flags: DecodeFlags) -> int:
-    # They load JAX: only now, when there is something to compute.
+    # These imports load JAX, so they come after the flags are checked.
     from flax_vae.convert.console import printable
     from flax_vae.folders import BatchLimits, decode_folder
     from flax_vae.inference import load_model
@@ -61,6 +61,6 @@ def _run(flags: DecodeFlags) -> int:
     if report.decoded:
         speed = report.decoded / report.seconds
         print(f"{report.decoded:,} images in {report.seconds:.1f} s, {speed:.3g} images/s")
-    begun = "" if report.decoded else "nothing was left to do; "
+    begun = "" if report.decoded else "already complete; "
     print(f"{begun}{report.images:,} images in {printable(flags.destination)}")
     return 0

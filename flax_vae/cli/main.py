@@ -1,4 +1,4 @@
-"""`flax-vae`: images and latents in the shell; what a person can put right ends in one line on standard error."""
+"""Entry point of `flax-vae`.  User errors are printed as one line without a traceback."""
 
 import importlib
 import sys
@@ -9,21 +9,21 @@ from flax_vae.convert.errors import suggest
 
 PROG = "flax-vae"
 
-# What each does, and the module whose `main` does it; loaded when it is asked for.
+# Description of each command, and the module with its `main`, which is imported on demand.
 COMMANDS = {
-    "encode": ("images to latents, for training on them", "flax_vae.cli.encode"),
-    "decode": ("those latents back to images", "flax_vae.cli.decode"),
-    "reconstruct": ("images beside their reconstructions, with PSNR and SSIM", "flax_vae.cli.reconstruct"),
+    "encode": ("encode images to latents, for training on them", "flax_vae.cli.encode"),
+    "decode": ("decode such latents to images", "flax_vae.cli.decode"),
+    "reconstruct": ("draw images beside their reconstructions, with PSNR and SSIM", "flax_vae.cli.reconstruct"),
 }
 
 USAGE = f"""usage: {PROG} COMMAND ...
 
-Images to latents and back, with any autoencoder of the FLUX and Stable Diffusion family.
+Encodes and decodes images with any autoencoder of the FLUX and Stable Diffusion family.
 
 commands:
 {chr(10).join(f"  {name:12} {what}" for name, (what, _) in COMMANDS.items())}
 
-{PROG} COMMAND --help says what each takes.  Weights are converted by flax-vae-convert, and trained by flax-vae-train.
+See {PROG} COMMAND --help for options.  flax-vae-convert converts weights, and flax-vae-train trains them.
 """
 
 
@@ -32,11 +32,11 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-      args: Words after the program's name; None takes those of the process.
+      args: Arguments after the program's name; None uses those of the process.
 
     Returns:
-      The exit status: 0; 1 for what the caller can put right; 2 for a misused command line; 130 when interrupted, 143
-      when terminated.
+      Exit status: 0; 1 for errors that the user can fix; 2 for a wrong command line; 130 after an interrupt, 143 after
+      SIGTERM.
 
     Raises:
       SystemExit: 2 for wrong flags of a command, 0 after its `--help`.

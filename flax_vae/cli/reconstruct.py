@@ -1,4 +1,4 @@
-"""`flax-vae reconstruct`: original, reconstruction and difference of images, in one picture."""
+"""`flax-vae reconstruct`: draws original, reconstruction and difference of images."""
 
 import os
 import warnings
@@ -16,7 +16,7 @@ from flax_vae.convert.console import advise, parse_flags
 from flax_vae.errors import UserError
 from flax_vae.images import ADDRESSES
 
-if TYPE_CHECKING:  # they load JAX and Pillow: not for --help
+if TYPE_CHECKING:  # load JAX and Pillow, which --help must not
     from PIL.Image import Image
 
     from flax_vae import AutoEncoder
@@ -27,10 +27,10 @@ PROG = "flax-vae reconstruct"
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Draws images beside their reconstructions, and measures how close the two are.
+    """Draws images beside their reconstructions, and prints their scores.
 
-    Every image is encoded to the mean of its posterior, decoded again, and compared in 8 bits.  The picture shows the
-    original, the reconstruction, and their difference, amplified by the factor that is written above it.
+    Each image is encoded to the mean of its posterior, decoded, and compared in 8 bits.  The picture shows the
+    original, the reconstruction, and their difference, amplified by the factor written above it.
     """
 
     images: Annotated[
@@ -41,29 +41,29 @@ class Reconstruct:
     """Weights: a model folder, a file, a checkpoint, or hf:org/name on the Hugging Face hub."""
     preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint="(default: none)")] = None
     raw_weights: bool = False
-    """Take the weights of a training checkpoint instead of their moving average, where it holds both."""
-    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: IMAGE.reconstruction.png, here)")] = (
-        None
-    )
-    """A PNG for all images, one below the other, instead of one for each."""
+    """Use the raw weights of a training checkpoint instead of their moving average, if it holds both."""
+    out: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: IMAGE.reconstruction.png in the current folder)")
+    ] = None
+    """PNG file for all images, stacked, instead of one file each."""
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
-    """Number of images of each address, the first ones."""
+    """Number of images to take from each address, the first ones."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation dtype."""
     time: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: none)")] = None
-    """The condition of a model that takes a time."""
+    """Time of all images, for models that are conditioned on a time."""
     force: bool = False
-    """Replace pictures that exist."""
+    """Replace existing files."""
 
 
 def main(args: Sequence[str]) -> int:
     """Runs the command.
 
     Returns:
-      The exit status 0.
+      Exit status 0.
 
     Raises:
-      UserError, OSError: one sentence, for what the caller can put right.
+      UserError, OSError: For errors that the user can fix, in one sentence.
       SystemExit: 2 for wrong flags, 0 after `--help`.
     """
     advise(PROG, "")
@@ -71,17 +71,17 @@ def main(args: Sequence[str]) -> int:
     from flax_vae.convert.console import printable
     from flax_vae.images import WIDE, save_png, stack
 
-    # Whatever can be refused without the model is refused before the model is loaded.
+    # Check everything that needs no model before loading it.
     entries = _open(flags)
     pictures = _pictures(entries, flags)
     for out in pictures:
         _check_out(out, flags)
-    # They load JAX: only now, when there is something to compute.
+    # These imports load JAX, so they come after the flags are checked.
     from flax_vae.conditioning import same_time
     from flax_vae.inference import load_model
 
     model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights, rgb=True)
-    same_time(1, flags.time, model.params)  # refuses a time that does not fit the model
+    same_time(1, flags.time, model.params)  # raises if the time does not fit the model
 
     for out, shown in pictures.items():
         rows = []
@@ -95,14 +95,14 @@ def main(args: Sequence[str]) -> int:
 
 
 class _Entry(NamedTuple):
-    """One image of a source."""
+    """Image of a source."""
 
     source: "ImageSource"
     index: int
 
 
 def _open(flags: Reconstruct) -> list[_Entry]:
-    """Returns all images, whose headers are sound."""
+    """Returns all images, after checking their headers."""
     from flax_vae.images import open_images, scan_images
 
     if not flags.images:
@@ -120,7 +120,7 @@ def _open(flags: Reconstruct) -> list[_Entry]:
 
 
 def _pictures(entries: list[_Entry], flags: Reconstruct) -> dict[Path, list[_Entry]]:
-    """Returns the images that each file is to show."""
+    """Returns the images to draw into each file."""
     if flags.out is not None:
         return {flags.out: entries}
     outs = {
@@ -128,7 +128,7 @@ def _pictures(entries: list[_Entry], flags: Reconstruct) -> dict[Path, list[_Ent
         for source, index in entries
     }
     if len(outs) < len(entries):
-        raise UserError("two of the images have one name; name one picture for all of them with --out")
+        raise UserError("two of the images have an equal name; write all of them to one file with --out")
     return outs
 
 
@@ -137,18 +137,18 @@ def _check_out(out: Path, flags: Reconstruct) -> None:
 
     name = printable(out)
     if out.is_dir():
-        raise UserError(f"{name} is a folder; name a PNG file in it")
+        raise UserError(f"{name} is a folder; pass a PNG file in it")
     if out.suffix.lower() != ".png":
-        raise UserError(f"{name} does not end in .png, and pictures are PNG files; choose such a name with --out")
+        raise UserError(f"{name} does not end in .png; choose such a name with --out")
     if out.exists():
         if any(out.samefile(address) for address in flags.images if os.path.exists(address)):
-            raise UserError(f"{name} is one of the images; choose another name with --out")
+            raise UserError(f"{name} is one of the input images; choose another name with --out")
         if not flags.force:
-            raise UserError(f"{name} exists already; replace it with --force, or choose another name with --out")
+            raise UserError(f"{name} exists; replace it with --force, or choose another name with --out")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     by_whom = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK, **by_whom):
-        raise UserError(f"{printable(folder)} is no folder that takes {name}; choose another place with --out")
+        raise UserError(f"{printable(folder)} is not a writable folder for {name}; choose another with --out")
 
 
 def _compare(entry: _Entry, model: "AutoEncoder", params: Any, flags: Reconstruct) -> "Comparison":
@@ -174,8 +174,8 @@ def _compare(entry: _Entry, model: "AutoEncoder", params: Any, flags: Reconstruc
         raise UserError(too_large) from error
     if not np.isfinite(made).all():
         raise UserError(
-            f"what {flags.model} makes of {name} is not finite in {flags.dtype}; expected finite numbers: use --dtype "
-            "float32, or other weights"
+            f"the reconstruction of {name} by {flags.model} is not finite in {flags.dtype}; expected finite numbers: "
+            "use --dtype float32, or other weights"
         )
     return compare_images(name, image, to_uint8(made))
 
@@ -199,7 +199,7 @@ def _about(comparison: "Comparison", between: str) -> str:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """For the time of reading, in one thread: what Pillow puts up with, it remarks on; bombs are refused anyway."""
+    """Suppresses warnings of Pillow about images that it can read; too large images are errors anyway."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Folders of images to latent data sets, and back: planned, resumed, written shard by shard.
+"""Encodes images to latent data sets and decodes them again; resumable, shard by shard.
 
 Imports `flax_vae.inference` and `flax_vae.convert.latents`; used by `flax-vae encode` and `flax-vae decode`.
 """

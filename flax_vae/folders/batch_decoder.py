@@ -1,4 +1,4 @@
-"""Batches of latents to image files: read, decoded and written at the same time."""
+"""Decodes batches of latents to image files; reads, decodes and writes concurrently."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,14 +21,14 @@ from flax_vae.errors import UserError
 from flax_vae.folders.batches import Batch, ImageEntry
 from flax_vae.folders.stream import stream
 from flax_vae.images import to_uint8
-from flax_vae.inference import ENCODES, DataParallel, decode_in_bands
+from flax_vae.inference import ENCODER_PARAMS, DataParallel, decode_in_bands
 
 
 class BatchDecoder:
-    """A model as the decoder of a data set."""
+    """Decodes the latents of a data set with a model."""
 
     def __init__(self, model: AutoEncoder, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
-        """Places the weights that decode.
+        """Places the decoder's weights on the devices.
 
         Args:
           model: Autoencoder.
@@ -37,11 +37,11 @@ class BatchDecoder:
           devices: `jax.Device`s of this process.
 
         Raises:
-          UserError: If the model takes a time and none was encoded with, or the other way round.
+          UserError: If the model takes a time and the data set has none, or vice versa.
         """
-        same_time(1, encoding.time, model.params)  # for its refusal
+        same_time(1, encoding.time, model.params)  # raises if the time does not fit the model
         self._model, self._encoding = model, encoding
-        self._params = {name: value for name, value in params.items() if name not in ENCODES}
+        self._params = {name: value for name, value in params.items() if name not in ENCODER_PARAMS}
         self._decode = DataParallel(self._images, self._params, devices)
         self._scale = jax.jit(lambda params, z: self._scaled(params, z))
 
@@ -50,12 +50,12 @@ class BatchDecoder:
         """Name of the computation dtype."""
         return "the dtype of the weights" if self._model.dtype is None else np.dtype(self._model.dtype).name
 
-    def __call__(self, full: int, z: Float[np.ndarray, "b h w c"]) -> Array:
+    def __call__(self, compiled_size: int, z: Float[np.ndarray, "b h w c"]) -> Array:
         """Starts to decode a batch of stored latents."""
-        return self._decode(full, z)
+        return self._decode(compiled_size, z)
 
     def in_bands(self, z: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b h*f w*f 3"]:
-        """The same, one after the other and each band by band."""
+        """Decodes latents one after another, each band by band."""
         time = same_time(len(z), self._encoding.time, self._model.params)
         return decode_in_bands(self._model, self._params, self._scale(self._params, z), time)
 
@@ -72,7 +72,7 @@ class BatchDecoder:
 
 @dataclass(frozen=True)
 class DecodePipeline:
-    """Batches that are read, decoded and written at the same time.
+    """Reads, decodes and writes batches concurrently.
 
     Attributes:
       latents: Data set in its stored dtype.
@@ -80,7 +80,7 @@ class DecodePipeline:
       max_pixels: Pixels above which an image is decoded band by band.
       destination: Folder for the images.
       targets: Path of each image in the folder, by position in the data set.
-      missing: Positions of the images that are to be written.
+      missing: Positions of the images to write.
     """
 
     latents: LatentDataset
@@ -91,11 +91,11 @@ class DecodePipeline:
     missing: set[int]
 
     def __call__(self, batches: Sequence[Batch], progress: Progress) -> None:
-        """Decodes batches, one after the other.
+        """Decodes batches in order.
 
         Raises:
-          FileError: If a shard is damaged, or an entry of it impossible or not finite.
-          UserError: If what the model makes of a latent is not finite; nothing of its batch is written.
+          FileError: If a shard is damaged, or a latent has a wrong shape or is not finite.
+          UserError: If a decoded image is not finite; nothing of its batch is written.
         """
 
         def begin(threads: ThreadPoolExecutor, batch: Batch) -> Future[Float[np.ndarray, "b h w c"]]:
@@ -103,7 +103,9 @@ class DecodePipeline:
 
         def compute(batch: Batch, coming: Future[Float[np.ndarray, "b h w c"]]) -> Array | np.ndarray:
             large = batch.height * batch.width > self.max_pixels
-            return self.decoder.in_bands(coming.result()) if large else self.decoder(batch.full, coming.result())
+            return (
+                self.decoder.in_bands(coming.result()) if large else self.decoder(batch.compiled_size, coming.result())
+            )
 
         def collect(threads: ThreadPoolExecutor, batch: Batch, images: Array | np.ndarray) -> None:
             values = np.asarray(images, np.float32)
@@ -123,7 +125,8 @@ class DecodePipeline:
         expected = (batch.height // encoding.factor, batch.width // encoding.factor, encoding.channels)
         if any(latent.shape != expected for latent in stored):
             raise FileError(
-                f"the latents of {printable(batch.pictures[0].name)} and others have not the size of their images"
+                f"latents of {printable(batch.pictures[0].name)} and others do not have the shape {expected} that "
+                "belongs to the size of their images; encode them again"
             )
         latents = np.stack(stored).astype(np.float32)
         for picture, latent in zip(batch.pictures, latents, strict=True):
@@ -137,7 +140,7 @@ class DecodePipeline:
     def _check(self, wrong: list[ImageEntry]) -> None:
         if wrong:
             raise UserError(
-                f"what the model makes of the latent of {printable(wrong[0].name)} is not finite in "
+                f"the image decoded from the latent of {printable(wrong[0].name)} is not finite in "
                 f"{self.decoder.dtype}; expected finite numbers: use --dtype float32, or encode the image again"
             )
 

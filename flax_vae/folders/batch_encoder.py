@@ -1,4 +1,4 @@
-"""A model as the encoder of a data set: images in, what is to be stored out."""
+"""Encodes batches of images to the arrays that a data set stores."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -12,15 +12,15 @@ from jaxtyping import Array, Float, UInt32
 from flax_vae.autoencoder import AutoEncoder
 from flax_vae.conditioning import same_time
 from flax_vae.convert.latents import Encoding
-from flax_vae.inference import DECODES, DataParallel, moments_over_devices, rows_of
+from flax_vae.inference import DECODER_PARAMS, DataParallel, moments_over_devices, rows_of
 
 
 def weights_sha256(params: dict[str, Any], without: Collection[str]) -> str:
-    """SHA-256 of weights: the name, dtype, shape and numbers of each, in the order of their names.
+    """Returns the SHA-256 of weights: name, dtype, shape and values of each, in the order of their names.
 
     Args:
       params: Parameters of a model.
-      without: Parts that do not count, `flax_vae.inference.DECODES` for what latents depend on.
+      without: Names of parts to ignore; `flax_vae.inference.DECODER_PARAMS` for a digest of the encoder.
     """
     digest = hashlib.sha256()
     counted = {name: value for name, value in params.items() if name not in without}
@@ -35,11 +35,11 @@ def weights_sha256(params: dict[str, Any], without: Collection[str]) -> str:
 def latent_noise(
     seed: int, entries: UInt32[Array | np.ndarray, " b"], shape: tuple[int, int, int]
 ) -> Float[Array, "b H W z"]:
-    """The standard normal numbers, float32, that samples are drawn with: a pure function of seed, entry and shape.
+    """Returns the standard normal noise of samples in float32, a pure function of seed, entry and shape.
 
     Args:
       seed: Seed of the data set.
-      entries: `2 * number + flipped` of each, with the number of its image in the sorted list of all.
+      entries: `2 * number + flipped` of each sample, where `number` is the index of its image in the sorted list.
       shape: Height, width and channels of a raw latent.
     """
     key = jax.random.key(seed)
@@ -47,19 +47,19 @@ def latent_noise(
 
 
 class LatentEncoder:
-    """Computes what a data set stores, on all devices of this process.
+    """Computes the stored arrays of a data set on all devices of this process.
 
-    A batch is spread over the devices image by image.  What comes back is, bit for bit, what
-    `jax.jit(lambda params, x: model.apply({"params": params}, x, method="posterior"))` (or `"encode"`) gives for the
-    images that a device got together: a batch of `full / devices`.  In batches of another size the compiler may sum in
-    another order, and agree to rounding.
+    The images of a batch are distributed over the devices.  Results equal, bit for bit, those of
+    `jax.jit(lambda params, x: model.apply({"params": params}, x, method="posterior"))` (or `"encode"`) for the images
+    of one device, a batch of `compiled_size / devices`.  For other batch sizes the compiler may sum in another order,
+    so that results agree up to rounding.
 
     Attributes:
       devices: Devices that compute.
     """
 
     def __init__(self, model: AutoEncoder, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
-        """Places the weights that encode.
+        """Places the encoder's weights on the devices.
 
         Args:
           model: Autoencoder with the `dtype` of `encoding`.
@@ -68,36 +68,37 @@ class LatentEncoder:
           devices: `jax.Device`s of this process.
 
         Raises:
-          UserError: If the model takes a time and `encoding` has none, or the other way round.
+          UserError: If the model takes a time and `encoding` has none, or vice versa.
         """
-        same_time(1, encoding.time, model.params)  # for its refusal
+        same_time(1, encoding.time, model.params)  # raises if the time does not fit the model
         self.devices = tuple(devices)
         self._model, self._encoding = model, encoding
-        params = {name: value for name, value in params.items() if name not in DECODES}
+        params = {name: value for name, value in params.items() if name not in DECODER_PARAMS}
         self._encode = DataParallel(self._whole, params, devices)
         self._finish = jax.jit(self._from_moments)
 
     def __call__(
-        self, full: int, images: Float[np.ndarray, "b h w 3"], entries: UInt32[np.ndarray, " b"]
+        self, compiled_size: int, images: Float[np.ndarray, "b h w 3"], entries: UInt32[np.ndarray, " b"]
     ) -> dict[str, Array]:
         """Starts the computation of a batch.
 
         Args:
-          full: Batch size of the compiled program; see `DataParallel`.
-          images: At most `full` images in [-1, 1].
-          entries: Numbers of the entries; see `latent_noise`.
+          compiled_size: Batch size of the compiled program; see `DataParallel`.
+          images: At most `compiled_size` images in [-1, 1].
+          entries: Indices of the entries; see `latent_noise`.
 
         Returns:
-          The parts that `Encoding.parts` names, `b h w c`, of at least as many images.
+          Arrays by the names of `Encoding.parts`, `b h w c`, of at least as many images.
         """
-        return self._encode(full, images, entries)
+        return self._encode(compiled_size, images, entries)
 
-    def alone(self, image: Float[np.ndarray, "1 h w 3"], entries: UInt32[np.ndarray, " 1"]) -> dict[str, Array]:
-        """The same for one image too large for a device, its rows spread over as many devices as divide them."""
-        record = self._model.params
-        devices = rows_of(self.devices, image.shape[1], record.factor // record.patch)
-        time = same_time(1, self._encoding.time, record)
-        params = self._encode.params
+    def encode_across_devices(
+        self, image: Float[np.ndarray, "1 h w 3"], entries: UInt32[np.ndarray, " 1"]
+    ) -> dict[str, Array]:
+        """Encodes an image that is too large for one device, with its rows split over several devices."""
+        architecture, params = self._model.params, self._encode.params
+        devices = rows_of(self.devices, image.shape[1], architecture.factor // architecture.patch)
+        time = same_time(1, self._encoding.time, architecture)
         moments = moments_over_devices(self._model, params, image, time, devices=devices)
         first = self.devices[0]
         return self._finish(*jax.device_put((params, moments, entries), first))

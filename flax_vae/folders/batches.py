@@ -1,4 +1,4 @@
-"""Which images are computed together, and which file their latents go to: a pure function of their sizes."""
+"""Divides images into batches and shards, as a pure function of their sizes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from flax_vae.errors import UserError
 from flax_vae.images import padded_size
 
-_FEW = 8  # sizes that are worth no advice
+_FEW = 8  # number of sizes up to which no advice is printed
 
 
 @dataclass(frozen=True)
@@ -33,40 +33,40 @@ class Batch:
     Attributes:
       height: Height in pixels, padded.
       width: Width in pixels, padded.
-      full: Images that the program of this size takes; a batch of fewer is filled up.
+      compiled_size: Batch size of the compiled program for this image size; smaller batches are filled up.
       pictures: Images in order of their numbers.
     """
 
     height: int
     width: int
-    full: int
+    compiled_size: int
     pictures: tuple[ImageEntry, ...]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The batches whose latents stand in one file, in order."""
+    """Batches whose latents are stored in one file, in order."""
 
     number: int
     batches: tuple[Batch, ...]
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """Number of images."""
         return sum(len(batch.pictures) for batch in self.batches)
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How images are put together.
+    """Limits of batches and shards.
 
     Attributes:
-      batch_size: Images that are computed at once, at most.
-      max_pixels: Pixels of all images of a batch together, at most; a larger image is computed alone.
-      shard_size: Images whose latents go to one file.
+      batch_size: Maximum number of images in a batch.
+      max_pixels: Maximum number of pixels in a batch; a larger image is computed alone.
+      shard_size: Maximum number of images whose latents are stored in one file.
 
     Raises:
-      UserError: If one is less than 1.
+      UserError: If a limit is less than 1.
     """
 
     batch_size: int = 16
@@ -80,15 +80,15 @@ class BatchLimits:
 
 
 def plan_shards(pictures: Sequence[ImageEntry], multiple: int, grouping: BatchLimits) -> tuple[Shard, ...]:
-    """Sorts images by padded size and cuts them into batches, and those into shards.
+    """Sorts images by padded size, and divides them into batches and shards.
 
-    Each size is one program to compile, so its batches are made equally full: of 17 images at most 16 at a time, the
-    batches are 9 and 8 and the program takes 9.  The largest come first: what does not fit into memory fails at once,
-    and not after a night.
+    Each size needs a compiled program, so its batches are made equally large: 17 images with at most 16 per batch make
+    batches of 9 and 8 for a program of 9.  The largest images come first, so that running out of memory is noticed at
+    once.
 
     Args:
       pictures: Images in order of their numbers.
-      multiple: Pixels that sides are padded to multiples of.
+      multiple: Number of pixels; sides are padded to multiples of it.
       grouping: Limits of batches and shards.
     """
     buckets: dict[tuple[int, int], list[ImageEntry]] = {}
@@ -113,20 +113,21 @@ def plan_shards(pictures: Sequence[ImageEntry], multiple: int, grouping: BatchLi
 def _batches(height: int, width: int, pictures: list[ImageEntry], grouping: BatchLimits) -> list[Batch]:
     most = max(1, min(grouping.batch_size, grouping.shard_size, grouping.max_pixels // (height * width)))
     count = -(-len(pictures) // most)
-    full, ends = -(-len(pictures) // count), [len(pictures) * part // count for part in range(count + 1)]
+    compiled_size, ends = -(-len(pictures) // count), [len(pictures) * part // count for part in range(count + 1)]
     return [
-        Batch(height, width, full, tuple(pictures[first:last])) for first, last in zip(ends, ends[1:], strict=False)
+        Batch(height, width, compiled_size, tuple(pictures[first:last]))
+        for first, last in zip(ends, ends[1:], strict=False)
     ]
 
 
 def programs(shards: Sequence[Shard], multiple: int) -> Iterator[str]:
-    """Yields a line on the sizes that will be compiled, with a multiple of fewer where there are many.
+    """Yields a line with the number of sizes to compile; if there are many, with advice on `--multiple`.
 
     Args:
-      shards: Shards that are to be computed.
-      multiple: Pixels that sides are padded to multiples of.
+      shards: Shards to compute.
+      multiple: Number of pixels; sides are padded to multiples of it.
     """
-    sizes = {(batch.height, batch.width, batch.full) for shard in shards for batch in shard.batches}
+    sizes = {(batch.height, batch.width, batch.compiled_size) for shard in shards for batch in shard.batches}
     if not sizes:
         return
     what = f"of images, padded to multiples of {multiple},"

@@ -1,4 +1,4 @@
-"""The files of a latent data set that is being encoded: its plan, its shards, and what is told of all of them."""
+"""Files of a latent data set during encoding: plan, shards, statistics and index."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ from flax_vae.images import ImageScan, in_threads
 OURS = re.compile(
     r"plan\.json|index\.json|statistics\.json|skipped\.jsonl|images-\d{5,}\.jsonl|latents-\d{5,}\.safetensors"
 )
-_FORMAT = 2  # of the plan; 1 had no digests of the images
+_FORMAT = 2  # format of the plan; format 1 had no digests of the images
 _REMEDY = "give the same again, choose another folder, or begin anew with --force"
 
 
@@ -50,7 +50,7 @@ class DataSet:
       folder: Folder of the data set.
       parts: Images of the plan.
       shards: Shards of all parts.
-      plans: SHA-256 of what each shard is a function of, by its number.
+      plans: SHA-256 of the settings and images that determine a shard, by its number.
     """
 
     folder: Path
@@ -65,8 +65,8 @@ class DataSet:
         """Writes the plan, or compares it with that of an earlier start and extends it.
 
         Raises:
-          UserError: If the folder holds something else or was begun otherwise, or if the images are not those of the
-            plan; see `flax_vae.folders.parts.resolve_parts`.
+          UserError: If the folder holds other files or a different plan, or if the images differ from the plan; see
+            `flax_vae.folders.parts.resolve_parts`.
         """
         settings = {"format": _FORMAT, "encoding": encoding.to_dict(), "grouping": asdict(grouping)}
         earlier = read_plan(folder, PLAN, _REMEDY)
@@ -94,14 +94,14 @@ class DataSet:
         plans: dict[int, str] = {}
         for part in parts:
             added = part.shards(len(shards), encoding.multiple, grouping)
-            # Not the parts after it: shards stay what they are when images are appended.
+            # Independent of later parts, so that shards stay valid when images are appended.
             plan = plan_sha256(settings | {"first": part.first, "images": part.record})
             plans |= {shard.number: plan for shard in added}
             shards += added
         return cls(folder, parts, shards, plans)
 
     def whole(self, shards: Sequence[Shard]) -> dict[int, ShardNotes]:
-        """Returns the shards that are there, judged by their headers; one that is damaged is as good as missing."""
+        """Returns the shards that exist, by their headers; a damaged shard counts as missing."""
         found = {}
         for shard in shards:
             with contextlib.suppress(FileNotFoundError, FileError):
@@ -111,17 +111,17 @@ class DataSet:
         return found
 
     def intact(self, shards: Sequence[Shard], found: ImageScan) -> tuple[dict[int, ShardNotes], tuple[str, ...]]:
-        """Reads all of the shards that are there, and the images that they were encoded from.
+        """Verifies the shards that exist, and the images that they were encoded from.
 
         Args:
           shards: Shards of the plan.
-          found: What the source holds.
+          found: Images of the source.
 
         Returns:
-          The shards whose every bit is as it was written, and the names of those that are there and are not.
+          The intact shards, and the file names of the others that exist.
 
         Raises:
-          UserError: If the content of an image is not what was encoded, naming the images.
+          UserError: If the content of images changed since they were encoded; names the images.
           DataError: If an image cannot be read.
         """
         done = self.whole(shards)
@@ -151,7 +151,7 @@ class DataSet:
         return done, tuple(file for file in files if (self.folder / file).exists())
 
     def withdraw_index(self, todo: Sequence[Shard]) -> None:
-        """Removes the index if it lists a shard that was lost; without the images of `--append` it is still right."""
+        """Removes the index if it lists a shard that is to be encoded again; appended images leave it valid."""
         try:
             listed = {record.file for record in read_latent_index(self.folder).shards}
         except FileNotFoundError:
@@ -162,14 +162,14 @@ class DataSet:
             (self.folder / INDEX).unlink(missing_ok=True)
 
     def write(self, number: int, content: ShardContent) -> None:
-        """Writes one."""
+        """Writes a shard."""
         write_shard(self.folder, number, content, self.plans[number])
 
     def complete(self, found: ImageScan, encoding: Encoding, notes: list[ShardNotes]) -> None:
-        """Writes what is told of all shards together, where it is not there already; the index last."""
+        """Writes statistics, skipped images and, last, the index, unless the files are up to date."""
         plan = read_plan(self.folder, PLAN, _REMEDY) or {}
         if plan.get("parts") != [part.record for part in self.parts]:
-            return  # another process has appended images meanwhile, and completes the data set
+            return  # another process has appended images, and will complete the data set
         for name, text in self._summaries(found, encoding, notes):
             path = self.folder / name
             if not path.is_file() or path.read_bytes() != text.encode():
@@ -181,14 +181,14 @@ class DataSet:
         if skipped:
             lines = [json.dumps({"name": name, "reason": reason}) for name, reason in sorted(skipped)]
             yield SKIPPED, "\n".join(lines) + "\n"
-        record = encoding.architecture
-        factors = (record.scale_factor, record.shift_factor) if encoding.scaled else (1.0, 0.0)
+        architecture = encoding.architecture
+        factors = (architecture.scale_factor, architecture.shift_factor) if encoding.scaled else (1.0, 0.0)
         try:
             statistics = LatentStatistics.of(
                 (note.moments for note in notes),
                 encoding.channels,
                 scaled=encoding.scaled,
-                factors=factors if record.latent_norm == "scale" else None,
+                factors=factors if architecture.latent_norm == "scale" else None,
             )
         except ArgumentError as error:
             raise UserError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Latent data sets back to folders of images, under their old names."""
+"""Decodes latent data sets to folders of images with their original names."""
 
 import hashlib
 import json
@@ -20,20 +20,20 @@ from flax_vae.folders.batch_decoder import BatchDecoder, DecodePipeline
 from flax_vae.folders.batch_encoder import weights_sha256
 from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards
 from flax_vae.folders.file_names import target_names
-from flax_vae.folders.output_folder import begin, clean, held
-from flax_vae.inference import DECODES, ENCODES
+from flax_vae.folders.output_folder import locked, remove_partial_files, write_or_check_plan
+from flax_vae.inference import DECODER_PARAMS, ENCODER_PARAMS
 
-PLAN = ".decode.json"  # hidden: the folder is one of images
+PLAN = ".decode.json"  # hidden, because the folder holds images
 _OURS = re.compile(r".*\.png|\.decode\.json", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class DecodeReport:
-    """What a call has done.
+    """Summary of a call of `decode_folder`.
 
     Attributes:
-      images: Images that are in the folder now.
-      decoded: Images that this call wrote.
+      images: Number of images in the folder.
+      decoded: Number of images written by this call.
       seconds: Duration without loading the model.
     """
 
@@ -52,11 +52,11 @@ def decode_folder(
     other_model: bool = False,
     devices: Sequence[Any] | None = None,
 ) -> DecodeReport:
-    """Decodes a latent data set to PNGs, or goes on with what was begun.
+    """Decodes a latent data set to PNG files, or resumes decoding.
 
-    Images have the names that they had, with the ending `.png` (see `flax_vae.folders.file_names` for names that cannot
-    stay), in the sub-folders that they lay in and of the size that they had.  Mirror images are passed over.  A picture
-    appears under its name only when it is whole, and whole ones are not decoded again.
+    Images keep their sizes, sub-folders and names, with the ending `.png`; see `flax_vae.folders.file_names` for names
+    that have to change.  Mirror images are left out.  A file appears under its name only when it is complete; complete
+    files are not decoded again.
 
     Args:
       source: Folder of the data set.
@@ -64,15 +64,15 @@ def decode_folder(
       model: Autoencoder.
       params: Parameters of the model.
       grouping: Limits of a batch; an image of more than `max_pixels` is decoded band by band.
-      other_model: Whether another model than the one that encoded may decode.
+      other_model: Whether to accept a model other than the one that encoded the latents.
       devices: `jax.Device`s of this process; None takes all.
 
     Raises:
-      FileNotFoundError: If `source` is no complete latent data set.
+      FileNotFoundError: If `source` is not a complete latent data set.
       FileError: If it is damaged, or names files outside the folder.
-      UserError: If another model encoded the latents, or if `destination` holds something else, was begun otherwise or
-        is being written by somebody else.
-      OSError: If an image cannot be written, as on a full disk.
+      UserError: If another model encoded the latents, or if `destination` holds other files, was started with other
+        settings or is being written by another process.
+      OSError: If an image cannot be written, for example because the disk is full.
     """
     grouping = grouping or BatchLimits()
     latents = LatentDataset(source, dtype=None, verify=True)
@@ -83,16 +83,16 @@ def decode_folder(
     targets = dict(zip((picture.number for picture in pictures), names, strict=True))
     plan = {
         "latents": _index_sha256(latents.index),
-        "decoder_sha256": weights_sha256(params, ENCODES),
+        "decoder_sha256": weights_sha256(params, ENCODER_PARAMS),
         "compute_dtype": "as the weights" if model.dtype is None else np.dtype(model.dtype).name,
         "grouping": {name: value for name, value in asdict(grouping).items() if name != "shard_size"},
     }
-    with held(destination):
-        begin(destination, PLAN, plan, "give the same again, or choose another folder")
-        clean(destination, _OURS)
+    with locked(destination):
+        write_or_check_plan(destination, PLAN, plan, "give the same again, or choose another folder")
+        remove_partial_files(destination, _OURS)
         missing = {number for number, target in targets.items() if not (destination / target).exists()}
         batches = [batch for shard in plan_shards(pictures, encoding.multiple, grouping) for batch in shard.batches]
-        # Whole batches, as they would have been: in others the last bits might come out differently.
+        # Complete batches, because results of other batch sizes may differ in the last bits.
         todo = [batch for batch in batches if any(picture.number in missing for picture in batch.pictures)]
         begun = time.monotonic()
         if todo:
@@ -104,7 +104,7 @@ def decode_folder(
 
 
 def _pictures(latents: LatentDataset) -> list[ImageEntry]:
-    """All entries but mirror images; the number is the position in the data set."""
+    """Returns all entries except mirror images; their number is the position in the data set."""
     entries = ((position, latents[position]) for position in range(len(latents)))
     return [
         ImageEntry(position, entry["name"], entry["height"], entry["width"])
@@ -131,9 +131,9 @@ def _check_model(
         )
     if other_model:
         return
-    # Decoding does not depend on the limits of a logvar.
+    # Decoding does not depend on the clamp of the log-variance.
     if replace(theirs, clamp_logvar=ours.clamp_logvar) != ours or encoding.encoder_sha256 != weights_sha256(
-        params, DECODES
+        params, DECODER_PARAMS
     ):
         raise UserError(
             f"another model encoded the latents in {source}; give that one, or --other-model to decode them with this"

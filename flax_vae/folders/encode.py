@@ -1,10 +1,10 @@
-"""Images to latent data sets: planned, computed shard by shard, resumed, put together.
+"""Encodes images to latent data sets, shard by shard and resumable.
 
-A shard appears under its name only when it is whole, so whatever ends a process leaves whole shards; the next start
-computes those that are missing.  Of those that are there it reads the source images again, all of their bytes, and
-compares their SHA-256 with what was encoded: an image that was edited under its name ends the start.  Several
-processes share the shards out by their numbers and never speak to each other: whoever finds that all are there writes
-the statistics and the index, and if two do at once, they write the same bytes.
+A shard appears under its name only when it is complete, so an interrupted process leaves complete shards; the next
+start computes the missing ones.  For existing shards it reads the source images again and compares their SHA-256 with
+that of the encoded ones; an image that was edited ends the start.  Several processes divide the shards by their
+numbers and do not communicate.  A process that finds all shards writes the statistics and the index; if two do so at
+once, they write equal bytes.
 """
 
 import os
@@ -27,27 +27,27 @@ from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import LatentEncoder, weights_sha256
 from flax_vae.folders.batches import BatchLimits, Shard, programs
 from flax_vae.folders.data_set import OURS, DataSet
-from flax_vae.folders.output_folder import clean, continued, held, replaced
+from flax_vae.folders.output_folder import continued, locked, remove_partial_files, replaced
 from flax_vae.folders.pipeline import EncodePipeline, Skips
 from flax_vae.images import StorageError, open_images, scan_images
-from flax_vae.inference import DECODES
+from flax_vae.inference import DECODER_PARAMS
 
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What a call has done.
+    """Summary of a call of `encode_folder`.
 
     Attributes:
-      found: Images at the address.
-      images: Images that this call encoded; 0 where nothing was left to do.
-      encoded: Images whose latents are there, from this call or another.
-      entries: latents in the shards that are there.
-      shards: Shards that are there.
-      missing: Shards that other processes have not written yet; without any the data set is complete.
-      skipped: Images that were passed over, as far as they are known.
+      found: Number of images at the address.
+      images: Number of images encoded by this call; 0 if the data set was complete.
+      encoded: Number of images whose latents exist, from this call or others.
+      entries: Number of latents in the existing shards.
+      shards: Number of existing shards.
+      missing: Number of shards that other processes have not written yet; 0 if the data set is complete.
+      skipped: Number of skipped images, as far as known.
       seconds: Duration of encoding, without loading the model.
-      computing: Share of `seconds` in which the devices had a batch to compute, compiling included.
-      damaged: Names of shards that were damaged, or made by another run, and were encoded again.
+      computing: Fraction of `seconds` in which the devices had a batch to compute, including compilation.
+      damaged: Names of shards that were damaged, or written by another run, and were encoded again.
     """
 
     found: int
@@ -78,11 +78,11 @@ def encode_folder(
     devices: Sequence[Any] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> EncodeReport:
-    """Encodes all images at an address into a latent data set, or continues one that was begun.
+    """Encodes all images at an address into a latent data set, or resumes encoding.
 
-    The result depends on the images, the weights, `encoding` and `grouping` alone: on one kind of machine it is the
-    same to the last bit however often it was interrupted, and by however many processes it was made, as long as each
-    has as many devices.
+    The result depends only on the images, the weights, `encoding` and `grouping`.  On one kind of machine it is equal
+    bit for bit, however often encoding was interrupted and whatever the number of processes, if each has as many
+    devices.
 
     Args:
       source: Address of the images; see `flax_vae.images.open_images`.
@@ -91,36 +91,40 @@ def encode_folder(
       params: Parameters of the model; those of the decoder may be missing.
       encoding: Settings of the encoding; see `encoding_of`.
       grouping: Limits of batches and shards; None takes the defaults.
-      skip_bad: Images that may be passed over because they cannot be read; one more ends the call.
-      append: Whether images that the source has gained since the first start are encoded too, into new shards; the
-        earlier shards are not touched.  Until it is complete, readers see the data set without the new images.
-      force: Whether to replace what an earlier start has written to `destination`, for one process alone.  It stays
-        there until the new data set is complete.
-      process: Number of this process, from 0: it computes every `processes`-th shard.
+      skip_bad: Number of images that may be skipped because they cannot be read; one more ends the call.
+      append: Whether to encode images that were added to the source since the first start, into new shards; existing
+        shards stay unchanged.  Until it is complete, readers use the data set without the new images.
+      force: Whether to replace the data set in `destination`; for a single process only.  The old data set stays there
+        until the new one is complete.
+      process: Index of this process, from 0; it computes every `processes`-th shard.
       processes: Number of processes.
-      devices: `jax.Device`s of this process; None takes all.
-      tell: Called with each line on what was found and what is compiled, before anything is computed.
+      devices: `jax.Device`s of this process; None uses all.
+      tell: Function that prints a line on the images found and the sizes compiled, before anything is computed.
 
     Raises:
-      UserError: If `source` holds no images or too many bad ones, if images that were encoded are gone or changed, if
-        `destination` holds something else, was begun otherwise or is being written by somebody else, or if a latent is
-        not finite.
-      OSError: If a shard cannot be written, as on a full disk.
+      UserError: If `source` holds no images or too many damaged ones, encoded images were removed or changed,
+        `destination` holds other files, was started with other settings or is being written by another process, or a
+        latent is not finite.
+      OSError: If a shard cannot be written, for example because the disk is full.
     """
     if not 0 <= process < processes:
         raise UserError(f"process={process} of processes={processes} must be from 0 to {processes - 1}")
     if force and processes > 1:
-        raise UserError("one of several processes would remove what the others have written; remove the folder first")
+        raise UserError(f"force= (--force) needs a single process, not {processes}; remove the folder instead")
     if force and append:
-        raise UserError("append= (--append) keeps the latents that are there and force= (--force) does not; give one")
+        raise UserError(
+            "append= (--append) keeps existing latents and force= (--force) replaces them; pass one of them"
+        )
     grouping = grouping or BatchLimits()
     found = scan_images(open_images(os.fspath(source)))
     skips = Skips(skip_bad)
     skips.add(*found.reasons)
     if not found.sizes:
-        raise UserError(f"none of the {len(found.errors)} images in {found.source.where} can be read")
+        raise UserError(
+            f"none of the {len(found.errors)} images in {found.source.where} can be read; expected valid images"
+        )
     place = replaced(destination, OURS) if force else continued(destination)
-    with held(destination, shared=processes > 1), place as folder:
+    with locked(destination, shared=processes > 1), place as folder:
         try:
             data_set = DataSet.begin(folder, found, encoding, grouping, append)
             mine = data_set.shards[process::processes]
@@ -130,10 +134,10 @@ def encode_folder(
         except UserError:
             if folder == destination:
                 raise
-            remove_content(folder)  # an earlier --force, of something else, that was not finished
+            remove_content(folder)  # left by an unfinished --force with other settings
             data_set = DataSet.begin(folder, found, encoding, grouping, append)
             mine, done, damaged = data_set.shards, {}, ()
-        clean(folder, OURS if processes == 1 else _named(mine))
+        remove_partial_files(folder, OURS if processes == 1 else _named(mine))
         for reason in (skip.reason for notes in done.values() for skip in notes.skipped):
             skips.add(reason)
         todo = [shard for shard in mine if shard.number not in done]
@@ -166,7 +170,7 @@ def encode_folder(
 
 
 def encoding_of(model: AutoEncoder, params: dict[str, Any], **settings: Any) -> Encoding:
-    """The record of how this model encodes.
+    """Returns the settings of encoding with this model.
 
     Args:
       model: Autoencoder with an explicit `dtype`.
@@ -177,16 +181,20 @@ def encoding_of(model: AutoEncoder, params: dict[str, Any], **settings: Any) -> 
       UserError: If the model does not take RGB, or `multiple` is not a multiple of its factor.
       ValueError: If the model has no explicit dtype.
     """
-    record = model.params
-    if record.in_channels != 3:
-        raise UserError(f"the model takes images of {record.in_channels} channels; image files are read as RGB")
-    multiple = settings.pop("multiple", None) or record.factor
-    if multiple < 1 or multiple % record.factor:
-        raise UserError(f"multiple={multiple} must be a multiple of {record.factor}, the model's factor")
+    architecture = model.params
+    if architecture.in_channels != 3:
+        raise UserError(
+            f"the model takes images of {architecture.in_channels} channels; expected 3, because files are read as RGB"
+        )
+    multiple = settings.pop("multiple", None) or architecture.factor
+    if multiple < 1 or multiple % architecture.factor:
+        raise UserError(f"multiple={multiple} must be a multiple of {architecture.factor}, the model's factor")
     if model.dtype is None:
-        raise ArgumentError("the model follows the dtype of its inputs; load it with dtype=jnp.float32 or jnp.bfloat16")
+        raise ArgumentError("the model has dtype=None; expected an explicit dtype, jnp.float32 or jnp.bfloat16")
     compute = np.dtype(model.dtype).name
-    return Encoding(weights_sha256(params, DECODES), record, compute_dtype=compute, multiple=multiple, **settings)
+    return Encoding(
+        weights_sha256(params, DECODER_PARAMS), architecture, compute_dtype=compute, multiple=multiple, **settings
+    )
 
 
 def _named(shards: Sequence[Shard]) -> re.Pattern[str]:

@@ -1,4 +1,4 @@
-"""A folder that is filled over time: what it is to become stands in it first, and nothing else is ever mixed in."""
+"""An output folder with a plan file; a later run resumes only if its plan is identical."""
 
 import contextlib
 import hashlib
@@ -25,21 +25,21 @@ from flax_vae.errors import UserError
 
 
 def plan_sha256(plan: Mapping[str, Any]) -> str:
-    """Of what a plan says, however it is laid out."""
+    """Returns the SHA-256 of a plan, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-def begin(folder: Path, file: str, plan: Mapping[str, Any], remedy: str) -> None:
+def write_or_check_plan(folder: Path, file: str, plan: Mapping[str, Any], remedy: str) -> None:
     """Writes the plan into the folder, or compares it with that of an earlier start.
 
     Args:
-      folder: Folder that is to be filled.
-      file: Name of the plan's file in the folder.
-      plan: JSON-able values.
-      remedy: Advice if the folder was begun otherwise.
+      folder: Output folder.
+      file: Name of the plan file.
+      plan: Values that JSON can express.
+      remedy: Advice for the error message if the plans differ.
 
     Raises:
-      UserError: If the folder holds something else, or was begun with another plan, naming the differences.
+      UserError: If the folder holds other files, or a different plan; names the differences.
     """
     if read_plan(folder, file, remedy) is None:
         require_empty(folder, file)
@@ -51,7 +51,7 @@ def read_plan(folder: Path, file: str, remedy: str) -> dict[str, Any] | None:
     """Returns the plan of an earlier start; None if there was none.
 
     Raises:
-      UserError: If its file is damaged.
+      UserError: If the file is damaged.
     """
     try:
         return read_object(folder / file, 1 << 28)
@@ -68,7 +68,7 @@ def write_plan(folder: Path, file: str, plan: Mapping[str, Any]) -> None:
 
 
 def require_empty(folder: Path, *files: str) -> None:
-    """Checks that a folder holds nothing but these files and what a killed start left unfinished.
+    """Checks that a folder holds only these files and partial files of a killed process.
 
     Raises:
       UserError: If it holds anything else.
@@ -94,14 +94,14 @@ def require_same_plan(folder: Path, earlier: Mapping[str, Any], plan: Mapping[st
 
 
 def require_ours(folder: Path, ours: re.Pattern[str]) -> bool:
-    """Checks that a folder holds nothing but files with these names, and what a killed start left unfinished.
+    """Checks that a folder holds only files with these names and partial files of a killed process.
 
     Args:
-      folder: Folder that is to be replaced.
-      ours: Names of all files that may be in it.
+      folder: Folder to replace.
+      ours: Pattern of the names of files that may be in it.
 
     Returns:
-      Whether there is anything in it.
+      Whether the folder holds any file.
 
     Raises:
       UserError: If the folder holds anything else.
@@ -119,14 +119,14 @@ def require_ours(folder: Path, ours: re.Pattern[str]) -> bool:
 
 @contextlib.contextmanager
 def replaced(folder: Path, ours: re.Pattern[str]) -> Iterator[Path]:
-    """Gives the folder to fill in place of one that may hold an earlier result; they change places when the block ends.
+    """Yields a new folder that replaces an existing one when the block ends.
 
-    Until then the earlier result can be read.  When the block fails or the process is killed, what was written stays
-    beside the folder, and is given again at the next start.
+    Until then the existing folder can be read.  If the block fails or the process is killed, the new folder stays
+    beside it and is used again by the next start.  A folder without files is yielded itself.
 
     Args:
-      folder: The folder, held by the caller.
-      ours: Names of all files that may be in it.
+      folder: Folder, locked by the caller.
+      ours: Pattern of the names of files that may be in it.
 
     Raises:
       UserError: If the folder holds anything else, or is a mount point.
@@ -137,55 +137,54 @@ def replaced(folder: Path, ours: re.Pattern[str]) -> Iterator[Path]:
         return
     if target.is_mount():
         raise UserError(
-            f"{printable(folder)} is a mount point, which nothing can replace; give a folder in it", path=folder
+            f"{printable(folder)} is a mount point, which cannot be replaced; choose a folder in it", path=folder
         )
-    with held(fresh):
+    with locked(fresh):
         yield fresh
         replace_folder(fresh, target)
 
 
 @contextlib.contextmanager
 def continued(folder: Path) -> Iterator[Path]:
-    """Gives the folder itself, and removes what `replaced` left beside it if it was killed: it is not gone on with.
+    """Yields the folder itself; afterwards removes a folder that a killed `replaced` left beside it.
 
     Args:
-      folder: The folder, held by the caller.
+      folder: Folder, locked by the caller.
     """
     _, fresh = _places(folder)
     yield folder
     if fresh.exists():
-        with contextlib.suppress(UserError), held(fresh):  # another of several processes may be about it
+        with contextlib.suppress(UserError), locked(fresh):  # another process may be removing it
             shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _places(folder: Path) -> tuple[Path, Path]:
-    target = folder.resolve()  # a link keeps pointing to where it points
+    target = folder.resolve()  # replaces the target of a link, not the link
     return target, beside(target, "forced")
 
 
-def clean(folder: Path, ours: re.Pattern[str]) -> None:
-    """Removes what a start that was killed has left unfinished, of files with these names, also in sub-folders."""
+def remove_partial_files(folder: Path, ours: re.Pattern[str]) -> None:
+    """Removes partial files of a killed process with these names, also in sub-folders."""
     for path in folder.rglob(".*.partial"):
         if ours.fullmatch(partial_of(path.name) or ""):
             path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def held(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Keeps a second command out of a folder, which is made if it is missing.
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Locks a folder against other processes; creates it if it is missing.
 
-    The kernel holds the lock, and takes it back however the process ends.  Where a file system has none, nothing but
-    care keeps others out.
+    The lock ends with the process.  On file systems without locks, the folder is not protected.
 
     Args:
-      folder: Folder that is being filled.
-      shared: Whether other processes that share it too may work in it.
+      folder: Output folder.
+      shared: Whether the lock is shared with other processes that also pass True.
 
     Raises:
       UserError: If another process works there, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another name for the folder", path=folder)
+        raise UserError(f"{folder} is a file; choose another folder", path=folder)
     restore(folder.resolve())
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -207,5 +206,5 @@ def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def some(items: Iterable[str]) -> str:
-    """Returns the first of several paths or differences as a list, and how many more there are."""
+    """Joins the first of several paths or differences, and adds the number of the others."""
     return shorten(items, 4, longest=300)

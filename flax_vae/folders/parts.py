@@ -1,7 +1,7 @@
-"""The images of a data set in parts: those of the first start, then those of each `--append`.
+"""The images of a data set in parts: those of the first start, and those of each `--append`.
 
-A part is a list of names and sizes, in a file beside the plan that holds its digest.  What a shard contains is a pure
-function of its part, so a new part leaves the shards of the earlier ones as they are.
+A part is a file with names and sizes, whose digest is in the plan.  A shard is a pure function of its part, so a new
+part leaves earlier shards unchanged.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ class PlannedImage(NamedTuple):
 
     Attributes:
       name: Name within the source.
-      height: Height in pixels, upright; None where the image's header cannot be read.
-      width: Width in pixels, upright; None where the image's header cannot be read.
+      height: Height in pixels, upright; None if the image's header cannot be read.
+      width: Width in pixels, upright; None if the image's header cannot be read.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Part:
 
     @cached_property
     def text(self) -> str:
-        """What the file of the part holds."""
+        """Content of the part's file."""
         return "".join(f"{json.dumps(row)}\n" for row in self.rows)
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """The part as the plan lists it."""
+        """Entry of the part in the plan."""
         return {"images": len(self.rows), "sha256": hashlib.sha256(self.text.encode()).hexdigest()}
 
     def shards(self, first: int, multiple: int, grouping: BatchLimits) -> list[Shard]:
@@ -73,21 +73,21 @@ def images_of(found: ImageScan) -> list[PlannedImage]:
 
 
 def resolve_parts(folder: Path, found: ImageScan, records: Sequence[dict[str, Any]], append: bool) -> list[Part]:
-    """Divides the images that a source holds now among the parts of a plan.
+    """Divides the images of a source among the parts of a plan.
 
     Args:
       folder: Folder of the data set, which holds the lists of the parts.
-      found: What the source holds.
-      records: Parts of the plan; none before the first start.
-      append: Whether new images become a part of their own.
+      found: Images of the source.
+      records: Parts of the plan; empty before the first start.
+      append: Whether new images become a new part.
 
     Raises:
-      UserError: If images of the plan are gone or have another size, or if there are new ones without `append`.
+      UserError: If images of the plan were removed or changed their size, or images were added and `append` is False.
     """
-    if len(records) <= 1:  # almost always: no list need be read
-        whole = Part(tuple(images_of(found)), 0)
-        if not records or records[0] == whole.record:
-            return [whole]
+    if len(records) <= 1:  # the usual case; no file needs to be read
+        part = Part(tuple(images_of(found)), 0)
+        if not records or records[0] == part.record:
+            return [part]
     now = {row.name: row for row in images_of(found)}
     parts: list[Part] = []
     gone: list[str] = []
@@ -116,7 +116,7 @@ def _refuse(folder: Path, found: ImageScan, gone: list[str], changed: list[str],
         if gone or changed:
             remedy = "restore the images, choose another folder, or begin anew with --force"
         raise UserError(
-            f"the images in {found.source.where} are not those that {printable(folder)} was begun with: "
+            f"the images in {found.source.where} differ from those that {printable(folder)} was started with: "
             f"{', '.join(told)}; {remedy}"
         )
 
@@ -125,12 +125,12 @@ def _read(path: Path, record: dict[str, Any]) -> tuple[PlannedImage, ...]:
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
-            raise ValueError("its SHA-256 is not that of the plan")
+            raise ValueError("its SHA-256 differs from that in the plan")
         return tuple(PlannedImage(*json.loads(line)) for line in content.splitlines())
     except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is missing or damaged ({error}), so that the images cannot be compared; get it again, choose "
-            "another folder, or begin anew with --force",
+            f"{path} is missing or damaged ({error}), so images cannot be compared; restore it, choose another folder, "
+            "or begin anew with --force",
             path=path,
         ) from error
 

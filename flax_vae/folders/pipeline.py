@@ -1,4 +1,4 @@
-"""Images to shards of latents: files are read, batches computed and shards written at the same time."""
+"""Encodes images to shards of latents; reads files, computes batches and writes shards concurrently."""
 
 import hashlib
 import time
@@ -22,24 +22,24 @@ from flax_vae.images import ImageScan, StorageError, pad_to_factor, to_float
 
 
 class Skips:
-    """Images that were passed over so far, in this and in earlier starts.
+    """Counts skipped images, of this and of earlier starts.
 
     Attributes:
-      most: Images that may be passed over.
-      count: Images passed over so far.
+      most: Maximum number of skipped images.
+      count: Number of skipped images so far.
     """
 
     def __init__(self, most: int):
         self.most, self.count = most, 0
 
     def add(self, *reasons: str) -> None:
-        """Counts images that cannot be read.
+        """Adds images that cannot be read.
 
         Args:
           reasons: One sentence for each image.
 
         Raises:
-          DataError: If they are too many.
+          DataError: If the number exceeds the maximum.
         """
         self.count += len(reasons)
         if reasons and self.count > self.most:
@@ -49,8 +49,8 @@ class Skips:
             )
 
 
-class Clock:
-    """When the devices had a batch to compute.
+class BusyTime:
+    """Measures how long the devices had a batch to compute.
 
     Attributes:
       busy: Seconds so far.
@@ -60,13 +60,13 @@ class Clock:
         self.busy, self._until = 0.0, 0.0
 
     def ran(self, begun: float, ended: float) -> None:
-        """A batch was there in this time; batches end in the order in which they began."""
+        """Adds the time of a batch; batches end in the order in which they start."""
         self.busy += max(ended - max(begun, self._until), 0.0)
         self._until = ended
 
 
 class _Job(NamedTuple):
-    """A batch, the shard that it belongs to, and whether it is the last of it."""
+    """A batch, its shard, and whether it is the last batch of the shard."""
 
     shard: int
     content: ShardContent
@@ -78,9 +78,9 @@ class _Source(NamedTuple):
     """An image that was read.
 
     Attributes:
-      sha256: SHA-256 of its content; None where it could not be opened.
-      views: The image as the model takes it, and its mirror image where that is wanted; None where it is damaged.
-      reason: What is wrong with it then.
+      sha256: SHA-256 of the content; None if it could not be opened.
+      views: Image as input of the model and, if `flip` is set, its mirror image; None if the image is damaged.
+      reason: Error message of a damaged image.
     """
 
     sha256: bytes | None
@@ -97,7 +97,7 @@ class _Good(NamedTuple):
 
 
 class _Computed(NamedTuple):
-    """What the devices are computing: since when, and for which entries, images and mirror images apart."""
+    """A computation on the devices: its start, and entries and results of images and of mirror images."""
 
     begun: float
     latents: list[tuple[list[LatentEntry], dict[str, Array]]]
@@ -105,15 +105,15 @@ class _Computed(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodePipeline:
-    """Computes shards.
+    """Computes and writes shards.
 
     Attributes:
-      found: What the source holds.
+      found: Images of the source.
       encoding: Settings of the encoding.
-      max_pixels: Pixels above which an image is computed alone, on several devices.
-      encoder: Model that encodes.
-      write: Function that is called with number and content of each shard, in order, in a thread of its own.
-      skips: Counter of the images that cannot be read.
+      max_pixels: Number of pixels above which an image is computed alone, on several devices.
+      encoder: Encoder of batches.
+      write: Function that writes a shard, called with number and content, in order, in a separate thread.
+      skips: Counter of skipped images.
     """
 
     found: ImageScan
@@ -123,17 +123,17 @@ class EncodePipeline:
     write: Callable[[int, ShardContent], None]
     skips: Skips
 
-    def __call__(self, shards: Sequence[Shard], progress: Progress) -> Clock:
-        """Computes and writes shards, one after the other.
+    def __call__(self, shards: Sequence[Shard], progress: Progress) -> BusyTime:
+        """Computes and writes shards in order.
 
         Returns:
-          How long the devices had something to do.
+          Duration in which the devices had a batch to compute.
 
         Raises:
-          DataError: If more images than may be passed over cannot be read.
+          DataError: If too many images cannot be read.
           UserError: If a latent is not finite.
         """
-        clock = Clock()
+        busy_time = BusyTime()
 
         def begin(threads: ThreadPoolExecutor, job: _Job) -> list[Future[_Source]]:
             return [threads.submit(self._read, job.batch, picture) for picture in job.batch.pictures]
@@ -144,12 +144,12 @@ class EncodePipeline:
 
         def collect(threads: ThreadPoolExecutor, job: _Job, computed: _Computed) -> None:
             jax.block_until_ready([latents for _, latents in computed.latents])
-            clock.ran(computed.begun, time.monotonic())
+            busy_time.ran(computed.begun, time.monotonic())
             self._keep(job, computed)
             progress.add(len(job.batch.pictures))
 
         stream(self._jobs(shards), begin, compute, collect)
-        return clock
+        return busy_time
 
     def _jobs(self, shards: Sequence[Shard]) -> Iterator[_Job]:
         for shard in shards:
@@ -158,7 +158,7 @@ class EncodePipeline:
                 yield _Job(shard.number, content, batch, batch is shard.batches[-1])
 
     def _read(self, batch: Batch, picture: ImageEntry) -> _Source:
-        """Reads an image once, so that the digest is that of what is decoded."""
+        """Reads an image once, so that digest and pixels belong to equal content."""
         sha256 = None
         try:
             source, index = self.found.source, self.found.positions[picture.name]
@@ -166,21 +166,21 @@ class EncodePipeline:
             sha256 = hashlib.sha256(content).digest()
             pixels = source.decode(index, content)
             if pixels.shape[:2] != (picture.height, picture.width):
-                # The image was exchanged meanwhile, or is a PNG that has its EXIF orientation behind its pixels.
+                # The image was replaced meanwhile, or is a PNG with its EXIF orientation after the pixels.
                 raise DataError(
                     f"{source.label(index)} is {pixels.shape[0]} x {pixels.shape[1]} pixels and was {picture.height} x "
-                    f"{picture.width} by its header; save it anew"
+                    f"{picture.width} by its header; save it again"
                 )
-        except StorageError:  # nothing is known of it: passing over it would leave a hole
+        except StorageError:  # the image may be intact, so it must not be skipped
             raise
         except DataError as error:
             return _Source(sha256, None, str(error))
-        # Mirrored before it is padded: what is added is below and on the right of both.
+        # Mirror before padding, so that both are padded at the bottom and on the right.
         views = [pixels, pixels[:, ::-1]] if self.encoding.flip else [pixels]
         return _Source(sha256, to_float(np.stack([pad_to_factor(view, self.encoding.multiple) for view in views])))
 
     def _gather(self, job: _Job, coming: list[Future[_Source]]) -> list[_Good]:
-        """The images of a batch that can be read."""
+        """Returns the images of a batch that can be read; counts the others."""
         good = []
         for picture, future in zip(job.batch.pictures, coming, strict=True):
             sha256, views, reason = future.result()
@@ -192,22 +192,25 @@ class EncodePipeline:
         return good
 
     def _compute(self, batch: Batch, good: list[_Good]) -> list[tuple[list[LatentEntry], dict[str, Array]]]:
-        """Starts the computation of the images, and of their mirror images."""
-        alone = batch.height * batch.width > self.max_pixels and len(self.encoder.devices) > 1
+        """Starts the computation of the images and of their mirror images."""
+        large = batch.height * batch.width > self.max_pixels and len(self.encoder.devices) > 1
         computed = []
         for flipped in (False, True)[: 1 + self.encoding.flip]:
             entries = [LatentEntry(p.number, p.name, p.height, p.width, flipped, sha256) for p, sha256, _ in good]
             images = np.stack([one.views[int(flipped)] for one in good])
             numbers = np.array([2 * entry.number + flipped for entry in entries], np.uint32)
-            latents = self.encoder.alone(images, numbers) if alone else self.encoder(batch.full, images, numbers)
+            if large:
+                latents = self.encoder.encode_across_devices(images, numbers)
+            else:
+                latents = self.encoder(batch.compiled_size, images, numbers)
             computed.append((entries, latents))
         return computed
 
     def _keep(self, job: _Job, computed: _Computed) -> None:
-        """Keeps what the devices gave, and writes the shard when it is whole."""
+        """Adds results to the shard, and writes the shard if it is complete."""
         for entries, latents in computed.latents:
             stored = {part: np.asarray(latents[part])[: len(entries)] for part in self.encoding.parts}
-            with np.errstate(over="ignore"):  # seen below
+            with np.errstate(over="ignore"):  # checked below
                 stored = {part: values.astype(self.encoding.dtype) for part, values in stored.items()}
             self._check(entries, stored)
             job.content.add(entries, stored)
@@ -219,6 +222,6 @@ class EncodePipeline:
             bad = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2, 3)))
             if len(bad):
                 raise UserError(
-                    f"the latent of {printable(entries[bad[0]].name)} is not finite in {self.encoding.dtype}; look at "
-                    "the weights, or compute and store in float32"
+                    f"the latent of {printable(entries[bad[0]].name)} is not finite in {self.encoding.dtype}; "
+                    "check the weights, or compute and store in float32"
                 )

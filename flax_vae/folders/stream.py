@@ -1,4 +1,4 @@
-"""Reading, computing and writing at the same time, each in the order of the jobs."""
+"""Runs reading, computing and writing concurrently, each in the order of the jobs."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +11,8 @@ J = TypeVar("J")
 R = TypeVar("R")
 C = TypeVar("C")
 
-_READ_AHEAD = 3  # jobs that are being read, or wait
-_IN_FLIGHT = 2  # jobs on the devices, or on their way back
+_READ_AHEAD = 3  # jobs that are being read or wait for the devices
+_IN_FLIGHT = 2  # jobs that are being computed or collected
 
 
 def stream(
@@ -21,16 +21,16 @@ def stream(
     compute: Callable[[J, R], C],
     collect: Callable[[ThreadPoolExecutor, J, C], None],
 ) -> None:
-    """Works through jobs, of which a few are under way at a time.
+    """Processes jobs, a few at a time.
 
     Args:
       jobs: Jobs, in order.
-      begin: Function that starts the reading for a job in the threads that it is given, and returns their futures.
-      compute: Function that waits for those futures, and starts the computation.
-      collect: waits for that, and puts away what comes of it; called in a thread of its own, one job after the other.
+      begin: Function that starts reading a job in the given threads, and returns futures.
+      compute: Function that waits for the futures and starts the computation.
+      collect: Function that waits for the results and stores them; called in a separate thread, job by job.
 
     Raises:
-      Exception: The first that one of them raises; nothing is under way then any more.
+      Exception: The first exception of these functions, after all others have ended.
     """
     threads = ThreadPoolExecutor(available_cpus(), thread_name_prefix="files")
     collector = ThreadPoolExecutor(1, thread_name_prefix="collect")
@@ -43,13 +43,13 @@ def stream(
         for future in returning:
             future.result()
     finally:
-        # In this order: a collector may be waiting for what it has asked of the threads.
+        # In this order, because a collector may be waiting for the threads.
         collector.shutdown(cancel_futures=True)
         threads.shutdown(cancel_futures=True)
 
 
 def _ahead(jobs: Iterable[J], begin: Callable[[J], R], count: int) -> Iterator[tuple[J, R]]:
-    """Each job with what `begin` made of it; so many have begun before their turn."""
+    """Yields each job with the result of `begin`, which is called for `count` jobs ahead."""
     begun: deque[tuple[J, R]] = deque()
     for job in jobs:
         begun.append((job, begin(job)))

@@ -1,4 +1,4 @@
-"""Reads the array of images in an `.npy` or `.npz` file; what the file claims is checked before memory is taken."""
+"""Reads the array of images in an `.npy` or `.npz` file; checks its header before allocating memory."""
 
 import math
 import zipfile
@@ -13,9 +13,9 @@ from flax_vae.errors import DataError
 
 
 def load_array(file: Path) -> np.ndarray:
-    """Returns the array of an `.npy` file, mapped into memory, or that of an `.npz` file, which is read whole.
+    """Returns the array of an `.npy` file as a memory map, or that of an `.npz` file in memory.
 
-    Of an `.npz` file it is the array `images` or `arr_0`, or else the only one.
+    From an `.npz` file, returns the array `images` or `arr_0`, or else the only one.
 
     Raises:
       DataError: If the file is missing or damaged, holds no such array, or would take far more memory than its size.
@@ -51,7 +51,7 @@ def _load_member(file: Path) -> np.ndarray:
 
 
 def _check_header(stream: IO[bytes], size: int) -> None:
-    """Compares the shape that a header claims with the bytes that there are."""
+    """Compares the shape in a header with the size of the data."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)

@@ -1,4 +1,4 @@
-"""Embedded colour profiles, applied as a viewer applies them."""
+"""Applies embedded colour profiles, as viewers do."""
 
 import functools
 import io
@@ -8,17 +8,17 @@ import numpy as np
 from PIL import Image, ImageCms
 
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # a profile's colour space, and Pillow's mode
-_NOTHING = 2  # of 255: sRGB by another name, rounded; such images stay bit for bit what is stored
+_NOTHING = 2  # of 255; a profile that changes less is sRGB up to rounding, and the pixels are returned as stored
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
     """Converts the colours of an image to sRGB, from its embedded profile.
 
-    An image without a profile is returned as it is, and so, as in viewers, is one whose profile is damaged, belongs to
-    another kind of colours, or is sRGB.  Transparency is kept.
+    Returns the image unchanged if it has no profile or, as in viewers, if the profile is damaged, is for another colour
+    space, or is sRGB.  Keeps transparency.
 
     Args:
-      image: Decoded image in any mode but 16-bit ones.
+      image: Decoded image in any mode except 16-bit ones.
     """
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or not profile:
@@ -35,7 +35,7 @@ def in_srgb(image: Image.Image) -> Image.Image:
         return image
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     colours = ImageCms.applyTransform(image if image.mode == mode else image.convert(mode), transform)
-    if colours is None:  # only where it was asked to work in place
+    if colours is None:  # only for in-place conversion
         return image
     if alpha is not None:
         colours.putalpha(alpha)
@@ -44,7 +44,7 @@ def in_srgb(image: Image.Image) -> Image.Image:
 
 @functools.lru_cache(maxsize=32)
 def _mode(profile: bytes) -> str | None:
-    """The mode of Pillow that a profile describes, or None."""
+    """Returns Pillow's mode for a profile, or None."""
     try:
         described: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile
         return _SPACES.get(described.xcolor_space.strip())
@@ -54,7 +54,7 @@ def _mode(profile: bytes) -> str | None:
 
 @functools.lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """To sRGB, or None where that changes nothing or cannot be done."""
+    """Returns the transform to sRGB; None if it changes nothing or is not possible."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")

@@ -1,4 +1,4 @@
-"""Original, reconstruction and difference beside each other, with the scores above them."""
+"""Draws original, reconstruction and difference side by side, with scores above them."""
 
 import os
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from flax_vae.convert.files import atomic_file
 from flax_vae.images.scores import Comparison
 
-_MOST_AMPLIFIED = 32  # there a difference of one step is a dark grey
+_MOST_AMPLIFIED = 32  # a difference of one step is then dark grey
 
 
 @dataclass(frozen=True)
 class PanelLayout:
-    """How large things are, in pixels.
+    """Sizes of a drawing, in pixels.
 
     Attributes:
       largest: Longest side of an image; a larger image is reduced.
@@ -35,7 +35,7 @@ class PanelLayout:
     title: int = 14
 
 
-# A picture to be looked at by itself.
+# For a picture that is viewed on its own.
 WIDE = PanelLayout(largest=1024, smallest=256, gap=16, line=30, text=18, title=24)
 
 
@@ -61,10 +61,10 @@ def draw_comparison(
     images = [_fitted(Image.fromarray(pixels), layout) for pixels in (original, reconstruction, difference)]
     title, font = (ImageFont.load_default(size) for size in (layout.title, layout.text))
     width, height = images[0].size
-    # Narrow images stand as far apart as their labels need.
+    # Labels may be wider than narrow images.
     column = max([width, *(_length(label, font) for label in labels)]) + layout.gap
     top = layout.line * (len(captions) + bool(labels))
-    # The name of a file may hold the end of a line, which Pillow would not measure.
+    # File names may contain newlines, which Pillow does not measure.
     lines = [(caption.replace("\n", " "), font if index else title) for index, caption in enumerate(captions)]
     needed = max([2 * column + width, 3 * column - layout.gap if labels else 0, *(_length(*line) for line in lines)])
     row = Image.new("RGB", (needed, top + height), "white")
@@ -79,7 +79,7 @@ def draw_comparison(
 
 
 def stack(rows: Sequence[Image.Image], layout: PanelLayout) -> Image.Image:
-    """Puts rows below one another, on white."""
+    """Stacks rows vertically on white."""
     gap = layout.gap
     size = (max(row.width for row in rows) + 2 * gap, sum(row.height + gap for row in rows) + gap)
     picture = Image.new("RGB", size, "white")
@@ -91,7 +91,7 @@ def stack(rows: Sequence[Image.Image], layout: PanelLayout) -> Image.Image:
 
 
 def save_png(path: str | os.PathLike[str], picture: Image.Image, *, force: bool = False) -> None:
-    """Writes a PNG file, whole or not at all.
+    """Writes a PNG file atomically.
 
     Raises:
       OSError: As `flax_vae.convert.files.atomic_file`.
@@ -101,7 +101,7 @@ def save_png(path: str | os.PathLike[str], picture: Image.Image, *, force: bool 
 
 
 def visible_factor(comparison: Comparison) -> int:
-    """A power of two by which the difference can be seen: the strongest hundredth of it becomes half bright or more."""
+    """Returns a power of two that makes the strongest hundredth of the difference at least half bright."""
     strong = float(np.percentile(_difference(comparison), 99))
     factor = 1
     while factor < _MOST_AMPLIFIED and strong * factor < 128:
@@ -110,7 +110,7 @@ def visible_factor(comparison: Comparison) -> int:
 
 
 def _difference(comparison: Comparison) -> Int16[np.ndarray, "h w 3"]:
-    """Absolute, of each channel; wide enough to be multiplied."""
+    """Returns the absolute difference per channel, as int16 so that it can be amplified."""
     return np.abs(comparison.original.astype(np.int16) - comparison.reconstruction)
 
 

@@ -1,4 +1,4 @@
-"""What lies in a folder of images: those that are read, and all the rest, so that nothing is passed over in silence."""
+"""Lists a folder of images, including the files that are not read."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from flax_vae.images.formats import FORMATS, SUFFIXES, UNREAD
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The files below a folder.  All names are paths relative to it, sorted.
+    """Files below a folder.  Names are sorted paths relative to it.
 
     Attributes:
       folder: Folder that was searched.
@@ -34,7 +34,7 @@ class ImageFolder:
 
     @property
     def notes(self) -> list[str]:
-        """One line for each kind of thing that is not read; none where there are images alone."""
+        """One line for each kind of entry that is not read; empty if there are images only."""
         notes = []
         if self.unread:
             hints = dict.fromkeys(UNREAD[Path(name).suffix.lower()] for name in self.unread)
@@ -52,7 +52,7 @@ class ImageFolder:
         """Refuses a folder without images.
 
         Raises:
-          DataError: If there is none, naming what there is instead.
+          DataError: If it holds none; names the other files.
         """
         if not self.images:
             instead = "".join(f"; {note}" for note in self.notes)
@@ -64,19 +64,19 @@ class ImageFolder:
 
 
 def list_folder(folder: Path) -> ImageFolder:
-    """Lists all files below a folder, by their names alone.
+    """Lists all files below a folder by their names.
 
-    Links to files and to folders are followed.  A folder that can be reached in several ways is listed once: under its
-    own name, or else under that of the first link, in order of the names.  Hidden files and folders are not read.
+    Follows links to files and folders.  A folder that can be reached in several ways is listed once, under its own name
+    or else under that of the first link in order.  Hidden files and folders are not read.
 
     Raises:
       DataError: If it is not a folder, or a folder below it cannot be listed.
     """
     if not folder.is_dir():
-        raise DataError(f"{printable(folder)} is no folder; give one with images in it or below it", path=folder)
+        raise DataError(f"{printable(folder)} is not a folder; give one with images in it or below it", path=folder)
     found: dict[str, list[str]] = {"images": [], "unread": [], "other": [], "lost": [], "repeated": []}
     seen: set[tuple[int, int]] = set()
-    # Linked folders wait until all folders that lie here themselves are listed.
+    # Linked folders come after all folders that are here themselves.
     here, linked = [""], []
     while here or linked:
         name = here.pop() if here else linked.pop(0)
@@ -98,10 +98,11 @@ def list_folder(folder: Path) -> ImageFolder:
 def _kind(entry: "os.DirEntry[str]") -> str:
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
-    except OSError as error:  # a link that leads to itself, or to a place that cannot be looked at
+    except OSError as error:  # a link to itself, or to a place that cannot be read
         if error.errno not in (errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG):
             raise DataError(
-                f"{printable(entry.path)} cannot be looked at ({os.strerror(error.errno or 0)})", path=entry.path
+                f"{printable(entry.path)} cannot be read ({os.strerror(error.errno or 0)}); repair or remove it",
+                path=entry.path,
             ) from error
         is_folder = is_file = False
     if entry.name.startswith("."):

@@ -1,4 +1,4 @@
-"""Which image files are read, and what the others are.  Needs no Pillow."""
+"""Image formats that are read, and advice for others.  Imports no Pillow."""
 
 # The allow-list: Pillow's name of each format, and the endings of its files.  Pillow itself opens some forty, and
 # starts another program for one of them, PostScript.
@@ -16,19 +16,19 @@ READ: dict[str, tuple[str, ...]] = {
 }
 SUFFIXES = frozenset(suffix for suffixes in READ.values() for suffix in suffixes)
 FORMATS = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and TGA"  # as help, messages and README list them
-# The addresses of images as help, messages and README list them; `flax_vae.images.open_images` has the details.
+# Addresses of images as listed in help, messages and README; see `flax_vae.images.open_images` for details.
 ADDRESSES = (
     "a folder (searched recursively), an image file, an .npy or .npz file, ArrayRecord files, or hf:NAME for a Hugging "
     "Face data set on the hub or on disk"
 )
 
-# Pictures that people have in their folders and that are not read: what they are, and what reads them.
+# Formats that are not read: their kind, and advice.
 _PHOTOGRAPH = "save it as JPEG or PNG, for example with pillow-heif or heif-convert"
 _RAW = "develop it to JPEG or PNG, for example with rawpy or darktable"
 _LAYERS = "export it as PNG"
 _DRAWING = "draw it as PNG, for example with Inkscape"
 _PAGES = "draw its pages as PNG, for example with pdftoppm"
-_FILM = "save the frames that are meant as PNG, for example with ffmpeg"
+_FILM = "save the frames as PNG, for example with ffmpeg"
 _OTHER = "save it as PNG, for example with ImageMagick"
 UNREAD: dict[str, tuple[str, str]] = {
     **dict.fromkeys((".heic", ".heif", ".hif"), ("HEIF", _PHOTOGRAPH)),
@@ -82,7 +82,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
 
 
 def what_is(head: bytes) -> tuple[str, str] | None:
-    """What a file that is not read is, by its first bytes, and what to do with it; None where they are unknown.
+    """Returns kind and advice for a file that is not read, by its first bytes; None if it is unknown.
 
     Args:
       head: The first 32 bytes or more.

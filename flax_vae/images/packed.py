@@ -21,7 +21,7 @@ from flax_vae.images.sources import FileSource, ImageSource
 class ArraySource(ImageSource):
     """One array of equally large 8-bit images; an `.npy` file stays on the disk and is mapped into memory.
 
-    Of an `.npz` file, which has to be read whole, it is the array `images` or `arr_0`, or else the only one.
+    An `.npz` file is read into memory; its array is `images` or `arr_0`, or else the only one.
     """
 
     def __init__(self, file: Path):

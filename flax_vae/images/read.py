@@ -25,24 +25,24 @@ from flax_vae.images.sizes import to_float
 
 _SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 _REFUSED_MODES = {"I": "32-bit integers", "F": "floating-point numbers"}
-_END = 4096  # bytes at each end of a file, where not all of it is read
-_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})  # as lasting as a damaged file, unlike a disk that fails
+_END = 4096  # bytes read at each end of a file for a quick digest
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})  # permanent, like a damaged file and unlike a failing disk
 
 
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
-_MOST_BYTES = 1 << 30  # of a file: an uncompressed one of the most pixels and 16 bits takes 0.7 GB
-_MOST_AT_ONCE = 1 << 28  # of a file that its decoder takes whole into memory, as those of AVIF and WebP do
-_MOST_SCANS = 200  # of a progressive JPEG, each of which is decoded over all of it; cameras write about ten
-_LARGE_TILE = 1 << 24  # pixels of a tile of a TIFF, where the image itself has fewer
-_HEAD = 64  # bytes by which a file is told that is not read
+_MOST_BYTES = 1 << 30  # bytes of a file; an uncompressed one with the maximum of pixels in 16 bits has 0.7 GB
+_MOST_AT_ONCE = 1 << 28  # bytes of a file that its decoder reads at once, as for AVIF and WebP
+_MOST_SCANS = 200  # scans of a progressive JPEG, each as expensive as a whole image; cameras write about ten
+_LARGE_TILE = 1 << 24  # pixels of a tile of a TIFF, if the image has fewer
+_HEAD = 64  # bytes that identify a format that is not read
 
 
 class StorageError(DataError):
-    """An image could not be fetched, so that nothing is known of it: trying again later may well succeed."""
+    """An image could not be fetched; a later attempt may succeed."""
 
 
 def image_size(file: Path | bytes, name: str | None = None) -> tuple[int, int]:
-    """Returns height and width as a viewer shows them, from the header alone.
+    """Returns the upright height and width from the header of an image.
 
     Args:
       file: Path of the file, or its content.
@@ -57,11 +57,11 @@ def image_size(file: Path | bytes, name: str | None = None) -> tuple[int, int]:
 
 
 def file_digest(file: Path | bytes | memoryview, *, whole: bool = True) -> tuple[int, str]:
-    """Returns the bytes in a file, and the SHA-256 of them, or of its ends, in hexadecimal.
+    """Returns size and SHA-256 of a file, or the SHA-256 of both ends, in hexadecimal.
 
     Args:
       file: Path of the file, or its content.
-      whole: Whether to read all of it instead of the first and the last 4 KiB.
+      whole: Whether to read the whole file instead of the first and the last 4 KiB.
 
     Raises:
       StorageError: If the file is gone, or the disk fails.
@@ -89,15 +89,15 @@ def file_digest(file: Path | bytes | memoryview, *, whole: bool = True) -> tuple
 
 
 def file_content(path: Path, name: str | None = None) -> bytes:
-    """Returns what is in an image file.
+    """Returns the content of an image file.
 
     Args:
       path: Path of the file.
       name: Name of the file in errors; None means its path.
 
     Raises:
-      StorageError: If the file is there no longer, or the disk fails.
-      DataError: If it may not be read, is no regular file, or has too many bytes.
+      StorageError: If the file is gone, or the disk fails.
+      DataError: If it may not be read, is not a regular file, or has too many bytes.
     """
     name = name or printable(path)
     with _explained(name, "cannot be read"), closing(_stream(path, name)) as stream:
@@ -105,19 +105,18 @@ def file_content(path: Path, name: str | None = None) -> bytes:
 
 
 def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture a viewer would show, as 8-bit RGB.
+    """Returns an image as a viewer shows it, in 8-bit RGB.
 
-    The EXIF orientation and the embedded colour profile are applied, transparency is laid over white, 16-bit grey is
-    scaled (Pillow's own conversion would clip it; of 16-bit colours it keeps the high byte), palettes, grey and CMYK
-    are converted.
+    Applies the EXIF orientation and the embedded colour profile, composites transparency over white, scales 16-bit grey
+    (Pillow's conversion would clip it; of 16-bit colours it keeps the high byte), and converts palettes, grey and CMYK.
 
     Args:
       file: Path of the file, or its content.
       name: Name of the file in errors; None means its path.
 
     Raises:
-      StorageError: As `image_size`.
-      DataError: As `image_size`, and if the pixels are truncated or of a kind that has no agreed range.
+      StorageError: As in `image_size`.
+      DataError: As in `image_size`, or if the pixels are truncated or have a type without a standard range.
     """
     name = name or _path_of(file)
     with _opened(file, name, whole=True) as image, _explained(name, "cannot be decoded"):
@@ -127,7 +126,7 @@ def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray,
 
 
 def read_model_input(path: Path, params: AutoEncoderParams) -> Float[np.ndarray, "1 h w c"]:
-    """Returns an image as a model takes it: in [-1, 1], without the last rows and columns that fill no whole latent.
+    """Returns an image in [-1, 1] for a model, cropped to multiples of its factor.
 
     Args:
       path: Path of the file.
@@ -153,7 +152,9 @@ def read_model_input(path: Path, params: AutoEncoderParams) -> Float[np.ndarray,
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in _REFUSED_MODES:
-        raise DataError(f"{name} holds {_REFUSED_MODES[image.mode]}, which have no agreed white; convert it to 8 bits")
+        raise DataError(
+            f"{name} holds {_REFUSED_MODES[image.mode]}, which have no standard range; convert it to 8 bits"
+        )
     if image.mode in _SIXTEEN_BITS:
         scaled = np.asarray(image).astype(np.float32) / 257.0  # 65535 / 257 = 255
         grey = Image.fromarray(np.round(scaled).astype(np.uint8))
@@ -168,16 +169,16 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 @contextmanager
 def _opened(file: Path | bytes, name: str, *, whole: bool = False) -> Iterator[Image.Image]:
-    """The image with only its header read, checked for what would go wrong later.
+    """Opens an image, reads its header and checks it.
 
     Args:
       file: Path of the file, or its content.
       name: Name of the file in errors.
-      whole: Whether the pixels are to be read too.
+      whole: Whether the caller will read the pixels too.
     """
     with _explained(name, "is damaged"), closing(_stream(file, name)) as stream:
         try:
-            # By content, whatever it is called; only files of Truevision have nothing to be known by.
+            # By content instead of name; only TGA files have no signature.
             tga = name.lower().endswith(READ["TGA"])
             image = Image.open(stream, formats=_FORMATS if tga else _KNOWN_BY_CONTENT)  # pyright: ignore[reportArgumentType]
         except UnidentifiedImageError as error:
@@ -186,18 +187,18 @@ def _opened(file: Path | bytes, name: str, *, whole: bool = False) -> Iterator[I
             _check(image, name)
             if whole:
                 _check_scans(image, stream, name)
-                stream.metered = image.format != "BMP"  # whose runs Pillow reads byte by byte
+                stream.metered = image.format != "BMP"  # Pillow reads runs of BMP byte by byte
             yield image
 
 
 def _stream(file: Path | bytes, name: str) -> "_Metered":
-    """The content of a regular file, or of bytes."""
+    """Opens a regular file, or bytes, as a stream."""
     if isinstance(file, bytes):
         size, raw = len(file), io.BytesIO(file)
     else:
-        status = os.stat(file)  # before it is opened: that alone waits for whoever writes into a pipe
+        status = os.stat(file)  # before opening, which would wait for a writer of a pipe
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file but a pipe or a device"
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
             raise DataError(f"{name} is {kind}; give an image file")
         size = status.st_size
         raw = open(file, "rb")  # noqa: SIM115 - the caller closes it
@@ -208,10 +209,10 @@ def _stream(file: Path | bytes, name: str) -> "_Metered":
 
 
 class _Metered:
-    """A file that ends what asks for it in more pieces than an image has.
+    """A file that limits the number of reads.
 
-    Pillow walks through chunks, markers, extensions and pages one by one, so a small file of empty ones keeps it busy
-    for minutes.  Those of real images have some hundred bytes and more.
+    Pillow reads chunks, markers, extensions and pages one by one, so a small file with many empty ones would keep it
+    busy for minutes.  In real images they have at least some hundred bytes.
 
     Attributes:
       metered: Whether reads are counted.
@@ -225,10 +226,10 @@ class _Metered:
     def read(self, size: int | None = -1) -> bytes:
         self._left -= self.metered
         if self._left < 0:
-            raise DataError(f"{self._name} is cut into too many pieces for an image; save it anew, or remove it")
+            raise DataError(f"{self._name} has too many parts for an image; save it again, or remove it")
         if (size is None or size < 0 or size > _MOST_AT_ONCE) and self._size > _MOST_AT_ONCE:
             raise DataError(
-                f"{self._name} has {self._size:,} bytes, more than the {_MOST_AT_ONCE:,} that its format is read with; "
+                f"{self._name} has {self._size:,} bytes, more than {_MOST_AT_ONCE:,}, the limit of its format; "
                 "make it smaller"
             )
         return self._raw.read(-1 if size is None else size)
@@ -237,7 +238,7 @@ class _Metered:
         self._raw.close()
 
     def content(self) -> bytes:
-        """All of it, whatever the limits."""
+        """Returns the whole file, without limits."""
         self._raw.seek(0)
         return self._raw.read()
 
@@ -246,17 +247,17 @@ class _Metered:
 
 
 def _unknown(stream: _Metered, name: str) -> DataError:
-    """What to say of a file of no format that is read."""
+    """Returns the error about a file of a format that is not read."""
     stream.seek(0)
     known = what_is(stream.read(_HEAD))
     if known is None:
-        return DataError(f"{name} is no image that Pillow can read, damaged or of another format; replace or remove it")
-    return DataError(f"{name} is no image that Pillow can read: it is {known[0]}; {known[1]}")
+        return DataError(f"{name} is not an image that Pillow can read; replace or remove it")
+    return DataError(f"{name} is not an image that Pillow can read: it is {known[0]}; {known[1]}")
 
 
 def _check(image: Image.Image, name: str) -> None:
-    # Pillow only warns up to twice its limit, and by then a small file may ask for gigabytes.  Its warning is not made
-    # an error here: the filters of warnings belong to the whole process, and other threads are opening images too.
+    # Up to twice its limit Pillow only warns, although a small file may already need gigabytes.  Turning the warning
+    # into an error would change the filters of the whole process, in which other threads open images too.
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
         raise _too_large(name)
@@ -266,33 +267,33 @@ def _check(image: Image.Image, name: str) -> None:
         if not all(isinstance(side, int) for side in tile) or tile[0] * tile[1] > max(
             _LARGE_TILE, image.width * image.height
         ):
-            raise DataError(f"{name} has tiles of {tile[0]} x {tile[1]} pixels; save it anew, without tiles")
-    # Whether there is a second one, not how many: of some formats they would all be walked through.  A telephone's JPEG
-    # ("MPO") has its picture first; what follows, such as a map of depths, no viewer shows.
+            raise DataError(f"{name} has tiles of {tile[0]} x {tile[1]} pixels; save it again, without tiles")
+    # `is_animated` does not count the frames, which is slow for some formats.  A phone's JPEG ("MPO") holds the image
+    # first, and then data that viewers do not show, such as a depth map.
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise DataError(f"{name} has several frames or pages; save the one that is meant as an image of its own")
+        raise DataError(f"{name} has several frames or pages; save one of them as an image")
 
 
 def _check_scans(image: Image.Image, stream: _Metered, name: str) -> None:
     if image.format in ("JPEG", "MPO") and image.info.get("progressive"):
         stream.seek(0)
         if stream.read().count(b"\xff\xda") > _MOST_SCANS:
-            raise DataError(f"{name} is a JPEG of more than {_MOST_SCANS} scans; save it anew, or remove it")
+            raise DataError(f"{name} is a JPEG of more than {_MOST_SCANS} scans; save it again, or remove it")
 
 
 def _is_rotated(image: Image.Image) -> bool:
     """Returns whether a viewer exchanges height and width."""
-    if image.format == "TIFF":  # Pillow gives the upright size of these
+    if image.format == "TIFF":  # Pillow returns their upright size
         return False
     try:
-        # Not the PNG's own method, which would decode all pixels in order to look behind them.
+        # The method of PNG images would decode all pixels to read metadata after them.
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) in _ROTATED
-    except Exception:  # damaged notes: what comes of them is seen when the pixels are read
+    except Exception:  # damaged metadata; reading the pixels reports it
         return False
 
 
 def _available() -> tuple[str, ...]:
-    """The formats of `READ` that this Pillow has."""
+    """Returns the formats of `READ` that this Pillow supports."""
     for plugin in _PLUGINS:
         with suppress(ImportError):
             importlib.import_module(f"PIL.{plugin}ImagePlugin")
@@ -310,14 +311,14 @@ def _too_large(name: str) -> DataError:
 
 @contextmanager
 def _explained(name: str, trouble: str) -> Iterator[None]:
-    """Whatever Pillow raises, as one sentence."""
+    """Converts exceptions of Pillow to one sentence."""
     try:
         yield
     except (DataError, MemoryError):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(name) from error
-    except Exception as error:  # a decoder raises what it trips over: damage alone gave TypeError, struct.error, ...
+    except Exception as error:  # on damaged files decoders raise TypeError, struct.error and others
         number = getattr(error, "errno", None)
         if number is None:
             raise DataError(f"{name} {trouble} ({error}); replace or remove it") from error
@@ -325,7 +326,7 @@ def _explained(name: str, trouble: str) -> Iterator[None]:
 
 
 def _unopened(name: str, number: int | None) -> DataError:
-    """The error for a file that the operating system does not give."""
+    """Returns the error about a file that cannot be opened."""
     reason = f"{name} cannot be opened ({os.strerror(number or 0)})"
     if number in _FORBIDDEN:
         return DataError(f"{reason}; make it readable, or remove it")

@@ -16,14 +16,14 @@ from flax_vae.images.packed import ArrayRecordSource, ArraySource, HuggingFaceSo
 from flax_vae.images.read import StorageError
 from flax_vae.images.sources import FolderSource, ImageSource, SingleImageSource
 
-_THREADS = 16  # mostly waiting
+_THREADS = 16  # they mostly wait
 _CHUNK = 4096  # images at a time, so that millions need little memory
 
 T = TypeVar("T")
 
 
 def open_images(address: str) -> ImageSource:
-    """Opens the images at an address, of which there is at least one.
+    """Opens the images at an address, at least one.
 
     Args:
       address: Address of the images, one of
@@ -36,7 +36,7 @@ def open_images(address: str) -> ImageSource:
           that `save_to_disk` wrote, or one that `load_dataset` understands (the `datasets` extra).
 
     Raises:
-      DataError: If there is no image, or the package that reads the address is not installed.
+      DataError: If the address holds no image, or needs a package that is not installed.
     """
     source = _open(address)
     if not len(source):
@@ -63,7 +63,7 @@ def _open(address: str) -> ImageSource:
 
 @dataclass(frozen=True)
 class ImageScan:
-    """The sizes of images, and what is wrong with those that have none.
+    """Sizes of images, and errors of those whose headers cannot be read.
 
     Attributes:
       source: Source of the images.
@@ -77,7 +77,7 @@ class ImageScan:
 
     @property
     def reasons(self) -> list[str]:
-        """One sentence for each image whose header cannot be read."""
+        """Error message of each image whose header cannot be read."""
         return [str(error) for error in self.errors.values()]
 
     @cached_property
@@ -89,7 +89,7 @@ class ImageScan:
         """Refuses images whose headers cannot be read, all in one message.
 
         Raises:
-          DataError: If there is one.
+          DataError: If the header of any image cannot be read.
         """
         if self.errors:
             raise DataError(shorten_sentences(self.reasons))
@@ -103,7 +103,7 @@ def scan_images(source: ImageSource, indices: Iterable[int] | None = None) -> Im
       indices: Numbers of the images; None means all.
 
     Raises:
-      StorageError: If the disk fails, so that nothing is known of an image.
+      StorageError: If images cannot be fetched, for example because the disk fails.
     """
     found = ImageScan(source, {}, {})
     for index, size in in_threads(source.size, range(len(source)) if indices is None else indices):
@@ -138,7 +138,7 @@ def require_storage(errors: Iterable[DataError]) -> None:
     """Raises one error for all images that could not be fetched.
 
     Raises:
-      StorageError: If there is one among the errors.
+      StorageError: If any of the errors is one.
     """
     storage = [str(error) for error in errors if isinstance(error, StorageError)]
     if storage:

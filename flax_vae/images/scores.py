@@ -1,4 +1,4 @@
-"""How close a reconstruction is: PSNR and SSIM of 8-bit images, and the record that holds them."""
+"""Scores of reconstructions: PSNR and SSIM of 8-bit images."""
 
 import math
 from typing import NamedTuple
@@ -15,15 +15,15 @@ _SIGMA = 1.5  # Wang et al.: the window is Gaussian with this standard deviation
 
 
 class ImageScores(NamedTuple):
-    """How close one reconstruction is.
+    """Scores of a reconstruction.
 
     Attributes:
       name: Name of the image.
       height: Height in pixels.
       width: Width in pixels.
       psnr: PSNR in decibels; infinite for equal images.
-      ssim: None for an image smaller than its window.
-      lpips: None where it was not asked for, or the image is too small for the network.
+      ssim: SSIM; None for an image smaller than its window.
+      lpips: LPIPS; None if it was not computed, or the image is too small for the network.
     """
 
     name: str
@@ -34,14 +34,14 @@ class ImageScores(NamedTuple):
     lpips: float | None
 
     def in_words(self) -> list[str]:
-        """The scores that there are, each with its name."""
+        """Returns the available scores as text, each with its name."""
         words = [f"PSNR {self.psnr:.2f} dB"]
         words += [f"SSIM {self.ssim:.3f}"] if self.ssim is not None else []
         return words + ([f"LPIPS {self.lpips:.4f}"] if self.lpips is not None else [])
 
 
 class Comparison(NamedTuple):
-    """An image, what the model made of it, and its scores."""
+    """An image, its reconstruction, and the scores."""
 
     original: UInt8[np.ndarray, "h w 3"]
     reconstruction: UInt8[np.ndarray, "h w 3"]
@@ -54,7 +54,7 @@ def compare_images(
     reconstruction: UInt8[np.ndarray, "h w 3"],
     lpips: float | None = None,
 ) -> Comparison:
-    """Measures PSNR and, where the image holds its window, SSIM.
+    """Computes PSNR and, if the image is large enough for its window, SSIM.
 
     Args:
       name: Name of the image.
@@ -72,7 +72,7 @@ def compare_images(
 
 
 def psnr(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"]) -> float:
-    """Peak signal-to-noise ratio in decibels, `10 log10(255² / MSE)` over all pixels and channels; inf if equal.
+    """Returns the peak signal-to-noise ratio in decibels, `10 log10(255² / MSE)`; infinite for equal images.
 
     Raises:
       ValueError: If the two are not 8-bit images of one shape.
@@ -83,7 +83,7 @@ def psnr(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
 
 
 def ssim(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"]) -> float:
-    """Structural similarity, at most 1: the mean over all whole windows and channels.
+    """Returns the structural similarity, at most 1, averaged over all complete windows and channels.
 
     The original definition: Gaussian weights, K1 = 0.01, K2 = 0.03, population covariance, no padding.
 
@@ -106,7 +106,7 @@ def ssim(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
 
 
 def _blur(x: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h2 w2 c"]:
-    """The Gaussian mean of each whole window: `h - 10` by `w - 10` of them."""
+    """Returns the Gaussian mean of each complete window, `h - 10` by `w - 10`."""
     weights = np.exp(-0.5 * (np.arange(-_RADIUS, _RADIUS + 1) / _SIGMA) ** 2)
     weights /= weights.sum()
     for axis in (0, 1):

@@ -35,7 +35,7 @@ class ImageSource(Protocol):
         """Returns an image as a viewer shows it, in 8-bit RGB.
 
         Raises:
-          IndexError: If there is no such image.
+          IndexError: If the index is out of range.
           DataError: If the image cannot be used.
           StorageError: If the image cannot be fetched.
         """
@@ -47,12 +47,12 @@ class ImageSource(Protocol):
         return str(index)
 
     def label(self, index: int) -> str:
-        """Returns what messages call an image, such as `photos.npz[12]`."""
+        """Returns the name of an image in messages, such as `photos.npz[12]`."""
         return f"{Path(self.where).name}[{index}]"
 
     @abstractmethod
     def size(self, index: int) -> tuple[int, int]:
-        """Returns height and width of an image as `source[index]` has them, from its header alone.
+        """Returns height and width of `source[index]`, from the header of the image.
 
         Raises:
           DataError: If the image cannot be used.
@@ -61,10 +61,10 @@ class ImageSource(Protocol):
 
     @abstractmethod
     def content(self, index: int) -> bytes | memoryview:
-        """Returns what is stored of an image: the bytes of an image file, or of pixels.
+        """Returns the stored bytes of an image: of an image file, or of pixels.
 
         Raises:
-          DataError: If there is nothing to read.
+          DataError: If the entry is empty.
           StorageError: If the image cannot be fetched.
         """
 
@@ -117,7 +117,7 @@ class FolderSource(FileSource):
         """Lists the files.
 
         Raises:
-          DataError: If there is no image file, or see `flax_vae.images.list_folder`.
+          DataError: If the folder holds no image file, or as in `flax_vae.images.list_folder`.
         """
         listed = list_folder(folder)
         listed.require_images()
@@ -187,7 +187,7 @@ class ImageSubset(ImageSource):
         return self._source.name(self._indices[index])
 
     def label(self, index: int) -> str:
-        """Returns what messages of the other source call an image."""
+        """Returns the name of an image in messages of the underlying source."""
         return self._source.label(self._indices[index])
 
     def size(self, index: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""A finished model on images of any size: reconstruction, decoding in bands, work spread over devices.
+"""Runs a trained model on images of any size: reconstruction, decoding in bands, several devices.
 
 Imports the model and `flax_vae.images`; used by the commands and by evaluation.
 """
@@ -11,15 +11,20 @@ if TYPE_CHECKING:
     from flax_vae.inference.banded_decode import decode_in_bands
     from flax_vae.inference.data_parallel import DataParallel, rows_of
     from flax_vae.inference.model import load_model
-    from flax_vae.inference.over_devices import DECODES, ENCODES, decode_over_devices, moments_over_devices
+    from flax_vae.inference.over_devices import (
+        DECODER_PARAMS,
+        ENCODER_PARAMS,
+        decode_over_devices,
+        moments_over_devices,
+    )
     from flax_vae.inference.reconstruction import Reconstruction, needs_bands, reconstruct
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
-    "DECODES",
+    "DECODER_PARAMS",
     "DataParallel",
-    "ENCODES",
+    "ENCODER_PARAMS",
     "Reconstruction",
     "decode_in_bands",
     "decode_over_devices",

@@ -1,8 +1,8 @@
-"""A band of rows on its way through the decoder: what the device computes when it gets a large image piece by piece.
+"""Operations of the decoder on a band of rows, for large images that are decoded band by band.
 
-A band brings along the rows above and below that its convolutions reach.  Each convolution uses some of them up, so
-that what comes out is what the whole map would have given.  A band knows where in the map it stands, because a
-convolution sees zeros outside.
+A band includes the rows above and below that its convolutions reach.  Each convolution consumes some of them, so that
+the result equals that of the whole map.  A band stores its position in the map, because convolutions pad with zeros at
+the edges of the map.
 
 Shapes: `n` rows of a band, `h w` height and width of a map, `c` channels, `t` width of the time embedding.
 """
@@ -28,7 +28,7 @@ BandWeights = dict[str, Any]
 
 @dataclass(frozen=True)
 class Band:
-    """Consecutive rows of a map that is `height` high; the first is row `start`, and some may lie outside."""
+    """Consecutive rows of a map of `height` rows; the first is row `start`, and some may lie outside the map."""
 
     x: Float[Array, "1 n w c"]
     start: Array
@@ -39,27 +39,27 @@ class Band:
         return Band(self.x[:, rows : self.x.shape[1] - rows], self.start + rows, self.height)
 
     def padded(self) -> Float[Array, "1 n w c"]:
-        """Returns the rows, zero where they lie outside the map: what a convolution of the whole map sees there."""
+        """Returns the rows, with zeros outside the map, as a convolution of the whole map pads them."""
         row = self.start + jnp.arange(self.x.shape[1])
         inside = (row >= 0) & (row < self.height)
         return jnp.where(inside[None, :, None, None], self.x, 0)
 
 
 class BandOp(Protocol):
-    """A part of the decoder; its weights are leaves of a tree, so that one program serves all blocks of a shape."""
+    """An operation of the decoder; its weights are leaves of a pytree, so that blocks of one shape share a program."""
 
     def reach(self, rows: int) -> int:
-        """Returns how many rows beyond the band go in, on either side, for `rows` beyond it to come out right."""
+        """Returns the number of input rows needed on either side of a band for `rows` correct output rows there."""
         ...
 
     def __call__(self, band: Band) -> Band:
-        """Returns what comes out."""
+        """Returns the output band."""
         ...
 
 
 @struct.dataclass
 class BandConv:
-    """A convolution of stride 1; a 3x3 one takes a row from either side of the band."""
+    """Convolution of stride 1; a 3x3 kernel consumes a row on either side of the band."""
 
     weights: BandWeights
     dtype: Dtype | None = struct.field(pytree_node=False)
@@ -75,7 +75,7 @@ class BandConv:
 
 @struct.dataclass
 class BandNorm:
-    """Group normalisation with the given mean and variance of every channel, and swish where wanted."""
+    """Group normalisation with given means and variances of the channels, optionally followed by swish."""
 
     weights: BandWeights
     mean: Float[Array, " c"]
@@ -96,7 +96,7 @@ class BandNorm:
 
 @struct.dataclass
 class AddTime:
-    """The projected time embedding, added to every position."""
+    """Addition of the projected time embedding to every position."""
 
     weights: BandWeights
     time_emb: Float[Array, " t"]
@@ -112,7 +112,7 @@ class AddTime:
 
 @struct.dataclass
 class BandAttention:
-    """Attention of the band's positions to those of the whole map."""
+    """Attention of the band's positions to all positions of the map."""
 
     query: BandConv
     k: Float[Array, "1 h*w c"]
@@ -129,10 +129,10 @@ class BandAttention:
 
 @struct.dataclass
 class BandUpsample:
-    """Every pixel becomes four, then a 3x3 convolution; without the doubled map, and with 4/9 of the arithmetic.
+    """Nearest-neighbour upsampling and a 3x3 convolution, without the enlarged map and with 4/9 of the operations.
 
-    In a doubled map a 3x3 kernel meets 2x2 different pixels, so the weights that meet the same one are summed first.
-    Each of the four pixels that one becomes has its own such sums.
+    In the enlarged map a 3x3 kernel covers only 2x2 different pixels, so the weights for equal pixels are summed first.
+    Each of the four output pixels has its own sums.
     """
 
     weights: BandWeights
@@ -156,7 +156,7 @@ class BandUpsample:
 
 @struct.dataclass
 class BandAdd:
-    """A branch, added to its input or to what `shortcut` makes of it."""
+    """Residual branch, added to its input or to the output of `shortcut`."""
 
     branch: tuple[BandOp, ...]
     shortcut: tuple[BandOp, ...] = ()
@@ -171,7 +171,7 @@ class BandAdd:
 
 
 def _convolve(x: Array, weights: BandWeights, padding: tuple[int, int], dtype: Dtype | None) -> Array:
-    """Returns the convolution, with zeros to the left and right; above and below the band has to suffice."""
+    """Returns the convolution, padded with zeros to the left and right, and not padded above and below."""
     height, width, _, features = weights["kernel"].shape
     conv = Convolution(features, (height, width), padding=((0, 0), padding), dtype=dtype, convolution=convolve)
     return jnp.asarray(conv.apply({"params": weights}, x))
@@ -182,7 +182,7 @@ def _per_channel(x: Array) -> Array:
 
 
 def reach_of(steps: tuple[BandOp, ...], rows: int = 0) -> int:
-    """Returns `Step.reach` of steps taken one after the other."""
+    """Returns `BandOp.reach` of a sequence of operations."""
     for step in reversed(steps):
         rows = step.reach(rows)
     return rows
@@ -198,13 +198,13 @@ def _through(steps: tuple[BandOp, ...], band: Band) -> Band:
 def run_ops(
     steps: tuple[BandOp, ...], x: Float[Array, "n w c"], start: Array, *, height: int, rows: int, keep: bool
 ) -> tuple[Array | None, Array, Array]:
-    """Returns what becomes of the middle `rows` rows of `x`, if to be kept, and mean and squared deviation of each row.
+    """Returns the output of the middle `rows` rows of `x` (if `keep`), and mean and squared deviation of each row.
 
-    The position is an argument and not a constant: all bands of a map are one program.
+    The position is an argument instead of a constant, so that all bands of a map share a program.
     """
     band = _through(steps, Band(x[None], start, height))
     rows *= band.height // height
     y = band.crop((band.x.shape[1] - rows) // 2).x[0]
-    wide = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-    mean = wide.mean(1)
-    return y if keep else None, mean, jnp.square(wide - mean[:, None]).sum(1)
+    y32 = y.astype(jnp.promote_types(y.dtype, jnp.float32))  # at least float32
+    mean = y32.mean(1)
+    return y if keep else None, mean, jnp.square(y32 - mean[:, None]).sum(1)

@@ -1,13 +1,14 @@
-"""Decoding band by band: large images on one device in bounded memory, equal to decoding them whole.
+"""Decodes large images band by band on one device in bounded memory; the result equals that of decoding at once.
 
-Tiles decoded one by one show their seams: at its edge a tile's convolutions see zeros instead of the neighbour, and its
-normalisations know nothing but the tile.  Here the maps lie in the host's memory, and the device holds a band of rows:
+Independent tiles show seams: at the edge of a tile, convolutions pad with zeros instead of the neighbouring pixels, and
+normalisations use only the tile's statistics.  Here feature maps are in host memory, and the device holds a band of
+rows:
 
-* a band brings along the rows around it that its convolutions reach (`flax_vae.inference.band_ops`);
-* the statistics of a normalisation are those of the whole map, gathered by a pass over its bands;
-* the rows of a map are let go as soon as no later band needs them, so that there is one map at a time and not two;
-* what can be computed again is never stored: neither the inside of a block nor the upsampled map, which for FLUX.1 at
-  1024 x 1024 would take 1 GB.
+* a band includes the rows around it that its convolutions reach (`flax_vae.inference.band_ops`);
+* normalisations use the statistics of the whole map, computed by a pass over its bands;
+* rows of a map are released as soon as no later band needs them, so that one map is in memory instead of two;
+* intermediate results of blocks and upsampled maps are recomputed instead of stored; for FLUX.1 at 1024 x 1024 the
+  upsampled map would take 1 GB.
 
 Shapes: `b` batch, `h w` height and width, `c` channels, `t` width of the time embedding.
 """
@@ -40,12 +41,14 @@ from flax_vae.inference.band_ops import (
 
 @dataclass
 class Map:
-    """A map in the host's memory, `height` rows of `width` columns, or only the statistics of one.
+    """A feature map in host memory, or only its statistics.
 
     Attributes:
-      bands: its rows, `n w c` at a time, by the number of the first.
-      mean: of each row and channel.
-      deviation: the sum of squares about that mean.
+      height: Number of rows.
+      width: Number of columns.
+      bands: Bands of rows, `n w c`, by the index of their first row; empty if only statistics are kept.
+      mean: Mean of each row and channel.
+      deviation: Sum of squared deviations from that mean.
     """
 
     height: int
@@ -55,27 +58,27 @@ class Map:
     deviation: Float[np.ndarray, "h c"]
 
     def rows(self, first: int, last: int) -> Float[np.ndarray, "n w c"]:
-        """Returns rows `first` to `last` (not included), zeros where they lie outside."""
+        """Returns rows `first` to `last` (exclusive), with zeros outside the map."""
         inside = [b[max(first - row, 0) : max(last - row, 0)] for row, b in self.bands.items()]
         above, below = (
             np.zeros_like(inside[0], shape=(max(n, 0), *inside[0].shape[1:])) for n in (-first, last - self.height)
         )
         return np.concatenate([above, *inside, below])
 
-    def forget(self, row: int) -> None:
-        """Lets the bands go that end above `row`."""
+    def drop_rows_above(self, row: int) -> None:
+        """Releases the bands that end above `row`."""
         self.bands = {first: band for first, band in self.bands.items() if first + len(band) > row}
 
     def whole(self) -> Float[np.ndarray, "h w c"]:
         """Returns all rows."""
         return np.concatenate(list(self.bands.values()))
 
-    @np.errstate(over="ignore", invalid="ignore")  # as on a device: NaN and infinity go on into the image
+    @np.errstate(over="ignore", invalid="ignore")  # as on a device, NaN and infinity propagate into the image
     def statistics(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-        """Returns mean and variance over all rows of every channel's group.
+        """Returns mean and variance of each channel's group over all rows.
 
-        Rows are put together by the update of Chan, Golub and LeVeque (1979), in float64; E[x²] - E[x]² would lose
-        digits wherever the mean is large.
+        The statistics of rows are combined in float64 by the update of Chan, Golub and LeVeque (1979), because
+        E[x²] - E[x]² loses digits if the mean is large.
         """
         mean, deviation = (
             rearrange(x.astype(np.float64), "h (g c) -> g (h c)", g=NORM_GROUPS) for x in (self.mean, self.deviation)
@@ -87,27 +90,29 @@ class Map:
 
 
 def _kept(x: np.ndarray) -> np.ndarray:
-    """Returns a copy in pages of its own.
+    """Returns a copy in separately mapped memory.
 
-    They go back to the system when the copy does; between temporary buffers on the heap, bands would leave holes.
+    It is returned to the operating system with the copy; on the heap, released bands would leave fragments.
     """
     copy = np.frombuffer(mmap.mmap(-1, x.nbytes), x.dtype).reshape(x.shape)
     copy[...] = x
     return copy
 
 
-def _stream(source: Map, steps: tuple[BandOp, ...], band_rows: int, *, keep: bool = True, consume: bool = True) -> Map:
-    """Sends a map through steps, band by band.
+def _run_pass(
+    source: Map, steps: tuple[BandOp, ...], band_rows: int, *, keep: bool = True, consume: bool = True
+) -> Map:
+    """Applies operations to a map, band by band.
 
     Args:
-      source: what goes in.
-      steps: what happens to it.
-      band_rows: rows of a band where it is finest, at most.
-      keep: keep the result, not its statistics alone.
-      consume: let the source go while the result grows.
+      source: Input map.
+      steps: Operations, in order.
+      band_rows: Maximum number of rows of a band at its highest resolution.
+      keep: Whether to keep the result, instead of its statistics only.
+      consume: Whether to release rows of the source that are no longer needed.
     """
     scale = 2 if any(isinstance(step, BandUpsample) for step in steps) else 1
-    rows = -(-source.height // -(-source.height // max(band_rows // scale, 1)))  # as many bands, of more even size
+    rows = -(-source.height // -(-source.height // max(band_rows // scale, 1)))  # equally many bands, of more even size
     reach = reach_of(steps)
     bands, means, deviations = {}, [], []
     for start in range(0, source.height, rows):
@@ -115,13 +120,13 @@ def _stream(source: Map, steps: tuple[BandOp, ...], band_rows: int, *, keep: boo
         y, mean, deviation = run_ops(
             steps, source.rows(first, last), np.int32(first), height=source.height, rows=rows, keep=keep
         )
-        inside = scale * min(rows, source.height - start)  # the last band may hang over
+        inside = scale * min(rows, source.height - start)  # the last band may extend beyond the map
         means.append(np.asarray(mean)[:inside])
         deviations.append(np.asarray(deviation)[:inside])
         if y is not None:
             bands[scale * start] = _kept(np.asarray(y)[:inside])
             if consume:
-                source.forget(start + rows - reach)
+                source.drop_rows_above(start + rows - reach)
     size = (scale * source.height, scale * source.width)
     return Map(*size, bands, np.concatenate(means), np.concatenate(deviations))
 
@@ -131,7 +136,7 @@ def _stream(source: Map, steps: tuple[BandOp, ...], band_rows: int, *, keep: boo
 
 @dataclass(frozen=True)
 class _Decoding:
-    """The blocks of the decoder, as passes over a map of one image; `head` is what comes between map and block."""
+    """Blocks of the decoder as passes over the map of one image; `head` are operations between map and block."""
 
     time_emb: Float[Array, " t"] | None
     dtype: Dtype | None
@@ -144,31 +149,31 @@ class _Decoding:
         return BandNorm(weights, *source.statistics(), self.dtype, activate)
 
     def resnet(self, weights: BandWeights, x: Map, head: tuple[BandOp, ...] = ()) -> Map:
-        """`flax_vae.layers.ResnetBlock`; its inside is computed twice, for the second norm and for the result."""
-        inner = _stream(x, head, self.band_rows, keep=False) if head else x
+        """Applies a `flax_vae.layers.ResnetBlock`; computes its first half twice, also for the second norm."""
+        inner = _run_pass(x, head, self.band_rows, keep=False) if head else x
         opening: tuple[BandOp, ...] = (self.norm(weights["norm1"], inner), self.conv(weights["conv1"]))
         if self.time_emb is not None:
             opening += (AddTime(weights["time_mlp"], self.time_emb, self.dtype),)
-        inner = _stream(x, head + opening, self.band_rows, keep=False)
+        inner = _run_pass(x, head + opening, self.band_rows, keep=False)
         branch = (*opening, self.norm(weights["norm2"], inner), self.conv(weights["conv2"]))
         shortcut = (self.conv(weights["nin_shortcut"]),) if "nin_shortcut" in weights else ()
-        return _stream(x, (*head, BandAdd(branch, shortcut)), self.band_rows)
+        return _run_pass(x, (*head, BandAdd(branch, shortcut)), self.band_rows)
 
     def attend(self, weights: BandWeights, x: Map) -> Map:
-        """`flax_vae.layers.AttnBlock`; keys and values are the only whole maps that the device ever holds."""
+        """Applies a `flax_vae.layers.AttnBlock`; the device holds all keys and values of the map."""
         norm = self.norm(weights["norm"], x, activate=False)
-        maps = (_stream(x, (norm, self.conv(weights[name])), self.band_rows, consume=False) for name in "kv")
+        maps = (_run_pass(x, (norm, self.conv(weights[name])), self.band_rows, consume=False) for name in "kv")
         k, v = (rearrange(jnp.asarray(y.whole()), "h w c -> 1 (h w) c") for y in maps)
         branch = (norm, BandAttention(self.conv(weights["q"]), k, v), self.conv(weights["proj_out"]))
-        return _stream(x, (BandAdd(branch),), self.band_rows)
+        return _run_pass(x, (BandAdd(branch),), self.band_rows)
 
     def decode(self, params: BandWeights, z: Float[np.ndarray, "h w z"], *, quant_conv: bool) -> np.ndarray:
-        """`flax_vae.coders.Decoder`."""
+        """Applies a `flax_vae.coders.Decoder`."""
         weights = params["decoder"]
         head: tuple[BandOp, ...] = (self.conv(weights["conv_in"]),)
         if quant_conv:
             head = (self.conv(params["post_quant_conv"]), *head)
-        x = Map(z.shape[0], z.shape[1], {0: z}, np.empty(0), np.empty(0))  # no norm ever looks at it
+        x = Map(z.shape[0], z.shape[1], {0: z}, np.empty(0), np.empty(0))  # no norm uses its statistics
         # middle
         x = self.resnet(weights["mid"]["block_1"], x, head)
         x = self.attend(weights["mid"]["attn_1"], x)
@@ -186,7 +191,7 @@ class _Decoding:
                 head = (BandUpsample(up["upsample"]["conv"], self.dtype),)
         # end
         closing = (self.norm(weights["norm_out"], x), self.conv(weights["conv_out"]))
-        return _stream(x, closing, self.band_rows).whole()
+        return _run_pass(x, closing, self.band_rows).whole()
 
 
 def decode_in_bands(
@@ -197,21 +202,22 @@ def decode_in_bands(
     *,
     band_rows: int = 16,
 ) -> Float[np.ndarray, "b h*f w*f c"]:
-    """Returns the images, nominally in [-1, 1], of scaled latents: those of `AutoEncoder.decode`, up to rounding.
+    """Decodes scaled latents in bounded memory; equals `AutoEncoder.decode` up to rounding.
 
-    The images of a batch are decoded one after the other.  For each the host holds one map of the level at hand, `ch`
-    numbers per pixel in the end; the device holds the decoder's weights, a few bands, and keys and values where there
-    is attention.  The price is up to twice the time of decoding at once.
+    The images of a batch are decoded one after another.  The host holds one feature map of the current level, with `ch`
+    values per pixel at the last; the device holds the decoder's weights, a few bands, and keys and values of attention.
+    Decoding takes up to twice as long as at once.
 
     Args:
-      model: the autoencoder.
-      params: its parameters; those of the encoder may be missing.
-      z: scaled latents.
-      time: see `AutoEncoder`.
-      band_rows: rows that the device works on at a time, at every level: fewer take less memory and more time.
+      model: Autoencoder.
+      params: Parameters of the model; those of the encoder may be missing.
+      z: Scaled latents.
+      time: Time of each image; see `AutoEncoder`.
+      band_rows: Number of rows that the device computes at a time, at every level; fewer need less memory and more
+        time.
 
     Returns:
-      Images in the host's memory, float32, or float64 where the model computes in it.
+      Images in host memory, nominally in [-1, 1], float32, or float64 if the model computes in it.
 
     Example:
       >>> model = AutoEncoder(PRESETS["tiny"])
@@ -220,7 +226,8 @@ def decode_in_bands(
       (1, 128, 128, 3)
 
     Raises:
-      ValueError: on wrong channels, on missing, superfluous or misshapen `time`, and if `band_rows` is not positive.
+      ValueError: If the channels are wrong, `time` is missing, not supported or has a wrong shape, or `band_rows` is
+        not positive.
     """
     if band_rows < 1:
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""The model of a command that encodes or decodes."""
+"""Loads the model of a command."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from flax_vae.ops import require_devices
 def load_model(
     path: str, preset: str | None, dtype: str, *, raw_weights: bool = False, rgb: bool = False
 ) -> tuple[AutoEncoder, dict[str, Any]]:
-    """Returns the model and its parameters in float32, whatever the file holds.
+    """Loads a model with parameters in float32.
 
     Args:
       path: Path of the weights; see `flax_vae.from_pretrained`.
@@ -25,9 +25,9 @@ def load_model(
       rgb: Whether the model must take and give images of three channels.
 
     Raises:
-      FlaxVaeError: If the weights are not those of an autoencoder or not finite, there is no such preset, or the model
-        is for other images than `rgb` asks for.
-      FileNotFoundError: If there is no such file.
+      FlaxVaeError: If the weights are not those of an autoencoder or not finite, the preset is unknown, or the model is
+        not for RGB images although `rgb` is set.
+      FileNotFoundError: If the file does not exist.
     """
     require_devices()
     model, params = from_pretrained(

@@ -1,8 +1,8 @@
-"""Large images on several devices: every device has some of the rows.
+"""Encodes and decodes large images on several devices, each of which holds some of the rows.
 
-The model knows nothing of it.  Its inputs are laid out over a mesh of devices, and the compiler splits every operation
-after them: convolutions exchange the rows next to a cut with the neighbours, normalisations sum over all devices, and
-attention gathers keys and values.
+The inputs are sharded over a mesh of devices, and the compiler partitions every operation accordingly: convolutions
+exchange rows next to a boundary with the neighbouring device, normalisations sum over all devices, and attention
+gathers keys and values.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from flax_vae.autoencoder import AutoEncoder
 from flax_vae.convert.architecture import check_image
 from flax_vae.convert.errors import ArgumentError
 
-ENCODES = ("encoder", "quant_conv")  # the parameters that only encoding needs
-DECODES = ("decoder", "post_quant_conv")
+ENCODER_PARAMS = ("encoder", "quant_conv")  # parameters that only encoding uses
+DECODER_PARAMS = ("decoder", "post_quant_conv")  # parameters that only decoding uses
 
 
 def decode_over_devices(
@@ -31,21 +31,24 @@ def decode_over_devices(
     *,
     devices: Sequence[Any] | None = None,
 ) -> Float[Array, "b h*f w*f c"]:
-    """Returns the images, nominally in [-1, 1], of scaled latents, their rows spread over the devices.
+    """Decodes scaled latents, with rows split over devices.
 
     Args:
-      model: the autoencoder.
-      params: its parameters, of which each device gets a copy of the decoder's; those of the encoder may be missing.
-      z: scaled latents, whose h is a multiple of the number of devices.
-      time: see `AutoEncoder`.
-      devices: `jax.Device`s; None takes all there are.
+      model: Autoencoder.
+      params: Parameters of the model, replicated on all devices; those of the encoder may be missing.
+      z: Scaled latents, whose height is a multiple of the number of devices.
+      time: Time of each image; see `AutoEncoder`.
+      devices: `jax.Device`s to use; None uses all.
+
+    Returns:
+      Images, nominally in [-1, 1], with rows split over the devices.
 
     Raises:
-      ValueError: If h does not divide by the number of devices, and as `AutoEncoder.decode`.
+      ValueError: If the height is not a multiple of the number of devices, or as in `AutoEncoder.decode`.
     """
     devices = _devices(devices)
     _check_rows("latents", z.shape, 1, len(devices))
-    params = {name: value for name, value in params.items() if name not in ENCODES}
+    params = {name: value for name, value in params.items() if name not in ENCODER_PARAMS}
     return _over_rows(model, "decode", devices, params, z, time)
 
 
@@ -57,22 +60,25 @@ def moments_over_devices(
     *,
     devices: Sequence[Any] | None = None,
 ) -> Float[Array, "b h/f w/f 2*z"]:
-    """Returns what `AutoEncoder.moments` does, its rows spread over the devices.
+    """Computes `AutoEncoder.moments`, with rows split over devices.
 
     Args:
-      model: the autoencoder.
-      params: its parameters, of which each device gets a copy of the encoder's; those of the decoder may be missing.
-      x: images in [-1, 1], whose h is a multiple of the model's factor times the number of devices.
-      time: see `AutoEncoder`.
-      devices: `jax.Device`s; None takes all there are.
+      model: Autoencoder.
+      params: Parameters of the model, replicated on all devices; those of the decoder may be missing.
+      x: Images in [-1, 1], whose height is a multiple of the model's factor times the number of devices.
+      time: Time of each image; see `AutoEncoder`.
+      devices: `jax.Device`s to use; None uses all.
+
+    Returns:
+      Moments of the posterior, with rows split over the devices.
 
     Raises:
-      ValueError: If h does not divide so, and as `AutoEncoder.moments`.
+      ValueError: If the height is not such a multiple, or as in `AutoEncoder.moments`.
     """
     devices = _devices(devices)
     check_image(model.params, x, "b h w c", moments_only=True)
     _check_rows("images", x.shape, model.params.factor // model.params.patch, len(devices))
-    params = {name: value for name, value in params.items() if name not in DECODES}
+    params = {name: value for name, value in params.items() if name not in DECODER_PARAMS}
     return _over_rows(model, "moments", devices, params, x, time)
 
 
@@ -88,20 +94,20 @@ def _check_rows(what: str, shape: tuple[int, ...], factor: int, count: int) -> N
         )
 
 
-# Any: linen modules can be hashed, which their type does not say.
+# Any, because the type of linen modules does not declare that they are hashable.
 def _over_rows(model: Any, method: str, devices: tuple[Any, ...], params: Any, x: Any, time: Any) -> Array:
-    whole, rows, run = _compiled(model, method, devices)
-    # What already lies there as it should is not copied again.
-    params, time = jax.device_put((params, time), whole)
+    replicated, rows, run = _compiled(model, method, devices)
+    # Arrays that have this sharding already are not copied.
+    params, time = jax.device_put((params, time), replicated)
     return run(params, jax.device_put(jnp.asarray(x), rows), time)
 
 
 @lru_cache(maxsize=8)
 def _compiled(model: AutoEncoder, method: str, devices: tuple[Any, ...]):
     mesh = Mesh(np.asarray(devices), ("rows",))
-    whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "rows"))
+    replicated, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "rows"))
 
     def run(params, x, time):
         return model.apply({"params": params}, x, time, method=method)
 
-    return whole, rows, jax.jit(run, in_shardings=(whole, rows, whole), out_shardings=rows)
+    return replicated, rows, jax.jit(run, in_shardings=(replicated, rows, replicated), out_shardings=rows)

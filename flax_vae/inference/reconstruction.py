@@ -1,4 +1,4 @@
-"""Images of any size through a model and back: the way by the posterior's mean, without noise."""
+"""Encodes images to the posterior mean and decodes them again.  Any size; pads to the model's factor."""
 
 from typing import Any, NamedTuple, cast
 
@@ -18,12 +18,12 @@ _LARGE_MAP = 1 << 30
 
 
 class Reconstruction(NamedTuple):
-    """What a model made of images.
+    """Reconstructed images and their posteriors.
 
     Attributes:
-      images: nominally in [-1, 1], float32, of the originals' size.
-      mean: of the posteriors, raw, of the images with their padding.
-      logvar: the same.
+      images: Reconstructions, nominally in [-1, 1], float32, with the size of the originals.
+      mean: Means of the posteriors of the padded images, not scaled.
+      logvar: Log-variances of the posteriors.
     """
 
     images: Float[np.ndarray, "b h w 3"]
@@ -39,20 +39,20 @@ def reconstruct(
     *,
     in_bands: bool = False,
 ) -> Reconstruction:
-    """Encodes to the mode of the posterior and decodes again.
+    """Encodes images to the mode of the posterior and decodes it.
 
     Images are padded to multiples of the model's factor by repeating their last row and column, and cropped again.  A
-    program is compiled for every shape that there is.
+    program is compiled for every image shape.
 
     Args:
-      model: the autoencoder.
-      params: its parameters.
-      images: 8-bit RGB, of any height and width.
-      time: the condition of a model that takes one, the same for all images.
-      in_bands: decode in bounded memory, slower; see `flax_vae.decode_in_bands`.
+      model: Autoencoder.
+      params: Parameters of the model.
+      images: 8-bit RGB images of any height and width.
+      time: Time of all images, for models that are conditioned on a time.
+      in_bands: Whether to decode in bounded memory, which is slower; see `flax_vae.decode_in_bands`.
 
     Raises:
-      UserError: If the time is missing or superfluous.
+      UserError: If the time is missing, or the model takes none.
       ValueError: If the model's images are not RGB.
     """
     height, width = images.shape[1:3]
@@ -66,14 +66,21 @@ def reconstruct(
     return Reconstruction(decoded[:, :height, :width].astype(np.float32), *jax.device_get((mean, logvar)))
 
 
-def needs_bands(record: AutoEncoderParams, height: int, width: int, dtype: Dtype = jnp.float32) -> bool:
-    """Whether the decoder's largest map of one such image takes more than 1 GiB: FLUX.1's beyond 1024 x 1024 pixels.
+def needs_bands(params: AutoEncoderParams, height: int, width: int, dtype: Dtype = jnp.float32) -> bool:
+    """Returns whether the decoder's largest feature map of an image takes more than 1 GiB.
 
-    Decoded whole, several such maps exist at a time; see `flax_vae.decode_in_bands` for what is done instead.
+    For FLUX.1 it does beyond 1024 x 1024 pixels.  Decoding at once holds several such maps; `flax_vae.decode_in_bands`
+    avoids that.
+
+    Args:
+      params: Architecture.
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
+      dtype: Computation dtype.
     """
-    rows, columns = padded_size(height, width, record.factor)
-    # At full size first come the channels of the level below, where there is one.
-    channels = record.ch * record.ch_mult[min(1, len(record.ch_mult) - 1)]
+    rows, columns = padded_size(height, width, params.factor)
+    # The first map at full resolution still has the channels of the level below, if there is one.
+    channels = params.ch * params.ch_mult[min(1, len(params.ch_mult) - 1)]
     return rows * columns * channels * jnp.dtype(dtype).itemsize > _LARGE_MAP
 
 

@@ -74,7 +74,7 @@ def alone(source: Path, weights: Path) -> list[float]:
     for shard in plan_shards(entries, factor, BatchLimits(BATCH, shard_size=SHARD)):
         for batch in shard.batches:
             images = to_float(np.stack([pad_to_factor(found.source[p.number], factor) for p in batch.pictures]))
-            batches.append(np.concatenate([images, images[: batch.full - len(images)]]))
+            batches.append(np.concatenate([images, images[: batch.compiled_size - len(images)]]))
     encode = jax.jit(partial(model.apply, sample=False, method="encode"))
     begun, worked = time.perf_counter(), time.process_time()
     for images in batches:

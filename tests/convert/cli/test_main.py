@@ -358,7 +358,7 @@ def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(sma
     save_folder("b", SMALL, weights)
     assert main(["verify", "a", "b", "--run", "picture.png"]) == 1
     assert "the first layer that diverges is encoder.mid.attn_1.v" in capsys.readouterr().out
-    assert "is no image that Pillow can read" in refused(capsys, small, "verify", "a", "--run", "a/config.json")
+    assert "is not an image that Pillow can read" in refused(capsys, small, "verify", "a", "--run", "a/config.json")
 
 
 DYING = {

@@ -76,7 +76,7 @@ def direct(latents, model):
 
 
 @pytest.mark.parametrize(("store", "max_pixels"), [("moments", 1 << 21), ("mean", 64)])  # at once, band by band
-def test_images_come_back_under_their_names_and_of_their_sizes(store, max_pixels, source, tmp_path, model):
+def test_decoded_images_keep_names_and_sizes(store, max_pixels, source, tmp_path, model):
     latents = encoded(source, tmp_path / "latents", model, store)
     decode_folder(latents, tmp_path / "images", *model, replace(GROUPING, max_pixels=max_pixels))
     found, expected = pixels(tmp_path / "images"), direct(latents, model)
@@ -89,7 +89,7 @@ def test_images_come_back_under_their_names_and_of_their_sizes(store, max_pixels
         np.testing.assert_allclose(found[target].astype(int), image, atol=1)
 
 
-def test_what_is_missing_is_made_again_and_nothing_else(latents, tmp_path, model):
+def test_only_missing_images_are_decoded_again(latents, tmp_path, model):
     assert decode_folder(latents, tmp_path, *model, GROUPING).decoded == 4
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.png")}
     assert decode_folder(latents, tmp_path, *model, GROUPING).decoded == 0
@@ -104,7 +104,7 @@ def test_what_is_missing_is_made_again_and_nothing_else(latents, tmp_path, model
         decode_folder(latents, tmp_path, *model, BatchLimits(3))
 
 
-def test_another_model_decodes_only_if_told_to(latents, tmp_path, model):
+def test_another_model_needs_other_model(latents, tmp_path, model):
     other = (model[0], jax.tree.map(lambda leaf: leaf * 1.01, model[1]))
     with pytest.raises(UserError, match="another model encoded the latents .* or --other-model"):
         decode_folder(latents, tmp_path, *other, GROUPING)
@@ -115,7 +115,7 @@ def test_another_model_decodes_only_if_told_to(latents, tmp_path, model):
         decode_folder(latents, tmp_path, wider, {}, GROUPING, other_model=True)
 
 
-def test_a_decoder_that_was_trained_further_decodes_too(latents, tmp_path, model):
+def test_a_fine_tuned_decoder_is_accepted(latents, tmp_path, model):
     further = model[1] | {"decoder": jax.tree.map(lambda leaf: leaf * 1.01, model[1]["decoder"])}
     unlimited = AutoEncoder(replace(SMALL, clamp_logvar=not SMALL.clamp_logvar), dtype=jnp.float32)
     assert decode_folder(latents, tmp_path, unlimited, further, GROUPING).decoded == 4
@@ -126,10 +126,10 @@ def test_a_decoder_that_was_trained_further_decodes_too(latents, tmp_path, model
     ("value", "message"),
     [
         (np.nan, "the latent of a.png in .* holds NaN or infinite values"),
-        (3e38, "what the model makes of the latent of a.png is not finite in float32"),
+        (3e38, "the image decoded from the latent of a.png is not finite in float32"),
     ],
 )
-def test_what_is_not_finite_becomes_no_picture(value, message, max_pixels, source, tmp_path, model):
+def test_latents_or_images_that_are_not_finite_are_refused(value, message, max_pixels, source, tmp_path, model):
     with pytest.MonkeyPatch.context() as patch:  # no encoder of ours writes such latents
         patch.setattr("flax_vae.folders.pipeline.EncodePipeline._check", lambda *_: None)
         keep = ShardContent.add
@@ -149,7 +149,7 @@ def test_what_is_not_finite_becomes_no_picture(value, message, max_pixels, sourc
     assert "a.png" not in pixels(tmp_path / "images")
 
 
-def test_a_model_that_is_not_finite_is_refused_by_every_command(source, latents, tmp_path, model, capsys):
+def test_every_command_refuses_a_model_that_is_not_finite(source, latents, tmp_path, model, capsys):
     broken = jax.tree.map(lambda leaf: leaf, model[1])
     broken["decoder"]["conv_in"]["bias"] = jnp.full_like(broken["decoder"]["conv_in"]["bias"], jnp.nan)
     save_pretrained(tmp_path / "nan", model[0], broken)
@@ -169,15 +169,15 @@ def named(*names):
     return [str(path) for path in target_names(names)]
 
 
-def test_names_keep_what_they_can_and_never_lead_outside():
+def test_names_change_little_and_stay_inside_the_folder():
     assert named("a.jpg", "b/a.jpg", "c.JPEG", "d.x.tif") == ["a.png", "b/a.png", "c.png", "d.x.png"]
     assert named("a.jpg", "a.png", "b.png") == ["a.jpg.png", "a.png.png", "b.png"]
     for name in ("../a.png", "/a.png", "b/../../a.png", "", "a\0.png", "a/.."):
-        with pytest.raises(FileError, match="which no folder can hold"):
+        with pytest.raises(FileError, match="which leads outside"):
             named(name)
 
 
-def test_every_name_that_can_be_encoded_can_be_written(tmp_path):
+def test_any_encoded_name_can_be_written(tmp_path):
     odd = [
         *("co:lon.png", "co%3Alon.png", "back\\slash.jpg", "a.jpg", "a.png", "a.jpg.tif", "b.jpg", "b.png/c.jpg"),
         *("x" * 251 + ".png", "x" * 250 + ".jpeg", "x" * 250 + ".tiff", "夜" * 80 + ".png", "夜" * 83 + ".jpg"),
@@ -195,18 +195,18 @@ def test_every_name_that_can_be_encoded_can_be_written(tmp_path):
     assert named("co:lon.png", "back\\slash.jpg") == ["co%3Alon.png", "back%5Cslash.png"]
 
 
-def test_a_name_that_appears_twice_is_refused():
-    with pytest.raises(FileError, match="the image 'a.png' would be called as another one"):
+def test_a_repeated_name_is_refused():
+    with pytest.raises(FileError, match="the image 'a.png' has the name of another one"):
         named("b.png", "a.png", "a.png")
 
 
-def test_the_command_decodes_and_refuses_in_one_line(latents, tmp_path, model, capsys):
+def test_decode_command(latents, tmp_path, model, capsys):
     save_pretrained(tmp_path / "model", *model)
     words = ["decode", str(latents), str(tmp_path / "images"), "--model", str(tmp_path / "model")]
     assert cli.main(words) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"4 images in {tmp_path / 'images'}"
     assert cli.main(words) == 0
-    assert capsys.readouterr().out == f"nothing was left to do; 4 images in {tmp_path / 'images'}\n"
+    assert capsys.readouterr().out == f"already complete; 4 images in {tmp_path / 'images'}\n"
     shutil.copytree(latents, tmp_path / "damaged")
     index = json.loads((tmp_path / "damaged" / "index.json").read_text())
     (tmp_path / "damaged" / index["shards"][0]["file"]).write_bytes(b"")

@@ -107,7 +107,7 @@ def filled(images, full):
     return np.concatenate([images, np.repeat(images[:1], full - len(images), axis=0)])
 
 
-def test_each_image_is_in_one_batch_and_batches_of_a_size_are_equally_full():
+def test_batches_of_one_size_are_equally_large():
     rng = np.random.default_rng(0)
     pictures = [ImageEntry(n, str(n), *map(int, size)) for n, size in enumerate(rng.integers(1, 60, (300, 2)))]
     grouping = BatchLimits(batch_size=5, max_pixels=4000, shard_size=20)
@@ -121,10 +121,10 @@ def test_each_image_is_in_one_batch_and_batches_of_a_size_are_equally_full():
     for batch in batches:
         assert batch.height % 16 == batch.width % 16 == 0
         assert all(0 <= batch.height - p.height < 16 and 0 <= batch.width - p.width < 16 for p in batch.pictures)
-        assert batch.full - 1 <= len(batch.pictures) <= batch.full <= 5
-        assert batch.full == 1 or batch.full * batch.height * batch.width <= 4000
+        assert batch.compiled_size - 1 <= len(batch.pictures) <= batch.compiled_size <= 5
+        assert batch.compiled_size == 1 or batch.compiled_size * batch.height * batch.width <= 4000
     assert len({(batch.height, batch.width) for batch in batches}) == len(
-        {(batch.height, batch.width, batch.full) for batch in batches}
+        {(batch.height, batch.width, batch.compiled_size) for batch in batches}
     )
     assert plan_shards(pictures, 16, grouping) == shards
 
@@ -135,14 +135,14 @@ def direct(source, model, devices, **call):
     for batch in (
         batch for shard in plan_shards(entries_of(source), SMALL.factor, GROUPING) for batch in shard.batches
     ):
-        full = -(-batch.full // devices)
+        full = -(-batch.compiled_size // devices)
         images = filled(padded(source, batch.pictures), full * devices)
         parts = [run({"params": model[1]}, part) for part in np.split(images, devices)]
         for row, one in enumerate(batch.pictures):
             yield one, jax.tree.map(itemgetter(row % full), parts[row // full])
 
 
-def test_moments_are_the_direct_call_bit_for_bit(photographs, tmp_path, model):
+def test_moments_equal_the_direct_call_bit_for_bit(photographs, tmp_path, model):
     folder = encode(photographs, tmp_path / "latents", model, store="moments", call={"devices": jax.devices()[:1]})
     latents = LatentDataset(folder)
     assert len(latents) == 40 and not latents.index.encoding.scaled
@@ -155,7 +155,7 @@ def test_moments_are_the_direct_call_bit_for_bit(photographs, tmp_path, model):
     assert (turned["height"], turned["width"]) == (12, 16)
 
 
-def test_means_are_the_direct_call_bit_for_bit_on_two_devices_too(straight, photographs, model):
+def test_means_equal_the_direct_call_bit_for_bit_on_two_devices(straight, photographs, model):
     latents = LatentDataset(straight)
     assert latents.index.encoding.scaled
     call = {"method": "encode", "sample": False}
@@ -163,7 +163,7 @@ def test_means_are_the_direct_call_bit_for_bit_on_two_devices_too(straight, phot
         np.testing.assert_array_equal(entry["latent"], expected)
 
 
-def test_samples_depend_on_seed_and_image_and_on_nothing_else(tmp_path, model):
+def test_samples_depend_only_on_seed_and_image(tmp_path, model):
     source, rng = tmp_path / "source", np.random.default_rng(2)
     source.mkdir()
     for name in "ab":
@@ -187,7 +187,7 @@ def test_samples_depend_on_seed_and_image_and_on_nothing_else(tmp_path, model):
     assert not np.allclose(noise, latent_noise(4, np.arange(4, dtype=np.uint32), (4, 4, 4)))
 
 
-def test_the_mirror_image_is_the_second_entry(one, tmp_path, model):
+def test_mirror_image_is_the_second_entry(one, tmp_path, model):
     mirrored = tmp_path / "mirrored"
     mirrored.mkdir()
     Image.open(one / "a.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored / "a.png")
@@ -198,7 +198,7 @@ def test_the_mirror_image_is_the_second_entry(one, tmp_path, model):
     assert not np.array_equal(both[0]["latent"], both[1]["latent"])
 
 
-def test_an_image_too_large_for_a_device_is_spread_over_several(one, tmp_path, model):
+def test_a_large_image_is_split_over_devices(one, tmp_path, model):
     spread, whole = (
         LatentDataset(encode(one, tmp_path / str(pixels), model, grouping=BatchLimits(max_pixels=pixels)))[0]["latent"]
         for pixels in (50, 100)
@@ -226,7 +226,7 @@ sys.exit(main(words))
 """
 
 
-def test_killed_twice_a_data_set_ends_with_the_same_bytes(photographs, straight, weights, tmp_path):
+def test_interrupted_encoding_gives_equal_bytes(photographs, straight, weights, tmp_path):
     folder = tmp_path / "latents"
     words = ["encode", photographs, folder, "--model", weights, "--batch-size", "4", "--shard-size", "8"]
     # As this process computes: see tests/conftest.py.
@@ -247,7 +247,7 @@ def test_killed_twice_a_data_set_ends_with_the_same_bytes(photographs, straight,
     assert contents(folder) == contents(straight)
 
 
-def test_two_processes_share_the_work_and_make_the_same(photographs, straight, tmp_path, model):
+def test_two_processes_give_an_equal_data_set(photographs, straight, tmp_path, model):
     encoding = encoding_of(*model, store="mean", dtype="float32")
     run = partial(encode_folder, photographs, tmp_path / "latents", *model, encoding, GROUPING, processes=2)
     first = run(process=1)
@@ -256,11 +256,11 @@ def test_two_processes_share_the_work_and_make_the_same(photographs, straight, t
     assert contents(tmp_path / "latents") == contents(straight)
     with pytest.raises(UserError, match="process=2 of processes=2 must be from 0 to 1"):
         run(process=2)
-    with pytest.raises(UserError, match="would remove what the others have written"):
+    with pytest.raises(UserError, match="needs a single process, not 2"):
         run(process=0, force=True)
 
 
-def test_what_is_complete_is_left_alone_and_what_was_begun_otherwise_refused(one, tmp_path, model, capsys):
+def test_a_complete_data_set_is_kept_and_other_settings_refused(one, tmp_path, model, capsys):
     source = tmp_path / "source"
     shutil.copytree(one, source)
     folder = encode(source, tmp_path / "latents", model)
@@ -302,7 +302,7 @@ def invert(path):
     Image.fromarray(255 - np.asarray(Image.open(path).convert("RGB"))).save(path)
 
 
-def test_an_image_edited_under_its_name_is_noticed(tmp_path, model):
+def test_an_edited_image_is_detected(tmp_path, model):
     source, rng = tmp_path / "source", np.random.default_rng(0)
     source.mkdir()
     for name in "abc":
@@ -327,7 +327,7 @@ def test_an_image_edited_under_its_name_is_noticed(tmp_path, model):
         encode(source, folder, model, **call)
 
 
-def test_a_shard_damaged_or_exchanged_is_encoded_again_and_said(tmp_path, model, weights, capsys):
+def test_damaged_shards_are_encoded_again_and_reported(tmp_path, model, weights, capsys):
     source, rng = tmp_path / "source", np.random.default_rng(0)
     source.mkdir()
     for name in "ab":
@@ -344,7 +344,7 @@ def test_a_shard_damaged_or_exchanged_is_encoded_again_and_said(tmp_path, model,
         assert contents(tmp_path / "latents") == before
 
 
-def test_images_are_appended_without_touching_what_is_there(tmp_path, model, weights):
+def test_appended_images_leave_existing_shards_unchanged(tmp_path, model, weights):
     source, rng = tmp_path / "source", np.random.default_rng(0)
     source.mkdir()
     for name in "bdf":
@@ -441,11 +441,11 @@ def test_force_keeps_the_old_data_set_until_the_new_one_is_complete(tmp_path, mo
     (tmp_path / ".latents.forced").mkdir()
     encode(source, folder, model, **call)
     assert not (tmp_path / ".latents.forced").exists()
-    with pytest.raises(UserError, match=r"--append.*--force.*give one"):
+    with pytest.raises(UserError, match=r"--append.*--force.*pass one"):
         encode(source, folder, model, call={"force": True, "append": True})
 
 
-def test_nobody_else_may_write_meanwhile(one, tmp_path, model):
+def test_a_second_writer_is_refused(one, tmp_path, model):
     folder = tmp_path / "latents"
     folder.mkdir()
     descriptor = os.open(folder, os.O_RDONLY)
@@ -458,7 +458,7 @@ def test_nobody_else_may_write_meanwhile(one, tmp_path, model):
     assert not list(folder.iterdir())
 
 
-def test_bad_images_are_refused_or_passed_over_and_listed(one, tmp_path, model):
+def test_damaged_images_are_refused_or_skipped_and_listed(one, tmp_path, model):
     source = tmp_path / "source"
     shutil.copytree(one, source)
     (source / "empty.png").touch()  # seen in its header
@@ -466,7 +466,7 @@ def test_bad_images_are_refused_or_passed_over_and_listed(one, tmp_path, model):
     (source / "cut.png").write_bytes(whole[: len(whole) // 2])  # seen in its pixels
     shutil.copy(source / "a.png", source / "z.png")
     folder = tmp_path / "latents"
-    with pytest.raises(UserError, match="^empty.png is no image that Pillow can read"):
+    with pytest.raises(UserError, match="^empty.png is not an image that Pillow can read"):
         encode(source, folder, model)
     with pytest.raises(UserError, match="^cut.png cannot be decoded .* with --skip-bad 2 the others"):
         encode(source, folder, model, call={"skip_bad": 1})
@@ -480,7 +480,7 @@ def test_bad_images_are_refused_or_passed_over_and_listed(one, tmp_path, model):
     np.testing.assert_array_equal(latents[0]["latent"], latents[1]["latent"])
 
 
-def test_a_png_that_is_turned_behind_its_pixels_is_refused(tmp_path, model):
+def test_a_png_with_orientation_after_its_pixels_is_refused(tmp_path, model):
     import zlib
 
     picture(np.random.default_rng(0), 4, 8).save(tmp_path / "a.png")
@@ -501,7 +501,7 @@ def test_latents_that_are_not_finite_are_refused(one, tmp_path, model):
     assert not list((tmp_path / "latents").glob("latents-*"))
 
 
-def test_latents_in_half_precision_are_those_of_the_whole_rounded_once(one, tmp_path, model):
+def test_half_precision_latents_are_rounded_once(one, tmp_path, model):
     folders = [encode(one, tmp_path / dtype, model, dtype=dtype) for dtype in ("float32", "bfloat16")]
     whole, half = (LatentDataset(folder, dtype=None) for folder in folders)
     np.testing.assert_array_equal(half[0]["latent"], whole[0]["latent"].astype("bfloat16"))
@@ -511,12 +511,12 @@ def test_latents_in_half_precision_are_those_of_the_whole_rounded_once(one, tmp_
     ("settings", "message"),
     [({"multiple": 3}, "multiple=3 must be a multiple of 2"), ({"time": 0.5}, "time=0.5 is given")],
 )
-def test_settings_that_do_not_fit_the_model_are_refused(settings, message, one, tmp_path, model):
+def test_settings_that_do_not_match_the_model_are_refused(settings, message, one, tmp_path, model):
     with pytest.raises(UserError, match=message):
         encode(one, tmp_path / "latents", model, **settings)
 
 
-def test_the_command_says_what_it_did(one, weights, tmp_path, capsys):
+def test_encode_command_prints_a_summary(one, weights, tmp_path, capsys):
     words = ["encode", str(one), str(tmp_path / "latents"), "--model", str(weights), "--dtype", "bfloat16"]
     assert cli.main(words) == 0
     out, err = capsys.readouterr()
@@ -529,12 +529,12 @@ def test_the_command_says_what_it_did(one, weights, tmp_path, capsys):
     found, nothing = capsys.readouterr().out.splitlines()
     assert (found, nothing) == (
         "1 image found: 1 encoded",
-        f"nothing was left to do; 1 latents in {tmp_path / 'latents'}",
+        f"already complete; 1 latents in {tmp_path / 'latents'}",
     )
     assert LatentDataset(tmp_path / "latents").index.encoding.compute_dtype == "bfloat16"
 
 
-def test_folders_whose_names_are_no_utf_8(one, weights, tmp_path, capsys):
+def test_folders_with_names_that_are_not_utf_8(one, weights, tmp_path, capsys):
     source, latents, images = (tmp_path / f"{name}\udcff" for name in ("source", "latents", "images"))
     shutil.copytree(one, source)
     assert cli.main(["encode", str(source), str(latents), "--model", str(weights)]) == 0
@@ -550,11 +550,11 @@ def test_folders_whose_names_are_no_utf_8(one, weights, tmp_path, capsys):
         (["nowhere", "dst"], "flax-vae encode: nowhere does not exist; give a folder"),
         ([".", "dst"], "flax-vae encode: . holds no image file"),
         ([".", "dst", "--batch-size", "0"], "flax-vae encode: batch_size=0 must be at least 1"),
-        ([".", "dst", "--process", "0"], "flax-vae encode: --processes and --process go together"),
+        ([".", "dst", "--process", "0"], "flax-vae encode: --processes and --process need each other"),
         ([".", "dst", "--preset", "sd9"], "flax-vae encode: unknown preset 'sd9'"),
     ],
 )
-def test_what_a_person_can_put_right_ends_in_one_line(words, message, weights, tmp_path, monkeypatch, capsys):
+def test_user_errors_are_one_line(words, message, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["encode", *words, "--model", str(weights)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -562,7 +562,7 @@ def test_what_a_person_can_put_right_ends_in_one_line(words, message, weights, t
     assert not (tmp_path / "dst").exists()
 
 
-def test_the_counts_add_up_whatever_lies_in_the_folder(weights, tmp_path, capsys):
+def test_counts_add_up(weights, tmp_path, capsys):
     source, rng = tmp_path / "source", np.random.default_rng(2)
     source.mkdir()
     for number in range(12):  # of as many sizes
@@ -576,7 +576,7 @@ def test_the_counts_add_up_whatever_lies_in_the_folder(weights, tmp_path, capsys
     words = ["encode", str(source), str(tmp_path / "latents"), "--model", str(weights)]
     assert cli.main(words) == 1
     err = capsys.readouterr().err
-    assert "empty.png is no image" in err and "html.jpg is no image" in err
+    assert "empty.png is not an image" in err and "html.jpg is not an image" in err
     assert err.endswith("with --skip-bad 2 the others are encoded without these 2\n")
     assert cli.main([*words, "--skip-bad", "3", "--flip"]) == 0
     out, err = capsys.readouterr()

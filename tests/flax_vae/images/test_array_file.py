@@ -59,7 +59,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_one_error(tmp_path, name):
+def test_an_invalid_file_is_refused(tmp_path, name):
     content, complaint = BAD[name]
     (tmp_path / "x.npz").write_bytes(content)
     with pytest.raises(DataError, match=f"x.npz cannot be read as an array .*{complaint}"):
@@ -67,13 +67,13 @@ def test_a_bad_file_is_one_error(tmp_path, name):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_good_file_is_read(tmp_path, save):
+def test_a_valid_file_is_read(tmp_path, save):
     (tmp_path / "x.npz").write_bytes(saved(save, images=IMAGES, labels=np.arange(3)))
     np.testing.assert_array_equal(load_array(tmp_path / "x.npz"), IMAGES)
 
 
 @given(st.sampled_from([saved(images=IMAGES), saved(np.savez_compressed, images=IMAGES)]), st.data())
-def test_a_changed_byte_is_an_error_or_leaves_the_images_as_they_were(tmp_path_factory, content, data):
+def test_a_changed_byte_is_an_error_or_leaves_the_images_unchanged(tmp_path_factory, content, data):
     place = data.draw(st.integers(0, len(content) - 1))
     changed = bytearray(content)
     changed[place] ^= data.draw(st.integers(1, 255))

@@ -61,7 +61,7 @@ def test_a_profile_is_applied(tmp_path, suffix):
     np.testing.assert_allclose(shown, PIXELS[..., [1, 0, 2]], atol=4 if suffix == "jpg" else 1)
 
 
-def test_it_is_what_the_library_of_viewers_gives(tmp_path):
+def test_result_equals_littlecms(tmp_path):
     wide = bytearray(SRGB)
     image = Image.fromarray(PIXELS)
     count = struct.unpack(">I", wide[128:132])[0]
@@ -77,11 +77,11 @@ def test_it_is_what_the_library_of_viewers_gives(tmp_path):
     assert np.abs(shown - PIXELS).max() > 20
 
 
-def test_srgb_by_any_name_leaves_every_bit(tmp_path):
+def test_srgb_profiles_keep_every_bit(tmp_path):
     np.testing.assert_array_equal(stored(tmp_path / "x.png", Image.fromarray(PIXELS), SRGB), PIXELS)
 
 
-def test_a_profile_of_grey_is_applied_to_eight_and_sixteen_bits_and_beside_transparency(tmp_path):
+def test_a_grey_profile_is_applied_with_8_and_16_bits_and_transparency(tmp_path):
     ramp = np.tile(np.arange(10, 256, 5, dtype=np.uint8), (3, 1))  # in black the library itself is coarse
     expected = to_srgb(ramp / 255)[..., None]
     np.testing.assert_allclose(stored(tmp_path / "8.png", Image.fromarray(ramp), linear_grey()) - expected, 0, atol=2)
@@ -92,7 +92,7 @@ def test_a_profile_of_grey_is_applied_to_eight_and_sixteen_bits_and_beside_trans
     np.testing.assert_allclose(shown - np.where(ramp[..., None] < 100, 255, expected), 0, atol=2)
 
 
-def test_a_profile_is_applied_to_palettes_and_beside_transparency(tmp_path):
+def test_a_profile_is_applied_to_palettes_and_with_transparency(tmp_path):
     flat = Image.fromarray(PIXELS // 64 * 64)
     palette = stored(tmp_path / "p.png", flat.quantize(64), swapped())
     np.testing.assert_allclose(palette, np.asarray(flat.quantize(64).convert("RGB"))[..., [1, 0, 2]], atol=1)
@@ -102,13 +102,13 @@ def test_a_profile_is_applied_to_palettes_and_beside_transparency(tmp_path):
     np.testing.assert_allclose(shown, np.where(rows[..., None] < 6, 255, PIXELS[..., [1, 0, 2]]), atol=1)
 
 
-def test_grey_with_a_profile_of_colours_stays_grey(tmp_path):
+def test_grey_with_an_rgb_profile_is_unchanged(tmp_path):
     grey = Image.fromarray(PIXELS[..., 0])
     np.testing.assert_allclose(stored(tmp_path / "x.png", grey, SRGB), PIXELS[..., [0, 0, 0]])
 
 
 @pytest.mark.parametrize("damage", ["cut", "no profile", "of other colours", "noise"])
-def test_a_profile_that_does_not_fit_is_ignored_as_by_viewers(tmp_path, damage):
+def test_an_unsuitable_profile_is_ignored(tmp_path, damage):
     wrong = {"cut": swapped()[:200], "no profile": b"hello", "of other colours": linear_grey()}
     wrong["noise"] = swapped()[:128] + np.random.default_rng(0).bytes(400)
     np.testing.assert_array_equal(stored(tmp_path / "x.png", Image.fromarray(PIXELS), wrong[damage]), PIXELS)
@@ -117,7 +117,7 @@ def test_a_profile_that_does_not_fit_is_ignored_as_by_viewers(tmp_path, damage):
     np.testing.assert_array_equal(shown, np.asarray(cmyk.convert("RGB")))
 
 
-def test_a_profile_of_ink_is_applied(tmp_path):
+def test_a_cmyk_profile_is_applied(tmp_path):
     """A table of four inks in which the fourth alone counts: white without it, black with all of it."""
     identity = b"".join(struct.pack(">i", 0x10000 if i % 4 == 0 else 0) for i in range(9))
     grid = b"".join(struct.pack(">BBB", 255 if k == 0 else 0, 128, 128) for _ in range(8) for k in range(2))

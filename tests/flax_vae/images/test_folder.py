@@ -16,7 +16,7 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
-def test_every_entry_is_an_image_or_is_listed_as_something_else(tmp_path):
+def test_every_entry_is_listed(tmp_path):
     images = ["a.jfif", "b.jpe", "c.avif", "d.gif", "e.jp2", "f.tga", "g.ppm", "h/i.PNG", "j.webp"]
     touch(tmp_path, *images, "k.heic", "k2.HEIC", "l.psd", "m.mp4", "n.txt", "o/p.json", "q")
     touch(tmp_path, ".DS_Store", "Thumbs.db", "._x.jpg", ".hidden/y.png")
@@ -34,7 +34,7 @@ def test_every_entry_is_an_image_or_is_listed_as_something_else(tmp_path):
     assert other == "besides: 7 other files (.DS_Store, ._x.jpg, .hidden and 4 more)"
 
 
-def test_images_alone_need_no_words(tmp_path):
+def test_a_folder_of_images_has_no_notes(tmp_path):
     touch(tmp_path, "a.png", "b/c.png")
     assert list_folder(tmp_path).notes == []
 
@@ -57,7 +57,7 @@ def test_links_are_followed_and_each_folder_is_listed_once(tmp_path):
     ]
 
 
-def test_many_links_to_many_folders_end_soon(tmp_path):
+def test_listing_many_links_is_fast(tmp_path):
     """Two links from each of thirty folders to the next: a thousand million ways to the last."""
     for number in range(30):
         touch(tmp_path, f"{number:02}/x.png")
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_listed_is_refused(tmp_path):
         list_folder(tmp_path)
 
 
-def test_images_and_notes_of_a_folder(tmp_path):
+def test_image_names_and_notes_of_a_folder(tmp_path):
     image = Image.new("RGB", (16, 16), "red")
     for name in ("a.jfif", "b.tga", "c.gif"):
         image.save(tmp_path / name, "JPEG" if name == "a.jfif" else None)
@@ -89,7 +89,7 @@ def test_images_and_notes_of_a_folder(tmp_path):
     assert len(source.notes) == 2
 
 
-def test_a_folder_of_other_formats_alone_says_what_reads_them(tmp_path):
+def test_a_folder_of_other_formats_is_refused_with_advice(tmp_path):
     touch(tmp_path, "a.heic", "b.dng")
     with pytest.raises(
         DataError, match=r"holds no image file.*PNG, JPEG, .*2 files \(a.heic, b.dng\).*pillow-heif.*rawpy"

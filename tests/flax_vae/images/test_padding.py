@@ -15,7 +15,7 @@ def test_padding_repeats_the_last_row_and_column_up_to_the_next_multiple(size, p
         np.testing.assert_array_equal(result, given[..., rows, :, :][..., columns, :])
 
 
-def test_bytes_survive_the_way_to_float_and_back():
+def test_bytes_round_trip_through_float():
     every = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(to_uint8(to_float(every)), every)
     assert to_float(every)[[0, -1]].tolist() == [-1.0, 1.0]

@@ -56,7 +56,7 @@ def test_sixteen_bit_colours_keep_their_high_byte(tmp_path, colour_type, channel
     np.testing.assert_array_equal(read_image(tmp_path / "x.png"), pixels[..., :3] >> 8)
 
 
-def test_the_picture_of_a_telephone_is_the_first_of_its_file(tmp_path):
+def test_the_first_image_of_an_mpo_is_read(tmp_path):
     picture, depths = (
         Image.effect_mandelbrot((32, 24), box, 50).convert("RGB") for box in [(-2, -1, 1, 1), (0, 0, 1, 1)]
     )
@@ -68,7 +68,7 @@ def test_the_picture_of_a_telephone_is_the_first_of_its_file(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "x.jpg"), read_image(tmp_path / "alone.jpg"))
 
 
-def test_what_is_in_a_file_reads_as_the_file_does(tmp_path):
+def test_content_reads_like_its_file(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "x.png")
     data = (tmp_path / "x.png").read_bytes()
     assert image_size(data) == (6, 4)
@@ -77,7 +77,7 @@ def test_what_is_in_a_file_reads_as_the_file_does(tmp_path):
         read_image(data[:-30], "records/7")
 
 
-def test_transparency_is_laid_over_white(tmp_path):
+def test_transparency_is_composited_over_white(tmp_path):
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0, 0] = (10, 20, 30, 255)
     Image.fromarray(rgba).save(tmp_path / "x.png")
@@ -127,7 +127,7 @@ def write_bad_exif(path):
 
 REFUSED = [
     ("x.png", lambda path: path.write_bytes(b""), "is empty"),
-    ("x.jpg", lambda path: path.write_text("hello"), "no image that Pillow can read"),
+    ("x.jpg", lambda path: path.write_text("hello"), "not an image that Pillow can read"),
     ("x.jpg", write_truncated, "cannot be decoded"),
     ("x.png", write_animated, "several frames"),
     ("x.webp", write_animated, "several frames"),
@@ -141,14 +141,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "write", "message"), REFUSED)
-def test_what_cannot_be_read_is_refused_by_name(tmp_path, name, write, message):
+def test_unreadable_files_are_refused_by_name(tmp_path, name, write, message):
     write(tmp_path / name)
     with pytest.raises(DataError, match=message) as caught:
         read_image(tmp_path / name)
     assert name in str(caught.value)
 
 
-def test_damage_anywhere_is_refused_or_shown_but_raises_nothing_else(tmp_path):
+def test_damaged_files_raise_only_data_errors(tmp_path):
     rng = np.random.default_rng(0)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -174,7 +174,7 @@ def test_damage_anywhere_is_refused_or_shown_but_raises_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("pixels", [10_000, 14_000])
-def test_bombs_are_refused_by_many_threads_whatever_becomes_of_warnings(tmp_path, pixels):
+def test_bombs_are_refused_in_many_threads(tmp_path, pixels):
     Image.new("1", (pixels, pixels)).save(tmp_path / "bomb.png")
     Image.fromarray(RAMP).save(tmp_path / "x.png")
 
@@ -202,7 +202,7 @@ def test_bombs_are_refused_by_many_threads_whatever_becomes_of_warnings(tmp_path
         (errno.ESTALE, StorageError, "Stale file handle.; start again"),
     ],
 )
-def test_a_failing_disk_is_told_from_a_bad_image(tmp_path, monkeypatch, number, kind, message):
+def test_a_failing_disk_raises_a_storage_error(tmp_path, monkeypatch, number, kind, message):
     def fail(path, **_):
         raise OSError(number, os.strerror(number), path)
 
@@ -213,7 +213,7 @@ def test_a_failing_disk_is_told_from_a_bad_image(tmp_path, monkeypatch, number, 
     assert type(caught.value) is kind
 
 
-def test_a_missing_file_is_a_matter_of_storage(tmp_path):
+def test_a_missing_file_raises_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         read_image(tmp_path / "none.png")
 
@@ -226,7 +226,7 @@ def test_folders_are_searched_recursively_and_in_order(tmp_path):
     assert list_folder(tmp_path).images == ("a.png", "b/x.JPG", "c.jpeg")
 
 
-def test_links_to_nowhere_are_no_images_and_links_to_images_are(tmp_path):
+def test_links_to_images_are_read_and_dangling_links_are_not(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to("a.png")
     (tmp_path / "c.png").symlink_to("none.png")
@@ -236,7 +236,7 @@ def test_links_to_nowhere_are_no_images_and_links_to_images_are(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "b.png"), RAMP)
 
 
-def test_names_that_are_no_utf8_are_read_and_can_be_printed(tmp_path):
+def test_names_that_are_not_utf8_are_read_and_printable(tmp_path):
     try:
         Image.fromarray(RAMP).save(tmp_path / os.fsdecode(b"caf\xe9.png"))
     except OSError:
@@ -245,13 +245,13 @@ def test_names_that_are_no_utf8_are_read_and_can_be_printed(tmp_path):
     bad, good = list_folder(tmp_path).images[::-1]
     np.testing.assert_array_equal(read_image(tmp_path / good), RAMP)
     assert printable(good) == "caf\\xe9.png"
-    with pytest.raises(DataError, match="xff.png is no image") as caught:
+    with pytest.raises(DataError, match="xff.png is not an image") as caught:
         read_image(tmp_path / bad)
     assert str(caught.value).encode("utf-8")
     assert printable("größe.png") == "größe.png"
 
 
-def test_a_model_takes_an_image_cropped_to_its_factor_in_its_own_channels(tmp_path):
+def test_model_input_is_cropped_and_has_the_channels_of_the_model(tmp_path):
     params = PRESETS["tiny"]
     pixels = np.arange(17 * 26 * 3, dtype=np.uint8).reshape(17, 26, 3)
     Image.fromarray(pixels).save(tmp_path / "colour.png")
@@ -263,7 +263,7 @@ def test_a_model_takes_an_image_cropped_to_its_factor_in_its_own_channels(tmp_pa
     np.testing.assert_allclose(grey[0], expected, atol=1e-6)
 
 
-def test_a_model_refuses_an_image_that_is_too_small_or_has_other_channels(tmp_path):
+def test_model_input_refuses_small_images_and_other_channels(tmp_path):
     params = PRESETS["tiny"]
     Image.new("RGB", (26, 3)).save(tmp_path / "small.png")
     with pytest.raises(FileError, match=rf"small.png is 3 x 26 x 3; .* sides of at least {params.factor}"):

@@ -9,7 +9,7 @@ rng = np.random.default_rng(0)
 IMAGE = rng.integers(0, 256, (40, 33, 3), np.uint8)
 
 
-def test_psnr_is_the_textbook_value():
+def test_psnr_equals_its_formula():
     off_by_one = np.where(IMAGE == 255, 254, IMAGE + 1).astype(np.uint8)
     assert psnr(off_by_one, IMAGE) == pytest.approx(20 * math.log10(255))
     assert psnr(np.full((2, 2, 3), 255, np.uint8), np.zeros((2, 2, 3), np.uint8)) == 0.0
@@ -35,12 +35,12 @@ def naive_ssim(x, y):
 
 
 @pytest.mark.parametrize("noise", [5, 40, 255])
-def test_ssim_is_the_papers(noise):
+def test_ssim_equals_the_paper_s_definition(noise):
     other = (IMAGE.astype(int) + rng.integers(-noise, noise + 1, IMAGE.shape)).clip(0, 255).astype(np.uint8)
     assert ssim(other, IMAGE) == pytest.approx(naive_ssim(other, IMAGE), abs=1e-9)
 
 
-def test_ssim_is_scikit_images():
+def test_ssim_equals_scikit_image():
     metrics = pytest.importorskip("skimage.metrics")
     other = (IMAGE.astype(int) + rng.integers(-30, 30, IMAGE.shape)).clip(0, 255).astype(np.uint8)
     theirs = metrics.structural_similarity(
@@ -54,13 +54,13 @@ def test_ssim_of_an_image_with_itself_is_one():
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
-def test_unlike_images_are_refused(metric):
+def test_images_of_different_shapes_are_refused(metric):
     with pytest.raises(ValueError, match="8-bit images of one shape"):
         metric(IMAGE, IMAGE[:-1])
     with pytest.raises(ValueError, match="8-bit images of one shape"):
         metric(IMAGE.astype(float), IMAGE)
 
 
-def test_ssim_refuses_what_holds_no_window():
+def test_ssim_refuses_images_smaller_than_its_window():
     with pytest.raises(ValueError, match="11 x 11"):
         ssim(IMAGE[:10], IMAGE[:10])

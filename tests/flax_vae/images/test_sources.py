@@ -94,7 +94,7 @@ def no_cache_of_datasets_outside(tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_"))
-def test_the_same_images_give_the_same_crops(tmp_path, write):
+def test_equal_images_give_equal_crops_from_any_source(tmp_path, write):
     address = write(tmp_path / "data")
     source = open_images(address)
     assert len(source) == 6
@@ -108,7 +108,7 @@ def test_the_same_images_give_the_same_crops(tmp_path, write):
     assert photographs.held_out_name == source.name(5)
 
 
-def test_an_array_stays_on_the_disk_and_its_images_are_numbered(tmp_path):
+def test_arrays_are_memory_mapped_and_numbered(tmp_path):
     address = write_npy(tmp_path / "x")
     read = ArraySource(tmp_path / "x.npy")[3]
     assert isinstance(read.base, np.memmap)
@@ -138,13 +138,13 @@ BAD_ARRAYS = {
 
 
 @pytest.mark.parametrize(("write", "message"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
-def test_other_arrays_are_refused(tmp_path, write, message):
+def test_arrays_of_other_shapes_or_dtypes_are_refused(tmp_path, write, message):
     write(tmp_path / "x.npy")
     with pytest.raises(DataError, match=f"x.npy {message}|x.npy .*{message}"):
         open_images(str(tmp_path / "x.npy"))
 
 
-def test_an_archive_must_say_which_array_is_meant(tmp_path):
+def test_an_archive_of_several_arrays_needs_a_name(tmp_path):
     np.savez(tmp_path / "x.npz", a=IMAGES, b=IMAGES)
     with pytest.raises(DataError, match="of its 2 arrays none is called images"):
         open_images(str(tmp_path / "x.npz"))
@@ -169,7 +169,7 @@ def test_unknown_options_of_a_data_set_are_refused(option):
         open_images(f"hf:some/where,{option}")
 
 
-def test_data_sets_without_what_was_asked_for_are_refused(tmp_path):
+def test_missing_splits_and_columns_are_refused(tmp_path):
     address = write_saved(tmp_path / "data")
     with pytest.raises(DataError, match="no column 'label' of images; its columns of images: image"):
         open_images(f"{address},column=label")
@@ -179,17 +179,17 @@ def test_data_sets_without_what_was_asked_for_are_refused(tmp_path):
         open_images(write_splits(tmp_path / "splits").replace("other", "test"))
 
 
-def test_bad_rows_of_a_data_set_are_named(tmp_path):
+def test_damaged_rows_of_a_data_set_are_named(tmp_path):
     good = encoded(IMAGES[0])
     make_dataset([good, None, b"hello", good]).save_to_disk(tmp_path / "data")
     source = open_images(f"hf:{tmp_path / 'data'}")
-    for index, message in {1: r"data\[1\] is empty", 2: r"data\[2\] is no image that Pillow can read"}.items():
+    for index, message in {1: r"data\[1\] is empty", 2: r"data\[2\] is not an image that Pillow can read"}.items():
         for function in (source.size, source.__getitem__):
             with pytest.raises(DataError, match=message):
                 function(index)
 
 
-def test_a_data_set_may_hold_paths(tmp_path):
+def test_a_data_set_with_paths_is_read(tmp_path):
     datasets = pytest.importorskip("datasets")
     write_folder(tmp_path / "images")
     paths = [str(tmp_path / "images" / f"{index}.png") for index in range(6)]
@@ -198,10 +198,10 @@ def test_a_data_set_may_hold_paths(tmp_path):
     np.testing.assert_array_equal(open_images(f"hf:{tmp_path / 'data'}")[4], IMAGES[4])
 
 
-def test_bad_records_are_named_and_damaged_files_are_no_bad_images(tmp_path):
+def test_damaged_records_are_named_and_damaged_files_refused(tmp_path):
     good = encoded(IMAGES[0])
     address = write_records(tmp_path / "data", [good, b"hello", good, good])
-    with pytest.raises(DataError, match=r"array_record\[1\] is no image that Pillow can read"):
+    with pytest.raises(DataError, match=r"array_record\[1\] is not an image that Pillow can read"):
         open_images(address)[1]
     with pytest.raises(DataError, match="is not a file and matches none"):
         open_images(str(tmp_path / "none.array_record"))
@@ -217,7 +217,7 @@ def test_bad_records_are_named_and_damaged_files_are_no_bad_images(tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_folder, write_npy, write_saved, write_records])
-def test_grain_takes_a_source(tmp_path, write):
+def test_grain_accepts_a_source(tmp_path, write):
     grain = pytest.importorskip("grain")
     data = grain.MapDataset.source(open_images(write(tmp_path / "data"))).shuffle(seed=0)
     assert sorted(image.tobytes() for image in data) == sorted(image.tobytes() for image in IMAGES)

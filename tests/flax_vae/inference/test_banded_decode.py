@@ -40,7 +40,7 @@ def case(record):
     [(PLAIN, 1), (PLAIN, 3), (PLAIN, 64), (TIMED, 5), (SINUSOIDAL, 4), (PATCHED, 8)],
     ids=["one row", "no divisor of the height", "all rows", "attention and time", "sinusoidal time", "latent norm"],
 )
-def test_bands_make_the_same_image(record, band_rows):
+def test_bands_give_an_equal_image(record, band_rows):
     model, params, inputs, expected = case(record)
     images = decode_in_bands(model, params, *inputs, band_rows=band_rows)
     assert isinstance(images, np.ndarray)
@@ -78,7 +78,7 @@ def rows_from_outside(monkeypatch):
 
 
 @pytest.mark.parametrize("mistake", [statistics_of_a_tile, rows_from_outside])
-def test_mistake_is_seen(monkeypatch, mistake):
+def test_negative_control(monkeypatch, mistake):
     model, params, inputs, expected = case(PLAIN)
     bands.run_ops.clear_cache()
     mistake(monkeypatch)

@@ -44,7 +44,7 @@ def test_encoding_over_devices(padding):
     assert_split_and_equal(moments, on_one(model, params, *inputs, "moments"))
 
 
-def test_a_negative_control():
+def test_negative_control_over_devices():
     """Two halves decoded apart are no substitute: the tolerance sees the seam."""
     model = AutoEncoder(PLAIN)
     params = random_params(model)

@@ -86,7 +86,7 @@ def panels(path, height, width, zoom):
     return [square[::zoom, ::zoom] for square in squares]
 
 
-def test_the_picture_shows_original_reconstruction_and_difference(model, by_hand, here, capsys):
+def test_picture_shows_original_reconstruction_and_difference(model, by_hand, here, capsys):
     pixels = np.minimum(PIXELS, 250)  # apart from the white around it
     Image.fromarray(pixels).save("photo.png")
     code, out, err = run(capsys, "photo.png", "--model", model)
@@ -119,7 +119,7 @@ def write_rotated(path):
     Image.fromarray(np.rot90(PIXELS)).save(path, exif=exif)
 
 
-def test_images_of_every_kind_stand_below_each_other(model, by_hand, here, capsys):
+def test_images_of_all_formats_are_stacked(model, by_hand, here, capsys):
     grey = np.repeat(PIXELS[..., :1], 3, axis=2)
     kinds = {
         "grey.png": (lambda path: Image.fromarray(PIXELS[..., 0]).save(path), grey),
@@ -157,10 +157,10 @@ def write_truncated(path):
 
 
 BAD_IMAGES = [
-    (lambda path: Path(path).write_bytes(b""), "x.png is no image that Pillow can read"),
-    (lambda path: Path(path).write_text("hello"), "x.png is no image that Pillow can read"),
+    (lambda path: Path(path).write_bytes(b""), "x.png is not an image that Pillow can read"),
+    (lambda path: Path(path).write_text("hello"), "x.png is not an image that Pillow can read"),
     (write_truncated, "x.png cannot be decoded"),
-    (write_animated, "x.png has several frames or pages; save the one that is meant"),
+    (write_animated, "x.png has several frames or pages; save one of them"),
     (
         lambda path: Image.new("1", (10_000, 10_000)).save(path),
         "x.png has more than 89,478,485 pixels",
@@ -171,7 +171,7 @@ BAD_IMAGES = [
 
 
 @pytest.mark.parametrize(("write", "message"), BAD_IMAGES)
-def test_what_is_no_image_is_refused_in_one_line(write, message, model, here, capsys):
+def test_other_files_are_refused_in_one_line(write, message, model, here, capsys):
     write("x.png")
     before = os.listdir(here)
     code, out, err = run(capsys, "x.png", "--model", model)
@@ -183,12 +183,12 @@ def test_what_is_no_image_is_refused_in_one_line(write, message, model, here, ca
 
 BAD_FLAGS = [
     ([], "no input images; pass one or more addresses"),
-    (["photo.png", "photo.png"], "two of the images have one name; name one picture for all of them with --out"),
+    (["photo.png", "photo.png"], "two of the images have an equal name; write all of them to one file with --out"),
     (["photo.png", "--out", "new.jpg"], "new.jpg does not end in .png"),
-    (["photo.png", "--out", "."], ". is a folder; name a PNG file in it"),
-    (["photo.png", "--out", "there.png"], "there.png exists already; replace it with --force"),
-    (["photo.png", "--out", "photo.png", "--force"], "photo.png is one of the images"),
-    (["photo.png", "--out", "there.png/new.png"], "there.png is no folder that takes there.png/new.png"),
+    (["photo.png", "--out", "."], ". is a folder; pass a PNG file in it"),
+    (["photo.png", "--out", "there.png"], "there.png exists; replace it with --force"),
+    (["photo.png", "--out", "photo.png", "--force"], "photo.png is one of the input images"),
+    (["photo.png", "--out", "there.png/new.png"], "there.png is not a writable folder for there.png/new.png"),
     (["photo.png", "--model", "nowhere"], "nowhere does not exist"),
     (["photo.png", "--preset", "flux9"], "flux9"),
     (["photo.png", "--time", "5"], "time=5 is given, but the model is not conditioned on time; leave it out"),
@@ -196,7 +196,7 @@ BAD_FLAGS = [
 
 
 @pytest.mark.parametrize(("words", "message"), BAD_FLAGS)
-def test_what_does_not_go_together_is_refused_in_one_line(words, message, model, here, capsys):
+def test_conflicting_arguments_are_refused_in_one_line(words, message, model, here, capsys):
     Image.fromarray(PIXELS).save("photo.png")
     Path("there.png").write_text("what was there")
     photo = Path("photo.png").read_bytes()
@@ -208,7 +208,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(words, message, model,
     assert (Path("there.png").read_text(), Path("photo.png").read_bytes()) == ("what was there", photo)
 
 
-def test_a_folder_that_nobody_may_write_to_is_refused_before_the_model_is_loaded(capsys):
+def test_a_read_only_folder_is_refused_before_loading_the_model(capsys):
     with tempfile.TemporaryDirectory() as folder:
         photo, locked = Path(folder, "photo.png"), Path(folder, "locked")
         Image.fromarray(PIXELS).save(photo)
@@ -223,12 +223,10 @@ def test_a_folder_that_nobody_may_write_to_is_refused_before_the_model_is_loaded
             if root:
                 os.seteuid(0)
     assert code == 1
-    assert err.endswith(f"{locked} is no folder that takes {locked}/x.png; choose another place with --out\n")
+    assert err.endswith(f"{locked} is not a writable folder for {locked}/x.png; choose another with --out\n")
 
 
-def test_a_picture_is_replaced_only_with_force_and_large_maps_are_decoded_in_bands(
-    model, by_hand, here, capsys, monkeypatch
-):
+def test_force_replaces_a_picture_and_large_images_are_decoded_in_bands(model, by_hand, here, capsys, monkeypatch):
     Image.fromarray(PIXELS).save("photo.png")
     Path("photo.reconstruction.png").touch()
     assert run(capsys, "photo.png", "--model", model)[0] == 1
@@ -241,13 +239,13 @@ def test_a_picture_is_replaced_only_with_force_and_large_maps_are_decoded_in_ban
     assert len(panels("photo.reconstruction.png", HEIGHT, WIDTH, 256 // HEIGHT)) == 3
 
 
-def test_an_image_is_large_from_a_gigabyte_on():
+def test_needs_bands_from_one_gibibyte():
     assert not needs_bands(PRESETS["flux1"], 1024, 1024)
     assert needs_bands(PRESETS["flux1"], 1024, 1025)
     assert not needs_bands(PRESETS["flux1"], 1024, 2048, "bfloat16")
 
 
-def test_what_the_device_cannot_hold_is_one_line_and_other_failures_are_not_hidden(model, here, capsys, monkeypatch):
+def test_out_of_memory_is_one_line_and_other_errors_propagate(model, here, capsys, monkeypatch):
     def fail(*args, **kwargs):
         raise jax.errors.JaxRuntimeError(next(reasons))
 
@@ -261,18 +259,18 @@ def test_what_the_device_cannot_hold_is_one_line_and_other_failures_are_not_hidd
         cli.main(["reconstruct", "photo.png", "--model", model])
 
 
-def test_numbers_that_are_not_finite_are_no_picture(model, here, capsys, monkeypatch):
+def test_a_reconstruction_that_is_not_finite_is_refused(model, here, capsys, monkeypatch):
     decode = lambda model, params, z, time: np.full((1, 14, 12, 3), np.nan)  # noqa: E731
     monkeypatch.setattr("flax_vae.inference.reconstruction._decode", decode)
     Image.fromarray(PIXELS).save("photo.png")
     code, _, err = run(capsys, "photo.png", "--model", model)
     assert (code, err.count("\n")) == (1, 1)
-    assert f"what {model} makes of photo.png is not finite" in err
+    assert f"the reconstruction of photo.png by {model} is not finite" in err
     assert os.listdir(here) == ["photo.png"]
 
 
 @pytest.mark.parametrize("kind", ["linear", "sinusoidal"])
-def test_a_model_with_time_is_told_which(kind):
+def test_a_model_with_time_needs_a_time(kind):
     record = replace(PLAIN, time_emb_dim=8, time_embedding=kind)
     with pytest.raises(UserError, match="conditioned on time; pass a time"):
         same_time(2, None, record)
@@ -282,7 +280,7 @@ def test_a_model_with_time_is_told_which(kind):
     np.testing.assert_allclose(time.reshape(2, -1), np.tile(np.concatenate([expected], axis=None), (2, 1)), atol=1e-4)
 
 
-def test_models_of_other_images_are_refused(here, capsys):
+def test_models_of_other_channels_are_refused(here, capsys):
     other = AutoEncoder(replace(PLAIN, in_channels=1, out_ch=1))
     save_pretrained("grey", other, random_params(other))
     Image.fromarray(PIXELS).save("photo.png")
@@ -291,19 +289,19 @@ def test_models_of_other_images_are_refused(here, capsys):
     assert err.endswith("grey takes 1 and gives 1 channels; images are read as RGB, three\n")
 
 
-def test_differences_are_made_visible():
+def test_differences_are_amplified():
     flat = np.full((20, 20, 3), 100, np.uint8)
     for step, factor in [(0, 32), (1, 32), (5, 32), (20, 8), (60, 4), (100, 2), (130, 1)]:
         assert visible_factor(compare_images("", flat, flat + np.uint8(step))) == factor
 
 
-def test_the_end_of_a_line_in_a_name_is_drawn_as_a_space():
+def test_a_newline_in_a_name_is_drawn_as_a_space():
     same, names = compare_images("", PIXELS, PIXELS), ("two\nlines.png", "two lines.png")
     one, other = (draw_comparison(same, [name], amplified=1, layout=WIDE) for name in names)
     assert one == other
 
 
-def test_without_pillow_it_says_how_to_have_it(here):
+def test_missing_pillow_is_named_with_its_install_command(here):
     code = (
         "import sys; sys.modules['PIL'] = None\n"
         "from flax_vae.cli import main as cli\n"
@@ -316,7 +314,7 @@ def test_without_pillow_it_says_how_to_have_it(here):
     assert done.stderr == f"flax-vae reconstruct: this needs PIL (import of PIL halted; None in sys.modules): {hint}\n"
 
 
-def test_half_precision_is_close_to_single(model, here, capsys):
+def test_bfloat16_is_close_to_float32(model, here, capsys):
     Image.fromarray(PIXELS).save("photo.png")
     told = []
     for dtype in (jnp.float32, jnp.bfloat16):

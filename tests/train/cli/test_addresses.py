@@ -118,14 +118,14 @@ def test_bad_rows_are_named_once_and_passed_over(model, tmp_path, capsys):
     words = ["encode", f"hf:{tmp_path / 'data'}", str(tmp_path / "latents"), "--model", model]
     assert cli.main(words) == 1
     err = capsys.readouterr().err
-    assert "data[1] is empty" in err and "data[2] is no image" in err and "with --skip-bad 2" in err
+    assert "data[1] is empty" in err and "data[2] is not an image" in err and "with --skip-bad 2" in err
     assert cli.main([*words, "--skip-bad", "2"]) == 0
     skipped = [json.loads(line)["name"] for line in (tmp_path / "latents" / "skipped.jsonl").read_text().splitlines()]
     assert skipped == ["1", "2"] and len(LatentDataset(tmp_path / "latents")) == 2
     for main, args in ((cli.main, ["reconstruct", words[1]]), (train_cli.main, ["eval", model, "--data", words[1]])):
         assert main([*args, *(["--model", model] if args[0] == "reconstruct" else ["--lpips", "none"])]) == 1
         err = capsys.readouterr().err
-        assert "data[1] is empty" in err and "data[2] is no image" in err
+        assert "data[1] is empty" in err and "data[2] is not an image" in err
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def dirty(tmp_path):
 
 def test_skipped_images_are_replaced_reported_and_change_no_other_example(dirty, monkeypatch):
     clean, skipping = map(Photographs, dirty)
-    found = ["c.png is 7 x 40, smaller", "d.png is no image", "e.png cannot be decoded", "f.png cannot be decoded"]
+    found = ["c.png is 7 x 40, smaller", "d.png is not an image", "e.png cannot be decoded", "f.png cannot be decoded"]
     assert [expected in problem for expected, problem in zip(found, skipping.problems, strict=True)] == [True] * 4
     names = {read_image(Path(dirty[0].folder) / name)[..., 2].sum(): name for name in clean.names}
     bad = {"c.png", "d.png", "e.png", "f.png"}
@@ -346,7 +346,7 @@ def test_all_bad_images_are_in_one_message_with_one_flag_for_each_kind(dirty):
         Photographs(config)
     small, damaged, held_out = str(caught.value).split(". ")
     assert "c.png is 7 x 40, smaller than crop_size=8; --resize 8 scales every image" in small
-    assert damaged.startswith("2 of 19 images cannot be used: ") and "d.png is no image" in damaged
+    assert damaged.startswith("2 of 19 images cannot be used: ") and "d.png is not an image" in damaged
     assert damaged.endswith("; --bad-files skip trains without them") and "replace or remove" not in damaged
     assert "f.png cannot be decoded" in held_out and held_out.endswith("--held-out PATH names another, such as 't.png'")
     assert Photographs(replace(config, resize=8, bad_files="skip", held_out="t.png", max_bad_fraction=0.2)).names
