@@ -1,4 +1,4 @@
-"""The door: which command is meant, and how each way to end becomes an exit status and one line."""
+"""Tests of `flax-vae`: choice of the command, exit statuses, messages."""
 
 import signal
 import subprocess

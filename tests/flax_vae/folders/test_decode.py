@@ -1,4 +1,4 @@
-"""Latents back to image files: the right pixels under the right names, also after an interruption."""
+"""Tests of decoding latents to image files: pixels, names, resuming."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Four images."""
+    """Returns a folder with four images."""
     source, rng = tmp_path_factory.mktemp("source"), np.random.default_rng(0)
     (source / "sub").mkdir()
     for name, size in NAMES.items():
@@ -54,7 +54,7 @@ def encoded(source, folder, model, store):
 
 @pytest.fixture(scope="module")
 def latents(source, tmp_path_factory, model):
-    """Moments of the images, and of their mirror images."""
+    """Returns a data set with moments of the images and of their mirror images."""
     return encoded(source, tmp_path_factory.mktemp("encoded") / "latents", model, "moments")
 
 
@@ -63,7 +63,7 @@ def pixels(folder):
 
 
 def direct(latents, model):
-    """What one latent after the other becomes by a plain call."""
+    """Returns the images decoded by plain calls, one latent at a time."""
     found, decode = {}, jax.jit(partial(model[0].apply, method="decode"))
     for entry in LatentDataset(latents):
         z = entry.get("latent")

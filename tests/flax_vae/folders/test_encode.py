@@ -1,4 +1,4 @@
-"""Folders of images to latents: what is stored, that nothing which ends a process leaves a trace, what is refused."""
+"""Tests of encoding folders of images: stored values, interruptions, refused inputs."""
 
 import fcntl
 import json
@@ -41,7 +41,7 @@ def picture(rng, height, width):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """40 images of mixed sizes and kinds; some in a sub-folder, one stored on its side."""
+    """Returns a folder with 40 images of mixed sizes and formats, some in a sub-folder, one with an EXIF rotation."""
     folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     (folder / "sub").mkdir()
     for number in range(38):
@@ -57,7 +57,7 @@ def photographs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """A single image."""
+    """Returns a folder with a single image."""
     folder = tmp_path_factory.mktemp("one")
     picture(np.random.default_rng(1), 8, 8).save(folder / "a.png")
     return folder
@@ -65,14 +65,14 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    """A model of random weights, and its parameters."""
+    """Returns a model and random parameters."""
     model = AutoEncoder(SMALL, dtype=jnp.float32)
     return model, init_params(model, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, model):
-    """Its folder."""
+    """Returns the folder of the model."""
     folder = tmp_path_factory.mktemp("model") / "model"
     save_pretrained(folder, *model)
     return folder
@@ -80,7 +80,7 @@ def weights(tmp_path_factory, model):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, photographs, model):
-    """A data set that was encoded in one go."""
+    """Returns a data set that was encoded without interruption."""
     return encode(photographs, tmp_path_factory.mktemp("straight") / "latents", model)
 
 
@@ -130,7 +130,7 @@ def test_batches_of_one_size_are_equally_large():
 
 
 def direct(source, model, devices, **call):
-    """Each image, and what a plain jitted call gives for it in the batch that one device had."""
+    """Yields each image with the result of a plain jitted call on the batch of one device."""
     run = jax.jit(partial(model[0].apply, **call))
     for batch in (
         batch for shard in plan_shards(entries_of(source), SMALL.factor, GROUPING) for batch in shard.batches
@@ -298,7 +298,7 @@ def test_a_complete_data_set_is_kept_and_other_settings_refused(one, tmp_path, m
 
 
 def invert(path):
-    """Another image of the same name, size and format."""
+    """Replaces an image by another of equal name, size and format."""
     Image.fromarray(255 - np.asarray(Image.open(path).convert("RGB"))).save(path)
 
 

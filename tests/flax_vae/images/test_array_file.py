@@ -1,4 +1,4 @@
-"""Arrays of images in files that claim more than they hold: one error each, before memory is taken."""
+"""Tests of array files, including ones whose headers claim more data than they hold."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Colour profiles: what is read is what a viewer shows."""
+"""Tests of embedded colour profiles."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ PIXELS = np.stack([rows * 20, columns * 12, 255 - rows * columns], axis=-1).asty
 
 
 def swapped():
-    """A profile in which red and green changed places: a viewer shows red where the numbers say green."""
+    """Returns a profile with red and green exchanged."""
     data = bytearray(SRGB)
     count = struct.unpack(">I", data[128:132])[0]
     at = {bytes(data[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
@@ -25,7 +25,7 @@ def swapped():
 
 
 def profile(space, device_class, tags):
-    """A profile of version 2, by hand."""
+    """Returns a profile of version 2 from its parts."""
     body, table, at = b"", b"", 132 + 12 * len(tags)
     for name, content in tags:
         content += bytes(-len(content) % 4)
@@ -39,7 +39,7 @@ def profile(space, device_class, tags):
 
 
 def linear_grey():
-    """Grey whose numbers are proportional to light."""
+    """Returns a linear grey profile."""
     white = b"XYZ \0\0\0\0" + struct.pack(">III", 0xF6D6, 0x10000, 0xD32D)
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, 0x0100)
     return profile(b"GRAY", b"mntr", [(b"wtpt", white), (b"kTRC", curve)])
@@ -118,7 +118,7 @@ def test_an_unsuitable_profile_is_ignored(tmp_path, damage):
 
 
 def test_a_cmyk_profile_is_applied(tmp_path):
-    """A table of four inks in which the fourth alone counts: white without it, black with all of it."""
+    """Returns a CMYK profile in which only black counts."""
     identity = b"".join(struct.pack(">i", 0x10000 if i % 4 == 0 else 0) for i in range(9))
     grid = b"".join(struct.pack(">BBB", 255 if k == 0 else 0, 128, 128) for _ in range(8) for k in range(2))
     line = bytes(range(256))

@@ -1,4 +1,4 @@
-"""What lies in a folder of images: nothing is passed over in silence."""
+"""Tests of listing folders: every entry is listed."""
 
 import os
 
@@ -40,7 +40,7 @@ def test_a_folder_of_images_has_no_notes(tmp_path):
 
 
 def test_links_are_followed_and_each_folder_is_listed_once(tmp_path):
-    """A linked folder and file from elsewhere; links back, to a neighbour, and to what another link leads to."""
+    """Follows links to other folders and files, back, to neighbours, and to other links."""
     folder = tmp_path / "folder"
     touch(tmp_path, "outside/deep/x.png", "folder/real/y.png", "folder/z.png")
     (folder / "a_class").symlink_to(tmp_path / "outside", target_is_directory=True)
@@ -58,7 +58,7 @@ def test_links_are_followed_and_each_folder_is_listed_once(tmp_path):
 
 
 def test_listing_many_links_is_fast(tmp_path):
-    """Two links from each of thirty folders to the next: a thousand million ways to the last."""
+    """Lists thirty folders with two links each to the next, which makes 2**30 paths to the last."""
     for number in range(30):
         touch(tmp_path, f"{number:02}/x.png")
         for name in ("p", "q"):

@@ -1,4 +1,4 @@
-"""Which formats are read, what must not be opened, and files that ask for more time or memory than an image needs."""
+"""Tests of image formats, files that must not be opened, and files that need too much time or memory."""
 
 import functools
 import io
@@ -35,7 +35,7 @@ def test_each_format_is_read_with_each_suffix(tmp_path, kind, suffix):
 
 
 def test_a_postscript_file_named_png_starts_no_program(tmp_path):
-    """Pillow would draw it with Ghostscript."""
+    """Pillow would render it with Ghostscript."""
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "gs"
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nexit 1\n")
@@ -83,7 +83,7 @@ def test_other_formats_are_identified_by_content(tmp_path, message):
 
 
 def test_random_bytes_are_not_identified_as_tga(tmp_path):
-    """Pillow would take these 18 bytes for a header of Truevision's, and show what follows."""
+    """Pillow would read these 18 bytes as a TGA header."""
     header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 4, 4, 24, 0)
     for name in ("x.png", "x.tga"):
         (tmp_path / name).write_bytes(header + bytes(48))
@@ -118,7 +118,7 @@ def png(*before, after=b""):
 
 
 def png16(pixels):
-    """A 16-bit PNG of colours, which Pillow does not write."""
+    """Returns a 16-bit RGB PNG, which Pillow does not write."""
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
     lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND")
@@ -188,7 +188,7 @@ def test_expensive_files_are_refused_fast(what):
 
 
 def test_expensive_files_take_little_memory(tmp_path):
-    """All of them in one process: what it needs beyond an interpreter that has read a small image."""
+    """Measures one process against an interpreter that has read a small image."""
     for what in ASKS_FOR_MUCH:
         (tmp_path / what).write_bytes(made(what))
     code = """
@@ -217,7 +217,7 @@ def test_too_large_files_are_refused_before_reading(tmp_path):
 
 
 def test_large_images_with_small_chunks_are_read(tmp_path):
-    """Real files of many pieces: a GIF's blocks of 255 bytes, a bitmap's runs, a PNG's chunks of 4 KiB."""
+    """Real files have many parts: blocks of 255 bytes in a GIF, runs in a BMP, chunks of 4 KiB in a PNG."""
     noise = np.random.default_rng(0).integers(0, 256, (900, 1000), np.uint8)
     for kind in ("GIF", "PNG", "TIFF", "BMP"):
         np.testing.assert_array_equal(read_image(saved(kind, Image.fromarray(noise)))[..., 1], noise)

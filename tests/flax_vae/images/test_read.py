@@ -1,4 +1,4 @@
-"""What a file can hide: each trap is either shown as a viewer would show it, or refused by name."""
+"""Tests of reading images: as viewers show them, or refused by name."""
 
 import errno
 import os

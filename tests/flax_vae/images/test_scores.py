@@ -17,7 +17,7 @@ def test_psnr_equals_its_formula():
 
 
 def naive_ssim(x, y):
-    """Window by window, straight from the paper."""
+    """Computes SSIM window by window, as in the paper."""
     offsets = np.arange(11) - 5
     weights = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     weights /= weights.sum()

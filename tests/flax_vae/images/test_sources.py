@@ -1,4 +1,4 @@
-"""The same images give the same crops, whatever they lie in; what cannot be read is refused by name."""
+"""Tests of image sources: equal images give equal crops, and damaged ones are refused by name."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Decoding band by band is decoding."""
+"""Decoding band by band equals decoding at once."""
 
 from dataclasses import replace
 from functools import cache
@@ -27,7 +27,7 @@ def whole(model, params, z, time):
 
 @cache
 def case(record):
-    """A model without its encoder's weights, what goes in, and what comes out."""
+    """Returns a model, parameters without the encoder's, inputs, and the expected image."""
     model = AutoEncoder(record)
     params = random_params(model)
     del params["encoder"]
@@ -67,13 +67,13 @@ def test_bfloat16_is_as_accurate(optimised):
 
 
 def statistics_of_a_tile(monkeypatch):
-    """The mean and variance of some rows, as a decoder of tiles takes them."""
+    """Returns mean and variance of some rows only, as a decoder of tiles does."""
     honest = Map.statistics
     monkeypatch.setattr(Map, "statistics", lambda x: honest(replace(x, mean=x.mean[:6], deviation=x.deviation[:6])))
 
 
 def rows_from_outside(monkeypatch):
-    """What lies outside the image goes on to the next convolution, instead of zeros."""
+    """Returns the rows outside the image unchanged instead of as zeros."""
     monkeypatch.setattr(bands.Band, "padded", lambda band: band.x)
 
 

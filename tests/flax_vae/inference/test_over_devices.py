@@ -1,4 +1,4 @@
-"""Rows split over devices make the same image; `tests/conftest.py` provides two devices."""
+"""Rows split over devices give an equal image; `tests/conftest.py` provides two devices."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def test_encoding_over_devices(padding):
 
 
 def test_negative_control_over_devices():
-    """Two halves decoded apart are no substitute: the tolerance sees the seam."""
+    """Two separately decoded halves show a seam, which exceeds the tolerance."""
     model = AutoEncoder(PLAIN)
     params = random_params(model)
     z, _ = random_inputs(PLAIN, (1, 6, 3), PLAIN.latent_channels)

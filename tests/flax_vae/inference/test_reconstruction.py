@@ -1,4 +1,4 @@
-"""`flax-vae reconstruct`: what stands in the picture, what is printed, and every way in which a file can mislead it."""
+"""Tests of `flax-vae reconstruct`: picture, output, refused inputs."""
 
 import os
 import re
@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def by_hand(params):
-    """What the model makes of an image, from its own methods alone."""
+    """Returns the reconstruction of an image by the model's methods."""
 
     @jax.jit
     def whole(images):
@@ -75,7 +75,7 @@ def told_psnr(line):
 
 
 def panels(path, height, width, zoom):
-    """Original, reconstruction and difference, one pixel of every square."""
+    """Returns original, reconstruction and difference, one pixel of every enlarged one."""
     picture = np.asarray(Image.open(path))
     top = WIDE.gap + 4 * WIDE.line
     lefts = [left for left in range(WIDE.gap, picture.shape[1]) if (picture[top:, left] != 255).any()]
