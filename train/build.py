@@ -3,15 +3,15 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flax_vae import AutoEncoder, from_pretrained
-from flax_vae.convert.errors import FlaxVaeError
-from flax_vae.convert.table import graft, to_flax
-from flax_vae.convert.weights import load_weights
+from flax_vae.convert.errors import ConversionError, FlaxVaeError
+from flax_vae.convert.table import PREFIX, discriminator_to_flax, graft, to_flax
+from flax_vae.convert.weights import load_weights, locate, open_weights
 from flax_vae.discriminator import Discriminator
 from flax_vae.finite import require_finite
 from flax_vae.train.config import LossConfig, TrainConfig
@@ -55,19 +55,27 @@ def make_constants(config: LossConfig) -> dict[str, Any]:
         raise RunError(f"{error}; or train without LPIPS: --loss.lpips-weight 0 (now {config.lpips_weight})") from error
 
 
-def make_state(config: TrainConfig, components: Components, params: dict[str, Any] | None = None) -> TrainState:
+def make_state(
+    config: TrainConfig,
+    components: Components,
+    params: dict[str, Any] | None = None,
+    discriminator: dict[str, Any] | None = None,
+) -> TrainState:
     """Returns the state before the first update, as a pure function of the config and the initial weights.
 
     Args:
       config: Settings of the run.
       components: Result of `make_components(config)`.
       params: Result of `load_start(config)`; None for random weights.
+      discriminator: Variables of `load_start_discriminator(config)`; None for random weights.
     """
     # Compiled as one program: creating hundreds of small arrays one by one would take seconds.
-    return jax.jit(partial(_create, config, components))(params)
+    return jax.jit(partial(_create, config, components))(params, discriminator)
 
 
-def _create(config: TrainConfig, components: Components, params: dict[str, Any] | None) -> TrainState:
+def _create(
+    config: TrainConfig, components: Components, params: dict[str, Any] | None, discriminator: dict[str, Any] | None
+) -> TrainState:
     return create_state(
         components.model,
         components.optimizer,
@@ -78,18 +86,21 @@ def _create(config: TrainConfig, components: Components, params: dict[str, Any] 
         logvar=config.loss.logvar,
         learn_logvar=config.loss.learn_logvar,
         average=config.optim.ema_decay > 0,
-        discriminator=_create_discriminator(config, components),
+        discriminator=_create_discriminator(config, components, discriminator),
     )
 
 
-def _create_discriminator(config: TrainConfig, components: Components) -> DiscriminatorState | None:
+def _create_discriminator(
+    config: TrainConfig, components: Components, variables: dict[str, Any] | None
+) -> DiscriminatorState | None:
     discriminator, optimizer = components.discriminator, components.d_optimizer
     if discriminator is None or optimizer is None:
         return None
-    size = config.data.crop_size
-    images = jnp.zeros((1, size, size, config.model.out_ch))
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)  # differs from the autoencoder's
-    variables = discriminator.init(key, images, train=False)
+    if variables is None:
+        size = config.data.crop_size
+        images = jnp.zeros((1, size, size, config.model.out_ch))
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)  # differs from the autoencoder's
+        variables = dict(discriminator.init(key, images, train=False))
     return DiscriminatorState(variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
 
 
@@ -132,3 +143,49 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
         )
     require_finite(tree, f"start_from={config.start_from!r}")
     return jax.tree.map(lambda array: jnp.array(array, jnp.float32), tree)
+
+
+class StartDiscriminator(NamedTuple):
+    """Discriminator of the weights that a run starts from.
+
+    Attributes:
+      variables: Parameters and batch statistics in float32, or None for random ones.
+      note: Line to print about them, or None.
+    """
+
+    variables: dict[str, Any] | None = None
+    note: str | None = None
+
+
+def load_start_discriminator(config: TrainConfig) -> StartDiscriminator:
+    """Loads the discriminator that an LDM training checkpoint holds beside the autoencoder, if the run trains one.
+
+    A discriminator of another architecture is not used; the run then starts with a random one.
+
+    Raises:
+      RunError: If the file cannot be read.
+      NotFiniteError: If a weight is NaN or infinite.
+    """
+    if config.start_from is None or not config.gan.weight:
+        return StartDiscriminator()
+    try:
+        tensors = open_weights(locate(Path(config.start_from)), raw_weights=config.raw_weights).tensors
+    except (FlaxVaeError, OSError) as error:
+        raise RunError(f"start_from={config.start_from!r} cannot be loaded: {error}") from error
+    if not any(name.startswith(PREFIX) for name in tensors):
+        return StartDiscriminator()
+    try:
+        variables = discriminator_to_flax(tensors, config.gan.discriminator)
+    except ConversionError:
+        return StartDiscriminator(
+            None,
+            f"the discriminator in {config.start_from} is not used: its tensors differ from gan.features="
+            f"{config.gan.features}, gan.layers={config.gan.layers}",
+        )
+    require_finite(variables, f"start_from={config.start_from!r}")
+    variables = jax.tree.map(lambda leaf: jnp.array(leaf, _float32_of(leaf)), variables)
+    return StartDiscriminator(variables, f"the discriminator starts from {config.start_from} too")
+
+
+def _float32_of(leaf: Any) -> Any:
+    return jnp.float32 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype

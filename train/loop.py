@@ -14,7 +14,7 @@ import jax
 from flax_vae import AutoEncoder, save_pretrained
 from flax_vae.finite import require_finite
 from flax_vae.images import ImageScores
-from flax_vae.train.build import load_start, make_components, make_constants, make_state
+from flax_vae.train.build import load_start, load_start_discriminator, make_components, make_constants, make_state
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.data import Batches, Photographs
 from flax_vae.train.devices import (
@@ -145,7 +145,7 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
             raise RunError(
                 f"{run.path} holds {start} steps, more than steps={config.steps}; set steps to {start} or more"
             )
-        state = _restore_or_create(checkpoints, start, config, components, parallel)
+        state = _restore_or_create(checkpoints, start, config, components, parallel, notes)
         constants = parallel.replicate(constants)
         if first:
             run.begin(config, listing, changes)
@@ -216,12 +216,20 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
 
 
 def _restore_or_create(
-    checkpoints: Checkpoints, start: int, config: TrainConfig, components: Components, parallel: Parallel
+    checkpoints: Checkpoints,
+    start: int,
+    config: TrainConfig,
+    components: Components,
+    parallel: Parallel,
+    notes: list[str],
 ) -> TrainState:
     if not start:
         with agreement() as facts:
-            state = make_state(config, components, load_start(config))
+            discriminator = load_start_discriminator(config)
+            state = make_state(config, components, load_start(config), discriminator.variables)
             facts |= facts_of_start(state)
+        if discriminator.note:
+            notes.append(discriminator.note)
         return parallel.place_state(state)
     # Restore to the shardings of the current devices, which may differ from those of the checkpoint.
     shapes = jax.eval_shape(partial(make_state, config, components))

@@ -10,7 +10,7 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.convert.table.adam import AdamState, adam_state_from_torch, adam_state_to_torch
-    from flax_vae.convert.table.discriminator import discriminator_to_flax, discriminator_to_torch
+    from flax_vae.convert.table.discriminator import PREFIX, discriminator_to_flax, discriminator_to_torch
     from flax_vae.convert.table.grafting import graft
     from flax_vae.convert.table.identification import NOT_INFERABLE, Weights, fitting_presets, identify, nearest_preset
     from flax_vae.convert.table.ops import CONV, SAME, Op
@@ -24,6 +24,7 @@ __all__ = [
     "LAYOUTS",
     "NOT_INFERABLE",
     "Op",
+    "PREFIX",
     "READABLE",
     "Row",
     "SAME",
