@@ -9,7 +9,7 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams, preset
-    from flax_vae.convert.errors import ConversionError, FileError
+    from flax_vae.convert.errors import ArgumentError, ConversionError, FileError, FlaxVaeError
     from flax_vae.convert.table import (
         LAYOUTS,
         Row,
@@ -26,10 +26,12 @@ else:
 __all__ = [
     "LAYOUTS",
     "PRESETS",
+    "ArgumentError",
     "AutoEncoderParams",
     "ConversionError",
     "DiscriminatorParams",
     "FileError",
+    "FlaxVaeError",
     "Row",
     "discriminator_to_flax",
     "discriminator_to_torch",
