@@ -288,6 +288,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_used(runs, small, tm
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_parameters_stay_float32_with_bfloat16_and_remat(small, tmp_path):
     config = dataclasses.replace(small, steps=2, dtype="bfloat16", remat="blocks")
     outcome = train(config, tmp_path / "half")

@@ -24,6 +24,7 @@ def run(small, request, tmp_path_factory):
     return workdir, config, train(config, workdir).state
 
 
+@pytest.mark.slow
 def test_a_checkpoint_converted_for_diffusers_equals_the_export_bit_for_bit(run, tmp_path):
     workdir, _, _ = run
     sources = {"checkpoint": workdir / "checkpoints" / "4", "export": workdir / "export", "run": workdir}
