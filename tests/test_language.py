@@ -1,4 +1,4 @@
-"""How docstrings, help texts, messages and names read.  The rooms in `NOT_YET` are still to be rewritten."""
+"""How docstrings, help texts, messages and names read."""
 
 import ast
 import io
@@ -14,12 +14,6 @@ import flax_vae
 import flax_vae.convert
 import flax_vae.train
 import torch_ref
-
-# Rooms, and files beside them, that are not rewritten yet.
-NOT_YET: set[str] = {
-    "flax_vae.convert.latents",
-    "flax_vae.train.evaluation",
-}
 
 # An argument line begins with a noun.
 BEGINS_BADLY = re.compile(r"(of|its|the same|likewise)\b", re.IGNORECASE)
@@ -134,13 +128,9 @@ def faults(source: str, room: str) -> Iterator[str]:
             yield f"line {node.lineno}: the old name {node.name!r}"
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS.keys() - NOT_YET))
+@pytest.mark.parametrize("room", sorted(ROOMS))
 def test_language(room):
     assert [f"{path}: {fault}" for path in ROOMS[room] for fault in faults(path.read_text("utf-8"), room)] == []
-
-
-def test_not_yet_names_rooms():
-    assert sorted(NOT_YET - ROOMS.keys()) == []
 
 
 def test_what_is_found():
