@@ -5,8 +5,6 @@ Neither framework is needed, or loaded; each name is loaded when it is first ask
 
 from typing import TYPE_CHECKING
 
-from flax_vae.convert.faces import lazy_names
-
 if TYPE_CHECKING:
     from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams, preset
     from flax_vae.convert.errors import ArgumentError, ConversionError, FileError, FlaxVaeError
@@ -21,7 +19,17 @@ if TYPE_CHECKING:
     )
     from flax_vae.convert.weights import load_folder, load_weights, save_folder, save_weights
 else:
-    __getattr__, __dir__ = lazy_names(__name__)
+
+    def __getattr__(name):
+        from flax_vae.convert.faces import lazy_names  # not while this package is loaded
+
+        return lazy_names(__name__)[0](name)
+
+    def __dir__():
+        from flax_vae.convert.faces import lazy_names
+
+        return lazy_names(__name__)[1]()
+
 
 __all__ = [
     "LAYOUTS",

@@ -1,6 +1,7 @@
 """Faces: `__init__.py` files that list the public names of a package and load each one when it is first asked for."""
 
 import ast
+import functools
 import importlib
 import importlib.util
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 
+@functools.cache
 def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Returns `__getattr__` and `__dir__` for a package that loads its public names on first use (PEP 562).
 
@@ -15,6 +17,9 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
     `etils.epy.lazy_api_imports` would need no such block, but it replaces `builtins.__import__` of the whole process
     while a face is loaded: what other threads import at that moment turns into proxies, and two faces that two threads
     load at once can leave the replacement in place.
+
+    A package whose own children import this file calls it on first use instead of while it is loaded: CPython reports a
+    deadlock where one thread loads a package that imports its child and another thread loads that child.
 
     Args:
       package: Name of the package, its `__name__`.

@@ -8,8 +8,6 @@ Each name is imported on first use, so `flax-vae --help` does not import JAX.
 
 from typing import TYPE_CHECKING
 
-from flax_vae.convert.faces import lazy_names
-
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -25,7 +23,17 @@ if TYPE_CHECKING:
     from flax_vae.numerics import Numerics
     from flax_vae.ops import cache_compilations, compiler_options
 else:
-    __getattr__, __dir__ = lazy_names(__name__)
+
+    def __getattr__(name):
+        from flax_vae.convert.faces import lazy_names  # not while this package is loaded
+
+        return lazy_names(__name__)[0](name)
+
+    def __dir__():
+        from flax_vae.convert.faces import lazy_names
+
+        return lazy_names(__name__)[1]()
+
 
 __all__ = [
     "PRESETS",

@@ -43,9 +43,18 @@ def test_files_are_found_by_whoever_imported_only_the_package_and_nothing_else_i
     subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
 
 
+@pytest.mark.parametrize("package", ["flax_vae", "flax_vae.convert"])
+def test_a_package_loads_none_of_its_own_children_while_it_is_loaded(package):
+    # CPython reports a deadlock if another thread loads that child at the same time.
+    tree = ast.parse(Path(importlib.import_module(package).__file__).read_text(encoding="utf-8"))
+    imported = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imported == ["from typing import TYPE_CHECKING"]
+
+
 def test_faces_are_loaded_by_several_threads_at_once():
     code = """
 import builtins, importlib, sys, threading
+import flax_vae.convert, flax_vae.train  # CPython takes a loaded package out of sys.modules for a moment
 sys.setswitchinterval(1e-6)
 before, barrier, failures = builtins.__import__, threading.Barrier(3), []
 def load(*names):
