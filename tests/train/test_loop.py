@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from flax_vae import from_pretrained
+from flax_vae.convert import FlaxVaeError
 from flax_vae.inference import reconstruction
 from flax_vae.train.data.photographs import Photographs
 from flax_vae.train.data.prefetch import Batches
-from flax_vae.train.errors import NotFiniteError, RunError, TrainError
+from flax_vae.train.errors import NotFiniteError, RunError
 from flax_vae.train.loop import train
 from flax_vae.train.report.metrics_log import read_metrics
 from flax_vae.train.run.signals import StopRequest
@@ -258,7 +259,7 @@ def test_a_refused_start_leaves_no_directory(small, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     none = dataclasses.replace(small.data, folder=str(tmp_path / "empty"))
     for change in ({"tensorboard": True}, {"data": none}, {"start_from": "nowhere"}, {"batch_size": 3}):
-        with pytest.raises(TrainError):
+        with pytest.raises(FlaxVaeError):
             train(dataclasses.replace(small, **change), tmp_path / "new" / "run")
         assert not (tmp_path / "new").exists()
 

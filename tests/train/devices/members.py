@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flax_vae.convert import FlaxVaeError
 from flax_vae.train.config.schema import DataConfig, OptimConfig, TrainConfig
 from flax_vae.train.data.listing import data_listing
 from flax_vae.train.data.photographs import Photographs
@@ -84,7 +85,7 @@ def main(coordinator: str, index: int, data: Path) -> None:
         with contextlib.suppress(ZeroDivisionError):
             try:
                 case()
-            except TrainError as error:
+            except FlaxVaeError as error:
                 message = str(error)
         print(json.dumps([name, message]), flush=True)
     values = gather_values({"from": index})

@@ -40,7 +40,7 @@ def test_a_checkpoint_converted_for_diffusers_equals_the_export_bit_for_bit(run,
 def test_raw_weights_are_the_last_update_s(run, tmp_path):
     workdir, config, state = run
     step = workdir / "checkpoints" / "4"
-    expected = {False: jax.device_get(state.averaged()), True: jax.device_get(state.params)}
+    expected = {False: jax.device_get(state.eval_params()), True: jax.device_get(state.params)}
     for raw, tree in expected.items():
         _, found = from_pretrained(step, raw_weights=raw)
         begun = load_start(replace(config, start_from=str(step), raw_weights=raw, identity_init=False))
