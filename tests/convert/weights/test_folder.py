@@ -137,7 +137,7 @@ def test_a_failure_in_the_middle_leaves_everything_as_it_was(tmp_path, monkeypat
     def fail(*args, **kwargs):
         raise failure
 
-    monkeypatch.setattr(f"convert.{stage}", fail)
+    monkeypatch.setattr(f"flax_vae.convert.{stage}", fail)
     with pytest.raises(type(failure)):
         save_folder(tmp_path / "model", TINY, random_weights(1), force=True)
     assert everything_in(tmp_path) == before
