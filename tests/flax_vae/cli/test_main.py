@@ -143,4 +143,6 @@ def test_without_a_command_the_usage_is_printed(capsys):
     assert captured.out == captured.err == cli.USAGE
     assert all(f"\n  {name} " in cli.USAGE for name in ("encode", "decode", "reconstruct"))
     assert cli.main(["enocde"]) == 2
-    assert "unknown command 'enocde'; did you mean 'encode'?" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "flax-vae: unknown command 'enocde'; did you mean 'encode'? expected one of encode, decode, reconstruct\n"
+    )
