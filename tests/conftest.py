@@ -52,17 +52,11 @@ HAVE_TORCH = importlib.util.find_spec("torch") is not None
 TESTS = Path(__file__).parent
 PARITY = TESTS / "parity"
 
-# Markers of whole folders and files.
-MARKED = {
-    "fast": (
-        *("convert/", "flax_vae/images/", "train/config/", "train/data/", "train/report/"),
-        *("test_language.py", "test_layering.py", "test_readme.py"),
-    ),
-    "numerics": (
-        *("flax_vae/inference/", "flax_vae/ops/", "flax_vae/test_attention.py", "flax_vae/test_half_precision.py"),
-        *("parity/", "train/devices/", "train/losses/"),
-    ),
-}
+# Folders and files of the fast lane.
+FAST = (
+    *("convert/", "flax_vae/images/", "train/config/", "train/data/", "train/report/"),
+    *("test_language.py", "test_layering.py", "test_readme.py"),
+)
 
 
 def pytest_report_header():
@@ -106,9 +100,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("torch")
         file = item.path.relative_to(TESTS).as_posix()
         left_out = item.get_closest_marker("slow") or item.get_closest_marker("torch")
-        for marker, places in MARKED.items():
-            if file.startswith(places) and not (marker == "fast" and left_out):
-                item.add_marker(marker)
+        if file.startswith(FAST) and not left_out:
+            item.add_marker("fast")
         if not HAVE_TORCH and item.get_closest_marker("torch"):
             item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
 
