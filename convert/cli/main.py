@@ -17,14 +17,7 @@ from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
 from flax_vae.convert.cli.inspect import inspect, summary
 from flax_vae.convert.cli.run_both import FLAX, TOLERANCE, TORCH, require_frameworks, run_both
 from flax_vae.convert.cli.verify import compare_weights
-from flax_vae.convert.console import (
-    TraceFlags,
-    escaped_output,
-    guard,
-    parse_flags,
-    quiet_libraries,
-    rewrite_line,
-)
+from flax_vae.convert.console import Progress, TraceFlags, escaped_output, guard, parse_flags, quiet_libraries
 from flax_vae.convert.errors import ConversionError, shorten_lines
 from flax_vae.convert.files import read_object, scratch_folder
 from flax_vae.convert.formats import cast
@@ -110,17 +103,16 @@ class Convert:
         weights = resolve_architecture(source, _architecture(self.preset, self.config), self.prefix)
         before = summary(weights.tensors.values())
         after = summary((cast(weights.tensors, self.dtype) if self.dtype else weights.tensors).values())
-        progress = _Counter(str(self.dst))
-        save_weights(
-            self.dst,
-            weights,
-            self.to,
-            dtype=self.dtype,
-            prefix=self.to_prefix,
-            force=self.force,
-            progress=progress if sys.stderr.isatty() else None,
-        )
-        progress.clear()
+        with Progress(len(weights.tensors), unit="tensors") as progress:
+            save_weights(
+                self.dst,
+                weights,
+                self.to,
+                dtype=self.dtype,
+                prefix=self.to_prefix,
+                force=self.force,
+                progress=lambda done, _: progress.add(done - progress.done),
+            )
         rounded = before["dtypes"] if before["dtypes"] != after["dtypes"] else None
         if self.json:
             report = {"dst": str(self.dst), "layout": self.to, "src": str(source.path), "src_layout": weights.layout}
@@ -318,21 +310,6 @@ def main(args: Sequence[str] | None = None) -> int:
         lambda: parse_flags(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run(),
         words=words,
     )
-
-
-class _Counter:
-    """Shows the progress of a long operation on a terminal."""
-
-    def __init__(self, what: str):
-        self.what, self.shown = what, False
-
-    def __call__(self, done: int, count: int) -> None:
-        rewrite_line(f"{self.what}: {done:,} of {count:,} tensors")
-        self.shown = True
-
-    def clear(self) -> None:
-        if self.shown:
-            rewrite_line("")
 
 
 def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoderParams | None:

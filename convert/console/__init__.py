@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flax_vae.convert.console.interrupts import advise, ended_with_this_process, run
     from flax_vae.convert.console.progress import Progress
     from flax_vae.convert.console.quiet import quiet_libraries
-    from flax_vae.convert.console.terminal import escaped, escaped_output, printable, rewrite_line
+    from flax_vae.convert.console.terminal import escaped, escaped_output, printable
     from flax_vae.convert.console.traces import TraceFlags, trace_command
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -31,7 +31,6 @@ __all__ = [
     "parse_flags",
     "printable",
     "quiet_libraries",
-    "rewrite_line",
     "run",
     "trace_command",
 ]

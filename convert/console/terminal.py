@@ -30,8 +30,8 @@ def escaped_output() -> Iterator[None]:
     """Escapes in all that is written to both standard streams what `printable` escapes, but tabs and ends of lines.
 
     Messages hold names of files, and come from many places, warnings and tracebacks among them: this is where they all
-    pass.  What is meant for the terminal goes around it: `rich` finds the stream by itself, help and misuse are written
-    by `parse_flags`, progress by `rewrite_line`.
+    pass.  What is meant for the terminal goes around it: `rich`, which draws progress, finds the stream by itself, and
+    help and misuse are written by `parse_flags`.
     """
     before = sys.stdout, sys.stderr
     ours: list[Any] = [_Escaped(raw_stream(stream)) for stream in before]
@@ -43,13 +43,6 @@ def escaped_output() -> Iterator[None]:
         sys.stdout, sys.stderr = (
             old if now is mine else now for old, now, mine in zip(before, (sys.stdout, sys.stderr), ours, strict=True)
         )
-
-
-def rewrite_line(text: str, end: str = "") -> None:
-    """Writes progress over the last line on standard error; an empty text clears it."""
-    stream = raw_stream(sys.stderr)
-    stream.write(f"\r{printable(text)}{end}" if text else "\r\033[K")
-    stream.flush()
 
 
 class _Escaped:

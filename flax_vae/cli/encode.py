@@ -142,7 +142,6 @@ def _run(flags: EncodeFlags) -> int:
 
 
 def _tell(destination: Path, report: "EncodeReport") -> None:
-    from flax_vae.cli.counts import counted  # loads NumPy
     from flax_vae.convert.console import printable
 
     if report.images:
@@ -152,7 +151,7 @@ def _tell(destination: Path, report: "EncodeReport") -> None:
         )
     if report.damaged:
         print(f"{len(report.damaged):,} shards were damaged and were encoded again: {', '.join(report.damaged[:4])}")
-    print(counted(report.found, report.encoded, report.skipped, report.images))
+    print(_counted(report.found, report.encoded, report.skipped, report.images))
     if report.missing:
         print(
             f"{report.shards} of {report.shards + report.missing} shards exist; the process that writes the last "
@@ -161,6 +160,23 @@ def _tell(destination: Path, report: "EncodeReport") -> None:
     else:
         begun = "" if report.images else "already complete; "
         print(f"{begun}{report.entries:,} latents in {printable(destination)}")
+
+
+def _counted(found: int, encoded: int, skipped: int, now: int) -> str:
+    """Returns a line in which the numbers add up.
+
+    Args:
+      found: Number of images at the address.
+      encoded: Number of images that have latents.
+      skipped: Number of images that could not be read.
+      now: Number of images encoded by this call.
+    """
+    parts = [f"{encoded:,} encoded" + (f", {now:,} of them now" if 0 < now < encoded else "")]
+    if skipped:
+        parts.append(f"{skipped:,} could not be read (skipped.jsonl lists them in the end)")
+    if found > encoded + skipped:
+        parts.append(f"{found - encoded - skipped:,} to be encoded by other processes")
+    return f"{found:,} image{'s' if found > 1 else ''} found: {'; '.join(parts)}"
 
 
 def _wait(destination: Path) -> None:

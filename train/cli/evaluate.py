@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from flax_vae.convert.architecture import PRESETS
-from flax_vae.convert.console import escaped_output, guard, parse_flags, rewrite_line
+from flax_vae.convert.console import Progress, escaped_output, guard, parse_flags
 from flax_vae.images import ADDRESSES
 from flax_vae.train.errors import RunError, TrainError
 
@@ -138,7 +138,8 @@ def _run(flags: EvalFlags) -> int:
     evaluations = [
         _evaluation(flags, run, *model, perceptual=perceptual) for run, model in zip(models, loaded, strict=True)
     ]
-    reports = [evaluation(source, count) for evaluation in evaluations]
+    with Progress(len(models) * count) as progress:
+        reports = [evaluation(source, count, lambda _: progress.add(1)) for evaluation in evaluations]
     print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
     print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or flags.lpips}")
     return 0
@@ -156,6 +157,7 @@ def _one(
     from flax_vae.inference import load_model
     from flax_vae.train.evaluation import (
         FrechetMeter,
+        badness,
         latent_lines,
         load_extractor,
         rfid_line,
@@ -168,15 +170,24 @@ def _one(
     meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
     model, params = load_model(str(where), flags.preset, "float32", raw_weights=flags.raw_weights, rgb=True)
     evaluate = _evaluation(flags, flags.models[0], model, params, perceptual=perceptual, frechet=meter)
-    worst = _Worst(flags.worst if flags.grid else 0, flags.worst_by, count)
-    report = evaluate(source, count, worst)
+    worst: list[Comparison] = []
+
+    def look(comparison: "Comparison") -> None:
+        progress.add(1)
+        if flags.grid:
+            worst.append(comparison)
+            worst.sort(key=lambda seen: badness(seen.scores, flags.worst_by))
+            del worst[flags.worst :]
+
+    with Progress(count) as progress:
+        report = evaluate(source, count, look)
 
     print("\n".join([*table(report, flags.worst_by), "", *latent_lines(report.latents, model.params)]))
     print(f"LPIPS: {lpips_missing or flags.lpips}")
     print(f"rFID: {rfid_line(report, meter)}")
     if flags.grid:
-        save_comparisons(flags.grid, worst.pictures)
-        print(f"the {len(worst.pictures)} worst by {flags.worst_by.upper()}: {flags.grid}")
+        save_comparisons(flags.grid, worst)
+        print(f"the {len(worst)} worst by {flags.worst_by.upper()}: {flags.grid}")
     if flags.write_scale:
         scaled = write_scale(where, report.latents)
         print(f"{where / 'config.json'}: scale_factor {scaled.scale_factor}, shift_factor {scaled.shift_factor}")
@@ -237,23 +248,6 @@ def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
             raise
         return None, str(error)
     return perceptual_distance(weights, flags.lpips), ""
-
-
-class _Worst:
-    """Keeps the worst images, and shows the progress on a terminal."""
-
-    def __init__(self, most: int, score: str, count: int):
-        self.pictures: list[Comparison] = []
-        self._most, self._score, self._count, self._seen = most, score, count, 0
-
-    def __call__(self, comparison: "Comparison") -> None:
-        from flax_vae.train.evaluation import badness
-
-        self.pictures = sorted([*self.pictures, comparison], key=lambda seen: badness(seen.scores, self._score))
-        self.pictures = self.pictures[: self._most]
-        self._seen += 1
-        if sys.stderr.isatty():
-            rewrite_line(f"{self._seen}/{self._count} images", "\n" if self._seen == self._count else "")
 
 
 if __name__ == "__main__":

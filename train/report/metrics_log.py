@@ -1,12 +1,13 @@
-"""Reports metrics: a progress bar on a terminal, plain lines elsewhere, and `metrics.jsonl` for programs."""
+"""Reports metrics: lines with scores, a progress bar on a terminal, and `metrics.jsonl` for programs."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_vae.convert.console import escaped
+from flax_vae.convert.console import Progress
 from flax_vae.convert.files import atomic_file
 from flax_vae.train.errors import RunError
 from flax_vae.train.report.metrics_lines import read_lines, step_of, to_line
@@ -80,65 +81,34 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_lines(path).rows
 
 
-class Reporter:
-    """Prints progress on standard output."""
+class Reporter(Progress):
+    """Prints scores on standard output: a line for each record of them, or the loss beside the bar of a terminal.
+
+    The lines are records, which a log keeps; that is why they come with the steps, and not every few seconds.
+    """
 
     def __init__(self, start: int, steps: int, *, quiet: bool = False):
         """Prepares for the updates `start + 1` to `steps`; all processes but the first are quiet."""
-        self._quiet = quiet
-        self._steps, self._start = steps, start
-        self._bar: Any = None
-        self._task: Any = None
+        super().__init__(steps, start, "steps", stream=sys.stdout, seconds=math.inf, quiet=quiet)
         self._last: tuple[int, float] | None = None
-
-    def __enter__(self) -> "Reporter":
-        if sys.stdout.isatty() and not self._quiet:
-            from rich import progress  # imported only for a terminal
-
-            self._bar = progress.Progress(
-                progress.TextColumn("[bold]step"),
-                progress.MofNCompleteColumn(),
-                progress.BarColumn(),
-                progress.TextColumn("{task.fields[scores]}"),
-                progress.TimeElapsedColumn(),
-                progress.TextColumn("left"),
-                progress.TimeRemainingColumn(),
-            )
-            self._task = self._bar.add_task("", total=self._steps, completed=self._start, scores="compiling")
-            self._bar.start()
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def line(self, text: str) -> None:
-        """Prints a line, above the bar if there is one."""
-        if self._quiet:
-            return
-        if self._bar is None:
-            print(text, flush=True)
-        else:
-            self._bar.console.print(escaped(text), markup=False, highlight=False)
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step` updates done.  Timing starts after the first update, which includes compilation."""
         if self._last is None:
             self._last = (step, time.monotonic())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+        self.add(step - self.done)
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
         """Prints the scores of update `step`."""
         now, left = time.monotonic(), ""
         if self._last is not None and step > self._last[0]:  # at the recent rate
-            seconds = (now - self._last[1]) / (step - self._last[0]) * (self._steps - step)
+            seconds = (now - self._last[1]) / (step - self._last[0]) * (self._total - step)
             left = f"  about {seconds:.0f} s left"
             self._last = (step, now)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, scores=f"loss {scores['loss']:.4f}")
+            self.add(step - self.done, f"loss {scores['loss']:.4f}")
             return
         numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _SHOWN if name in scores)
         if scores.get("skipped"):
             numbers += f"  skipped {scores['skipped']:.0f}"
-        self.line(f"step {step:>{len(str(self._steps))}}/{self._steps}  {numbers}{left}")
+        self.line(f"step {step:>{len(str(self._total))}}/{self._total}  {numbers}{left}")
