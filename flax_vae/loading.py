@@ -30,14 +30,16 @@ def from_pretrained(
     raw_weights: bool = False,
     variant: str | None = None,
     prefix: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> tuple[AutoEncoder, dict[str, Any]]:
     """Returns the model of a file or folder and its parameters.
 
     Args:
       path: Model folder of this package or of diffusers, safetensors file or index of its shards, PyTorch or Lightning
         checkpoint, also of a whole Stable Diffusion model, model of diffusers' former Flax classes, training
-        checkpoint, or model on the Hugging Face hub: `"hf:org/name[/folder or file][@revision]"` or `"org/name"` (the
-        `hub` extra).
+        checkpoint, or model on the Hugging Face hub (the `hub` extra): `"hf:org/name[/folder or file][@revision]"`, or
+        `"org/name"`, as long as that cannot be a local path: it does not exist, and neither does a folder `org`.
       preset: Name of a preset or an architecture, needed if no configuration lies beside the weights: shapes do not
         determine scale, shift and padding.
       dtype: Computation dtype; see `Numerics`.
@@ -47,17 +49,28 @@ def from_pretrained(
       raw_weights: Whether to take the raw weights of a training checkpoint instead of their moving average.
       variant: Variant of a diffusers folder that holds several, such as `"fp16"`.
       prefix: Prefix of the autoencoder's names, where a file holds several, such as `"ema."`.
+      revision: Branch, tag or commit of a model on the hub; None for the one in its name, or `main`.
+      subfolder: Folder inside `path`, such as `"vae"` of a whole pipeline.
 
     Raises:
-      FileNotFoundError: If the file or folder, or a part of it, does not exist.
+      FileNotFoundError: If the file or folder, or a part of it, does not exist, or the hub does not provide it.
       FileError: If a file is damaged, or of an unknown kind.
       ConversionError: If the tensors do not match the architecture, if scale, shift and padding are unknown, or if a
         value is too large for `param_dtype`.
       ValueError: If the preset, `remat` or `attention` is unknown, if models cannot compute in the dtype of the weights
-        or JAX cannot hold it (see `param_dtype`), or if `dtype` or `param_dtype` is not a dtype of models.
+        or JAX cannot hold it (see `param_dtype`), if `dtype` or `param_dtype` is not a dtype of models, if `revision`
+        is given for a local path, or if `revision` or `subfolder` is given twice.
     """
     numerics = Numerics(dtype, jnp.float32 if param_dtype is None else param_dtype, remat, attention)
-    weights = load_weights(path, preset, raw_weights=raw_weights, variant=variant, prefix=prefix)
+    weights = load_weights(
+        path,
+        preset,
+        raw_weights=raw_weights,
+        variant=variant,
+        prefix=prefix,
+        revision=revision,
+        subfolder=subfolder,
+    )
     if param_dtype is None:
         check_weights(weights.tensors.values(), "param_dtype=")
     else:

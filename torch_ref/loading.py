@@ -21,6 +21,8 @@ def from_pretrained(
     raw_weights: bool = False,
     variant: str | None = None,
     prefix: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> AutoEncoder:
     """Returns the model of a file or folder, with its weights.
 
@@ -31,16 +33,27 @@ def from_pretrained(
       raw_weights: Whether to take the raw weights instead of their moving average.
       variant: Variant of a diffusers folder.
       prefix: Prefix of the autoencoder's names, where a file holds several.
+      revision: Branch, tag or commit of a model on the hub.
+      subfolder: Folder inside `path`.
 
     Raises:
-      FileNotFoundError: If the file or folder, or a part of it, does not exist.
+      FileNotFoundError: If the file or folder, or a part of it, does not exist, or the hub does not provide it.
       FileError: If a file is damaged, or of an unknown kind.
       ConversionError: If the tensors do not match the architecture, if scale, shift and padding are unknown, or if a
         value is too large for `dtype`.
       ValueError: If the preset is unknown, if models cannot compute in the dtype of the weights (see `dtype`), or if
-        `dtype` is not a dtype of models.
+        `dtype` is not a dtype of models, if `revision` is given for a local path, or if `revision` or `subfolder` is
+        given twice.
     """
-    weights = load_weights(path, preset, raw_weights=raw_weights, variant=variant, prefix=prefix)
+    weights = load_weights(
+        path,
+        preset,
+        raw_weights=raw_weights,
+        variant=variant,
+        prefix=prefix,
+        revision=revision,
+        subfolder=subfolder,
+    )
     if dtype is None:
         check_weights(weights.tensors.values(), "dtype=")
     else:

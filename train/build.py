@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax_vae import AutoEncoder, from_pretrained
 from flax_vae.convert.errors import ConversionError, FlaxVaeError
 from flax_vae.convert.table import PREFIX, discriminator_to_flax, graft, to_flax
-from flax_vae.convert.weights import load_weights, locate, open_weights
+from flax_vae.convert.weights import load_weights, open_weights
 from flax_vae.discriminator import Discriminator
 from flax_vae.finite import require_finite
 from flax_vae.train.config import LossConfig, TrainConfig
@@ -169,7 +169,7 @@ def load_start_discriminator(config: TrainConfig) -> StartDiscriminator:
     if config.start_from is None or not config.gan.weight:
         return StartDiscriminator()
     try:
-        tensors = open_weights(locate(Path(config.start_from)), raw_weights=config.raw_weights).tensors
+        tensors = open_weights(Path(config.start_from), raw_weights=config.raw_weights).tensors
     except (FlaxVaeError, OSError) as error:
         raise RunError(f"start_from={config.start_from!r} cannot be loaded: {error}") from error
     if not any(name.startswith(PREFIX) for name in tensors):

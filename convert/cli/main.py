@@ -19,16 +19,13 @@ from flax_vae.convert.cli.run_both import FLAX, TOLERANCE, TORCH, require_framew
 from flax_vae.convert.cli.verify import compare_weights
 from flax_vae.convert.console import Progress, TraceFlags, escaped_output, guard, parse_flags, quiet_libraries
 from flax_vae.convert.errors import ConversionError, shorten_lines
-from flax_vae.convert.files import read_object, scratch_folder
+from flax_vae.convert.files import scratch_folder
 from flax_vae.convert.formats import cast
 from flax_vae.convert.table import LAYOUTS, READABLE, Weights, expand, identify
 from flax_vae.convert.weights import (
     WeightFile,
-    is_diffusers_config,
-    locate,
     open_weights,
-    read_config,
-    read_diffusers_file,
+    read_any_config,
     resolve_architecture,
     save_weights,
 )
@@ -229,19 +226,21 @@ class Verify:
 
     def _run_both(self, picture: Path, report: dict[str, Any], lines: list[str]) -> None:
         params = _architecture(self.preset)
-        a = resolve_architecture(_open(self.a, self.raw_weights, self.variant), params, self.prefix)
-        b = a if self.b is None else resolve_architecture(_open(self.b, self.raw_weights), params)
+        file_a = _open(self.a, self.raw_weights, self.variant)
+        file_b = None if self.b is None else _open(self.b, self.raw_weights)
+        a = resolve_architecture(file_a, params, self.prefix)
+        b = a if file_b is None else resolve_architecture(file_b, params)
         require_frameworks()
         if a.params.differences(b.params):
             raise ConversionError("A and B have different architectures, so their layers cannot be compared")
         with scratch_folder() as folder:
             flags = TraceFlags(
-                *(locate(self.a, self.variant), picture, folder / "flax.npz"),
-                *(self.preset, self.prefix, self.variant, self.raw_weights),
+                *(file_a.path, picture, folder / "flax.npz"),
+                *(self.preset, self.prefix, None, self.raw_weights),
             )
             twin = replace(flags, out=folder / "torch.npz")
-            if self.b is not None:
-                twin = replace(twin, model=locate(self.b), prefix=None, variant=None)
+            if file_b is not None:
+                twin = replace(twin, model=file_b.path, prefix=None)
             drift = run_both(a.params, {FLAX: flags, TORCH: twin})
         report |= {"run": drift._asdict(), "same": report["same"] and drift.first is None}
         height, width = drift.size
@@ -319,11 +318,7 @@ def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoder
         raise ConversionError("--preset and --config both give the architecture; pass only one of them")
     if not config.is_file():
         raise FileNotFoundError(f"{config} is not a file; pass a config.json of flax-vae or of diffusers")
-    try:
-        theirs = is_diffusers_config(read_object(config))
-    except ValueError:
-        theirs = False  # reported when the file is read
-    return read_diffusers_file(config) if theirs else read_config(config)
+    return read_any_config(config)
 
 
 def _identify(source: WeightFile, preset: str | None, prefix: str | None = None) -> Weights:
@@ -335,7 +330,7 @@ def _identify(source: WeightFile, preset: str | None, prefix: str | None = None)
 
 
 def _open(path: Path, raw_weights: bool, variant: str | None = None) -> WeightFile:
-    source = open_weights(locate(path, variant), raw_weights=raw_weights, variant=variant)
+    source = open_weights(path, raw_weights=raw_weights, variant=variant)
     for note in source.notes:
         print(f"{PROG}: {note}", file=sys.stderr)
     return source

@@ -10,8 +10,15 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
-    from flax_vae.convert.weights.folder import CONFIG, WEIGHTS, load_folder, read_config, save_folder, write_config
-    from flax_vae.convert.weights.hub import locate
+    from flax_vae.convert.weights.folder import (
+        CONFIG,
+        WEIGHTS,
+        load_folder,
+        read_any_config,
+        read_config,
+        save_folder,
+        write_config,
+    )
     from flax_vae.convert.weights.load import load_weights, resolve_architecture
     from flax_vae.convert.weights.open import WeightFile, open_weights
     from flax_vae.convert.weights.run_folder import CHECKPOINTS, EXPORT, find_export, is_run
@@ -30,8 +37,8 @@ __all__ = [
     "is_run",
     "load_folder",
     "load_weights",
-    "locate",
     "open_weights",
+    "read_any_config",
     "read_config",
     "read_diffusers_file",
     "resolve_architecture",

@@ -113,20 +113,35 @@ def write_config(folder: str | os.PathLike[str], params: AutoEncoderParams | Non
       ValueError: If `params` is given for a folder of diffusers.
     """
     config = Path(folder) / CONFIG
-    try:
-        theirs = is_diffusers_config(read_object(config))
-    except ValueError:
-        theirs = False  # `read_config` reports the error
+    theirs = not is_own_config(config)
     weights = Path(folder) / (DIFFUSERS_WEIGHTS if theirs else WEIGHTS)
     if params is not None and theirs:
         raise ArgumentError(f"{config} is a configuration of diffusers; edit that file, and leave params out")
-    params = params or (read_diffusers_file(config) if theirs else read_config(config))
+    params = params or read_any_config(config)
     tensors, metadata = read_tensors(weights), read_metadata(weights)
     to_flax(tensors, params)  # checks every tensor; the views cost nothing
     if not theirs:
         with atomic_file(config, force=True) as file:
             write_json(file, params.to_dict())
     write_tensors(weights, tensors, metadata=metadata | header(params), force=True)
+
+
+def is_own_config(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a `config.json` does not have the form of diffusers' configurations."""
+    try:
+        return not is_diffusers_config(read_object(path))
+    except ValueError:  # `read_config` reports it
+        return True
+
+
+def read_any_config(path: str | os.PathLike[str]) -> AutoEncoderParams:
+    """Reads the architecture from a `config.json` of this package or of diffusers.
+
+    Raises:
+      FileError: If the file is not JSON or does not describe an architecture.
+      ConversionError: If it is a configuration of diffusers that our architecture cannot express.
+    """
+    return read_config(path) if is_own_config(path) else read_diffusers_file(path)
 
 
 def read_config(path: str | os.PathLike[str]) -> AutoEncoderParams:

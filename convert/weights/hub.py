@@ -1,120 +1,242 @@
-"""Downloads models of the Hugging Face hub, named `hf:org/name[/folder or file][@revision]` in place of a path.
+"""Finds and downloads models of the Hugging Face hub, named `hf:org/name[/folder or file][@revision]`.
 
 `huggingface_hub` is an optional dependency, imported only for such names.
 """
 
+import contextlib
+import glob
+import logging
 import os
 import re
-from pathlib import Path, PurePath
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath, PurePosixPath
 
+from flax_vae.convert.errors import ArgumentError, FileError, shorten
 from flax_vae.convert.extras import needed
-from flax_vae.convert.formats import is_index
-from flax_vae.convert.weights.open import is_weights_file
+from flax_vae.convert.formats import is_index, read_shard_index
+from flax_vae.convert.weights.file_names import choose_models, is_diffusers_file, is_weights_file, variant_of
+from flax_vae.convert.weights.folder import CONFIG, WEIGHTS, read_any_config
 
 PREFIX = "hf:"
-
-# The files that `open_weights` can take from such a folder; of several copies of the same weights, only the one in full
-# precision, since repositories keep pickles and half precision beside it.
-FILES = (
-    "config.json",
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model-*-of-*.safetensors",
-)
-_VARIANT = (
-    "config.json",
-    "diffusion_pytorch_model.{}.safetensors",
-    "diffusion_pytorch_model.safetensors.index.{}.json",
-    "diffusion_pytorch_model.{}-*-of-*.safetensors",
-    "diffusion_pytorch_model-*-of-*.{}.safetensors",
-)
+_FORM = "hf:org/name[/folder or file][@revision]"
 
 _PART = r"[\w-][\w.-]*"
 _REPOSITORY = re.compile(f"{_PART}/{_PART}")
-_PATH = rf"{_PART}(/{_PART})*"
-_NAME = re.compile(rf"(?P<repository>{_PART}/{_PART})(/(?P<inside>{_PATH}))?(@(?P<revision>{_PATH}))?")
+_PATH = re.compile(rf"{_PART}(/{_PART})*")
+_NAME = re.compile(rf"(?P<repository>{_PART}/{_PART})(/(?P<inside>{_PATH.pattern}))?(@(?P<revision>{_PATH.pattern}))?")
 
-# Reasons by the name of the library's error; its own messages are pages long.
+# What to do, by the name of the library's error; its own messages are pages long.
+_LOG_IN = "run hf auth login, or set HF_TOKEN"
 _REASONS = {
-    "GatedRepoError": "it is gated: accept its terms on its page, then log in with hf auth login",
-    "RepositoryNotFoundError": "the repository does not exist or is private: log in with hf auth login",
-    "RevisionNotFoundError": "it has no such revision",
-    "OfflineModeIsEnabled": "it is not in the local cache, and HF_HUB_OFFLINE is set",
-    "LocalEntryNotFoundError": "it is not in the local cache, and the hub cannot be reached (is HF_HUB_OFFLINE set?)",
+    "GatedRepoError": f"it is gated: accept its terms at https://huggingface.co/{{repository}}, then {_LOG_IN}",
+    "RepositoryNotFoundError": f"the repository does not exist or is private: check the name, or {_LOG_IN}",
+    "RevisionNotFoundError": "it has no revision {revision!r}; name a branch, a tag or a commit",
+    "OfflineModeIsEnabled": "it is not in the local cache; unset HF_HUB_OFFLINE to download it",
+    "LocalEntryNotFoundError": "it is not in the local cache, and the hub cannot be reached; check the connection",
+    **dict.fromkeys(("ConnectError", "ConnectionError"), "the hub cannot be reached; check the connection"),
+    "TimeoutException": "the hub does not answer; try again later",
 }
 
 
-def locate(path: str | os.PathLike[str], variant: str | None = None) -> Path:
-    """Returns a path unchanged, or the local path of a model on the hub, downloading it if necessary.
+@dataclass(frozen=True)
+class HubName:
+    """Name of a model on the Hugging Face hub.
+
+    Attributes:
+      repository: Repository, `org/name`.
+      inside: Folder or file in the repository; empty for its root.
+      revision: Branch, tag or commit; None for `main`.
+    """
+
+    repository: str
+    inside: str = ""
+    revision: str | None = None
+
+    @property
+    def file(self) -> str | None:
+        """Name of the weights file, or None for a folder."""
+        return PurePosixPath(self.inside).name if is_weights_file(self.inside) else None
+
+    @property
+    def folder(self) -> PurePosixPath:
+        """Folder, or that of the file."""
+        path = PurePosixPath(self.inside)
+        return path if self.file is None else path.parent
+
+    @property
+    def configured(self) -> bool:
+        """Whether the configuration in the folder belongs to it, and not only to other files there."""
+        return self.file is None or self.file == WEIGHTS or is_diffusers_file(self.file)
+
+    def __str__(self) -> str:
+        """Returns the name in the form that `find` reads."""
+        inside = f"/{self.inside}" if self.inside else ""
+        return f"{PREFIX}{self.repository}{inside}" + (f"@{self.revision}" if self.revision else "")
+
+
+def find(path: str | os.PathLike[str], revision: str | None = None, subfolder: str | None = None) -> Path | HubName:
+    """Returns what a path or name means: a local path, or a model on the hub.
 
     A string that begins with `hf:` is a name on the hub.  So is a string `org/name`, unless it can be a local path: it
-    exists, a folder `org` exists, or it ends like a weights file.  A `Path` is never a name on the hub; commands pass
-    a `Path`, so that a mistyped path does not download an unknown model.  Anything else is returned unchanged.
+    exists, a folder `org` exists, or it ends like a weights file.  A `Path` is a name on the hub only with `hf:`;
+    commands pass a `Path`, so that a mistyped path does not download an unknown model.  Anything else is a local path.
 
     Args:
       path: Path, or name on the hub.
-      variant: Variant of a diffusers folder to download; see `flax_vae.convert.weights.open_weights`.
+      revision: Branch, tag or commit on the hub, if the name has none.
+      subfolder: Folder inside `path`.
 
     Raises:
-      FileNotFoundError: If the hub does not provide the model, if `huggingface_hub` is not installed, or if a `Path`
-        does not exist and has the form of a name on the hub.
+      FileNotFoundError: If a name with `hf:` has another form, or if a path that does not exist has the form of a name
+        on the hub but may be a mistyped path.
+      ArgumentError: If `revision` is given for a local path, `revision` or `subfolder` twice, or one of them has no
+        valid form.
     """
+    for field, value in (("revision", revision), ("subfolder", subfolder)):
+        if value and not _PATH.fullmatch(value):
+            raise ArgumentError(
+                f"{field}={value!r} is not valid; expected names separated by /, without . and ..", field=field
+            )
     text = path.as_posix() if isinstance(path, PurePath) else os.fspath(path)
     if text.startswith(PREFIX):
-        return _download(text, variant)
+        name = _NAME.fullmatch(text.removeprefix(PREFIX))
+        if name is None:
+            raise FileNotFoundError(f"{text} is not a name on the Hugging Face hub; expected {_FORM}")
+        for field, given, value in (("revision", name["revision"], revision), ("subfolder", name["inside"], subfolder)):
+            if given and value:
+                raise ArgumentError(f"{text} names {given!r}, and {field}={value!r}; give one of them", field=field)
+        return HubName(name["repository"], name["inside"] or subfolder or "", name["revision"] or revision)
     if Path(path).exists() or not _REPOSITORY.fullmatch(text):
-        return Path(path)
-    local = is_weights_file(text) or Path(text).parent.is_dir()
-    if local or not isinstance(path, str):
+        if revision is not None:
+            raise ArgumentError(
+                f"revision={revision!r} is of a model on the Hugging Face hub, and {path} is a local path; leave it "
+                f"out, or name the model as {_FORM}",
+                field="revision",
+            )
+        return Path(path, subfolder or "")
+    if not isinstance(path, str) or is_weights_file(text) or Path(text).parent.is_dir():
         raise FileNotFoundError(f"{path} does not exist; for a model on the Hugging Face hub, write {PREFIX}{text}")
-    return _download(PREFIX + text, variant)
+    return HubName(text, subfolder or "", revision)
 
 
-def _download(text: str, variant: str | None) -> Path:
-    name = _NAME.fullmatch(text.removeprefix(PREFIX))
-    if name is None:
+def download(name: HubName, variant: str | None = None) -> Path:
+    """Returns the weights file of a model on the hub in the library's cache, downloading what is missing.
+
+    Of a folder, only the files that `open_weights` would read are downloaded: the configuration, and of several copies
+    of the same weights the preferred one.  A configuration of another family of models is refused before that.
+
+    Args:
+      name: Name on the hub.
+      variant: Variant to take from a diffusers folder; see `flax_vae.convert.weights.open_weights`.
+
+    Raises:
+      FileNotFoundError: If the hub does not provide the model, or `huggingface_hub` is not installed.
+      FileError: If there is no such variant, or several models; the message lists what was found.
+      ConversionError: If our architecture cannot express the configuration.
+    """
+    with needed(f"{name} is on the Hugging Face hub, which needs huggingface_hub", "hub", raises=FileNotFoundError):
+        import huggingface_hub  # noqa: F401
+    if name.file is not None and variant is not None:
+        raise FileError(f"variant={variant!r} chooses in a folder, and {name} is a file; leave it out")
+    config = str(name.folder / CONFIG)
+    snapshot = _fetch(name, [config if name.configured else name.inside])
+    files, complete = _list_files(name, snapshot)
+    weights = snapshot / name.folder / _choose(name, variant, snapshot, files, complete)
+    if name.configured and config in files:
+        read_any_config(snapshot / config)
+    commit = snapshot.name  # so that all files are of one commit
+    _fetch(name, [str(name.folder / weights.name)], commit)
+    if is_index(weights.name):
+        shards = {str(name.folder / shard) for shard in read_shard_index(weights).values()}
+        _fetch(name, [file for file in files if file in shards], commit)
+    return weights
+
+
+def _choose(name: HubName, variant: str | None, snapshot: Path, files: list[str], complete: bool) -> str:
+    """Returns the name of the weights file in the folder; see `download` and `_list_files`."""
+    inside = [path.name for path in map(PurePosixPath, files) if path.parent == name.folder]
+    if name.file is None:
+        chosen = choose_models(snapshot / name.folder, inside, variant, str(name))
+    else:
+        chosen = [file for file in inside if file == name.file]
+    if len(chosen) > 1:
+        raise FileError(f"{name} holds several models; give one of them: {', '.join(chosen)}")
+    if not chosen:
+        what = "weights of a known name" if name.file is None else f"file {name.file}"
+        where = f"folder {name.folder}" if name.folder.name else "root"
+        raise FileNotFoundError(f"{name}: the repository has no {what} in its {where}; {_offer(name, files)}")
+    only = variant_of(chosen[0])
+    if not complete and name.file is None and variant is None and only is not None:
         raise FileNotFoundError(
-            f"{text} is not a name on the Hugging Face hub; expected hf:org/name[/folder or file][@revision]"
+            f"{name}: the local cache holds only the variant {only!r}, but the hub may hold the default one; choose it "
+            "with variant=, or unset HF_HUB_OFFLINE"
         )
-    with needed(f"{text} is on the Hugging Face hub, which needs huggingface_hub", "hub", raises=FileNotFoundError):
-        from huggingface_hub import snapshot_download
-    inside = name["inside"] or ""
+    return chosen[0]
+
+
+def _fetch(name: HubName, files: list[str], commit: str | None = None) -> Path:
+    """Returns the folder of a revision in the cache, after downloading those of the files that are in it."""
+    from huggingface_hub import snapshot_download
+
     try:
-        snapshot = Path(
-            snapshot_download(name["repository"], revision=name["revision"], allow_patterns=_patterns(inside, variant))
-        )
+        with _quiet(bars=commit is None or not sys.stderr.isatty()):
+            patterns = [glob.escape(file) for file in files]
+            return Path(snapshot_download(name.repository, revision=commit or name.revision, allow_patterns=patterns))
     except Exception as error:  # errors of the network, of the hub and of its cache have no common base
-        raise FileNotFoundError(f"{text}: download from the Hugging Face hub failed: {_reason(error)}") from error
-    place = snapshot / inside
-    repository = f"{name['repository']} on the Hugging Face hub"
-    if is_weights_file(inside):
-        if not place.is_file():
-            raise FileNotFoundError(f"{text}: {repository} has no file {inside}")
-    elif not any(found for pattern in _patterns("", variant)[1:] for found in place.glob(pattern)):
-        there = f"folder {inside} with" if inside else "root with"
-        of = "" if variant is None else f"of the variant {variant!r} and "
-        where = f"{PREFIX}{name['repository']}"
-        raise FileNotFoundError(
-            f"{text}: {repository} has no {there} weights {of}of a known name; name a folder or a file of it, such as "
-            f"{where}/vae or {where}/FILE.safetensors"
-        )
-    return place
+        raise FileNotFoundError(f"{name}: download from the Hugging Face hub failed: {_reason(error, name)}") from error
 
 
-def _patterns(inside: str, variant: str | None) -> list[str]:
-    """Returns the files to download: one file and those it needs, or every readable file of a folder."""
-    if not is_weights_file(inside):
-        files = FILES if variant is None else [pattern.format(variant) for pattern in _VARIANT]
-        return [f"{inside}/{file}" if inside else file for file in files]
-    folder = inside.rpartition("/")[0]
-    config = f"{folder}/config.json" if folder else "config.json"
-    shards = [inside.partition(".index")[0].rpartition(".")[0] + "-*"] if is_index(inside) else []
-    return [inside, config, *shards]
+def _list_files(name: HubName, snapshot: Path) -> tuple[list[str], bool]:
+    """Returns the files of a revision, and whether these are all: the cache may lack the list."""
+    import huggingface_hub
+
+    try:
+        return [
+            file.path for file in huggingface_hub.get_cached_repo_tree(name.repository, revision=snapshot.name)
+        ], True
+    except Exception:  # the cache, or the library itself, is of an earlier release, without such lists
+        pass
+    try:
+        return list(huggingface_hub.HfApi().list_repo_files(name.repository, revision=snapshot.name)), True
+    except Exception:  # the hub cannot be reached
+        return [path.relative_to(snapshot).as_posix() for path in sorted(snapshot.rglob("*")) if path.is_file()], False
 
 
-def _reason(error: Exception) -> str:
+def _offer(name: HubName, files: list[str]) -> str:
+    """Returns the end of a message: the folders and files of the repository that could be meant."""
+    paths = [PurePosixPath(path) for path in files if is_weights_file(path)]
+    known = {path.parent if is_diffusers_file(path.name) or path.name == WEIGHTS else path for path in paths}
+    if not known:
+        return "it has no weights files at all"
+    vae_first = sorted(map(str, known), key=lambda path: ("vae" not in path and not path.startswith("ae."), path))
+    names = [str(replace(name, inside="" if path == "." else path)) for path in vae_first]
+    return f"choose one of: {shorten(names, 5)}"
+
+
+@contextlib.contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """Silences the library's warnings, about patterns that match no file for example, and its progress bars."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    log = logging.getLogger("huggingface_hub")
+    level, bars = log.level, bars and not are_progress_bars_disabled()
+    log.setLevel(logging.ERROR)
+    if bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if bars:
+            enable_progress_bars()
+
+
+def _reason(error: BaseException, name: HubName) -> str:
+    if isinstance(error.__cause__, Exception) and type(error.__cause__).__name__ == "OfflineModeIsEnabled":
+        error = error.__cause__
     for kind in type(error).__mro__:
         if kind.__name__ in _REASONS:
-            return _REASONS[kind.__name__]
+            return _REASONS[kind.__name__].format(repository=name.repository, revision=name.revision)
     return next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)

@@ -7,7 +7,6 @@ from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.architecture import preset as preset_named
 from flax_vae.convert.errors import ConversionError
 from flax_vae.convert.table import Weights, fitting_presets, identify, nearest_preset
-from flax_vae.convert.weights.hub import locate
 from flax_vae.convert.weights.open import WeightFile, open_weights
 
 
@@ -19,27 +18,33 @@ def load_weights(
     raw_weights: bool = False,
     variant: str | None = None,
     prefix: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> Weights:
     """Opens weights of any kind and determines their layout and architecture.
 
     Args:
       path: File or folder, see `flax_vae.convert.weights.open_weights`; or a model on the Hugging Face hub,
-        `hf:org/name[/folder or file][@revision]`, see `flax_vae.convert.weights.locate`.
+        `hf:org/name[/folder or file][@revision]`, see `flax_vae.convert.weights.hub.find`.
       params: Architecture or name of a preset, for weights without a configuration.  If there is a configuration, both
         must agree, except in `clamp_logvar`, which `params` decides.
       verify: Whether to compare digests; see `flax_vae.convert.weights.open_weights`.
       raw_weights: Whether to take the raw weights; see `flax_vae.convert.weights.open_weights`.
       variant: Variant of a diffusers folder; see `flax_vae.convert.weights.open_weights`.
       prefix: Prefix of the autoencoder's names, where a file holds several.
+      revision: Branch, tag or commit of a model on the hub; see `flax_vae.convert.weights.open_weights`.
+      subfolder: Folder inside `path`.
 
     Raises:
       FileNotFoundError: If it, or a part of it, does not exist.
       FileError: If it is damaged or of an unknown kind.
       ConversionError: If it holds no autoencoder of this family or not that of `params` and the configuration, or if
         scale, shift and padding are unknown.
-      ValueError: If the preset is unknown.
+      ValueError: If the preset is unknown, `revision` is given for a local path, or `revision` or `subfolder` twice.
     """
-    source = open_weights(locate(path, variant), verify=verify, variant=variant, raw_weights=raw_weights)
+    source = open_weights(
+        path, verify=verify, variant=variant, raw_weights=raw_weights, revision=revision, subfolder=subfolder
+    )
     return resolve_architecture(source, preset_named(params) if isinstance(params, str) else params, prefix)
 
 

@@ -5,19 +5,17 @@ with a list of them.  The table of weights interprets the names of the tensors.
 """
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import PICKLES, note_on_number, read_object, require_regular
+from flax_vae.convert.files import note_on_number, read_object, require_regular
 from flax_vae.convert.formats import (
     ArrayLike,
     content_of,
-    is_index,
     read_metadata,
     read_msgpack,
     read_pickle,
@@ -26,29 +24,12 @@ from flax_vae.convert.formats import (
 )
 from flax_vae.convert.weights import orbax_steps
 from flax_vae.convert.weights.averages import choose_in_ldm
-from flax_vae.convert.weights.diffusers_config import is_diffusers_config, kept_keys, read_diffusers_file
+from flax_vae.convert.weights.diffusers_config import kept_keys, read_diffusers_file
 from flax_vae.convert.weights.embedded import check_config, read_architecture
-from flax_vae.convert.weights.folder import CONFIG, LAYOUT, WEIGHTS, load_folder
+from flax_vae.convert.weights.file_names import ACCEPTED, Kind, choose_models, is_diffusers_file, kind_of
+from flax_vae.convert.weights.folder import CONFIG, LAYOUT, WEIGHTS, is_own_config, load_folder
+from flax_vae.convert.weights.hub import HubName, download, find
 from flax_vae.convert.weights.run_folder import find_export, is_run
-
-Kind = Literal[
-    "safetensors", "sharded safetensors", "pickle", "sharded pickles", "flax msgpack", "diffusers folder",
-    "model folder", "orbax",
-]  # fmt: skip
-
-# Names of diffusers' weights files: diffusion_pytorch_model.safetensors, or with a variant
-# diffusion_pytorch_model.fp16.safetensors.  An index has the variant after `index`, a shard before or after its number.
-_DIFFUSERS = re.compile(
-    r"diffusion_(pytorch|flax)_model(\.(?P<variant>[\w-]+?))?(?P<shard>-\d+-of-\d+)?(\.(?P<behind>[\w-]+))?"
-    r"\.(?P<form>safetensors|bin|msgpack)(?P<index>\.index(\.(?P<last>[\w-]+))?\.json)?"
-)
-# Order of preference among the files of one variant, as in diffusers.
-_ORDER = ("safetensors.index", "safetensors", "bin.index", "bin", "msgpack")
-_TAKES = "*.safetensors, *.sft, *.pt, *.pth, *.ckpt, *.bin, *.msgpack, *.safetensors.index.json, *.bin.index.json"
-_SUFFIXES: dict[str, Kind] = {
-    ".safetensors": "safetensors", ".sft": "safetensors", ".msgpack": "flax msgpack",
-    **dict.fromkeys(PICKLES, "pickle"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,35 +61,47 @@ class WeightFile:
 
 
 def open_weights(
-    path: str | os.PathLike[str], *, verify: bool = True, variant: str | None = None, raw_weights: bool = False
+    path: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    variant: str | None = None,
+    raw_weights: bool = False,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> WeightFile:
     """Opens weights of any kind.
 
     Accepts a safetensors file, the index of several, a PyTorch checkpoint, a msgpack file of diffusers' former Flax
     models, a diffusers folder or a file in it, a model folder of this package or the file in it, a checkpoint of this
-    package (the folder of one step, or the `checkpoints` folder if it holds only one), and the directory of a finished
-    run.  Safetensors files and pickles are distinguished by content, not by name.
+    package (the folder of one step, or the `checkpoints` folder if it holds only one), the directory of a finished
+    run, and models on the Hugging Face hub (see `flax_vae.convert.weights.hub.find`).  Safetensors files and pickles
+    are distinguished by content, not by name.
 
     A diffusers folder may hold several copies of the same weights.  The default variant is the one without a name;
-    safetensors files are preferred over pickles, and pickles over msgpack.
+    safetensors files are preferred over msgpack, and msgpack over pickles, which need PyTorch.
 
     Args:
-      path: File or folder.
+      path: File, folder, or name on the hub.
       verify: Whether to compare digests; see `flax_vae.convert.formats.read_tensors` and
         `flax_vae.convert.weights.orbax_steps.read_step`.
       variant: Name of the variant to take from a diffusers folder, `"fp16"` for example.
       raw_weights: Whether to take the raw weights from a training checkpoint, of this package or of LDM, that also
         holds their moving average.
+      revision: Branch, tag or commit of a model on the hub; None for the one in the name, or `main`.
+      subfolder: Folder inside `path`.
 
     Raises:
-      FileNotFoundError: If it, or a part of it, does not exist.
+      FileNotFoundError: If it, or a part of it, does not exist, or the hub does not provide it.
       FileError: If it is damaged, of an unknown kind, or ambiguous; the message lists what was found.
       ConversionError: If its configuration describes an architecture of another family, or the weights of a model
         folder do not match its configuration.
+      ValueError: If `revision` is given for a local path, or `revision` or `subfolder` twice.
     """
-    place = Path(path)
+    place = find(path, revision, subfolder)
+    if isinstance(place, HubName):
+        place, variant = download(place, variant), None
     if not place.exists():
-        raise FileNotFoundError(f"{path} does not exist; give a folder, or a file of {_TAKES}")
+        raise FileNotFoundError(f"{place} does not exist; give a folder, or a file of {ACCEPTED}")
     source = _open(place, verify, variant, raw_weights)
     tensors, averaged = choose_in_ldm(source.path, source.tensors, raw_weights)
     return source if averaged is None else replace(source, tensors=tensors, averaged=averaged)
@@ -124,9 +117,9 @@ def _open(path: Path, verify: bool, variant: str | None, raw_weights: bool) -> W
 
 
 def _open_file(path: Path, verify: bool) -> WeightFile:
-    if _DIFFUSERS.fullmatch(path.name):
+    if is_diffusers_file(path.name):
         return _open_diffusers(path, verify)
-    if path.name == WEIGHTS and path.with_name(CONFIG).is_file() and not _is_diffusers(path.with_name(CONFIG)):
+    if path.name == WEIGHTS and path.with_name(CONFIG).is_file() and is_own_config(path.with_name(CONFIG)):
         return _open_model(path.parent, verify)
     return _read_file(path, None, verify)
 
@@ -146,11 +139,7 @@ def _open_folder(folder: Path, verify: bool, variant: str | None, raw_weights: b
     openers: dict[str, Callable[[], WeightFile]] = {
         step.name: lambda s=step: _open_step(s, verify, raw_weights) for step in steps
     }
-    if WEIGHTS in inside and CONFIG in inside and not _is_diffusers(folder / CONFIG):
-        openers[WEIGHTS] = lambda: _open_model(folder, verify)
-    name = _chosen(folder, inside, variant)
-    if name is not None:
-        openers[name] = lambda: _open_diffusers(folder / name, verify)
+    openers |= {name: lambda f=folder / name: _open_file(f, verify) for name in choose_models(folder, inside, variant)}
     if len(openers) == 1:
         (opener,) = openers.values()
         return opener()
@@ -159,50 +148,14 @@ def _open_folder(folder: Path, verify: bool, variant: str | None, raw_weights: b
     raise FileError(f"{folder} holds no model that is known by its name{_hint(folder, inside)}", path=folder)
 
 
-def _chosen(folder: Path, inside: list[str], variant: str | None) -> str | None:
-    """Returns the file to read among those that diffusers wrote into a folder, or None if there are none.
-
-    Raises:
-      FileError: If there is no such variant, or only several named ones.
-    """
-    variants: dict[str, dict[str, str]] = {}
-    shards_there = []
-    for name in inside:
-        match = _DIFFUSERS.fullmatch(name)
-        if match and match["shard"]:
-            shards_there.append(name)
-        elif match:
-            form = match["form"] + (".index" if match["index"] else "")
-            of = match["variant"] or match["behind"] or match["last"] or ""
-            variants.setdefault(of, {})[form] = name
-    if shards_there and not variants:
-        raise FileError(
-            f"{folder} holds shards ({', '.join(shards_there)}) without their index; copy the file that ends in "
-            ".index.json too",
-            path=folder,
-        )
-    named = ", ".join(filter(None, variants))
-    if variant is not None and variant not in variants:
-        raise FileError(f"{folder} holds no variant {variant!r}; found {named or 'none that has a name'}", path=folder)
-    if variant is None and "" not in variants and len(variants) > 1:
-        raise FileError(
-            f"{folder} holds several variants ({named}); choose one with variant=, or --variant of flax-vae-convert",
-            path=folder,
-        )
-    if not variants:
-        return None
-    forms = variants["" if variant is None and "" in variants else variant or next(iter(variants))]
-    return next(forms[form] for form in _ORDER if form in forms)
-
-
 def _hint(folder: Path, inside: list[str]) -> str:
     """Returns the end of an error message: what to open instead of the folder."""
     if "model_index.json" in inside and (folder / "vae").is_dir():
         return f"; its autoencoder is in {folder / 'vae'}"
-    files = [name for name in inside if _reader(name) is not None]
+    files = [name for name in inside if kind_of(name) is not None]
     if files:
         return f"; give one of its files: {', '.join(files)}"
-    return f"; give a folder with {CONFIG} beside {WEIGHTS} or diffusion_pytorch_model.*, or a file of {_TAKES}"
+    return f"; give a folder with {CONFIG} beside {WEIGHTS} or diffusion_pytorch_model.*, or a file of {ACCEPTED}"
 
 
 def _open_model(folder: Path, verify: bool) -> WeightFile:
@@ -227,16 +180,9 @@ def _open_diffusers(path: Path, verify: bool) -> WeightFile:
     return WeightFile(path, "diffusers folder", source.tensors, source.config, source.metadata, kept)
 
 
-def _is_diffusers(config: Path) -> bool:
-    try:
-        return is_diffusers_config(read_object(config))
-    except ValueError:  # reported when it is read as a configuration
-        return False
-
-
 def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> WeightFile:
     content = content_of(path)
-    kind = _reader(path.name)
+    kind = kind_of(path.name)
     if content is not None and content.kind != kind:
         if content.kind is None:
             raise FileError(f"{path} is {content.what}, not weights; {content.remedy}", path=path)
@@ -252,16 +198,4 @@ def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> We
         return WeightFile(path, kind, read_pickle(path), config)
     if kind == "flax msgpack":
         return WeightFile(path, kind, read_msgpack(path), config)
-    raise FileError(f"{path} is of an unknown kind; expected a folder, or a file of {_TAKES}", path=path)
-
-
-def is_weights_file(name: str) -> bool:
-    """Returns whether a file of this name holds weights, or is the index of such files."""
-    return _reader(name) is not None
-
-
-def _reader(name: str) -> Kind | None:
-    """Returns the kind of a file by its name."""
-    if is_index(name):
-        return "sharded safetensors" if ".safetensors." in name else "sharded pickles"
-    return _SUFFIXES.get(Path(name).suffix.lower())
+    raise FileError(f"{path} is of an unknown kind; expected a folder, or a file of {ACCEPTED}", path=path)
