@@ -14,7 +14,7 @@ from flax_vae.coders import Decoder, Encoder
 from flax_vae.convert.architecture import AutoEncoderParams, check_image, check_latent, check_time
 from flax_vae.embedding import TimeEmb, sinusoidal_embedding
 from flax_vae.gaussian import DiagonalGaussian, Posterior
-from flax_vae.latents import LatentNorm
+from flax_vae.latents import LatentNorm, channel_statistics
 from flax_vae.numerics import Numerics, Remat
 
 
@@ -63,9 +63,10 @@ class AutoEncoder(nn.Module):
         )
         if params.quant_conv:
             self.quant_conv = numerics.conv(2 * params.z_channels, 1)
+        if params.pre_decoder_conv:
             self.post_quant_conv = numerics.conv(params.z_channels, 1)
         if params.latent_norm == "batch_norm":
-            self.bn = LatentNorm(params.latent_channels, self.param_dtype)
+            self.bn = LatentNorm(params.latent_channels, params.batch_norm_eps, self.param_dtype)
         if params.time_emb_dim is not None:
             self.time_embed = numerics.dense(params.time_emb_dim)
 
@@ -104,7 +105,7 @@ class AutoEncoder(nn.Module):
         """
         time_emb = self.embed_time(time, batch=z.shape[0])
         z = self.unscale(z)
-        if self.params.quant_conv:
+        if self.params.pre_decoder_conv:
             z = self.post_quant_conv(z)
         return self.decoder(z, time_emb)
 
@@ -128,10 +129,14 @@ class AutoEncoder(nn.Module):
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Array, "b H W z"]) -> Float[Array, "b h w c"]:
-        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or that of `LatentNorm`."""
+        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or that of `LatentNorm`.
+
+        Models with statistics per channel return `scale_factor * (z - latent_mean) / latent_std`.
+        """
         if self.params.latent_norm == "batch_norm":
             return self.bn.normalise(z)
-        return self.params.scale_factor * (z - self.params.shift_factor)
+        mean, std = channel_statistics(self.params, z)
+        return self.params.scale_factor * (z - mean) / std
 
     def unscale(self, z: Float[Array, "b h w c"]) -> Float[Array, "b H W z"]:
         """Returns the raw latent of a scaled one; the inverse of `scale`.
@@ -142,7 +147,8 @@ class AutoEncoder(nn.Module):
         check_latent(self.params.latent_channels, z, "b h w c")
         if self.params.latent_norm == "batch_norm":
             return self.bn.denormalise(z)
-        return z / self.params.scale_factor + self.params.shift_factor
+        mean, std = channel_statistics(self.params, z)
+        return z * std / self.params.scale_factor + mean
 
     def moments(
         self, x: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None
@@ -166,10 +172,10 @@ class AutoEncoder(nn.Module):
         return self.time_embed(time)
 
 
-def example_inputs(model: AutoEncoder) -> tuple[Float[Array, "1 f f c"], Float[Array, "1 ..."] | None]:
+def example_inputs(model: AutoEncoder) -> tuple[Float[Array, "1 h w c"], Float[Array, "1 ..."] | None]:
     """Returns the smallest image that the model takes, and a time if it takes one; both are zeros."""
-    params = model.params
-    images = jnp.zeros((1, params.factor, params.factor, params.in_channels), model.param_dtype)
+    params, side = model.params, model.params.least_image
+    images = jnp.zeros((1, side, side, params.in_channels), model.param_dtype)
     if params.time_emb_dim is None:
         return images, None
     shape = (1, params.time_emb_dim) if params.time_embedding == "linear" else (1,)

@@ -17,25 +17,33 @@ from flax_vae.numerics import Numerics
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block, all at the coarsest level.
+    """Residual block, attention if the model has it there, residual block, all at the coarsest level.
+
+    Attributes:
+      params: Architecture.
+      channels: Channels of input and output, the width of the coarsest level.
+      numerics: How the block is computed.
 
     Source: the `mid` of seed modules 5 and 6.
     """
 
+    params: AutoEncoderParams
     channels: int
-    time_emb_dim: int | None
     numerics: Numerics = Numerics()
 
     def setup(self):
+        params, channels = self.params, self.channels
         resnet, attn = self.numerics.blocks(ResnetBlock, AttnBlock)
-        self.block_1 = resnet(self.channels, self.channels, self.time_emb_dim)
-        self.attn_1 = attn(self.channels)
-        self.block_2 = resnet(self.channels, self.channels, self.time_emb_dim)
+        time, mode = params.time_emb_dim, params.padding_mode
+        self.block_1 = resnet(channels, channels, time, mode)
+        self.attn_1 = attn(channels) if params.mid_attention else None
+        self.block_2 = resnet(channels, channels, time, mode)
 
     def __call__(self, x: Float[Array, "b h w c"], time_emb: TimeEmb = None) -> Float[Array, "b h w c"]:
         """Returns a feature map of the shape of `x`."""
         x = self.block_1(x, time_emb)
-        x = self.attn_1(x)
+        if self.attn_1 is not None:
+            x = self.attn_1(x)
         return self.block_2(x, time_emb)
 
 
@@ -59,9 +67,10 @@ class DownLevel(nn.Module):
         resnet, attn = numerics.blocks(ResnetBlock, AttnBlock)
         width, last = params.widths[level], params.num_levels - 1
         widths = (params.widths[level - 1] if level else params.ch, *[width] * params.num_res_blocks)
-        self.block = [resnet(i, o, params.time_emb_dim) for i, o in pairwise(widths)]
+        time, mode = params.time_emb_dim, params.padding_mode
+        self.block = [resnet(i, o, time, mode) for i, o in pairwise(widths)]
         self.attn = [attn(width) for _ in self.block if params.attends(level)]
-        self.downsample = Downsample(width, params.downsample_padding, numerics) if level != last else None
+        self.downsample = Downsample(width, params.downsample_padding, mode, numerics) if level != last else None
 
     def __call__(self, x: Float[Array, "b h w c"], time_emb: TimeEmb = None) -> Float[Array, "b h2 w2 d"]:
         """Returns the input of the next level."""
@@ -90,11 +99,12 @@ class UpLevel(nn.Module):
     def setup(self):
         params, level, numerics = self.params, self.level, self.numerics
         resnet, attn = numerics.blocks(ResnetBlock, AttnBlock)
-        width, last = params.widths[level], params.num_levels - 1
-        widths = (params.widths[min(level + 1, last)], *[width] * (params.num_res_blocks + 1))
-        self.block = [resnet(i, o, params.time_emb_dim) for i, o in pairwise(widths)]
+        width, last = params.up_widths[level], params.num_levels - 1
+        widths = (params.up_widths[min(level + 1, last)], *[width] * (params.num_res_blocks + 1))
+        time, mode = params.time_emb_dim, params.padding_mode
+        self.block = [resnet(i, o, time, mode) for i, o in pairwise(widths)]
         self.attn = [attn(width) for _ in self.block if params.attends(level)]
-        self.upsample = Upsample(width, numerics) if level != 0 else None
+        self.upsample = Upsample(width, mode, numerics) if level != 0 else None
 
     def __call__(self, x: Float[Array, "b h w c"], time_emb: TimeEmb = None) -> Float[Array, "b h2 w2 d"]:
         """Returns the input of the next finer level."""
@@ -120,12 +130,12 @@ class Encoder(nn.Module):
 
     def setup(self):
         params, numerics = self.params, self.numerics
-        last = params.num_levels - 1
-        self.conv_in = numerics.conv(params.ch, 3)
+        last, mode = params.num_levels - 1, params.padding_mode
+        self.conv_in = numerics.conv(params.ch, 3, padding_mode=mode)
         self.down = [DownLevel(params, level, numerics) for level in range(params.num_levels)]
-        self.mid = MidBlock(params.widths[last], params.time_emb_dim, numerics)
+        self.mid = MidBlock(params, params.widths[last], numerics)
         self.norm_out = group_norm(numerics)
-        self.conv_out = numerics.conv(2 * params.z_channels, 3)
+        self.conv_out = numerics.conv(2 * params.z_channels, 3, padding_mode=mode)
 
     def __call__(self, x: Float[Array, "b h w c"], time_emb: TimeEmb = None) -> Float[Array, "b h/f w/f 2*z"]:
         """Returns the moments of images in [-1, 1].
@@ -165,12 +175,12 @@ class Decoder(nn.Module):
 
     def setup(self):
         params, numerics = self.params, self.numerics
-        last = params.num_levels - 1
-        self.conv_in = numerics.conv(params.widths[last], 3)
-        self.mid = MidBlock(params.widths[last], params.time_emb_dim, numerics)
+        last, mode = params.num_levels - 1, params.padding_mode
+        self.conv_in = numerics.conv(params.up_widths[last], 3, padding_mode=mode)
+        self.mid = MidBlock(params, params.up_widths[last], numerics)
         self.up = [UpLevel(params, level, numerics) for level in range(params.num_levels)]
         self.norm_out = group_norm(numerics)
-        self.conv_out = numerics.conv(params.out_ch, 3)
+        self.conv_out = numerics.conv(params.out_ch, 3, padding_mode=mode)
 
     def __call__(self, z: Float[Array, "b h w z"], time_emb: TimeEmb = None) -> Float[Array, "b h*f w*f c"]:
         """Returns the images of raw latents, nominally in [-1, 1].
@@ -181,9 +191,9 @@ class Decoder(nn.Module):
           (1, 64, 64, 3)
 
         Raises:
-          ValueError: If the latent's channels differ, or `time_emb` is missing or superfluous.
+          ValueError: If the latent's channels differ, it is too small, or `time_emb` is missing or superfluous.
         """
-        check_latent(self.params.z_channels, z, "b h w c")
+        check_latent(self.params.z_channels, z, "b h w c", least=self.params.least_side)
         # z to the coarsest level
         h = self.conv_in(z)
         # middle

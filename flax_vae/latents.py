@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-NORM_EPS = 1e-4
+from flax_vae.convert.architecture import AutoEncoderParams
 
 
 class LatentNorm(nn.Module):
@@ -20,12 +20,14 @@ class LatentNorm(nn.Module):
 
     Attributes:
       channels: Channels of the patched latent, `4 * z_channels`, in the order `(c pi pj)`.
+      eps: Number that is added to each variance.
       param_dtype: Dtype of the statistics.
 
     Source: black-forest-labs/flux2 `autoencoder.py`; diffusers `AutoencoderKLFlux2`.
     """
 
     channels: int
+    eps: float = 1e-4
     param_dtype: Dtype = jnp.float32
 
     def setup(self):
@@ -47,4 +49,14 @@ class LatentNorm(nn.Module):
 
     def _std(self, like: Array) -> Array:
         variance = jax.lax.stop_gradient(self.running_var)[None, None, None, :]
-        return jnp.sqrt(variance + NORM_EPS).astype(like.dtype)
+        return jnp.sqrt(variance + self.eps).astype(like.dtype)
+
+
+def channel_statistics(params: AutoEncoderParams, like: Array) -> tuple[Array | float, Array | float]:
+    """Returns what a latent is shifted by and divided by: numbers, or one for each channel, in the dtype of `like`."""
+    if params.latent_mean is None or params.latent_std is None:
+        return params.shift_factor, 1.0
+    mean, std = (
+        jnp.asarray(numbers, like.dtype)[None, None, None] for numbers in (params.latent_mean, params.latent_std)
+    )
+    return mean, std

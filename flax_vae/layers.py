@@ -10,10 +10,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from flax_vae.attention import attention
-from flax_vae.convert.architecture import NORM_GROUPS, Padding, check_padding, check_time_emb
+from flax_vae.convert.architecture import NORM_GROUPS, Padding, PaddingMode, check_padding, check_time_emb
 from flax_vae.embedding import TimeEmb
 from flax_vae.numerics import Numerics
-from flax_vae.ops import GroupNorm, add, upsample_and_convolve
+from flax_vae.ops import GroupNorm, add
 
 NORM_EPS = 1e-6
 
@@ -58,10 +58,7 @@ class AttnBlock(nn.Module):
 
     def setup(self):
         self.norm = group_norm(self.numerics)
-        self.q = self.numerics.conv(self.in_channels, 1)
-        self.k = self.numerics.conv(self.in_channels, 1)
-        self.v = self.numerics.conv(self.in_channels, 1)
-        self.proj_out = self.numerics.conv(self.in_channels, 1)
+        self.q, self.k, self.v, self.proj_out = (self.numerics.conv(self.in_channels, 1) for _ in range(4))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Returns the feature map after attention over all positions."""
@@ -79,6 +76,7 @@ class ResnetBlock(nn.Module):
       in_channels: Channels of the input.
       out_channels: Channels of the output; if they differ, a 1x1 `nin_shortcut` projects the input.
       time_emb_dim: Width of the time embedding that is projected and added between the convolutions, or None.
+      padding_mode: `"zeros"` or `"reflect"`, with what the convolutions pad.
       numerics: How the block is computed.
 
     Source: seed module 3; black-forest-labs/flux `modules/autoencoder.py::ResnetBlock`.
@@ -87,13 +85,14 @@ class ResnetBlock(nn.Module):
     in_channels: int
     out_channels: int
     time_emb_dim: int | None = None
+    padding_mode: PaddingMode = "zeros"
     numerics: Numerics = Numerics()
 
     def setup(self):
         self.norm1 = group_norm(self.numerics)
-        self.conv1 = self.numerics.conv(self.out_channels, 3)
+        self.conv1 = self.numerics.conv(self.out_channels, 3, padding_mode=self.padding_mode)
         self.norm2 = group_norm(self.numerics)
-        self.conv2 = self.numerics.conv(self.out_channels, 3)
+        self.conv2 = self.numerics.conv(self.out_channels, 3, padding_mode=self.padding_mode)
         if self.in_channels != self.out_channels:
             self.nin_shortcut = self.numerics.conv(self.out_channels, 1)
         if self.time_emb_dim is not None:
@@ -125,6 +124,7 @@ class Downsample(nn.Module):
     Attributes:
       in_channels: Channels of input and output.
       padding: `"symmetric"` or `"asymmetric"`.
+      padding_mode: `"zeros"` or `"reflect"`, with what symmetric padding pads; asymmetric padding is always of zeros.
       numerics: How the block is computed.
 
     Source: seed module 4; black-forest-labs/flux `modules/autoencoder.py::Downsample`.
@@ -132,11 +132,13 @@ class Downsample(nn.Module):
 
     in_channels: int
     padding: Padding = "symmetric"
+    padding_mode: PaddingMode = "zeros"
     numerics: Numerics = Numerics()
 
     def setup(self):
         check_padding(self.padding)
-        self.conv = self.numerics.conv(self.in_channels, 3, strides=2, padding=self.padding)
+        mode = self.padding_mode if self.padding == "symmetric" else "zeros"
+        self.conv = self.numerics.conv(self.in_channels, 3, strides=2, padding=self.padding, padding_mode=mode)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Returns the feature map at half the size."""
@@ -148,16 +150,18 @@ class Upsample(nn.Module):
 
     Attributes:
       in_channels: Channels of input and output.
+      padding_mode: `"zeros"` or `"reflect"`, with what the convolution pads.
       numerics: How the block is computed.
 
     Source: seed module 4.
     """
 
     in_channels: int
+    padding_mode: PaddingMode = "zeros"
     numerics: Numerics = Numerics()
 
     def setup(self):
-        self.conv = self.numerics.conv(self.in_channels, 3, convolution=upsample_and_convolve)
+        self.conv = self.numerics.conv(self.in_channels, 3, padding_mode=self.padding_mode, upsample=True)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
         """Returns the feature map at twice the size."""

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype
-from jaxtyping import Array
 
 from flax_vae.attention import AttentionPath
-from flax_vae.convert.architecture import Padding
+from flax_vae.convert.architecture import Padding, PaddingMode
 from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.formats import FLOATS
-from flax_vae.ops import Conv, Dense, convolve
+from flax_vae.ops import Conv, Dense, convolve, upsample_and_convolve
 
 Remat = Literal["none", "attention", "blocks"]
 
@@ -60,7 +59,8 @@ class Numerics:
         *,
         strides: int = 1,
         padding: Padding = "symmetric",
-        convolution: Callable[..., Array] = convolve,
+        padding_mode: PaddingMode = "zeros",
+        upsample: bool = False,
     ) -> Conv:
         """Returns a convolution.
 
@@ -69,8 +69,10 @@ class Numerics:
           kernel_size: Height and width of the kernel, an odd number.
           strides: Stride, in both directions.
           padding: `"symmetric"` keeps height and width at stride 1; for `"asymmetric"` see `Downsample`.
-          convolution: Function that convolves; it has the arguments of `jax.lax.conv_general_dilated`.
+          padding_mode: `"zeros"` or `"reflect"`, with what the map is padded.
+          upsample: Whether nearest-neighbour upsampling doubles the map before.
         """
+        convolution = upsample_and_convolve if upsample else convolve
         # Flax's "SAME" equals neither of the two for every size.
         side = (kernel_size // 2, kernel_size // 2)
         return Conv(
@@ -80,7 +82,7 @@ class Numerics:
             padding=(side, side) if padding == "symmetric" else ((0, 1), (0, 1)),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            convolution=convolution,
+            convolution=convolution if padding_mode == "zeros" else partial(convolution, padding_mode=padding_mode),
         )
 
     def dense(self, features: int) -> Dense:

@@ -10,7 +10,7 @@ from flax_vae.convert.architecture import AutoEncoderParams, check_image, check_
 from torch_ref.coders import Decoder, Encoder
 from torch_ref.embedding import TimeEmb, sinusoidal_embedding
 from torch_ref.gaussian import DiagonalGaussian, Posterior
-from torch_ref.latents import LatentNorm
+from torch_ref.latents import LatentNorm, channel_statistics
 
 
 class AutoEncoder(nn.Module):
@@ -35,9 +35,10 @@ class AutoEncoder(nn.Module):
         self.reg = DiagonalGaussian(learnable_logvar=params.learnable_logvar, clamp_logvar=params.clamp_logvar)
         if params.quant_conv:
             self.quant_conv = nn.Conv2d(2 * params.z_channels, 2 * params.z_channels, kernel_size=1)
+        if params.pre_decoder_conv:
             self.post_quant_conv = nn.Conv2d(params.z_channels, params.z_channels, kernel_size=1)
         if params.latent_norm == "batch_norm":
-            self.bn = LatentNorm(params.latent_channels)
+            self.bn = LatentNorm(params.latent_channels, params.batch_norm_eps)
         if params.time_emb_dim is not None:
             self.time_embed = nn.Linear(params.time_emb_dim, params.time_emb_dim)
 
@@ -74,7 +75,7 @@ class AutoEncoder(nn.Module):
         """
         time_emb = self.embed_time(time, batch=z.shape[0])
         z = self.unscale(z)
-        if self.params.quant_conv:
+        if self.params.pre_decoder_conv:
             z = self.post_quant_conv(z)
         return self.decoder(z, time_emb)
 
@@ -98,10 +99,14 @@ class AutoEncoder(nn.Module):
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Tensor, "b z H W"]) -> Float[Tensor, "b c h w"]:
-        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or that of `LatentNorm`."""
+        """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or that of `LatentNorm`.
+
+        Models with statistics per channel return `scale_factor * (z - latent_mean) / latent_std`.
+        """
         if self.params.latent_norm == "batch_norm":
             return self.bn.normalise(z)
-        return self.params.scale_factor * (z - self.params.shift_factor)
+        mean, std = channel_statistics(self.params, z)
+        return self.params.scale_factor * (z - mean) / std
 
     def unscale(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z H W"]:
         """Returns the raw latent of a scaled one; the inverse of `scale`.
@@ -112,7 +117,8 @@ class AutoEncoder(nn.Module):
         check_latent(self.params.latent_channels, z, "b c h w")
         if self.params.latent_norm == "batch_norm":
             return self.bn.denormalise(z)
-        return z / self.params.scale_factor + self.params.shift_factor
+        mean, std = channel_statistics(self.params, z)
+        return z * std / self.params.scale_factor + mean
 
     def moments(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None

@@ -16,21 +16,27 @@ from torch_ref.layers import AttnBlock, Downsample, ResnetBlock, Upsample, group
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block, all at the coarsest level.
+    """Residual block, attention if the model has it there, residual block, all at the coarsest level.
+
+    Attributes:
+      params: Architecture.
+      channels: Channels of input and output, the width of the coarsest level.
 
     Source: the `mid` of seed modules 5 and 6.
     """
 
-    def __init__(self, channels: int, time_emb_dim: int | None):
+    def __init__(self, params: AutoEncoderParams, channels: int):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, time_emb_dim)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels, time_emb_dim)
+        time, mode = params.time_emb_dim, params.padding_mode
+        self.block_1 = ResnetBlock(channels, channels, time, mode)
+        self.attn_1 = AttnBlock(channels) if params.mid_attention else None
+        self.block_2 = ResnetBlock(channels, channels, time, mode)
 
     def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b c h w"]:
         """Returns a feature map of the shape of `x`."""
         x = self.block_1(x, time_emb)
-        x = self.attn_1(x)
+        if self.attn_1 is not None:
+            x = self.attn_1(x)
         return self.block_2(x, time_emb)
 
 
@@ -48,9 +54,10 @@ class DownLevel(nn.Module):
         super().__init__()
         width, last = params.widths[level], params.num_levels - 1
         widths = (params.widths[level - 1] if level else params.ch, *[width] * params.num_res_blocks)
-        self.block = nn.ModuleList([ResnetBlock(i, o, params.time_emb_dim) for i, o in pairwise(widths)])
+        time, mode = params.time_emb_dim, params.padding_mode
+        self.block = nn.ModuleList([ResnetBlock(i, o, time, mode) for i, o in pairwise(widths)])
         self.attn = nn.ModuleList([AttnBlock(width) for _ in self.block if params.attends(level)])
-        self.downsample = Downsample(width, params.downsample_padding) if level != last else None
+        self.downsample = Downsample(width, params.downsample_padding, mode) if level != last else None
 
     def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b d h2 w2"]:
         """Returns the input of the next level."""
@@ -73,11 +80,12 @@ class UpLevel(nn.Module):
 
     def __init__(self, params: AutoEncoderParams, level: int):
         super().__init__()
-        width, last = params.widths[level], params.num_levels - 1
-        widths = (params.widths[min(level + 1, last)], *[width] * (params.num_res_blocks + 1))
-        self.block = nn.ModuleList([ResnetBlock(i, o, params.time_emb_dim) for i, o in pairwise(widths)])
+        width, last = params.up_widths[level], params.num_levels - 1
+        widths = (params.up_widths[min(level + 1, last)], *[width] * (params.num_res_blocks + 1))
+        time, mode = params.time_emb_dim, params.padding_mode
+        self.block = nn.ModuleList([ResnetBlock(i, o, time, mode) for i, o in pairwise(widths)])
         self.attn = nn.ModuleList([AttnBlock(width) for _ in self.block if params.attends(level)])
-        self.upsample = Upsample(width) if level != 0 else None
+        self.upsample = Upsample(width, mode) if level != 0 else None
 
     def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b d h2 w2"]:
         """Returns the input of the next finer level."""
@@ -100,12 +108,14 @@ class Encoder(nn.Module):
     def __init__(self, params: AutoEncoderParams):
         super().__init__()
         self.params = params
-        last = params.num_levels - 1
-        self.conv_in = nn.Conv2d(params.in_channels, params.ch, kernel_size=3, stride=1, padding=1)
+        last, mode = params.num_levels - 1, params.padding_mode
+        self.conv_in = nn.Conv2d(params.in_channels, params.ch, kernel_size=3, padding=1, padding_mode=mode)
         self.down = nn.ModuleList([DownLevel(params, level) for level in range(params.num_levels)])
-        self.mid = MidBlock(params.widths[last], params.time_emb_dim)
+        self.mid = MidBlock(params, params.widths[last])
         self.norm_out = group_norm(params.widths[last])
-        self.conv_out = nn.Conv2d(params.widths[last], 2 * params.z_channels, kernel_size=3, stride=1, padding=1)
+        self.conv_out = nn.Conv2d(
+            params.widths[last], 2 * params.z_channels, kernel_size=3, padding=1, padding_mode=mode
+        )
 
     def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b 2*z h/f w/f"]:
         """Returns the moments of images in [-1, 1].
@@ -142,12 +152,12 @@ class Decoder(nn.Module):
     def __init__(self, params: AutoEncoderParams):
         super().__init__()
         self.params = params
-        last = params.num_levels - 1
-        self.conv_in = nn.Conv2d(params.z_channels, params.widths[last], kernel_size=3, stride=1, padding=1)
-        self.mid = MidBlock(params.widths[last], params.time_emb_dim)
+        last, mode = params.num_levels - 1, params.padding_mode
+        self.conv_in = nn.Conv2d(params.z_channels, params.up_widths[last], kernel_size=3, padding=1, padding_mode=mode)
+        self.mid = MidBlock(params, params.up_widths[last])
         self.up = nn.ModuleList([UpLevel(params, level) for level in range(params.num_levels)])
-        self.norm_out = group_norm(params.widths[0])
-        self.conv_out = nn.Conv2d(params.widths[0], params.out_ch, kernel_size=3, stride=1, padding=1)
+        self.norm_out = group_norm(params.up_widths[0])
+        self.conv_out = nn.Conv2d(params.up_widths[0], params.out_ch, kernel_size=3, padding=1, padding_mode=mode)
 
     def forward(self, z: Float[Tensor, "b z h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b c h*f w*f"]:
         """Returns the images of raw latents, nominally in [-1, 1].
@@ -158,9 +168,9 @@ class Decoder(nn.Module):
           torch.Size([1, 3, 64, 64])
 
         Raises:
-          ValueError: If the latent's channels differ, or `time_emb` is missing or superfluous.
+          ValueError: If the latent's channels differ, it is too small, or `time_emb` is missing or superfluous.
         """
-        check_latent(self.params.z_channels, z, "b c h w")
+        check_latent(self.params.z_channels, z, "b c h w", least=self.params.least_side)
         # z to the coarsest level
         h = self.conv_in(z)
         # middle

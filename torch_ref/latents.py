@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-NORM_EPS = 1e-4
+from flax_vae.convert.architecture import AutoEncoderParams
 
 
 class LatentNorm(nn.Module):
@@ -18,6 +18,7 @@ class LatentNorm(nn.Module):
 
     Attributes:
       channels: Channels of the patched latent, `4 * z_channels`, in the order `(c pi pj)`.
+      eps: Number that is added to each variance.
 
     Source: black-forest-labs/flux2 `autoencoder.py`; diffusers `AutoencoderKLFlux2`.
     """
@@ -26,8 +27,9 @@ class LatentNorm(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, eps: float = 1e-4):
         super().__init__()
+        self.eps = eps
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
@@ -46,4 +48,12 @@ class LatentNorm(nn.Module):
         return self.running_mean[None, :, None, None]
 
     def _std(self) -> Tensor:
-        return torch.sqrt(self.running_var[None, :, None, None] + NORM_EPS)
+        return torch.sqrt(self.running_var[None, :, None, None] + self.eps)
+
+
+def channel_statistics(params: AutoEncoderParams, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Returns what a latent is shifted by and divided by: numbers, or one for each channel, in the dtype of `like`."""
+    if params.latent_mean is None or params.latent_std is None:
+        return params.shift_factor, 1.0
+    mean, std = (like.new_tensor(numbers)[None, :, None, None] for numbers in (params.latent_mean, params.latent_std))
+    return mean, std

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flax_vae.convert.architecture import NORM_GROUPS, Padding, check_padding, check_time_emb
+from flax_vae.convert.architecture import NORM_GROUPS, Padding, PaddingMode, check_padding, check_time_emb
 from torch_ref.attention import attention
 from torch_ref.embedding import TimeEmb
 
@@ -54,10 +54,7 @@ class AttnBlock(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.norm = group_norm(in_channels)
-        self.q = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-        self.k = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-        self.v = nn.Conv2d(in_channels, in_channels, kernel_size=1)
-        self.proj_out = nn.Conv2d(in_channels, in_channels, kernel_size=1)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(in_channels, in_channels, kernel_size=1) for _ in range(4))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Returns the feature map after attention over all positions."""
@@ -75,19 +72,22 @@ class ResnetBlock(nn.Module):
       in_channels: Channels of the input.
       out_channels: Channels of the output; if they differ, a 1x1 `nin_shortcut` projects the input.
       time_emb_dim: Width of the time embedding that is projected and added between the convolutions, or None.
+      padding_mode: `"zeros"` or `"reflect"`, with what the convolutions pad.
 
     Source: seed module 3; black-forest-labs/flux `modules/autoencoder.py::ResnetBlock`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, time_emb_dim: int | None = None):
+    def __init__(
+        self, in_channels: int, out_channels: int, time_emb_dim: int | None = None, padding_mode: PaddingMode = "zeros"
+    ):
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.time_emb_dim = time_emb_dim
         self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=1, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, padding_mode=padding_mode)
         self.norm2 = group_norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, stride=1, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, padding_mode=padding_mode)
         if self.in_channels != self.out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=1, padding=0)
         # The seed's order: torch.optim stores its state by the number of each parameter, not by its name.
@@ -120,15 +120,16 @@ class Downsample(nn.Module):
     Attributes:
       in_channels: Channels of input and output.
       padding: `"symmetric"` or `"asymmetric"`.
+      padding_mode: `"zeros"` or `"reflect"`, with what symmetric padding pads; asymmetric padding is always of zeros.
 
     Source: seed module 4; black-forest-labs/flux `modules/autoencoder.py::Downsample`.
     """
 
-    def __init__(self, in_channels: int, padding: Padding = "symmetric"):
+    def __init__(self, in_channels: int, padding: Padding = "symmetric", padding_mode: PaddingMode = "zeros"):
         super().__init__()
         self.padding = padding
         check_padding(self.padding)
-        self.conv = nn.Conv2d(in_channels, in_channels, 3, stride=2, padding=1 if padding == "symmetric" else 0)
+        self.conv = nn.Conv2d(in_channels, in_channels, 3, 2, int(padding == "symmetric"), padding_mode=padding_mode)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Returns the feature map at half the size."""
@@ -142,14 +143,15 @@ class Upsample(nn.Module):
 
     Attributes:
       in_channels: Channels of input and output.
+      padding_mode: `"zeros"` or `"reflect"`, with what the convolution pads.
 
     Source: seed module 4.
     """
 
-    def __init__(self, in_channels: int):
+    def __init__(self, in_channels: int, padding_mode: PaddingMode = "zeros"):
         super().__init__()
         self.upsample = nn.Upsample(scale_factor=2.0, mode="nearest")
-        self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=1, padding=1)
+        self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1, padding_mode=padding_mode)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
         """Returns the feature map at twice the size."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         NORM_GROUPS,
         AutoEncoderParams,
         Padding,
+        PaddingMode,
         check_padding,
     )
     from flax_vae.convert.architecture.checks import (
@@ -38,6 +39,7 @@ __all__ = [
     "NORM_GROUPS",
     "PRESETS",
     "Padding",
+    "PaddingMode",
     "check_image",
     "check_latent",
     "check_noise",

@@ -22,6 +22,24 @@ NORM_GROUPS = 32  # groups of every GroupNorm; each width must be a multiple of 
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # as in LDM, Stable Diffusion 3, diffusers and its former Flax models
 
 Padding = Literal["symmetric", "asymmetric"]
+PaddingMode = Literal["zeros", "reflect"]
+
+# Fields that `to_dict` leaves out while they have their default.  They came after files had been written without them:
+# so these files stay as they were, a run or a data set that was begun before them resumes, and earlier releases read
+# every model that they can compute.
+LATER_FIELDS = (
+    *("decoder_widths", "mid_attention", "post_quant_conv", "padding_mode"),
+    *("latent_mean", "latent_std", "batch_norm_eps"),
+)
+
+
+_SEQUENCES = {
+    "ch_mult": "whole numbers",
+    "attn_levels": "whole numbers, or None for all levels",
+    "decoder_widths": "whole numbers, or None for those of the encoder",
+    "latent_mean": "numbers, or None",
+    "latent_std": "numbers, or None",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,8 @@ class AutoEncoderParams:
       downsample_padding: `"symmetric"` pads one pixel on every side (the seed); `"asymmetric"` one row
         below and one column to the right (FLUX, Stable Diffusion).  The two give different latents from the same
         weights, and no shape distinguishes them.
-      quant_conv: Whether 1x1 convolutions follow the encoder and precede the decoder (LDM, Stable Diffusion, FLUX.2).
+      quant_conv: Whether a 1x1 convolution follows the encoder and, unless `post_quant_conv` decides, one precedes the
+        decoder (LDM, Stable Diffusion, FLUX.2).
       learnable_logvar: Whether a learned scalar is added to the posterior's logvar.
       time_embedding: `"linear"` takes `time_emb_dim` values per image (the seed); `"sinusoidal"` takes one
         scalar per image and expands it into sines and cosines first.
@@ -59,6 +78,18 @@ class AutoEncoderParams:
         Changes samples, standard deviations and KL divergences where the encoder's logvar lies outside, never means or
         decoded images.  The weights do not depend on it: an architecture passed to a loader decides, and a stored
         configuration without this field means False.
+      decoder_widths: Channels of each level of the decoder (0 = full resolution); None means those of the encoder,
+        `ch * ch_mult`.  They are widths and not multiples, because a decoder has no convolution of width `ch`, and
+        published ones (FLUX.2's small decoder: 96, 192, 384, 384 beside 128, 256, 512, 512) are no multiples of it.
+      mid_attention: Whether the middle blocks have attention; CogView and GLM-Image have none.
+      post_quant_conv: Whether a 1x1 convolution precedes the decoder; None means as `quant_conv`.
+      padding_mode: `"zeros"` or `"reflect"`: with what convolutions pad that keep height and width, or halve them with
+        symmetric padding.  The pixel that `downsample_padding="asymmetric"` adds is zero in both, as in the published
+        models.  No shape distinguishes the modes.
+      latent_mean: Mean of each channel of the raw latent, or None; with `latent_std`, the scaled latent is
+        `scale_factor * (z - latent_mean) / latent_std` (Playground v2.5, GLM-Image, REPA-E).
+      latent_std: Standard deviation of each channel; see `latent_mean`.
+      batch_norm_eps: Number that `latent_norm="batch_norm"` adds to each variance; 1e-4 in FLUX.2, 1e-5 in ERNIE-Image.
 
     Raises:
       ValueError: If a field is invalid; the message names the field, the value and the remedy.
@@ -83,16 +114,23 @@ class AutoEncoderParams:
     time_embedding: Literal["linear", "sinusoidal"] = "linear"
     latent_norm: Literal["scale", "batch_norm"] = "scale"
     clamp_logvar: bool = False
+    decoder_widths: tuple[int, ...] | None = None
+    mid_attention: bool = True
+    post_quant_conv: bool | None = None
+    padding_mode: PaddingMode = "zeros"
+    latent_mean: tuple[float, ...] | None = None
+    latent_std: tuple[float, ...] | None = None
+    batch_norm_eps: float = 1e-4
 
     def __post_init__(self):
         # Frozen and hashable for every input sequence: linen compares modules by their fields, jit caches by hash.
-        for name, otherwise in (("ch_mult", ""), ("attn_levels", ", or None for all levels")):
+        for name, what in _SEQUENCES.items():
             value = getattr(self, name)
-            if not isinstance(value, Collection) and not (value is None and otherwise):
-                raise ArgumentError(
-                    f"{name}={value!r} must be a list of whole numbers{otherwise}", field=name, value=value
-                )
-        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+            if value is None and name != "ch_mult":
+                continue
+            if not isinstance(value, Collection) or isinstance(value, str):
+                raise ArgumentError(f"{name}={value!r} must be a list of {what}", field=name, value=value)
+            object.__setattr__(self, name, tuple(value))
         if self.attn_levels is not None:
             for level in self.attn_levels:
                 if not isinstance(level, int) or isinstance(level, bool):
@@ -103,6 +141,10 @@ class AutoEncoderParams:
             # None and the tuple of all levels describe one model, so they are stored alike.
             object.__setattr__(self, "attn_levels", None if levels == tuple(range(len(self.ch_mult))) else levels)
         self._check()
+        if self.decoder_widths == self.widths:
+            object.__setattr__(self, "decoder_widths", None)
+        if self.post_quant_conv == self.quant_conv:
+            object.__setattr__(self, "post_quant_conv", None)
 
     def _check(self):
         if not self.ch_mult:
@@ -133,6 +175,7 @@ class AutoEncoderParams:
                     field="ch",
                     value=self.ch,
                 )
+        self._check_decoder()
         if self.resolution % self.factor:
             raise ArgumentError(
                 f"resolution={self.resolution} must be a multiple of {self.factor}, the factor of {self.num_levels} "
@@ -163,14 +206,77 @@ class AutoEncoderParams:
                 f"latent_norm='batch_norm' replaces scale_factor={self.scale_factor} and "
                 f"shift_factor={self.shift_factor}; set them to 1 and 0"
             )
-        for name in ("quant_conv", "learnable_logvar", "clamp_logvar"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentError(
-                    f"{name}={getattr(self, name)!r} must be True or False", field=name, value=getattr(self, name)
-                )
+        for name in ("quant_conv", "learnable_logvar", "clamp_logvar", "mid_attention", "post_quant_conv"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (value is None and name == "post_quant_conv"):
+                also = ", or None for that of quant_conv" if name == "post_quant_conv" else ""
+                raise ArgumentError(f"{name}={value!r} must be True or False{also}", field=name, value=value)
         check_padding(self.downsample_padding)
+        if self.padding_mode not in get_args(PaddingMode):
+            raise ArgumentError(
+                f"padding_mode={self.padding_mode!r} must be 'zeros' or 'reflect'",
+                field="padding_mode",
+                value=self.padding_mode,
+            )
+        self._check_latent_statistics()
         self._check_attention()
         self._check_time()
+
+    def _check_decoder(self):
+        if self.decoder_widths is None:
+            return
+        if len(self.decoder_widths) != self.num_levels:
+            raise ArgumentError(
+                f"decoder_widths has {len(self.decoder_widths)} widths; expected one per level, {self.num_levels}",
+                field="decoder_widths",
+                value=self.decoder_widths,
+            )
+        for width in self.decoder_widths:
+            valid = isinstance(width, int) and not isinstance(width, bool) and 1 <= width <= MAX_COUNT
+            if not valid or width % NORM_GROUPS:
+                raise ArgumentError(
+                    f"decoder_widths holds {width!r}; expected multiples of {NORM_GROUPS}, the groups of a GroupNorm, "
+                    f"up to {MAX_COUNT:,}",
+                    field="decoder_widths",
+                    value=width,
+                )
+
+    def _check_latent_statistics(self):
+        if (self.latent_mean is None) != (self.latent_std is None):
+            raise ArgumentError("latent_mean and latent_std are given together; set both, or leave out both")
+        for name in ("latent_mean", "latent_std"):
+            numbers = getattr(self, name)
+            if numbers is None:
+                continue
+            if len(numbers) != self.z_channels:
+                raise ArgumentError(
+                    f"{name} has {len(numbers)} numbers; expected one per channel of the latent, {self.z_channels}",
+                    field=name,
+                    value=numbers,
+                )
+            for value in numbers:
+                number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
+                if not number or (name == "latent_std" and value < FLOAT32_MIN):
+                    also = ", greater than 0" if name == "latent_std" else ""
+                    raise ArgumentError(
+                        f"{name} holds {value!r:.80}; expected finite numbers in float32{also}", field=name, value=value
+                    )
+            if self.latent_norm == "batch_norm" or self.shift_factor != 0:
+                raise ArgumentError(
+                    f"{name} replaces shift_factor={self.shift_factor} and latent_norm={self.latent_norm!r}; "
+                    "set them to 0 and 'scale'"
+                )
+        eps = self.batch_norm_eps
+        if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 <= eps <= 1:
+            raise ArgumentError(
+                f"batch_norm_eps={eps!r:.80} must be a number from 0 to 1", field="batch_norm_eps", value=eps
+            )
+        if self.latent_norm != "batch_norm" and eps != type(self).batch_norm_eps:
+            raise ArgumentError(
+                f"batch_norm_eps={eps!r} has no effect with latent_norm={self.latent_norm!r}; leave it out",
+                field="batch_norm_eps",
+                value=eps,
+            )
 
     def _check_attention(self):
         for level in self.attn_levels or ():
@@ -239,8 +345,33 @@ class AutoEncoderParams:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Number of channels of each level."""
+        """Number of channels of each level of the encoder."""
         return tuple(self.ch * mult for mult in self.ch_mult)
+
+    @property
+    def up_widths(self) -> tuple[int, ...]:
+        """Number of channels of each level of the decoder."""
+        return self.decoder_widths or self.widths
+
+    @property
+    def pre_decoder_conv(self) -> bool:
+        """Whether a 1x1 convolution precedes the decoder."""
+        return self.quant_conv if self.post_quant_conv is None else self.post_quant_conv
+
+    @property
+    def normalises_channels(self) -> bool:
+        """Whether each channel of the latent is normalised by statistics of its own."""
+        return self.latent_norm == "batch_norm" or self.latent_mean is not None
+
+    @property
+    def least_side(self) -> int:
+        """Least height and width of a raw latent: reflect padding needs two pixels."""
+        return 2 if self.padding_mode == "reflect" else 1
+
+    @property
+    def least_image(self) -> int:
+        """Least height and width of an image, in pixels."""
+        return -(-self.least_side // self.patch) * self.factor
 
     def attends(self, level: int) -> bool:
         """Returns whether each residual block of this level is followed by attention."""
@@ -256,8 +387,13 @@ class AutoEncoderParams:
         return [name for name, value in vars(self).items() if value != vars(other)[name] and name not in idle]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields, in order, as values for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        """Returns the fields, in order, as values for JSON; `LATER_FIELDS` only where they are not the defaults."""
+        fields = {field.name: (getattr(self, field.name), field.default) for field in dataclasses.fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, (value, default) in fields.items()
+            if name not in LATER_FIELDS or value != default
+        }
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "AutoEncoderParams":

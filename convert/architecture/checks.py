@@ -35,21 +35,23 @@ def check_image(params: AutoEncoderParams, images: Any, axes: str, *, moments_on
             f"images of shape {shape} have {size['c']} channels as {axes!r}; expected {params.in_channels}"
         )
     f = params.factor // params.patch if moments_only else params.factor
-    if any(size[side] % f or not size[side] for side in "hw"):
-        padded = " x ".join(str(max(-(-size[side] // f), 1) * f) for side in "hw")
+    least = params.least_side * f if moments_only else params.least_image
+    if any(size[side] % f or size[side] < least for side in "hw"):
+        padded = " x ".join(str(max(-(-size[side] // f) * f, least)) for side in "hw")
+        expected = f"positive multiples of {f}" if least == f else f"multiples of {f} from {least} on"
         raise ArgumentError(
-            f"images are {size['h']} x {size['w']} (height x width); expected positive multiples of {f}; "
-            f"pad them to {padded}, or crop"
+            f"images are {size['h']} x {size['w']} (height x width); expected {expected}; pad them to {padded}, or crop"
         )
 
 
-def check_latent(channels: int, latents: Any, axes: str) -> None:
-    """Checks that the decoder can take a batch of latents: axes, channels, dtype.
+def check_latent(channels: int, latents: Any, axes: str, *, least: int = 0) -> None:
+    """Checks that the decoder can take a batch of latents: axes, channels, size, dtype.
 
     Args:
       channels: Number of channels of the latent that the decoder takes.
       latents: Batch of latents, an array or a tensor.
       axes: Names of the axes in order, `"b h w c"` or `"b c h w"`.
+      least: Least height and width, `AutoEncoderParams.least_side` for a raw latent.
 
     Raises:
       ValueError: Names the value, the expected one and the remedy.
@@ -59,6 +61,11 @@ def check_latent(channels: int, latents: Any, axes: str) -> None:
     check_numbers(latents, "latents", "pass what encode returns, or cast them to float32")
     if size["c"] != channels:
         raise ArgumentError(f"latents of shape {shape} have {size['c']} channels as {axes!r}; expected {channels}")
+    if min(size["h"], size["w"]) < least:
+        raise ArgumentError(
+            f"latents are {size['h']} x {size['w']} (height x width); expected at least {least} x {least}, because "
+            "padding_mode='reflect' repeats the pixel beside the edge; encode larger images"
+        )
 
 
 def check_time(params: AutoEncoderParams, time: Any | None, batch: int) -> None:

@@ -48,6 +48,11 @@ _SD1 = replace(_FLUX1, z_channels=4, scale_factor=0.18215, shift_factor=0.0, qua
 # the training resolution of 256.
 _KL = replace(_SD1, scale_factor=1.0)
 
+# diffusers' `AutoencoderKLFlux2`, and Black Forest Labs' own file: 2 x 2 patches, normalised by running statistics.
+_FLUX2 = replace(_FLUX1, z_channels=32, scale_factor=1.0, shift_factor=0.0, quant_conv=True, latent_norm="batch_norm")
+
+_SDXL = replace(_SD1, scale_factor=0.13025)
+
 PRESETS: dict[str, AutoEncoderParams] = {
     "tiny": AutoEncoderParams(
         resolution=64,
@@ -66,16 +71,33 @@ PRESETS: dict[str, AutoEncoderParams] = {
     "seed": _SEED,
     "seed-flux": replace(_FLUX1, attn_levels=None, downsample_padding="symmetric", clamp_logvar=False),
     "flux1": _FLUX1,
-    "flux2": replace(
-        _FLUX1, z_channels=32, scale_factor=1.0, shift_factor=0.0, quant_conv=True, latent_norm="batch_norm"
-    ),
+    "flux1-reflect": replace(_FLUX1, padding_mode="reflect"),  # Anzhc/MS-LC-EQ-D-VR_VAE
+    "flux2": _FLUX2,
+    "flux2-small-decoder": replace(
+        _FLUX2, decoder_widths=(96, 192, 384, 384)
+    ),  # black-forest-labs/FLUX.2-small-decoder
+    "ernie-image": replace(_FLUX2, batch_norm_eps=1e-5),  # of its pipeline; the 1e-4 of its config.json is wrong
     "sd1": _SD1,
-    "sdxl": replace(_SD1, scale_factor=0.13025),
+    "sdxl": _SDXL,
+    "sdxl-reflect": replace(_SDXL, padding_mode="reflect"),  # Anzhc/MS-LC-EQ-D-VR_VAE
+    # playgroundai/playground-v2.5-1024px-aesthetic `vae/config.json`.
+    "playground-v2.5": replace(
+        _SDXL,
+        scale_factor=0.5,
+        latent_mean=(-1.6574, 1.886, -1.383, 2.5155),
+        latent_std=(8.4927, 5.9022, 6.5498, 5.2299),
+    ),
     "sd3": replace(_FLUX1, scale_factor=1.5305, shift_factor=0.0609),
+    # diffusers `scripts/convert_cogview4_to_diffusers.py`; CogView3-Plus has the same.
+    "cogview4": replace(
+        _FLUX1, ch_mult=(1, 4, 8, 8), num_res_blocks=3, scale_factor=1.0, shift_factor=0.0, mid_attention=False
+    ),
     "kl-f4": replace(_KL, ch_mult=(1, 2, 4), z_channels=3),
     "kl-f8": replace(_KL, ch_mult=(1, 2, 4, 4), z_channels=4),
     "kl-f16": replace(_KL, ch_mult=(1, 1, 2, 2, 4), z_channels=16, attn_levels=(4,)),
     "kl-f32": replace(_KL, ch_mult=(1, 1, 2, 2, 4, 4), z_channels=64, attn_levels=(4, 5)),
+    # hustvl/LightningDiT `vavae_f16d32.yaml`: raw latents, as of `kl-f16` with twice the channels.
+    "va-vae": replace(_KL, ch_mult=(1, 1, 2, 2, 4), z_channels=32, attn_levels=(4,)),
 }
 
 

@@ -38,6 +38,10 @@ NOT_INFERABLE = {
     "downsample_padding": "asymmetric",
     "time_embedding": "linear",
     "clamp_logvar": True,
+    "padding_mode": "zeros",
+    "latent_mean": None,
+    "latent_std": None,
+    "batch_norm_eps": 1e-4,
 }
 
 
@@ -247,6 +251,9 @@ def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParam
     levels, blocks = count("down", "l"), count("down", "b")
     *_, in_channels, ch = shape("conv", "in", "", "kernel")
     widths = [shape("conv", "down", "conv1", "kernel", l=level)[-1] for level in range(levels)]
+    decoder_widths = [
+        shape("conv", "up", "conv1", "kernel", l=level, r=levels - 1 - level)[-1] for level in range(levels)
+    ]
     if any(width % ch for width in widths):
         raise ConversionError(f"its levels have widths {widths}; expected multiples of the first convolution's {ch}")
     if not levels or not blocks:
@@ -264,5 +271,8 @@ def _infer(tensors: Mapping[str, ArrayLike], layout: Layout) -> AutoEncoderParam
         quant_conv=has("quant", "", "kernel"),
         learnable_logvar=has("reg", "", "logvar_scaling"),
         latent_norm="batch_norm" if has("bn", "", "running_mean") else "scale",
+        decoder_widths=tuple(decoder_widths),
+        mid_attention=has("mid_attn", "q", "kernel"),
+        post_quant_conv=has("post_quant", "", "kernel"),
         **NOT_INFERABLE | {"resolution": -(-NOT_INFERABLE["resolution"] // factor) * factor},
     )

@@ -93,32 +93,35 @@ class _Module(NamedTuple):
 
 def _walk(params: AutoEncoderParams) -> Iterator[_Module]:
     """Yields every module that has weights, in the order in which the PyTorch modules register them."""
-    p, widths, last, time = params, params.widths, params.num_levels - 1, params.time_emb_dim
+    p, last, time = params, params.num_levels - 1, params.time_emb_dim
 
-    def middle(s: str) -> Iterator[_Module]:
-        yield _Module("mid_1", _resnet(widths[last], widths[last], time), s)
-        yield _Module("mid_attn", _attention(widths[last]), s)
-        yield _Module("mid_2", _resnet(widths[last], widths[last], time), s)
+    def middle(s: str, width: int) -> Iterator[_Module]:
+        yield _Module("mid_1", _resnet(width, width, time), s)
+        if p.mid_attention:
+            yield _Module("mid_attn", _attention(width), s)
+        yield _Module("mid_2", _resnet(width, width, time), s)
 
-    def blocks(s: str, level: int, i: int, count: int) -> Iterator[_Module]:
+    def blocks(s: str, level: int, i: int, o: int, count: int) -> Iterator[_Module]:
         for b in range(count):
-            yield _Module(s, _resnet(widths[level] if b else i, widths[level], time), level=level, b=b)
+            yield _Module(s, _resnet(o if b else i, o, time), level=level, b=b)
         for b in range(count if p.attends(level) else 0):
-            yield _Module(f"{s}_attn", _attention(widths[level]), level=level, b=b)
+            yield _Module(f"{s}_attn", _attention(o), level=level, b=b)
 
+    widths = p.widths
     yield _Module("in", _conv("", p.in_channels, p.ch, 3), "encoder")
     for level in range(p.num_levels):
-        yield from blocks("down", level, widths[level - 1] if level else p.ch, p.num_res_blocks)
+        yield from blocks("down", level, widths[level - 1] if level else p.ch, widths[level], p.num_res_blocks)
         if level != last:
             yield _Module("downsample", _conv("", widths[level], widths[level], 3), level=level)
-    yield from middle("encoder")
+    yield from middle("encoder", widths[last])
     yield _Module("norm_out", _norm("", widths[last]), "encoder")
     yield _Module("out", _conv("", widths[last], 2 * p.z_channels, 3), "encoder")
 
+    widths = p.up_widths
     yield _Module("in", _conv("", p.z_channels, widths[last], 3), "decoder")
-    yield from middle("decoder")
+    yield from middle("decoder", widths[last])
     for level in range(p.num_levels):
-        yield from blocks("up", level, widths[min(level + 1, last)], p.num_res_blocks + 1)
+        yield from blocks("up", level, widths[min(level + 1, last)], widths[level], p.num_res_blocks + 1)
         if level:
             yield _Module("upsample", _conv("", widths[level], widths[level], 3), level=level)
     yield _Module("norm_out", _norm("", widths[0]), "decoder")
@@ -128,6 +131,7 @@ def _walk(params: AutoEncoderParams) -> Iterator[_Module]:
         yield _Module("reg", [_Leaf("", "logvar_scaling", "vector", (1,))])
     if p.quant_conv:
         yield _Module("quant", _conv("", 2 * p.z_channels, 2 * p.z_channels, 1))
+    if p.pre_decoder_conv:
         yield _Module("post_quant", _conv("", p.z_channels, p.z_channels, 1))
     if p.latent_norm == "batch_norm":
         statistics = [_Leaf("", name, "vector", (p.latent_channels,)) for name in ("running_mean", "running_var")]

@@ -60,14 +60,11 @@ DEFAULTS[FLAX] = DEFAULTS[KL]
 
 
 # The only value that our architecture supports.
-_FIXED: dict[str, Any] = {
-    "norm_num_groups": NORM_GROUPS,
-    "mid_block_add_attention": True,
-    "latents_mean": None,  # statistics per channel; of this family's published autoencoders only FLUX.2 has them
-    "latents_std": None,
-    "batch_norm_eps": 1e-4,
-    "patch_size": [2, 2],
-}
+_FIXED: dict[str, Any] = {"norm_num_groups": NORM_GROUPS, "patch_size": [2, 2]}
+
+# The pipelines that multiply by `scaling_factor` beside statistics per channel, those of Stable Diffusion XL, take
+# latents of this many channels only; with more channels, statistics replace scaling and shift (GLM-Image, REPA-E).
+_SCALED_CHANNELS = 4
 
 _SILU = ("silu", "swish")  # two names of one function; diffusers also accepts them in upper case
 
@@ -93,6 +90,10 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
     Absent keys have diffusers' defaults.  Ignores keys that do not change what the model computes: private ones, which
     begin with an underscore, and those of a moving average.
 
+    Statistics per channel (`latents_mean`, `latents_std`) mean what the pipelines that read them compute, which is
+    `(z - mean) * scaling_factor / std` for latents of four channels (Playground v2.5), and otherwise `(z - mean) / std`
+    (GLM-Image, REPA-E).  Beside statistics no pipeline reads `shift_factor`.
+
     Raises:
       ConversionError: If our architecture cannot express the class, a key or a value.
     """
@@ -114,12 +115,14 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
     for key, meant in _FIXED.items():
         if key in values and values[key] != meant:
             raise ConversionError(f"{key}={values[key]!r} is not supported; expected {meant!r}")
-    if values["use_quant_conv"] != values["use_post_quant_conv"]:
+    widths = _widths(values, "block_out_channels")
+    if any(width % widths[0] for width in widths):
         raise ConversionError(
-            f"use_quant_conv={values['use_quant_conv']!r} and use_post_quant_conv={values['use_post_quant_conv']!r}: "
-            "expected both or neither"
+            f"block_out_channels={widths} must be whole multiples of the first, {widths[0]}: "
+            "each width is ch * ch_mult here"
         )
-    widths = _widths(values)
+    key = "decoder_block_out_channels"
+    up_widths = tuple(_widths(values, key)) if values.get(key) else None
     try:
         return AutoEncoderParams(
             resolution=_side(values["sample_size"], 2 ** (len(widths) - 1) * (2 if name == FLUX2 else 1)),
@@ -132,6 +135,9 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
             attn_levels=_attn_levels(values, len(widths)),
             downsample_padding="asymmetric",  # diffusers' encoder blocks support no other
             quant_conv=values["use_quant_conv"],
+            post_quant_conv=values["use_post_quant_conv"],
+            mid_attention=values["mid_block_add_attention"],
+            decoder_widths=up_widths,
             clamp_logvar=True,  # as `DiagonalGaussianDistribution` does
             **_latent_fields(name, values),
         )
@@ -144,7 +150,9 @@ def kept_keys(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     Merged over the output of `write_diffusers_config` for the same weights, they restore the original file.
     """
-    return {key: value for key, value in _as_written(fields).items() if key in _KEPT}
+    fields = _as_written(fields)
+    kept = {*_KEPT, *(("scaling_factor", "shift_factor") if _replaces_scaling(fields) else ())}
+    return {key: value for key, value in fields.items() if key in kept}
 
 
 def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
@@ -161,6 +169,16 @@ def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
         (params.learnable_logvar, "have no learnable_logvar"),
         (params.downsample_padding != "asymmetric", "pad asymmetrically only (downsample_padding='symmetric')"),
         (params.ch_mult[0] != 1, f"start at the width of their first level (ch_mult={params.ch_mult})"),
+        (params.padding_mode != "zeros", "pad with zeros (padding_mode='reflect')"),
+        (
+            params.decoder_widths is not None and params.latent_norm != "batch_norm",
+            f"have a decoder as wide as the encoder, but for FLUX.2's (decoder_widths={params.decoder_widths})",
+        ),
+        (
+            params.latent_std is not None and params.scale_factor != 1 and params.z_channels != _SCALED_CHANNELS,
+            f"take statistics per channel in place of a scale (scale_factor={params.scale_factor}; divide each of "
+            "latent_std by it, and set it to 1)",
+        ),
     ):
         if condition:
             raise ConversionError(f"diffusers cannot express this architecture: its autoencoders {sentence}")
@@ -175,12 +193,12 @@ def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
         "in_channels": params.in_channels,
         "latent_channels": params.z_channels,
         "layers_per_block": params.num_res_blocks,
-        "mid_block_add_attention": True,
+        "mid_block_add_attention": params.mid_attention,
         "norm_num_groups": NORM_GROUPS,
         "out_channels": params.out_ch,
         "sample_size": params.resolution,
         "up_block_types": [_UP[params.attends(level)] for level in reversed(levels)],
-        "use_post_quant_conv": params.quant_conv,
+        "use_post_quant_conv": params.pre_decoder_conv,
         "use_quant_conv": params.quant_conv,
         **_latent_keys(name, params),
     }
@@ -215,42 +233,44 @@ def _class_name(params: AutoEncoderParams) -> str:
 
 def _latent_fields(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if name == FLUX2:
-        return {"scale_factor": 1.0, "shift_factor": 0.0, "latent_norm": "batch_norm"}
-    shift = values["shift_factor"]
-    return {"scale_factor": values["scaling_factor"], "shift_factor": 0.0 if shift is None else shift}
+        eps = values["batch_norm_eps"]
+        return {"scale_factor": 1.0, "shift_factor": 0.0, "latent_norm": "batch_norm", "batch_norm_eps": eps}
+    mean, std, shift = values["latents_mean"], values["latents_std"], values["shift_factor"]
+    if (mean is None) != (std is None):
+        raise ConversionError(f"latents_mean={mean!r} and latents_std={std!r}: expected both or neither")
+    if mean is None:
+        return {"scale_factor": values["scaling_factor"], "shift_factor": 0.0 if shift is None else shift}
+    scale = 1.0 if _replaces_scaling(values) else values["scaling_factor"]
+    return {"scale_factor": scale, "shift_factor": 0.0, "latent_mean": mean, "latent_std": std}
+
+
+def _replaces_scaling(values: Mapping[str, Any]) -> bool:
+    """Returns whether statistics per channel stand in place of `scaling_factor`; see `read_diffusers_config`."""
+    channels = values.get("latent_channels", _SHARED["latent_channels"])
+    return values.get("latents_std") is not None and channels != _SCALED_CHANNELS
 
 
 def _latent_keys(name: str, params: AutoEncoderParams) -> dict[str, Any]:
     if name == FLUX2:
         return {
-            "batch_norm_eps": 1e-4,
+            "batch_norm_eps": params.batch_norm_eps,
             "batch_norm_momentum": 0.1,
-            "decoder_block_out_channels": None,
+            "decoder_block_out_channels": _listed(params.decoder_widths),
             "patch_size": [2, 2],
         }
     return {
         "force_upcast": True,
-        "latents_mean": None,
-        "latents_std": None,
+        "latents_mean": _listed(params.latent_mean),
+        "latents_std": _listed(params.latent_std),
         "scaling_factor": params.scale_factor,
         "shift_factor": params.shift_factor,  # 0.0, not None: pipelines of FLUX and SD3 add it unconditionally
     }
 
 
-def _widths(values: Mapping[str, Any]) -> list[int]:
-    widths = values["block_out_channels"]
+def _widths(values: Mapping[str, Any], key: str) -> list[int]:
+    widths = values[key]
     if not isinstance(widths, list) or not widths or not all(type(width) is int and width > 0 for width in widths):
-        raise ConversionError(f"block_out_channels={widths!r} must be a list of whole numbers")
-    if any(width % widths[0] for width in widths):
-        raise ConversionError(
-            f"block_out_channels={widths} must be whole multiples of the first, {widths[0]}: "
-            "each width is ch * ch_mult here"
-        )
-    if values.get("decoder_block_out_channels") not in (None, widths):
-        raise ConversionError(
-            f"decoder_block_out_channels={values['decoder_block_out_channels']!r} differs from block_out_channels="
-            f"{widths}; expected a decoder as wide as the encoder"
-        )
+        raise ConversionError(f"{key}={widths!r} must be a list of whole numbers")
     return widths
 
 

@@ -27,7 +27,8 @@ def load_weights(
       path: File or folder, see `flax_vae.convert.weights.open_weights`; or a model on the Hugging Face hub,
         `hf:org/name[/folder or file][@revision]`, see `flax_vae.convert.weights.hub.find`.
       params: Architecture or name of a preset, for weights without a configuration.  If there is a configuration, both
-        must agree, except in `clamp_logvar`, which `params` decides.
+        must agree, except in what `params` decides: `clamp_logvar`; beside a configuration of diffusers also
+        `padding_mode`, which it cannot hold, and `batch_norm_eps`, which is wrong in ERNIE-Image's.
       verify: Whether to compare digests; see `flax_vae.convert.weights.open_weights`.
       raw_weights: Whether to take the raw weights; see `flax_vae.convert.weights.open_weights`.
       variant: Variant of a diffusers folder; see `flax_vae.convert.weights.open_weights`.
@@ -57,7 +58,10 @@ def resolve_architecture(source: WeightFile, params: AutoEncoderParams | None, p
     config = source.config
     if params is not None and config is not None:
         # The weights do not depend on it, and configurations from before the field existed have False.
-        config = replace(config, clamp_logvar=params.clamp_logvar)
+        decided = {"clamp_logvar", *(("padding_mode", "batch_norm_eps") if source.kind == "diffusers folder" else ())}
+        if params.latent_norm != config.latent_norm:
+            decided -= {"batch_norm_eps"}
+        config = replace(config, **{name: vars(params)[name] for name in decided})
         if differences := config.differences(params):
             fields = [f"{name} is {vars(config)[name]!r}, not {vars(params)[name]!r}" for name in differences]
             raise ConversionError(

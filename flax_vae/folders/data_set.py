@@ -188,7 +188,7 @@ class DataSet:
                 (note.moments for note in notes),
                 encoding.channels,
                 scaled=encoding.scaled,
-                factors=factors if architecture.latent_norm == "scale" else None,
+                factors=None if architecture.normalises_channels else factors,
             )
         except ArgumentError as error:
             raise UserError(str(error)) from error

@@ -9,7 +9,7 @@ Shapes: `n` rows of a band, `h w` height and width of a map, `c` channels, `t` w
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from flax_vae.attention import attention
+from flax_vae.convert.architecture import PaddingMode
 from flax_vae.layers import NORM_EPS, swish
 from flax_vae.ops import Conv as Convolution
 from flax_vae.ops import Dense, convolve, corner_kernels
@@ -38,11 +39,17 @@ class Band:
         """Returns the band without its first and last `rows` rows."""
         return Band(self.x[:, rows : self.x.shape[1] - rows], self.start + rows, self.height)
 
-    def padded(self) -> Float[Array, "1 n w c"]:
-        """Returns the rows, with zeros outside the map, as a convolution of the whole map pads them."""
-        row = self.start + jnp.arange(self.x.shape[1])
-        inside = (row >= 0) & (row < self.height)
-        return jnp.where(inside[None, :, None, None], self.x, 0)
+    def padded(self, mode: Literal["zeros", "reflect", "edge"]) -> Float[Array, "1 n w c"]:
+        """Returns the rows, and outside the map what a convolution of the whole map pads with.
+
+        Only the row next to the map is right for `"reflect"` and `"edge"`; convolutions read no other.
+        """
+        row, last = self.start + jnp.arange(self.x.shape[1]), self.height - 1
+        if mode == "zeros":
+            return jnp.where(((row >= 0) & (row <= last))[None, :, None, None], self.x, 0)
+        step = 1 if mode == "reflect" else 0  # from the row at the edge to the one that is repeated
+        row = jnp.where(row < 0, step, jnp.where(row > last, last - step, row)) - self.start
+        return jnp.take(self.x, jnp.clip(row, 0, self.x.shape[1] - 1), axis=1)
 
 
 class BandOp(Protocol):
@@ -63,13 +70,15 @@ class BandConv:
 
     weights: BandWeights
     dtype: Dtype | None = struct.field(pytree_node=False)
+    padding_mode: PaddingMode = struct.field(pytree_node=False, default="zeros")
 
     def reach(self, rows: int) -> int:
         return rows + self.weights["kernel"].shape[0] // 2
 
     def __call__(self, band: Band) -> Band:
         side = self.weights["kernel"].shape[0] // 2
-        x = _convolve(band.padded() if side else band.x, self.weights, (side, side), self.dtype)
+        x = band.padded(self.padding_mode) if side else band.x
+        x = _convolve(x, self.weights, (side, side), self.dtype, self.padding_mode)
         return Band(x, band.start + side, band.height)
 
 
@@ -137,16 +146,23 @@ class BandUpsample:
 
     weights: BandWeights
     dtype: Dtype | None = struct.field(pytree_node=False)
+    padding_mode: PaddingMode = struct.field(pytree_node=False, default="zeros")
 
     def reach(self, rows: int) -> int:
         return -(-rows // 2) + 1
 
     def __call__(self, band: Band) -> Band:
-        x = band.padded()
         corners = [(below, right) for below in (0, 1) for right in (0, 1)]
+        # The two outermost rows of the enlarged map are equal, so that its reflection is a copy of the map's edge.
+        reflect = self.padding_mode == "reflect"
+        x = band.padded("edge" if reflect else "zeros")
+        x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge" if reflect else "constant")
         pixels = [
             _convolve(
-                x[:, below : x.shape[1] - 1 + below], self.weights | {"kernel": kernel}, (1 - right, right), self.dtype
+                x[:, below : x.shape[1] - 1 + below, right : x.shape[2] - 1 + right],
+                self.weights | {"kernel": kernel},
+                (0, 0),
+                self.dtype,
             )
             for (below, right), kernel in zip(corners, corner_kernels(self.weights["kernel"]), strict=True)
         ]
@@ -170,10 +186,13 @@ class BandAdd:
         return Band(x.x + h.x, h.start, h.height)
 
 
-def _convolve(x: Array, weights: BandWeights, padding: tuple[int, int], dtype: Dtype | None) -> Array:
-    """Returns the convolution, padded with zeros to the left and right, and not padded above and below."""
+def _convolve(
+    x: Array, weights: BandWeights, padding: tuple[int, int], dtype: Dtype | None, padding_mode: PaddingMode = "zeros"
+) -> Array:
+    """Returns the convolution, padded to the left and right, and not padded above and below."""
     height, width, _, features = weights["kernel"].shape
-    conv = Convolution(features, (height, width), padding=((0, 0), padding), dtype=dtype, convolution=convolve)
+    convolution = partial(convolve, padding_mode=padding_mode)
+    conv = Convolution(features, (height, width), padding=((0, 0), padding), dtype=dtype, convolution=convolution)
     return jnp.asarray(conv.apply({"params": weights}, x))
 
 

@@ -23,7 +23,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from flax_vae.autoencoder import AutoEncoder
-from flax_vae.convert.architecture import NORM_GROUPS
+from flax_vae.convert.architecture import NORM_GROUPS, PaddingMode, check_latent
 from flax_vae.convert.errors import ArgumentError
 from flax_vae.inference.band_ops import (
     AddTime,
@@ -141,9 +141,10 @@ class _Decoding:
     time_emb: Float[Array, " t"] | None
     dtype: Dtype | None
     band_rows: int
+    padding_mode: PaddingMode
 
     def conv(self, weights: BandWeights) -> BandConv:
-        return BandConv(weights, self.dtype)
+        return BandConv(weights, self.dtype, self.padding_mode)
 
     def norm(self, weights: BandWeights, source: Map, activate: bool = True) -> BandNorm:
         return BandNorm(weights, *source.statistics(), self.dtype, activate)
@@ -167,16 +168,17 @@ class _Decoding:
         branch = (norm, BandAttention(self.conv(weights["q"]), k, v), self.conv(weights["proj_out"]))
         return _run_pass(x, (BandAdd(branch),), self.band_rows)
 
-    def decode(self, params: BandWeights, z: Float[np.ndarray, "h w z"], *, quant_conv: bool) -> np.ndarray:
-        """Applies a `flax_vae.coders.Decoder`."""
+    def decode(self, params: BandWeights, z: Float[np.ndarray, "h w z"]) -> np.ndarray:
+        """Applies a `flax_vae.coders.Decoder`, after the convolution that precedes it if there is one."""
         weights = params["decoder"]
         head: tuple[BandOp, ...] = (self.conv(weights["conv_in"]),)
-        if quant_conv:
+        if "post_quant_conv" in params:
             head = (self.conv(params["post_quant_conv"]), *head)
         x = Map(z.shape[0], z.shape[1], {0: z}, np.empty(0), np.empty(0))  # no norm uses its statistics
         # middle
         x = self.resnet(weights["mid"]["block_1"], x, head)
-        x = self.attend(weights["mid"]["attn_1"], x)
+        if "attn_1" in weights["mid"]:
+            x = self.attend(weights["mid"]["attn_1"], x)
         x = self.resnet(weights["mid"]["block_2"], x)
         # upsampling
         head = ()
@@ -188,7 +190,7 @@ class _Decoding:
                     x = self.attend(up[f"attn_{block}"], x)
                 head = ()
             if "upsample" in up:
-                head = (BandUpsample(up["upsample"]["conv"], self.dtype),)
+                head = (BandUpsample(up["upsample"]["conv"], self.dtype, self.padding_mode),)
         # end
         closing = (self.norm(weights["norm_out"], x), self.conv(weights["conv_out"]))
         return _run_pass(x, closing, self.band_rows).whole()
@@ -236,9 +238,11 @@ def decode_in_bands(
     z = jnp.asarray(z)
     time_emb = model.apply({"params": params}, time, z.shape[0], method="embed_time")
     raw = np.asarray(model.apply({"params": params}, z, method="unscale"))
+    check_latent(model.params.z_channels, raw, "b h w c", least=model.params.least_side)
     images = []
     for index in range(len(raw)):
-        decoding = _Decoding(None if time_emb is None else jnp.asarray(time_emb)[index], model.dtype, band_rows)
-        image = decoding.decode(params, raw[index], quant_conv=model.params.quant_conv)
+        row = None if time_emb is None else jnp.asarray(time_emb)[index]
+        decoding = _Decoding(row, model.dtype, band_rows, model.params.padding_mode)
+        image = decoding.decode(params, raw[index])
         images.append(image.astype(jnp.promote_types(image.dtype, jnp.float32)))
     return np.stack(images)

@@ -80,7 +80,7 @@ def needs_bands(params: AutoEncoderParams, height: int, width: int, dtype: Dtype
     """
     rows, columns = padded_size(height, width, params.factor)
     # The first map at full resolution still has the channels of the level below, if there is one.
-    channels = params.ch * params.ch_mult[min(1, len(params.ch_mult) - 1)]
+    channels = params.up_widths[min(1, params.num_levels - 1)]
     return rows * columns * channels * jnp.dtype(dtype).itemsize > _LARGE_MAP
 
 

@@ -19,6 +19,7 @@ from flax_vae.ops.cpu.kernel_gradient import has_many_channels, kernel_gradient
 from flax_vae.ops.cpu.small_maps import convolve_small, is_small, small_input_gradient
 from flax_vae.ops.cpu.winograd import is_worth_winograd, winograd, winograd_input_gradient
 from flax_vae.ops.linear_maps import bilinear
+from flax_vae.ops.reflection import reflected
 
 XLA = Method(lambda spec: True, xla_convolution, xla_input_gradient, xla_kernel_gradient)
 
@@ -42,6 +43,7 @@ def convolve(
     *,
     dimension_numbers: Any = LAYOUT,
     precision: jax.lax.PrecisionLike = None,
+    padding_mode: Literal["zeros", "reflect"] = "zeros",
 ) -> Float[Array, "b h2 w2 o"]:
     """Returns the result of `jax.lax.conv_general_dilated`, up to rounding.
 
@@ -52,13 +54,16 @@ def convolve(
       x: Input.
       kernel: Kernel.
       window_strides: Strides of h and of w.
-      padding: Pixels of zeros before and after, of h and of w.
+      padding: Pixels before and after, of h and of w.
       dimension_numbers: Layout of input, kernel and output; the methods know only this one.
       precision: Precision of products; None uses JAX's default.
+      padding_mode: With what `x` is padded; `"reflect"` takes one pixel at most, that beside the edge.
 
     Raises:
-      ValueError: If the layout is another one.
+      ValueError: If the layout is another one, or if `x` is too small to reflect.
     """
+    if padding_mode == "reflect":
+        x, padding = reflected(x, padding), ((0, 0), (0, 0))
     if tuple(dimension_numbers) != LAYOUT:
         raise ValueError(f"dimension_numbers={dimension_numbers!r}; expected {LAYOUT}")
     asked = jax.config.jax_default_matmul_precision if precision is None else precision  # type: ignore[attr-defined]

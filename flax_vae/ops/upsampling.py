@@ -1,7 +1,7 @@
 """Nearest-neighbour upsampling with the convolution that follows it."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jaxtyping import Array, Float
@@ -16,6 +16,7 @@ def upsample_and_convolve(
     kernel: Float[Array, "3 3 i o"],
     window_strides: Any,
     padding: Any,
+    padding_mode: Literal["zeros", "reflect"] = "zeros",
     **options: Any,
 ) -> Float[Array, "b 2*h 2*w o"]:
     """Doubles height and width by nearest-neighbour upsampling, then convolves with a 3x3 kernel.
@@ -25,6 +26,7 @@ def upsample_and_convolve(
       kernel: Kernel of the upsampled map.
       window_strides: Strides of the convolution; always 1.
       padding: Padding of the convolution; always one pixel on every side.
+      padding_mode: With what the upsampled map is padded.
       options: Options of `convolve`.
 
     Raises:
@@ -34,11 +36,13 @@ def upsample_and_convolve(
         raise ValueError(f"window_strides={window_strides}, padding={padding}; expected (1, 1), ((1, 1), (1, 1))")
 
     def as_written(x: Array, kernel: Array) -> Array:
-        return convolve(_doubled(x), kernel, window_strides, padding, **options)
+        return convolve(_doubled(x), kernel, window_strides, padding, padding_mode=padding_mode, **options)
 
     if x.dtype.itemsize < 4:  # summing weights rounds once more, which half precision would show
         return as_written(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=partial(convolve_corners, **options), default=as_written)
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=partial(convolve_corners, padding_mode=padding_mode, **options), default=as_written
+    )
 
 
 def _doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:

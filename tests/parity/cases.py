@@ -23,6 +23,22 @@ MODELS = {
     "one level": replace(PLAIN, ch_mult=(2,)),
     "three levels, two blocks": replace(PLAIN, ch_mult=(1, 2, 2), num_res_blocks=2),
     "other channels in and out": replace(PLAIN, in_channels=1, out_ch=2),
+    "reflection, decoder of its own, one quant convolution": replace(
+        PLAIN,
+        downsample_padding="symmetric",
+        padding_mode="reflect",
+        mid_attention=False,
+        decoder_widths=(96, 32),
+        post_quant_conv=True,
+    ),
+    "statistics per channel": replace(
+        PLAIN,
+        shift_factor=0.0,
+        latent_mean=(-1.5, 0.3, 0.0, 2.5),
+        latent_std=(8.4, 0.2, 1.0, 3.0),
+        quant_conv=True,
+        post_quant_conv=False,
+    ),
     "everything": replace(
         _SEED, ch_mult=(1, 2, 4), attn_levels=(0, 2), time_emb_dim=10, quant_conv=True, learnable_logvar=True
     ),
@@ -68,7 +84,15 @@ BLOCKS = [
         (2, 7, 5, 32),
     ),
     Block("upsample", "middle attention", "decoder.up.1.upsample", F.Upsample(64), (2, 3, 5, 64)),
-    Block("middle", "time", "decoder.mid", F.MidBlock(64, 10), (2, 3, 5, 64)),
+    *(
+        Block(f"{name}, reflection", "reflection, decoder of its own, one quant convolution", place, module, shape)
+        for name, place, module, shape in (
+            ("resnet", "decoder.up.0.block.0", F.ResnetBlock(32, 96, None, "reflect"), (2, 3, 2, 32)),
+            ("downsample", "encoder.down.0.downsample", F.Downsample(32, "symmetric", "reflect"), (2, 7, 5, 32)),
+            ("upsample", "decoder.up.1.upsample", F.Upsample(32, "reflect"), (2, 3, 5, 32)),
+        )
+    ),
+    Block("middle", "time", "decoder.mid", F.MidBlock(MODELS["time"], 64), (2, 3, 5, 64)),
     Block(
         "down level",
         "time",

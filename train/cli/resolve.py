@@ -63,7 +63,7 @@ def _base(preset: str | None, start_from: str | None, model: dict[str, Any], wor
         return stored if preset is None else dataclasses.replace(stored, model=architecture(preset))
     if preset is not None:
         return recipe(preset, start_from)
-    if model.keys() >= {field.name for field in dataclasses.fields(AutoEncoderParams)}:
+    if model.keys() >= recipe("tiny").model.to_dict().keys():  # the fields that every stored architecture has
         return default(AutoEncoderParams.from_dict(model))
     if start_from is not None:
         return default(_architecture_of(start_from))

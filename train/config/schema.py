@@ -426,7 +426,7 @@ def rename_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_differences(before: TrainConfig, after: TrainConfig) -> list[str]:
     """Returns `name: before -> after` for each setting that differs, with dotted names."""
-    old, new = flatten_config(before.to_dict()), flatten_config(after.to_dict())
+    old, new = (flatten_config(config.to_dict() | {"model": vars(config.model)}) for config in (before, after))
     return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
 
 

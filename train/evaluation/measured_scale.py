@@ -16,7 +16,7 @@ def check_scalable(folder: Path) -> None:
     """Checks that a model folder has a scale and a shift to write.
 
     Raises:
-      TrainError: If it is not a model folder of this package, or its latents are normalised by batch statistics.
+      TrainError: If it is not a model folder of this package, or its latents are normalised by statistics per channel.
     """
     if not ((folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()):
         raise TrainError(
@@ -27,10 +27,11 @@ def check_scalable(folder: Path) -> None:
         params = read_config(folder / CONFIG)
     except FlaxVaeError as error:
         raise TrainError(f"the scale is written into model folders of this package only: {error}") from error
-    if params.latent_norm == "batch_norm":
+    if params.normalises_channels:
         raise TrainError(
-            f"{folder}: latent_norm='batch_norm' normalises latents by statistics that are kept with the weights, "
-            "not by one scale and shift; leave out --write-scale"
+            f"{folder}: latent_norm={params.latent_norm!r}, latent_mean={params.latent_mean!r} normalise each channel by "
+            "statistics that are kept with the weights or in the configuration, not by one scale and shift; leave out "
+            "--write-scale"
         )
 
 

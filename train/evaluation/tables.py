@@ -74,7 +74,7 @@ def latent_lines(latents: PosteriorSummary, params: AutoEncoderParams) -> list[s
         f"{len(latents.channel_mean)} channels active (more than 0.01)",
         f"KL: {latents.kl_per_image:.1f} nats per image, {latents.kl_per_number:.4f} per latent number",
     ]
-    if params.latent_norm == "batch_norm":
+    if params.normalises_channels:
         return [*lines, "scale: none to suggest; this model normalises each channel by its own statistics"]
     return [
         *lines,

@@ -271,6 +271,7 @@ def test_inspect_prints_a_question_mark_for_what_it_does_not_know(work, capsys):
     save_weights("sd.safetensors", Weights(random_weights(params=SMALL), "flux", SMALL), "ldm")
     write_tensors("bare.safetensors", read_tensors("sd.safetensors"))
     untold = {"scale_factor", "shift_factor", "downsample_padding", "resolution", "clamp_logvar"}
+    untold |= {"padding_mode", "latent_mean", "latent_std"}
     assert main(["inspect", "bare.safetensors"]) == 0
     rows = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines() if line.split()[1:]}
     assert {name for name, value in rows.items() if value == "?"} == untold

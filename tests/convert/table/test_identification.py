@@ -179,7 +179,9 @@ def test_what_makes_two_architectures_one_function():
 
 
 def test_presets_that_fit_and_the_nearest():
-    assert fitting_presets(untold(PRESETS["flux1"])) == ["flux1", "sd3"]
+    assert fitting_presets(untold(PRESETS["flux1"])) == ["flux1", "flux1-reflect", "sd3"]
+    assert fitting_presets(untold(PRESETS["flux2-small-decoder"])) == ["flux2-small-decoder"]
+    assert fitting_presets(untold(PRESETS["cogview4"])) == ["cogview4"]
     assert nearest_preset(replace(PRESETS["flux1"], z_channels=8))[1] == ["z_channels is 8, not 16"]
 
 
@@ -209,7 +211,14 @@ def random_tensors(params, layout, dtype):
 
 
 SMALL = {  # the presets' switches at small widths, so that all pairs of layouts take a moment
-    name: replace(params, ch=32, num_res_blocks=1, resolution=256) for name, params in PRESETS.items()
+    name: replace(
+        params,
+        ch=32,
+        num_res_blocks=1,
+        resolution=256,
+        decoder_widths=params.decoder_widths and (64, 32, 96, 32),
+    )
+    for name, params in PRESETS.items()
 }
 
 

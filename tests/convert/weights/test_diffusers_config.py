@@ -53,7 +53,12 @@ EXPRESSIBLE["small flux2"] = replace(
 )
 EXPRESSIBLE["every level"] = replace(_SMALL, attn_levels=(0, 1, 2))
 EXPRESSIBLE["one level"] = replace(_SMALL, attn_levels=(1,), ch_mult=(1, 2, 4), num_res_blocks=2)
-SMALL = ("small", "small flux2", "every level", "one level")
+EXPRESSIBLE["small decoder"] = replace(
+    EXPRESSIBLE["small flux2"], decoder_widths=(96, 32, 64), batch_norm_eps=1e-5, post_quant_conv=False
+)
+EXPRESSIBLE["no attention"] = replace(_SMALL, mid_attention=False, post_quant_conv=True)
+EXPRESSIBLE |= {name: PRESETS[name] for name in ("flux2-small-decoder", "ernie-image", "cogview4", "playground-v2.5")}
+SMALL = ("small", "small flux2", "every level", "one level", "small decoder", "no attention")
 
 
 def build(diffusers: ModuleType, params: AutoEncoderParams):
@@ -82,13 +87,36 @@ def test_flux2_normalises_its_latents_with_statistics():
         del fields[key]
     fields |= {"batch_norm_eps": 0.0001, "batch_norm_momentum": 0.1, "patch_size": [2, 2]}
     assert read_diffusers_config(fields) == replace(PRESETS["flux2"], resolution=1024)
-    for change in (
-        {"batch_norm_eps": 1e-5},
-        {"patch_size": [1, 1]},
-        {"decoder_block_out_channels": [96, 192, 384, 384]},
+    for change, preset in (
+        ({"batch_norm_eps": 1e-5}, "ernie-image"),
+        ({"decoder_block_out_channels": [96, 192, 384, 384]}, "flux2-small-decoder"),
+        ({"decoder_block_out_channels": [128, 256, 512, 512]}, "flux2"),
     ):
-        with pytest.raises(ConversionError, match=next(iter(change))):
+        assert read_diffusers_config(fields | change) == replace(PRESETS[preset], resolution=1024)
+    for change, complaint in (
+        ({"patch_size": [1, 1]}, "patch_size"),
+        ({"decoder_block_out_channels": [96, 192, 384]}, "decoder_widths has 3 widths; expected one per level, 4"),
+        ({"decoder_block_out_channels": [96, 192, 384, "x"]}, "decoder_block_out_channels=.* must be a list of whole"),
+        ({"decoder_block_out_channels": [100, 192, 384, 384]}, "decoder_widths holds 100; expected multiples of 32"),
+        ({"batch_norm_eps": "1e-5"}, "batch_norm_eps='1e-5' must be a number"),
+    ):
+        with pytest.raises(ConversionError, match=complaint):
             read_diffusers_config(fields | change)
+
+
+def test_statistics_per_channel_mean_what_their_pipelines_compute():
+    mean, std = list(PRESETS["playground-v2.5"].latent_mean), list(PRESETS["playground-v2.5"].latent_std)
+    fields = SDXL | {"scaling_factor": 0.5, "latents_mean": mean, "latents_std": std}
+    assert read_diffusers_config(fields) == replace(PRESETS["playground-v2.5"], resolution=1024)
+    # GLM-Image's and REPA-E's pipelines read neither scaling nor shift beside statistics.
+    fields = FLUX1 | {"latents_mean": mean * 4, "latents_std": std * 4}
+    expected = replace(PRESETS["flux1"], scale_factor=1.0, shift_factor=0.0, resolution=1024)
+    expected = replace(expected, latent_mean=mean * 4, latent_std=std * 4)
+    assert read_diffusers_config(fields) == expected
+    assert kept_keys(fields).items() >= {"scaling_factor": 0.3611, "shift_factor": 0.1159}.items()
+    back = write_diffusers_config(expected) | kept_keys(fields)
+    assert read_diffusers_config(back) == expected
+    assert {key for key, value in fields.items() if back.get(key) != value} == {"_diffusers_version", "_name_or_path"}
 
 
 def test_the_former_flax_models_are_read_too():
@@ -112,17 +140,22 @@ def test_diffusers_builds_the_same_architecture(diffusers, params):
     state_dict = model.state_dict()
     assert len(state_dict) == len(rows)
     if params.latent_norm == "batch_norm":  # what pipelines divide by
-        assert model.bn.eps == 1e-4 and len(model.bn.running_var) == params.latent_channels
+        assert model.bn.eps == params.batch_norm_eps and len(model.bn.running_var) == params.latent_channels
     assert sum(t.numel() for t in state_dict.values()) == sum(math.prod(row.shape) for row in rows)
     assert read_diffusers_config(dict(model.config)) == params  # tuples and its own keys included
-    for side, blocks in (("encoder", model.encoder.down_blocks), ("decoder", list(model.decoder.up_blocks)[::-1])):
+    for half in (model.encoder, model.decoder):
+        assert [attention is not None for attention in half.mid_block.attentions] == [params.mid_attention]
+    for side, blocks, widths in (
+        ("encoder", model.encoder.down_blocks, params.widths),
+        ("decoder", list(model.decoder.up_blocks)[::-1], params.up_widths),
+    ):
         for level, block in enumerate(blocks):
             attentions = getattr(block, "attentions", [])
             assert len(attentions) == (len(block.resnets) if params.attends(level) else 0), (side, level)
             for attention in attentions:  # one head of all channels, after a norm like ours
                 assert attention.heads == 1 and attention.group_norm.eps == 1e-6
                 assert attention.group_norm.num_groups == 32 and attention.residual_connection
-                assert attention.rescale_output_factor == 1 and attention.scale == params.widths[level] ** -0.5
+                assert attention.rescale_output_factor == 1 and attention.scale == widths[level] ** -0.5
             for resnet in block.resnets:
                 assert resnet.norm1.eps == 1e-6 and resnet.norm1.num_groups == 32 and resnet.output_scale_factor == 1
             for downsampler in getattr(block, "downsamplers", None) or ():
@@ -193,10 +226,15 @@ def test_attention_is_placed_by_level_on_both_sides():
         ({"_class_name": ["AutoencoderKL"]}, "_class_name is "),
         ({"act_fn": "gelu"}, "act_fn='gelu' is not supported; expected 'silu'"),
         ({"norm_num_groups": 16}, "norm_num_groups=16 is not supported"),
-        ({"mid_block_add_attention": False}, "mid_block_add_attention=False is not supported"),
-        ({"latents_mean": [0.1] * 4}, "latents_mean="),
-        ({"latents_std": [1.1] * 4}, "latents_std="),
-        ({"use_quant_conv": False}, "use_quant_conv=False and use_post_quant_conv=True: expected both or neither"),
+        ({"mid_block_add_attention": 1}, "mid_attention=1 must be True or False"),
+        ({"latents_mean": [0.1] * 4}, "latents_mean=.* and latents_std=None: expected both or neither"),
+        ({"latents_std": [1.1] * 4}, "latents_mean=None and latents_std=.*: expected both or neither"),
+        ({"latents_mean": [0.1] * 3, "latents_std": [1.0] * 4}, "latent_mean has 3 numbers; expected one per channel"),
+        ({"latents_mean": [0.1] * 4, "latents_std": [0.0] * 4}, "latent_std holds 0.0; expected finite numbers"),
+        ({"latents_mean": 0.1, "latents_std": 1.0}, "latent_mean=0.1 must be a list of numbers"),
+        ({"attention_head_dim": 8}, "unknown keys, which may change what the model computes: attention_head_dim=8"),
+        ({"decoder_block_out_channels": [96, 192, 384, 384]}, "unknown keys.*: decoder_block_out_channels"),
+        ({"padding_mode": "reflect"}, "unknown keys.*: padding_mode='reflect'"),
         ({"use_quant_conv": "no", "use_post_quant_conv": "no"}, "quant_conv='no' must be True or False"),
         ({"scaling_facto": 1.0}, "unknown keys.*scaling_facto=1.0 .did you mean 'scaling_factor'"),
         ({"quantization_config": {}}, "unknown keys, which may change what the model computes: quantization_config"),
@@ -266,6 +304,15 @@ def test_what_the_architecture_does_not_hold_returns_to_diffusers():
         ({"time_emb_dim": 8}, r"its autoencoders are not conditioned on time \(time_emb_dim=8\)"),
         ({"learnable_logvar": True}, "its autoencoders have no learnable_logvar"),
         ({"downsample_padding": "symmetric"}, "its autoencoders pad asymmetrically only"),
+        ({"padding_mode": "reflect"}, r"its autoencoders pad with zeros \(padding_mode='reflect'\)"),
+        (
+            {"decoder_widths": (32, 96, 96)},
+            r"have a decoder as wide as the encoder, but for FLUX.2's \(decoder_widths=",
+        ),
+        (
+            {"latent_mean": (0.0,) * 16, "latent_std": (2.0,) * 16, "shift_factor": 0.0},
+            r"take statistics per channel in place of a scale \(scale_factor=0.3611; divide each of latent_std by it",
+        ),
         ({"ch_mult": (2, 2, 4)}, r"start at the width of their first level \(ch_mult=\(2, 2, 4\)\)"),
     ],
 )

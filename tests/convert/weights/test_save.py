@@ -21,7 +21,13 @@ from flax_vae.convert.weights.load import load_weights
 from flax_vae.convert.weights.save import save_weights
 
 SMALL = {  # every preset with its own levels and switches, and widths that take no time
-    name: replace(params, ch=32, num_res_blocks=1, ch_mult=(1, *(2 for _ in params.ch_mult[1:])))
+    name: replace(
+        params,
+        ch=32,
+        num_res_blocks=1,
+        ch_mult=(1, *(2 for _ in params.ch_mult[1:])),
+        decoder_widths=params.decoder_widths and (64, 32, 96, 32),
+    )
     for name, params in PRESETS.items()
 }
 TINY = replace(SMALL["sd1"], scale_factor=0.5, shift_factor=0.25, quant_conv=False)

@@ -19,6 +19,7 @@ SIZE = (2, 7, 3)  # of the latents: images of 14 or 28 rows
 TIMED = replace(PLAIN, attn_levels=(0,), time_emb_dim=10, quant_conv=True, out_ch=2)
 SINUSOIDAL = replace(PLAIN, ch_mult=(1,), time_emb_dim=12, time_embedding="sinusoidal")
 PATCHED = replace(PLAIN, ch_mult=(1,), quant_conv=True, latent_norm="batch_norm", scale_factor=1.0, shift_factor=0.0)
+REFLECTED = replace(PLAIN, padding_mode="reflect", mid_attention=False, decoder_widths=(96, 32), post_quant_conv=True)
 
 
 def whole(model, params, z, time):
@@ -37,8 +38,10 @@ def case(record):
 
 @pytest.mark.parametrize(
     ("record", "band_rows"),
-    [(PLAIN, 1), (PLAIN, 3), (PLAIN, 64), (TIMED, 5), (SINUSOIDAL, 4), (PATCHED, 8)],
-    ids=["one row", "no divisor of the height", "all rows", "attention and time", "sinusoidal time", "latent norm"],
+    [(PLAIN, 1), (PLAIN, 3), (PLAIN, 64), (TIMED, 5), (SINUSOIDAL, 4), (PATCHED, 8)]
+    + [(REFLECTED, 1), (REFLECTED, 3), (REFLECTED, 64)],
+    ids=["one row", "no divisor of the height", "all rows", "attention and time", "sinusoidal time", "latent norm"]
+    + ["reflection, one row", "reflection, no divisor", "reflection, all rows"],
 )
 def test_bands_give_an_equal_image(record, band_rows):
     model, params, inputs, expected = case(record)
@@ -74,7 +77,7 @@ def statistics_of_a_tile(monkeypatch):
 
 def rows_from_outside(monkeypatch):
     """Returns the rows outside the image unchanged instead of as zeros."""
-    monkeypatch.setattr(bands.Band, "padded", lambda band: band.x)
+    monkeypatch.setattr(bands.Band, "padded", lambda band, mode: band.x)
 
 
 @pytest.mark.parametrize("mistake", [statistics_of_a_tile, rows_from_outside])

@@ -13,6 +13,7 @@ from tests.flax_vae.random_models import PLAIN, apart, random_inputs, random_par
 TOLERANCE = 1e-5  # of the RMS
 TIMED = replace(PLAIN, attn_levels=(1,), time_emb_dim=10, quant_conv=True)
 PATCHED = replace(PLAIN, ch_mult=(1,), quant_conv=True, latent_norm="batch_norm", scale_factor=1.0, shift_factor=0.0)
+REFLECTED = replace(PLAIN, padding_mode="reflect", mid_attention=False, decoder_widths=(96, 32), post_quant_conv=True)
 
 
 def on_one(model, params, x, time, method):
@@ -25,7 +26,7 @@ def assert_split_and_equal(ours, expected):
     assert apart(ours, expected) <= TOLERANCE
 
 
-@pytest.mark.parametrize("record", [TIMED, PATCHED], ids=["attention and time", "latent norm"])
+@pytest.mark.parametrize("record", [TIMED, PATCHED, REFLECTED], ids=["attention and time", "latent norm", "reflection"])
 def test_decoding_over_devices(record):
     model = AutoEncoder(record)
     params = random_params(model)
@@ -34,9 +35,10 @@ def test_decoding_over_devices(record):
     assert_split_and_equal(images, on_one(model, params, *inputs, "decode"))
 
 
-@pytest.mark.parametrize("padding", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("padding", ["symmetric", "asymmetric", "reflect"])
 def test_encoding_over_devices(padding):
-    record = replace(PLAIN, downsample_padding=padding)
+    changes = {"padding_mode": "reflect", "downsample_padding": "symmetric"}
+    record = replace(PLAIN, **(changes if padding == "reflect" else {"downsample_padding": padding}))
     model = AutoEncoder(record)
     params = random_params(model)
     inputs = random_inputs(record, (1, 12, 10), 3)
