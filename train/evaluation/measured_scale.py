@@ -29,8 +29,8 @@ def check_scalable(folder: Path) -> None:
         raise TrainError(f"the scale is written into model folders of this package only: {error}") from error
     if params.normalises_channels:
         raise TrainError(
-            f"{folder}: latent_norm={params.latent_norm!r}, latent_mean={params.latent_mean!r} normalise each channel by "
-            "statistics that are kept with the weights or in the configuration, not by one scale and shift; leave out "
+            f"{folder}: latent_norm={params.latent_norm!r}, latent_mean={params.latent_mean!r} normalise each channel "
+            "by statistics that are kept with the weights or in the configuration, not by one scale and shift; leave out "
             "--write-scale"
         )
 

@@ -28,7 +28,8 @@ def test_both_recipes_of_the_tiny_model_share_its_start_and_its_colours():
     names = {line.partition(":")[0] for line in config_differences(tiny, perceptual)}
     frequencies = {"steps", "log_every", "eval_every", "save_every"}
     assert {name.partition(".")[0] for name in names} == {"loss", "gan", "data", "optim", "batch_size", *frequencies}
-    assert {name for name in names if name.startswith(("data.", "optim."))} == {"data.crop_size", "optim.ema_decay"}
+    differing = {"data.crop_size", "data.min_scale", "optim.ema_decay"}
+    assert {name for name in names if name.startswith(("data.", "optim."))} == differing
     assert (tiny.loss.lpips_weight, tiny.gan.weight) == (0, 0)
     assert perceptual.loss.lpips_weight > 0 and perceptual.gan.weight > 0
 
