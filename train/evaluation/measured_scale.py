@@ -30,8 +30,8 @@ def check_scalable(folder: Path) -> None:
     if params.normalises_channels:
         raise TrainError(
             f"{folder}: latent_norm={params.latent_norm!r}, latent_mean={params.latent_mean!r} normalise each channel "
-            "by statistics that are kept with the weights or in the configuration, not by one scale and shift; leave out "
-            "--write-scale"
+            "by statistics that are kept with the weights or in the configuration, not by one scale and shift; leave "
+            "out --write-scale"
         )
 
 
