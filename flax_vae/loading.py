@@ -76,7 +76,7 @@ def from_pretrained(
     else:
         weights = replace(weights, tensors=cast(weights.tensors, np.dtype(param_dtype).name))
     tree = to_flax(weights.tensors, weights.params, weights.layout)
-    params = jax.tree.map(_to_jax, tree)
+    params = jax.tree.map(to_jax, tree)
     held = jax.tree.leaves(params)[0].dtype
     return AutoEncoder(weights.params, **vars(replace(numerics, param_dtype=held))), params
 
@@ -100,7 +100,12 @@ def save_pretrained(
     save_folder(path, model.params, state_dict, force=force)
 
 
-def _to_jax(array: ArrayLike) -> jax.Array:
+def to_jax(array: ArrayLike) -> jax.Array:
+    """Returns an array of JAX with the numbers of an array, such as a view of a file, in memory of its own.
+
+    Raises:
+      ArgumentError: If JAX cannot hold the dtype.
+    """
     # Without a copy, JAX may use an aligned array itself on a CPU, which here is a view of a file.
     result, expected = jnp.array(np.asarray(array), copy=True), np.dtype(array.dtype)
     if result.dtype != expected:

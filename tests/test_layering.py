@@ -69,7 +69,7 @@ ORDER = {
             "discriminator",
             "loading",
         ),
-        *("conditioning", "trace", "nnx", "inference", "folders", "cli", "__main__"),
+        *("conditioning", "trace", "nnx", "compat", "inference", "folders", "cli", "__main__"),
     ],
     "flax_vae.train": [
         *("errors", "adam_state", "config", "identity_init", "conditioning", "state", "losses", "data", "optim"),

@@ -66,7 +66,8 @@ class Convert:
       src: File or folder of weights: safetensors (whole or in shards), a PyTorch or Lightning checkpoint (also of a
         whole Stable Diffusion model), a diffusers folder, a model folder, a training checkpoint; or
         hf:org/name[/folder or file][@revision] on the Hugging Face hub
-      dst: File to write, if it ends in .safetensors or .sft; otherwise a folder (flux and diffusers)
+      dst: File to write, if it ends in .safetensors or .sft; otherwise a folder (flux, diffusers and
+        diffusers-flax)
       to: Layout of the tensor names in DST
       preset: Architecture, if no configuration lies beside SRC
       config: Architecture as a config.json, of flax-vae or of diffusers
@@ -126,7 +127,7 @@ class Convert:
             print(f"taken from under {weights.prefix!r}")
         if weights.left_out:
             print(f"left out of {self.src}: {_some(weights.left_out)}")
-        if self.to == "diffusers" and not weights.params.clamp_logvar:
+        if self.to.startswith("diffusers") and not weights.params.clamp_logvar:
             print("clamp_logvar is False, but diffusers limits logvar to [-30, 20]: samples may differ beyond that")
         return 0
 

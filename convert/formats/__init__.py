@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flax_vae.convert.formats.content import content_of, foreign
     from flax_vae.convert.formats.header import DIGEST, fingerprint
     from flax_vae.convert.formats.lazy import FLOATS, Deferred, apply, cast, dtype_name, is_floating
-    from flax_vae.convert.formats.msgpack import read_msgpack
+    from flax_vae.convert.formats.msgpack import read_msgpack, write_msgpack
     from flax_vae.convert.formats.pytorch import BIT_PATTERNS, read_pickle, to_array
     from flax_vae.convert.formats.safetensors import ArrayLike, list_tensors, read_metadata, read_tensors, write_tensors
     from flax_vae.convert.formats.sharded import is_index, read_shard_index, read_shards
@@ -40,5 +40,6 @@ __all__ = [
     "read_shards",
     "read_tensors",
     "to_array",
+    "write_msgpack",
     "write_tensors",
 ]

@@ -1,25 +1,26 @@
-"""Reads the files of `flax.serialization` (`*.msgpack`), parameter trees of diffusers' former Flax models.
+"""Reads and writes the files of `flax.serialization` (`*.msgpack`), parameter trees of diffusers' former Flax models.
 
-The format is simple enough to read without Flax: in the msgpack file, an array is an extension of code 1 that again
+The format is simple enough to do so without Flax: in the msgpack file, an array is an extension of code 1 that again
 holds msgpack: its shape, the name of its dtype, and its bytes.  Arrays of more than a gibibyte are split into pieces.
 """
 
 import math
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
 
 import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy
 import msgpack
 import numpy as np
 
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import require_regular
+from flax_vae.convert.files import atomic_file, require_regular
 from flax_vae.convert.formats.content import incomplete
 from flax_vae.convert.formats.header import NAMES
 
 _ARRAY, _SCALAR = 1, 3
 _PIECES = "__msgpack_chunked_array__"
+_LARGEST = 2**30  # bytes of an array in one piece, as Flax splits them
 
 
 def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -48,6 +49,46 @@ def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # msgpack's errors have no common base
         raise FileError(incomplete(path, "msgpack", f"{type(error).__name__}: {error}")) from error
+
+
+def write_msgpack(path: str | os.PathLike[str], tree: Mapping[str, Any], *, force: bool = False) -> None:
+    """Writes a parameter tree as `flax.serialization.to_bytes` does, one array after another.
+
+    Under its final name the file is either complete or as it was before.
+
+    Args:
+      path: File to write; missing folders above it are made.
+      tree: Nested dictionaries of arrays; arrays that are yet to be made are made one at a time.
+      force: Whether an existing file may be replaced.
+
+    Raises:
+      FileExistsError: If the file exists and `force` is False.
+      OSError: If it cannot be written, for example because the disk is full.
+    """
+    with atomic_file(path, force=force) as temporary, temporary.open("wb") as file:
+        _write(file, msgpack.Packer(use_bin_type=True, strict_types=True), tree)
+
+
+def _write(file: IO[bytes], packer: msgpack.Packer, tree: Mapping[str, Any]) -> None:
+    file.write(packer.pack_map_header(len(tree)))
+    for name, branch in tree.items():
+        file.write(packer.pack(name))
+        if isinstance(branch, Mapping):
+            _write(file, packer, branch)
+        else:
+            file.write(packer.pack(_pack(np.asarray(branch, order="C"))))
+
+
+def _pack(array: np.ndarray) -> Any:
+    if array.nbytes <= _LARGEST:
+        return msgpack.ExtType(_ARRAY, msgpack.packb((array.shape, array.dtype.name, array.tobytes())) or b"")
+    flat, count = array.reshape(-1), max(1, _LARGEST // array.itemsize)
+    pieces = [_pack(flat[start : start + count]) for start in range(0, flat.size, count)]
+    return {_PIECES: True, "shape": _numbered(array.shape), "chunks": _numbered(pieces)}
+
+
+def _numbered(values: Iterable[Any]) -> dict[str, Any]:
+    return {str(position): value for position, value in enumerate(values)}
 
 
 def _unpack(code: int, data: bytes) -> Any:

@@ -1,8 +1,9 @@
 """Names of the same modules in every layout: one row per module, one column per family of layouts.
 
 `flux` is the layout of this project and of black-forest-labs, `ldm` of CompVis (the same names, fewer modules), `flux2`
-of FLUX.2's own file, `diffusers` of Hugging Face.  Read-only layouts: `diffusers-legacy` (before 0.18),
-`diffusers-flax` (up to 0.39) and `flax`, the parameter tree itself as in training checkpoints and msgpack files.
+of FLUX.2's own file, `diffusers` of Hugging Face, `diffusers-flax` of its former Flax classes (up to 0.39).  Read-only
+layouts: `diffusers-legacy` (before 0.18) and `flax`, the parameter tree itself as in training checkpoints and msgpack
+files.
 `{s}` is encoder or decoder, `{l}` the level counted from full resolution, `{r}` from the bottom, `{b}` the block.
 """
 
@@ -121,7 +122,6 @@ FAMILIES: dict[str, Layout] = {
             _DIFFUSERS | {"bn": None},
             _LEGACY_PARTS,
             {"conv": SAME, "projection": CONV_AS_DENSE, "linear": SAME, "vector": SAME},
-            writable=False,
             flax_names=True,
         ),
         Layout("flax", OURS, _FLUX_PARTS, dict.fromkeys(_TORCH_OPS, SAME), False, flax_names=True, counts=False),

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
+    from flax_vae.convert.weights.diffusers_config import (
+        is_diffusers_config,
+        read_diffusers_config,
+        read_diffusers_file,
+        write_diffusers_config,
+    )
     from flax_vae.convert.weights.folder import (
         CONFIG,
+        FLAX_WEIGHTS,
         WEIGHTS,
         load_folder,
         read_any_config,
@@ -30,6 +36,7 @@ __all__ = [
     "CHECKPOINTS",
     "CONFIG",
     "EXPORT",
+    "FLAX_WEIGHTS",
     "WEIGHTS",
     "WeightFile",
     "find_export",
@@ -40,9 +47,11 @@ __all__ = [
     "open_weights",
     "read_any_config",
     "read_config",
+    "read_diffusers_config",
     "read_diffusers_file",
     "resolve_architecture",
     "save_folder",
     "save_weights",
     "write_config",
+    "write_diffusers_config",
 ]

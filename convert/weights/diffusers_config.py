@@ -74,6 +74,12 @@ _EMA = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update
 # Does not change what the model computes, and is written back unchanged; see `kept_keys`.
 _KEPT = ("act_fn", "batch_norm_momentum", "force_upcast", "sample_size")
 
+# Keys of the former Flax class.
+_FLAX_KEYS = (
+    "act_fn", "block_out_channels", "down_block_types", "in_channels", "latent_channels", "layers_per_block",
+    "norm_num_groups", "out_channels", "sample_size", "scaling_factor", "up_block_types",
+)  # fmt: skip
+
 # plain, with attention after each residual block
 _DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 _UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -155,11 +161,15 @@ def kept_keys(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key in kept}
 
 
-def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
+def write_diffusers_config(params: AutoEncoderParams, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the `config.json` from which `diffusers.AutoencoderKL.from_pretrained` builds this architecture.
 
     diffusers always limits the posterior's logvar, so a model without `clamp_logvar` gains the limits; means and
     decoded images do not change.
+
+    Args:
+      params: Architecture.
+      kept: Entries of the configuration that the weights came with; see `kept_keys`.
 
     Raises:
       ConversionError: If diffusers cannot express it; the message names the reason.
@@ -201,7 +211,40 @@ def write_diffusers_config(params: AutoEncoderParams) -> dict[str, Any]:
         "use_post_quant_conv": params.pre_decoder_conv,
         "use_quant_conv": params.quant_conv,
         **_latent_keys(name, params),
+        **(kept or {}),
     }
+
+
+def write_flax_config(params: AutoEncoderParams, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the `config.json` of the former `diffusers.FlaxAutoencoderKL`, as its last release, 0.39, wrote it.
+
+    That class has fewer keys than `AutoencoderKL` and passes over the others, so what they express is refused.  It
+    never applied scale and shift itself; a shift is kept as an extra key.
+
+    Args:
+      params: Architecture.
+      kept: Entries of the configuration that the weights came with; see `kept_keys`.
+
+    Raises:
+      ConversionError: If the class cannot express the architecture; the message names the reason.
+    """
+    config = write_diffusers_config(params, kept)
+    sentences = [f"{key}={value!r}" for key, value in config.items() if not _fits_flax(key, value)]
+    if config["_class_name"] != KL:
+        sentences = [f"the latents of {config['_class_name']}"]
+    if sentences:
+        raise ConversionError(
+            f"diffusers' former Flax class cannot express {', '.join(sentences)}; use the 'diffusers' or 'flux' layout"
+        )
+    known = {key: config[key] for key in sorted(config) if key in _FLAX_KEYS or (key == "shift_factor" and config[key])}
+    return {"_class_name": FLAX, "_diffusers_version": "0.39.0"} | known
+
+
+def _fits_flax(key: str, value: Any) -> bool:
+    """Returns whether the former Flax class computes with this value of a key."""
+    if key.endswith("_block_types"):
+        return not any(kind.startswith("Attn") for kind in value)
+    return key in (*_FLAX_KEYS, *_KEPT, "shift_factor") or key.startswith("_") or value == DEFAULTS[KL].get(key)
 
 
 def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:

@@ -21,6 +21,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 LAYOUT = "flux"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+FLAX_WEIGHTS = "diffusion_flax_model.msgpack"
 
 
 def save_folder(

@@ -11,13 +11,15 @@ import numpy as np
 
 from flax_vae.convert.errors import ConversionError, FileError
 from flax_vae.convert.files import atomic_folder, refuse_file_name, write_json
-from flax_vae.convert.formats import Deferred, cast, is_index, read_shard_index, write_tensors
-from flax_vae.convert.table import Weights
-from flax_vae.convert.weights.diffusers_config import read_diffusers_config, write_diffusers_config
-from flax_vae.convert.weights.folder import CONFIG, DIFFUSERS_WEIGHTS, WEIGHTS, header, save_folder
+from flax_vae.convert.formats import Deferred, cast, is_index, read_shard_index, write_msgpack, write_tensors
+from flax_vae.convert.table import Weights, unflatten
+from flax_vae.convert.weights.diffusers_config import read_diffusers_config, write_diffusers_config, write_flax_config
+from flax_vae.convert.weights.folder import CONFIG, DIFFUSERS_WEIGHTS, FLAX_WEIGHTS, WEIGHTS, header, save_folder
 from flax_vae.convert.weights.folder import LAYOUT as FOLDER_LAYOUT
 
 FILE_SUFFIXES = (".safetensors", ".sft")
+
+_CONFIGS = {"diffusers": write_diffusers_config, "diffusers-flax": write_flax_config}
 
 
 def save_weights(
@@ -34,9 +36,10 @@ def save_weights(
     """Writes weights in any layout, one tensor after another.
 
     If `path` ends in `.safetensors` or `.sft`, writes one file with the architecture in its header.  Otherwise writes a
-    folder: a model folder of this package for `"flux"`, and for `"diffusers"` one that `AutoencoderKL.from_pretrained`
-    (or `AutoencoderKLFlux2`) loads; the other layouts have no folders.  Refuses names that end like other files, such
-    as `.pt`.
+    folder: a model folder of this package for `"flux"`, for `"diffusers"` one that `AutoencoderKL.from_pretrained` (or
+    `AutoencoderKLFlux2`) loads, and for `"diffusers-flax"` one that `flax_vae.compat.FlaxAutoencoderKL` loads, and
+    diffusers' own class of that name up to 0.39; the other layouts have no folders.  Refuses names that end like other
+    files, such as `.pt`.
 
     Args:
       path: File or folder; missing parents are created.
@@ -58,14 +61,14 @@ def save_weights(
     """
     target, params = Path(path), weights.params
     # diffusers builds from a configuration, so a single file must not hold what the configuration cannot express.
-    config = write_diffusers_config(params) | dict(weights.kept) if layout == "diffusers" else {}
+    config = _CONFIGS[layout](params, weights.kept) if layout in _CONFIGS else {}
     state_dict = weights.to(layout)
     if dtype is not None:
         state_dict = cast(state_dict, dtype)
     if progress is not None:
         state_dict = _watch(state_dict, progress)
     if target.suffix.lower() in FILE_SUFFIXES:
-        _check_prefix(prefix)
+        _check_prefix(prefix, layout)
         _refuse_part(target)
         entries = header(params) | dict(metadata or {})
         write_tensors(target, {prefix + key: t for key, t in state_dict.items()}, metadata=entries, force=force)
@@ -81,9 +84,13 @@ def save_weights(
         with atomic_folder(target, (CONFIG, DIFFUSERS_WEIGHTS), force=force) as fresh:
             write_json(fresh / CONFIG, config)
             write_tensors(fresh / DIFFUSERS_WEIGHTS, state_dict, metadata=header(read_diffusers_config(config)))
+    elif layout == "diffusers-flax":
+        with atomic_folder(target, (CONFIG, FLAX_WEIGHTS), force=force) as fresh:
+            write_json(fresh / CONFIG, config)
+            write_msgpack(fresh / FLAX_WEIGHTS, unflatten(state_dict))
     else:
         raise ConversionError(
-            f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r} and 'diffusers' have; "
+            f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r}, {' and '.join(map(repr, _CONFIGS))} have; "
             f"call the file {target}{FILE_SUFFIXES[0]}"
         )
 
@@ -116,8 +123,10 @@ def _refuse_part(target: Path) -> None:
                 )
 
 
-def _check_prefix(prefix: str) -> None:
+def _check_prefix(prefix: str, layout: str) -> None:
     """Checks that readers will recognise the prefix."""
+    if prefix and layout == "diffusers-flax":
+        raise ConversionError(f"prefix={prefix!r} is invalid: the {layout!r} layout takes none; leave it out")
     if not re.fullmatch(r"([\w-]+\.)*", prefix):
         raise ConversionError(
             f"prefix={prefix!r} is invalid; expected names that each end in a dot: first_stage_model."

@@ -20,7 +20,7 @@ MOST_LINES = {"coders": 120, "layers": 110}  # in one file and not in the other
 # Names that only one framework needs.
 TORCH_ONLY = {"to_tensor"}
 FLAX_ONLY = {
-    *("full_attention", "example_inputs", "init_params"),
+    *("full_attention", "example_inputs", "init_params", "to_jax"),
     *("leaky_relu", "unbiased", "BatchNorm.forward"),  # whose definitions differ from torch.nn's
     "AutoEncoder.numerics",
 }

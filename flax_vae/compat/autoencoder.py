@@ -1,0 +1,278 @@
+"""`FlaxAutoencoderKL` as diffusers had it up to 0.39."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from flax_vae.compat import files
+from flax_vae.compat.coders import FlaxDecoder, FlaxEncoder
+from flax_vae.compat.config import FrozenConfig, architecture, config_of, freeze_lists, keys_of
+from flax_vae.compat.outputs import FlaxAutoencoderKLOutput, FlaxDecoderOutput, FlaxDiagonalGaussianDistribution
+from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.weights import load_weights, write_diffusers_config
+from flax_vae.gaussian import DiagonalGaussian, Posterior
+from flax_vae.numerics import Numerics
+
+
+class FlaxAutoencoderKL(nn.Module):
+    """The autoencoder with the interface of diffusers' former class of this name.
+
+    Shapes: images `b c h w` in [-1, 1]; latents `b h w z`, raw: the caller multiplies by `scaling_factor` and divides.
+    The parameters have diffusers' names, `params["encoder"]["down_blocks_0"]["resnets_0"]["conv1"]["kernel"]`.
+
+    Attributes:
+      in_channels: Channels of the images that are encoded.
+      out_channels: Channels of the images that are decoded.
+      down_block_types: Kind of each level of the encoder, `"DownEncoderBlock2D"` or, with attention,
+        `"AttnDownEncoderBlock2D"`.
+      up_block_types: Kind of each level of the decoder, coarsest first, `"UpDecoderBlock2D"` or
+        `"AttnUpDecoderBlock2D"`.
+      block_out_channels: Channels of each level, finest first.
+      layers_per_block: Residual blocks of each level of the encoder; the decoder has one more.
+      act_fn: Activation function; `"silu"`.
+      latent_channels: Channels of the latent.
+      norm_num_groups: Groups of each norm; 32.
+      sample_size: Side of an image in training, in pixels; enters no computation.
+      scaling_factor: Factor of latents for diffusion models; enters no computation.
+      dtype: Computation dtype.
+      shift_factor: Shift of latents for diffusion models, which is subtracted first; enters no computation.
+      use_quant_conv: Whether a convolution follows the encoder; diffusers' class always had it.
+      use_post_quant_conv: Whether a convolution precedes the decoder; diffusers' class always had it.
+
+    Raises:
+      ValueError: If a value is not supported.
+
+    Source: diffusers 0.39 `models/vae_flax.py::FlaxAutoencoderKL`.  Differs from it: attention at levels is computed,
+    not ignored; images must be multiples of the downsampling factor, where the class dropped odd rows and columns;
+    `__call__` works with `return_dict=False`.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, ...] = 32
+    scaling_factor: float = 0.18215
+    dtype: Dtype = jnp.float32
+    shift_factor: float = 0.0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+
+    def __post_init__(self):
+        freeze_lists(self)
+        _ = self.architecture, Numerics(self.dtype)  # a wrong value is an error here, not in the first call
+        super().__post_init__()
+
+    @property
+    def config(self) -> FrozenConfig:
+        """Configuration in diffusers' keys: a mapping, and an attribute for every key."""
+        return config_of(self)
+
+    @property
+    def architecture(self) -> AutoEncoderParams:
+        """Architecture as the rest of this package takes it."""
+        return architecture(self.config)
+
+    def setup(self):
+        shared = {"block_out_channels": self.block_out_channels, "layers_per_block": self.layers_per_block}
+        shared |= {"norm_num_groups": self.norm_num_groups, "act_fn": self.act_fn, "dtype": self.dtype}
+        self.encoder = FlaxEncoder(
+            in_channels=self.in_channels,
+            out_channels=self.latent_channels,
+            down_block_types=self.down_block_types,
+            double_z=True,
+            **shared,
+        )
+        self.decoder = FlaxDecoder(
+            in_channels=self.latent_channels,
+            out_channels=self.out_channels,
+            up_block_types=self.up_block_types,
+            **shared,
+        )
+        numerics = Numerics(self.dtype)
+        if self.use_quant_conv:
+            self.quant_conv = numerics.conv(2 * self.latent_channels, 1)
+        if self.use_post_quant_conv:
+            self.post_quant_conv = numerics.conv(self.latent_channels, 1)
+
+    def encode(
+        self, sample: Float[Array, "b c h w"], deterministic: bool = True, return_dict: bool = True
+    ) -> FlaxAutoencoderKLOutput | tuple[FlaxDiagonalGaussianDistribution]:
+        """Returns the posterior of images as `.latent_dist`, over raw latents `b h w z`.
+
+        Args:
+          sample: Images in [-1, 1]; h and w are multiples of the downsampling factor.
+          deterministic: Unused; the published models have no dropout.
+          return_dict: Whether to return the record; otherwise a tuple of the posterior.
+
+        Raises:
+          ValueError: If sizes, channels or dtype are wrong.
+        """
+        moments = self.encoder(jnp.transpose(sample, (0, 2, 3, 1)))
+        if self.use_quant_conv:
+            moments = self.quant_conv(moments)
+        limited = DiagonalGaussian(clamp_logvar=True, parent=None)
+        posterior = cast(Posterior, limited.apply({}, moments, method="posterior"))
+        latent_dist = FlaxDiagonalGaussianDistribution(posterior.mean, posterior.logvar)
+        return FlaxAutoencoderKLOutput(latent_dist) if return_dict else (latent_dist,)
+
+    def decode(
+        self, latents: Float[Array, "b ..."], deterministic: bool = True, return_dict: bool = True
+    ) -> FlaxDecoderOutput | tuple[Float[Array, "b c h w"]]:
+        """Returns the images of raw latents as `.sample`, `b c h w`, nominally in [-1, 1].
+
+        Args:
+          latents: Latents `b h w z`; or `b z h w`, if their last axis has not `latent_channels`.
+          deterministic: Unused; the published models have no dropout.
+          return_dict: Whether to return the record; otherwise a tuple of the images.
+
+        Raises:
+          ValueError: If channels or dtype are wrong.
+        """
+        if latents.shape[-1] != self.latent_channels:
+            latents = jnp.transpose(latents, (0, 2, 3, 1))
+        if self.use_post_quant_conv:
+            latents = self.post_quant_conv(latents)
+        sample = jnp.transpose(self.decoder(latents), (0, 3, 1, 2))
+        return FlaxDecoderOutput(sample) if return_dict else (sample,)
+
+    def __call__(
+        self,
+        sample: Float[Array, "b c h w"],
+        sample_posterior: bool = False,
+        deterministic: bool = True,
+        return_dict: bool = True,
+    ) -> FlaxDecoderOutput | tuple[Float[Array, "b c h w"]]:
+        """Returns the reconstructions of images.
+
+        Args:
+          sample: Images in [-1, 1].
+          sample_posterior: Whether to decode a sample, with the rng stream `"gaussian"`; otherwise the mean.
+          deterministic: Unused; the published models have no dropout.
+          return_dict: Whether to return the record; otherwise a tuple of the images.
+
+        Raises:
+          ValueError: As for `encode`.
+        """
+        (latent_dist,) = self.encode(sample, return_dict=False)
+        latents = latent_dist.sample(self.make_rng("gaussian")) if sample_posterior else latent_dist.mode()
+        return self.decode(latents, return_dict=return_dict)
+
+    def init_weights(self, rng: PRNGKeyArray) -> dict[str, Any]:
+        """Returns newly initialised parameters, in float32; equal to those of diffusers' class for the same key."""
+        factor = self.architecture.factor
+        images = jnp.zeros((1, self.in_channels, factor, factor))
+        rngs = dict(zip(("params", "dropout", "gaussian"), jax.random.split(rng, 3), strict=True))
+        return jax.jit(self.init)(rngs, images)["params"]
+
+    def to_bf16(self, params: Mapping[str, Any], mask: Any = None) -> dict[str, Any]:
+        """Returns the parameters in bfloat16; where a leaf of `mask` is False, as they are."""
+        return _cast(params, jnp.bfloat16, mask)
+
+    def to_fp16(self, params: Mapping[str, Any], mask: Any = None) -> dict[str, Any]:
+        """Returns the parameters in float16; where a leaf of `mask` is False, as they are."""
+        return _cast(params, jnp.float16, mask)
+
+    def to_fp32(self, params: Mapping[str, Any], mask: Any = None) -> dict[str, Any]:
+        """Returns the parameters in float32; where a leaf of `mask` is False, as they are."""
+        return _cast(params, jnp.float32, mask)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], dtype: Dtype = jnp.float32) -> "FlaxAutoencoderKL":
+        """Returns the module of a configuration in diffusers' keys, such as `vae.config` or a parsed `config.json`.
+
+        Raises:
+          ConversionError: If this package cannot express the configuration.
+        """
+        defaulted = config.get("_use_default_values") or ()
+        fields = {key: config[key] for key in keys_of(cls) if config.get(key) is not None and key not in defaulted}
+        vae = cls(**fields, dtype=dtype)
+        if differences := vae.architecture.differences(architecture(config)):
+            raise ConversionError(
+                f"FlaxAutoencoderKL cannot express {', '.join(differences)} of this configuration; use "
+                "flax_vae.from_pretrained for this model"
+            )
+        return vae
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        dtype: Dtype = jnp.float32,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        from_pt: bool = False,
+        **options: Any,
+    ) -> tuple["FlaxAutoencoderKL", dict[str, Any]]:
+        """Returns the module and the parameters of a folder or of a model on the Hugging Face hub.
+
+        Needs no PyTorch.  The parameters keep the dtype of the file and lie on the default device.
+
+        Args:
+          pretrained_model_name_or_path: Folder or file, anything that `flax_vae.from_pretrained` takes with a
+            configuration; or name on the hub, `"org/name"`.
+          dtype: Computation dtype.
+          subfolder: Folder inside of it, such as `"vae"`.
+          revision: Branch, tag or commit on the hub.
+          variant: Variant of a folder that holds several, such as `"fp16"`.
+          from_pt: Whether to prefer PyTorch's files where there is a msgpack file, too.
+          **options: Further options of diffusers that concern downloads and change no number; unused.
+
+        Raises:
+          FileNotFoundError: If there is no such model.
+          FileError: If a file is damaged.
+          ConversionError: If the weights do not match the configuration, or this package cannot express it.
+          ValueError: If an option is unknown, or models cannot compute in the dtype of the weights.
+        """
+        files.check_options(options)
+        place = files.find(pretrained_model_name_or_path, subfolder, revision, variant, from_pt)
+        weights = load_weights(place, variant=variant)
+        vae = cls.from_config(write_diffusers_config(weights.params, weights.kept), dtype)
+        return vae, files.to_params(weights)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        params: Mapping[str, Any],
+        is_main_process: bool = True,
+        *,
+        layout: str = "diffusers-flax",
+    ) -> None:
+        """Writes `config.json` and `diffusion_flax_model.msgpack`, as diffusers' class did.
+
+        Args:
+          save_directory: Folder to write; one that holds such a model is replaced.
+          params: Parameters, written in their own dtypes.
+          is_main_process: Whether this process writes; otherwise the call does nothing.
+          layout: Layout to write: `"diffusers-flax"`; `"diffusers"`, which `diffusers.AutoencoderKL` loads in PyTorch;
+            or `"flux"`, a model folder of this package.
+
+        Raises:
+          FileExistsError: If the folder holds other files.
+          ConversionError: If the parameters do not match the architecture, or the layout cannot express it.
+        """
+        if is_main_process:
+            files.save(save_directory, params, self.architecture, {"sample_size": self.sample_size}, layout)
+
+
+def _cast(params: Mapping[str, Any], dtype: Dtype, mask: Any) -> dict[str, Any]:
+    mask = jax.tree.map(lambda _: True, params) if mask is None else mask
+    return jax.tree.map(
+        lambda leaf, wanted: leaf.astype(dtype) if wanted and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        params,
+        mask,
+    )

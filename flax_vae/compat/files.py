@@ -1,0 +1,91 @@
+"""Loads and saves parameters under diffusers' Flax names."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flax_vae.compat.names import LAYOUT
+from flax_vae.convert.architecture import AutoEncoderParams, check_weights
+from flax_vae.convert.errors import ArgumentError, suggest
+from flax_vae.convert.table import Weights, flatten, unflatten
+from flax_vae.convert.weights import FLAX_WEIGHTS, locate, save_weights
+from flax_vae.loading import to_jax
+
+# Options of diffusers' `from_pretrained` that concern downloads; the hub's own client and its variables decide here.
+_DOWNLOADS = (
+    "cache_dir", "force_download", "local_files_only", "low_cpu_mem_usage", "mirror", "proxies", "resume_download",
+    "token", "use_auth_token", "use_safetensors",
+)  # fmt: skip
+
+
+def check_options(options: Iterable[str]) -> None:
+    """Checks that options which are not used change no number.
+
+    Raises:
+      ArgumentError: If one is unknown.
+    """
+    for name in options:
+        if name not in _DOWNLOADS:
+            raise ArgumentError(
+                f"from_pretrained takes no {name!r}; {suggest(name, _DOWNLOADS, listed=False) or 'leave it out'} "
+                "(to change a field of the module: vae.clone(field=value))",
+                field=name,
+            )
+
+
+def find(
+    path: str | os.PathLike[str], subfolder: str | None, revision: str | None, variant: str | None, from_pt: bool
+) -> Path:
+    """Returns the local folder or file of a model, downloading it if necessary.
+
+    Raises:
+      FileNotFoundError: If there is no such model.
+    """
+    text = os.fspath(path)
+    if Path(text).exists():
+        place = Path(text, subfolder or "")
+    elif subfolder or revision:
+        inside, at = f"/{subfolder}" if subfolder else "", f"@{revision}" if revision else ""
+        place = locate(f"hf:{text.removeprefix('hf:')}{inside}{at}", variant)
+    else:
+        place = locate(path, variant)
+    preferred = place / FLAX_WEIGHTS
+    return preferred if not from_pt and variant is None and preferred.is_file() else place
+
+
+def to_params(weights: Weights) -> dict[str, Any]:
+    """Returns the parameters of weights, as arrays of JAX.
+
+    Raises:
+      ConversionError: If the layout has no name for a part of the architecture.
+      ArgumentError: If models cannot compute in a dtype of the weights, or JAX cannot hold it.
+    """
+    check_weights(weights.tensors.values(), "a file in another dtype")
+    return unflatten({name: to_jax(array) for name, array in weights.to(LAYOUT).items()})
+
+
+def save(
+    folder: str | os.PathLike[str],
+    params: Mapping[str, Any],
+    architecture: AutoEncoderParams,
+    kept: Mapping[str, Any],
+    layout: str,
+) -> None:
+    """Writes parameters in a layout that has folders; replaces a model of the same layout.
+
+    Args:
+      folder: Folder to write.
+      params: Parameters under diffusers' names.
+      architecture: Architecture of the parameters.
+      kept: Entries of the configuration that the architecture does not hold.
+      layout: `"diffusers-flax"`, `"diffusers"` or `"flux"`.
+
+    Raises:
+      FileExistsError: If the folder holds other files.
+      ConversionError: If the parameters do not match the architecture, or the layout cannot express it.
+    """
+    weights = Weights(flatten(jax.device_get(params)), LAYOUT, architecture, kept=kept)
+    save_weights(folder, weights, layout, force=True)
