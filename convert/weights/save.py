@@ -19,8 +19,6 @@ from flax_vae.convert.weights.folder import LAYOUT as FOLDER_LAYOUT
 
 FILE_SUFFIXES = (".safetensors", ".sft")
 
-_CONFIGS = {"diffusers": write_diffusers_config, "diffusers-flax": write_flax_config}
-
 
 def save_weights(
     path: str | os.PathLike[str],
@@ -61,7 +59,7 @@ def save_weights(
     """
     target, params = Path(path), weights.params
     # diffusers builds from a configuration, so a single file must not hold what the configuration cannot express.
-    config = _CONFIGS[layout](params, weights.kept) if layout in _CONFIGS else {}
+    config = write_diffusers_config(params, weights.kept) if layout == "diffusers" else {}
     state_dict = weights.to(layout)
     if dtype is not None:
         state_dict = cast(state_dict, dtype)
@@ -85,12 +83,13 @@ def save_weights(
             write_json(fresh / CONFIG, config)
             write_tensors(fresh / DIFFUSERS_WEIGHTS, state_dict, metadata=header(read_diffusers_config(config)))
     elif layout == "diffusers-flax":
+        config = write_flax_config(params, weights.kept)
         with atomic_folder(target, (CONFIG, FLAX_WEIGHTS), force=force) as fresh:
             write_json(fresh / CONFIG, config)
             write_msgpack(fresh / FLAX_WEIGHTS, unflatten(state_dict))
     else:
         raise ConversionError(
-            f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r}, {' and '.join(map(repr, _CONFIGS))} have; "
+            f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r}, 'diffusers' and 'diffusers-flax' have; "
             f"call the file {target}{FILE_SUFFIXES[0]}"
         )
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.formats.msgpack import read_msgpack
+from flax_vae.convert.formats.lazy import Deferred
+from flax_vae.convert.formats.msgpack import read_msgpack, write_msgpack
 
 TREE = {
     "encoder": {"conv_in": {"kernel": np.arange(12.0).reshape(1, 1, 3, 4), "bias": np.ones(4, np.float32)}},
@@ -39,6 +40,21 @@ def test_large_arrays_are_joined(tmp_path, monkeypatch):
     (tmp_path / "a.msgpack").write_bytes(serialization.msgpack_serialize(tree))
     assert b"__msgpack_chunked_array__" in (tmp_path / "a.msgpack").read_bytes()
     assert same_bits(read_msgpack(tmp_path / "a.msgpack")["x/large"], tree["x"]["large"])
+
+
+@pytest.mark.parametrize("largest", [2**30, 64])
+def test_flax_reads_what_we_write(tmp_path, monkeypatch, largest):
+    monkeypatch.setattr("flax_vae.convert.formats.msgpack._LARGEST", largest)
+    monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", largest)
+    path = tmp_path / "new" / "diffusion_flax_model.msgpack"
+    there = TREE | {"scalar": np.asarray(TREE["scalar"]), "lazy": np.ones(2, "f4")}
+    write_msgpack(path, there | {"lazy": Deferred((2,), np.dtype("f4"), lambda: np.ones(2, "f4"))})
+    assert path.read_bytes() == serialization.to_bytes(there)
+    found = serialization.msgpack_restore(path.read_bytes())
+    assert same_bits(found["encoder"]["conv_in"]["kernel"], TREE["encoder"]["conv_in"]["kernel"])
+    assert all(same_bits(found[name], there[name]) for name in there if name != "encoder")
+    with pytest.raises(FileExistsError):
+        write_msgpack(path, TREE)
 
 
 def array(shape=(2,), dtype: object = "float32", content=b"\0" * 8, code=1) -> msgpack.ExtType:

@@ -20,6 +20,7 @@ from flax_vae.convert.weights.diffusers_config import (
     read_diffusers_config,
     read_diffusers_file,
     write_diffusers_config,
+    write_flax_config,
 )
 
 # The published files, with the keys of their time: stabilityai/sd-vae-ft-mse, stabilityai/sdxl-vae, FLUX.1's vae/.
@@ -121,6 +122,16 @@ def test_statistics_per_channel_mean_what_their_pipelines_compute():
 
 def test_the_former_flax_models_are_read_too():
     assert read_diffusers_config(SD1 | {"_class_name": FLAX}) == PRESETS["sd1"]
+
+
+def test_the_former_flax_models_are_written_too():
+    expected = {key: value for key, value in SDXL.items() if key not in ("_name_or_path", "force_upcast")}
+    expected |= {"_class_name": FLAX, "_diffusers_version": "0.39.0"}
+    assert write_flax_config(PRESETS["sdxl"], kept_keys(SDXL)) == expected
+    with pytest.raises(ConversionError, match="Flax class cannot express the latents of AutoencoderKLFlux2; use the"):
+        write_flax_config(PRESETS["flux2"])
+    shifted = replace(PRESETS["sdxl"], shift_factor=0.5)
+    assert read_diffusers_config(write_flax_config(shifted)) == shifted
 
 
 @pytest.mark.parametrize("params", EXPRESSIBLE.values(), ids=EXPRESSIBLE)

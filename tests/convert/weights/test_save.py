@@ -31,6 +31,7 @@ SMALL = {  # every preset with its own levels and switches, and widths that take
     for name, params in PRESETS.items()
 }
 TINY = replace(SMALL["sd1"], scale_factor=0.5, shift_factor=0.25, quant_conv=False)
+QUANT = replace(TINY, quant_conv=True)
 POOL = np.random.default_rng(0).standard_normal(1 << 16, np.float32)
 
 
@@ -150,6 +151,16 @@ def test_a_folder_of_another_kind_is_never_replaced(tmp_path, one, other):
         (SMALL["seed"], "model.safetensors", "ldm", {}, "no name for encoder/down_0/block_0/time_mlp"),
         (SMALL["seed-flux"], "model.safetensors", "diffusers", {}, "pad asymmetrically only"),
         (SMALL["flux2"], "model.safetensors", "ldm", {}, "no name for bn/running_mean"),
+        (SMALL["flux2"], "model", "diffusers-flax", {}, "no name for bn/running_mean"),
+        (SMALL["kl-f16"], "model", "diffusers-flax", {}, "Flax class cannot express down_block_types=.*Attn.*; use"),
+        (
+            TINY,
+            "model",
+            "diffusers-flax",
+            {},
+            "cannot express use_post_quant_conv=False, use_quant_conv=False; use the",
+        ),
+        (QUANT, "model.safetensors", "diffusers-flax", {"prefix": "vae."}, "'diffusers-flax' layout takes none"),
     ],
 )
 def test_what_cannot_be_written_is_refused(tmp_path, params, name, layout, options, message):
@@ -227,6 +238,21 @@ def test_what_replaces_a_private_file_is_private_while_it_is_written(tmp_path, n
     save_weights(tmp_path / name, source, "flux", force=True, progress=watch)
     assert set(modes) == {0}
     assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_of_the_former_flax_class(tmp_path):
+    source = Weights(random_weights(QUANT), "flux", QUANT)
+    save_weights(tmp_path / "vae", source, "diffusers-flax")
+    assert sorted(os.listdir(tmp_path / "vae")) == ["config.json", "diffusion_flax_model.msgpack"]
+    back = load_weights(tmp_path / "vae")
+    assert back.params == QUANT and back.layout == "diffusers-flax"
+    assert_same(back.to("flux"), random_weights(QUANT))
+    back = replace(back, kept={"sample_size": 31})
+    save_weights(tmp_path / "vae", back, "diffusers-flax", dtype="float16", force=True)
+    back = load_weights(tmp_path / "vae")
+    assert back.kept["sample_size"] == 31 and {t.dtype.name for t in back.tensors.values()} == {"float16"}
+    save_weights(tmp_path / "torch", back, "diffusers")
+    assert not load_weights(tmp_path / "torch").params.differences(QUANT)
 
 
 @pytest.mark.parametrize("prefix", ["first_stage_model.", "vae.", "module.first_stage_model.", "my-own.net."])
