@@ -79,6 +79,7 @@ _FLAX_KEYS = (
     "act_fn", "block_out_channels", "down_block_types", "in_channels", "latent_channels", "layers_per_block",
     "norm_num_groups", "out_channels", "sample_size", "scaling_factor", "up_block_types",
 )  # fmt: skip
+_FLAX_EXTRA = ("latents_mean", "latents_std", "shift_factor")  # which it keeps, and leaves to its users as the scale
 
 # plain, with attention after each residual block
 _DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
@@ -218,8 +219,8 @@ def write_diffusers_config(params: AutoEncoderParams, kept: Mapping[str, Any] | 
 def write_flax_config(params: AutoEncoderParams, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the `config.json` of the former `diffusers.FlaxAutoencoderKL`, as its last release, 0.39, wrote it.
 
-    That class has fewer keys than `AutoencoderKL` and passes over the others, so what they express is refused.  It
-    never applied scale and shift itself; a shift is kept as an extra key.
+    That class has fewer keys than `AutoencoderKL` and ignores the others, so what they express is refused.  It never
+    normalised latents itself; a shift and statistics per channel are extra keys.
 
     Args:
       params: Architecture.
@@ -236,7 +237,7 @@ def write_flax_config(params: AutoEncoderParams, kept: Mapping[str, Any] | None 
         raise ConversionError(
             f"diffusers' former Flax class cannot express {', '.join(sentences)}; use the 'diffusers' or 'flux' layout"
         )
-    known = {key: config[key] for key in sorted(config) if key in _FLAX_KEYS or (key == "shift_factor" and config[key])}
+    known = {key: config[key] for key in sorted(config) if key in _FLAX_KEYS or (key in _FLAX_EXTRA and config[key])}
     return {"_class_name": FLAX, "_diffusers_version": "0.39.0"} | known
 
 
@@ -244,7 +245,7 @@ def _fits_flax(key: str, value: Any) -> bool:
     """Returns whether the former Flax class computes with this value of a key."""
     if key.endswith("_block_types"):
         return not any(kind.startswith("Attn") for kind in value)
-    return key in (*_FLAX_KEYS, *_KEPT, "shift_factor") or key.startswith("_") or value == DEFAULTS[KL].get(key)
+    return key in (*_FLAX_KEYS, *_FLAX_EXTRA, *_KEPT) or key.startswith("_") or value == DEFAULTS[KL].get(key)
 
 
 def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:

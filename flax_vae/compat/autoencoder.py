@@ -16,7 +16,7 @@ from flax_vae.compat.config import FrozenConfig, architecture, config_of, freeze
 from flax_vae.compat.outputs import FlaxAutoencoderKLOutput, FlaxDecoderOutput, FlaxDiagonalGaussianDistribution
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.errors import ConversionError
-from flax_vae.convert.weights import load_weights, write_diffusers_config
+from flax_vae.convert.weights import write_diffusers_config
 from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.numerics import Numerics
 
@@ -45,6 +45,9 @@ class FlaxAutoencoderKL(nn.Module):
       shift_factor: Shift of latents for diffusion models, which is subtracted first; enters no computation.
       use_quant_conv: Whether a convolution follows the encoder; diffusers' class always had it.
       use_post_quant_conv: Whether a convolution precedes the decoder; diffusers' class always had it.
+      mid_block_add_attention: Whether the coarsest level has attention; in diffusers' class it always had.
+      latents_mean: Mean of each channel of the latent, for diffusion models; enters no computation.
+      latents_std: Standard deviation of each channel of the latent, for diffusion models; enters no computation.
 
     Raises:
       ValueError: If a value is not supported.
@@ -69,6 +72,9 @@ class FlaxAutoencoderKL(nn.Module):
     shift_factor: float = 0.0
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
 
     def __post_init__(self):
         freeze_lists(self)
@@ -88,6 +94,7 @@ class FlaxAutoencoderKL(nn.Module):
     def setup(self):
         shared = {"block_out_channels": self.block_out_channels, "layers_per_block": self.layers_per_block}
         shared |= {"norm_num_groups": self.norm_num_groups, "act_fn": self.act_fn, "dtype": self.dtype}
+        shared |= {"mid_block_add_attention": self.mid_block_add_attention}
         self.encoder = FlaxEncoder(
             in_channels=self.in_channels,
             out_channels=self.latent_channels,
@@ -227,9 +234,9 @@ class FlaxAutoencoderKL(nn.Module):
             configuration; or name on the hub, `"org/name"`.
           dtype: Computation dtype.
           subfolder: Folder inside of it, such as `"vae"`.
-          revision: Branch, tag or commit on the hub.
+          revision: Branch, tag or commit on the hub; unused for a local path.
           variant: Variant of a folder that holds several, such as `"fp16"`.
-          from_pt: Whether to prefer PyTorch's files where there is a msgpack file, too.
+          from_pt: Whether to prefer PyTorch's files in a local folder that has a msgpack file too.
           **options: Further options of diffusers that concern downloads and change no number; unused.
 
         Raises:
@@ -239,8 +246,7 @@ class FlaxAutoencoderKL(nn.Module):
           ValueError: If an option is unknown, or models cannot compute in the dtype of the weights.
         """
         files.check_options(options)
-        place = files.find(pretrained_model_name_or_path, subfolder, revision, variant, from_pt)
-        weights = load_weights(place, variant=variant)
+        weights = files.load(pretrained_model_name_or_path, subfolder, revision, variant, from_pt)
         vae = cls.from_config(write_diffusers_config(weights.params, weights.kept), dtype)
         return vae, files.to_params(weights)
 

@@ -26,6 +26,7 @@ class FlaxEncoder(nn.Module):
       act_fn: Activation function; `"silu"`.
       double_z: Whether the result has `2 * out_channels` channels.
       dtype: Computation dtype.
+      mid_block_add_attention: Whether the coarsest level has attention.
 
     Raises:
       ValueError: If a value is not supported.
@@ -42,6 +43,7 @@ class FlaxEncoder(nn.Module):
     act_fn: str = "silu"
     double_z: bool = False
     dtype: Dtype = jnp.float32
+    mid_block_add_attention: bool = True
 
     def __post_init__(self):
         freeze_lists(self)
@@ -91,6 +93,7 @@ class FlaxDecoder(nn.Module):
       norm_num_groups: Groups of each norm; 32.
       act_fn: Activation function; `"silu"`.
       dtype: Computation dtype.
+      mid_block_add_attention: Whether the coarsest level has attention.
 
     Raises:
       ValueError: If a value is not supported.
@@ -106,6 +109,7 @@ class FlaxDecoder(nn.Module):
     norm_num_groups: int = 32
     act_fn: str = "silu"
     dtype: Dtype = jnp.float32
+    mid_block_add_attention: bool = True
 
     def __post_init__(self):
         freeze_lists(self)

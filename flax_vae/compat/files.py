@@ -11,7 +11,7 @@ from flax_vae.compat.names import LAYOUT
 from flax_vae.convert.architecture import AutoEncoderParams, check_weights
 from flax_vae.convert.errors import ArgumentError, suggest
 from flax_vae.convert.table import Weights, flatten, unflatten
-from flax_vae.convert.weights import FLAX_WEIGHTS, locate, save_weights
+from flax_vae.convert.weights import FLAX_WEIGHTS, load_weights, save_weights
 from flax_vae.loading import to_jax
 
 # Options of diffusers' `from_pretrained` that concern downloads; the hub's own client and its variables decide here.
@@ -36,24 +36,23 @@ def check_options(options: Iterable[str]) -> None:
             )
 
 
-def find(
+def load(
     path: str | os.PathLike[str], subfolder: str | None, revision: str | None, variant: str | None, from_pt: bool
-) -> Path:
-    """Returns the local folder or file of a model, downloading it if necessary.
+) -> Weights:
+    """Returns the weights of a local folder or file, or of a model on the hub; for arguments see `from_pretrained`.
 
     Raises:
       FileNotFoundError: If there is no such model.
+      FileError: If a file is damaged.
+      ConversionError: If the weights do not match the configuration.
     """
-    text = os.fspath(path)
-    if Path(text).exists():
-        place = Path(text, subfolder or "")
-    elif subfolder or revision:
-        inside, at = f"/{subfolder}" if subfolder else "", f"@{revision}" if revision else ""
-        place = locate(f"hf:{text.removeprefix('hf:')}{inside}{at}", variant)
-    else:
-        place = locate(path, variant)
+    if not Path(path).exists():
+        return load_weights(path, variant=variant, revision=revision, subfolder=subfolder)
+    place = Path(path, subfolder or "")
     preferred = place / FLAX_WEIGHTS
-    return preferred if not from_pt and variant is None and preferred.is_file() else place
+    if not from_pt and variant is None and preferred.is_file():
+        place = preferred
+    return load_weights(place, variant=variant)
 
 
 def to_params(weights: Weights) -> dict[str, Any]:
