@@ -203,10 +203,11 @@ class FlaxAutoencoderKL(nn.Module):
         Raises:
           ConversionError: If this package cannot express the configuration.
         """
-        defaulted = config.get("_use_default_values") or ()
-        fields = {key: config[key] for key in keys_of(cls) if config.get(key) is not None and key not in defaulted}
-        vae = cls(**fields, dtype=dtype)
-        if differences := vae.architecture.differences(architecture(config)):
+        expected, defaulted = architecture(config), config.get("_use_default_values") or ()
+        given = {key: value for key, value in config.items() if value is not None and key not in defaulted}
+        fields = write_diffusers_config(expected) | given
+        vae = cls(**{key: fields[key] for key in keys_of(cls) if key in fields}, dtype=dtype)
+        if differences := vae.architecture.differences(expected):
             raise ConversionError(
                 f"FlaxAutoencoderKL cannot express {', '.join(differences)} of this configuration; use "
                 "flax_vae.from_pretrained for this model"
