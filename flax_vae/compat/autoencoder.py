@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from flax_vae.compat import files
 from flax_vae.compat.coders import FlaxDecoder, FlaxEncoder
-from flax_vae.compat.config import FrozenConfig, architecture, config_of, freeze_lists, keys_of
+from flax_vae.compat.config import FrozenConfig, config_of, freeze_lists, keys_of, params_of
 from flax_vae.compat.outputs import FlaxAutoencoderKLOutput, FlaxDecoderOutput, FlaxDiagonalGaussianDistribution
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.errors import ConversionError
@@ -89,7 +89,7 @@ class FlaxAutoencoderKL(nn.Module):
     @property
     def architecture(self) -> AutoEncoderParams:
         """Architecture as the rest of this package takes it."""
-        return architecture(self.config)
+        return params_of(self.config)
 
     def setup(self):
         shared = {"block_out_channels": self.block_out_channels, "layers_per_block": self.layers_per_block}
@@ -203,7 +203,7 @@ class FlaxAutoencoderKL(nn.Module):
         Raises:
           ConversionError: If this package cannot express the configuration.
         """
-        expected, defaulted = architecture(config), config.get("_use_default_values") or ()
+        expected, defaulted = params_of(config), config.get("_use_default_values") or ()
         given = {key: value for key, value in config.items() if value is not None and key not in defaulted}
         fields = write_diffusers_config(expected) | given
         vae = cls(**{key: fields[key] for key in keys_of(cls) if key in fields}, dtype=dtype)

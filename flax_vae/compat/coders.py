@@ -6,7 +6,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from flax_vae.coders import Decoder, Encoder
-from flax_vae.compat.config import architecture, config_of, freeze_lists
+from flax_vae.compat.config import config_of, freeze_lists, params_of
 from flax_vae.compat.names import declare
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.errors import ArgumentError
@@ -61,9 +61,7 @@ class FlaxEncoder(nn.Module):
                 value=channels,
             )
         up_block_types = [kind.replace("DownEncoder", "UpDecoder") for kind in reversed(self.down_block_types)]
-        return architecture(
-            dict(config_of(self)) | {"latent_channels": channels // 2, "up_block_types": up_block_types}
-        )
+        return params_of(dict(config_of(self)) | {"latent_channels": channels // 2, "up_block_types": up_block_types})
 
     def __call__(self, sample: Float[Array, "b h w c"], deterministic: bool = True) -> Float[Array, "b h/f w/f 2*z"]:
         """Returns the moments of images in [-1, 1].
@@ -121,7 +119,7 @@ class FlaxDecoder(nn.Module):
         """Architecture; fields that only the encoder has are arbitrary."""
         down_block_types = [kind.replace("UpDecoder", "DownEncoder") for kind in reversed(self.up_block_types)]
         fields = {"in_channels": 3, "latent_channels": self.in_channels, "down_block_types": down_block_types}
-        return architecture(dict(config_of(self)) | fields)
+        return params_of(dict(config_of(self)) | fields)
 
     def __call__(self, sample: Float[Array, "b h w z"], deterministic: bool = True) -> Float[Array, "b h*f w*f c"]:
         """Returns the images of raw latents, nominally in [-1, 1].

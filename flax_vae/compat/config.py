@@ -55,7 +55,7 @@ def freeze_lists(module: nn.Module) -> None:
             object.__setattr__(module, key, tuple(value))
 
 
-def architecture(fields: Mapping[str, Any]) -> AutoEncoderParams:
+def params_of(fields: Mapping[str, Any]) -> AutoEncoderParams:
     """Returns the architecture of a configuration in diffusers' keys.
 
     Raises:
