@@ -71,6 +71,18 @@ _SILU = ("silu", "swish")  # two names of one function; diffusers also accepts t
 # Keys that diffusers' EMAModel adds to the configuration of a moving average.
 _EMA = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 
+# Keys of the other classes, and values with which they change nothing: published FLUX.2 files have `force_upcast`.
+_STRAY: dict[str, tuple[Any, ...]] = {
+    "decoder_block_out_channels": (None,),
+    "force_upcast": (True, False),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "scaling_factor": (None, 1.0),
+    "shift_factor": (None, 0.0),
+}
+# Keys of the programs that wrote the file, about the file itself.
+_NOTES = ("dtype", "torch_dtype", "transformers_version")
+
 # Does not change what the model computes, and is written back unchanged; see `kept_keys`.
 _KEPT = ("act_fn", "batch_norm_momentum", "force_upcast", "sample_size")
 
@@ -95,7 +107,8 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
     """Returns the architecture of a diffusers `config.json`.
 
     Absent keys have diffusers' defaults.  Ignores keys that do not change what the model computes: private ones, which
-    begin with an underscore, and those of a moving average.
+    begin with an underscore, those of a moving average, the dtype of the file, and keys of the other classes with a
+    value that has no effect, such as `force_upcast` of FLUX.2.
 
     Statistics per channel (`latents_mean`, `latents_std`) mean what the pipelines that read them compute, which is
     `(z - mean) * scaling_factor / std` for latents of four channels (Playground v2.5), and otherwise `(z - mean) / std`
@@ -109,7 +122,7 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
     if not isinstance(name, str) or name not in DEFAULTS:
         raise ConversionError(f"_class_name is {name!r}; expected one of {', '.join(DEFAULTS)}")
     defaults = DEFAULTS[name]
-    unknown = [key for key in fields if key not in defaults and key not in _EMA and not key.startswith("_")]
+    unknown = [key for key, value in fields.items() if key not in defaults and not _is_idle(key, value)]
     if unknown:
         near = {key: suggest(key, defaults, listed=False) for key in unknown}
         hints = [f"{key}={fields[key]!r}" + (f" ({hint})" if hint else "") for key, hint in near.items()]
@@ -150,6 +163,11 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
         )
     except (TypeError, ValueError) as error:
         raise ConversionError(str(error)) from error
+
+
+def _is_idle(key: str, value: Any) -> bool:
+    """Returns whether a key that the class does not have changes nothing."""
+    return key.startswith("_") or key in (*_EMA, *_NOTES) or value in _STRAY.get(key, ())
 
 
 def kept_keys(fields: Mapping[str, Any]) -> dict[str, Any]:

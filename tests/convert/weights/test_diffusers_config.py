@@ -88,6 +88,12 @@ def test_flux2_normalises_its_latents_with_statistics():
         del fields[key]
     fields |= {"batch_norm_eps": 0.0001, "batch_norm_momentum": 0.1, "patch_size": [2, 2]}
     assert read_diffusers_config(fields) == replace(PRESETS["flux2"], resolution=1024)
+    published = {"force_upcast": True, "scaling_factor": 1.0, "shift_factor": None, "latents_mean": None}
+    assert read_diffusers_config(fields | published) == read_diffusers_config(fields)
+    assert kept_keys(fields | published)["force_upcast"] is True
+    for key, value in (("scaling_factor", 0.3611), ("shift_factor", 0.1159), ("latents_mean", [0.1] * 32)):
+        with pytest.raises(ConversionError, match=f"unknown keys, which may change what .*: {key}="):
+            read_diffusers_config(fields | {key: value})
     for change, preset in (
         ({"batch_norm_eps": 1e-5}, "ernie-image"),
         ({"decoder_block_out_channels": [96, 192, 384, 384]}, "flux2-small-decoder"),
@@ -251,6 +257,7 @@ def test_attention_is_placed_by_level_on_both_sides():
         ({"quantization_config": {}}, "unknown keys, which may change what the model computes: quantization_config"),
         ({"_use_default_values": "act_fn"}, "_use_default_values='act_fn' must be a list of keys"),
         ({"patch_size": [2, 2]}, "unknown keys"),
+        ({"decoder_block_out_channels": [96, 192, 384, 384]}, "unknown keys"),
         ({"down_block_types": ["DownEncoderBlock2D"] * 3}, "must name one block for each of 4 levels"),
         ({"down_block_types": "DownEncoderBlock2D"}, "must name one block for each of 4 levels"),
         ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types has 'DownBlock2D'; expected DownEncoderBlock2D"),
@@ -289,6 +296,7 @@ def test_what_cannot_be_expressed_is_refused_by_name(tmp_path, change, complaint
         ({"force_upcast": False, "_anything_private": [1]}, 256),
         ({"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 1, "power": 2 / 3}, 256),
         ({"update_after_step": 0, "use_ema_warmup": False}, 256),
+        ({"decoder_block_out_channels": None, "torch_dtype": "float16", "transformers_version": "5.0"}, 256),
         ({"act_fn": "relu", "_use_default_values": ["act_fn"]}, 256),  # diffusers takes its default for such a key
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
