@@ -25,7 +25,7 @@ class DecodeFlags:
     destination: Annotated[Positional[Path], arg(metavar="DST")]
     """Folder for the images."""
     model: Annotated[str, arg(metavar="MODEL")]
-    """Model that encoded the latents; weights of any kind."""
+    """Model that encoded the latents; weights of any kind, as for flax-vae encode."""
     preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint=_NONE)] = None
     raw_weights: FlagCreatePairsOff[bool] = False
     """Use the raw weights of a training checkpoint instead of their moving average, if it holds both."""

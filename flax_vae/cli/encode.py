@@ -39,7 +39,8 @@ class EncodeFlags:
     destination: Annotated[Positional[Path], arg(metavar="DST")]
     """Folder for the latents."""
     model: Annotated[str, arg(metavar="MODEL")]
-    """Weights of any kind: a model folder, a file, a checkpoint, hf:org/name on the Hugging Face hub."""
+    """Weights of any kind: a model folder, a file, a checkpoint, or on the Hugging Face hub
+    hf:org/name[/folder or file][@revision]."""
     preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint=_NONE)] = None
     raw_weights: FlagCreatePairsOff[bool] = False
     """Use the raw weights of a training checkpoint instead of their moving average, if it holds both."""

@@ -38,7 +38,8 @@ class Reconstruct:
         arg(metavar="IMAGES...", help=f"Images of any size: {ADDRESSES}.", help_behavior_hint="(required)"),
     ]
     model: Annotated[str, arg(metavar="MODEL")]
-    """Weights: a model folder, a file, a checkpoint, or hf:org/name on the Hugging Face hub."""
+    """Weights of any kind: a model folder, a file, a checkpoint, or on the Hugging Face hub
+    hf:org/name[/folder or file][@revision]."""
     preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint="(default: none)")] = None
     raw_weights: bool = False
     """Use the raw weights of a training checkpoint instead of their moving average, if it holds both."""

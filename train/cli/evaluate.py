@@ -32,7 +32,7 @@ class EvalFlags:
 
     models: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_OR_MODEL...")]
     """Run directories, of which the export is measured, or weights of any kind: a model folder, a file, a checkpoint,
-    hf:org/name.  Several models are compared, one per line."""
+    or on the Hugging Face hub hf:org/name[/folder or file][@revision].  Several models are compared, one per line."""
     data: Annotated[
         str | None,
         arg(
