@@ -6,7 +6,14 @@ Neither framework is needed, or loaded; each name is loaded when it is first ask
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams, preset
+    from flax_vae.convert.architecture import (
+        PRESETS,
+        TINY_PRESETS,
+        AutoEncoderParams,
+        DiscriminatorParams,
+        TinyAutoEncoderParams,
+        preset,
+    )
     from flax_vae.convert.errors import ArgumentError, ConversionError, FileError, FlaxVaeError
     from flax_vae.convert.table import (
         LAYOUTS,
@@ -41,6 +48,8 @@ __all__ = [
     "FileError",
     "FlaxVaeError",
     "Row",
+    "TINY_PRESETS",
+    "TinyAutoEncoderParams",
     "discriminator_to_flax",
     "discriminator_to_torch",
     "expand",

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flax_vae.autoencoder import AutoEncoder, init_params
     from flax_vae.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
-    from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
+    from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams, TinyAutoEncoderParams
     from flax_vae.discriminator import Discriminator
     from flax_vae.gaussian import DiagonalGaussian, Posterior
     from flax_vae.inference import decode_in_bands, decode_over_devices, moments_over_devices
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flax_vae.nnx import to_nnx
     from flax_vae.numerics import Numerics
     from flax_vae.ops import cache_compilations, compiler_options
+    from flax_vae.tiny_autoencoder import TinyAutoEncoder
 else:
 
     def __getattr__(name):
@@ -52,6 +53,8 @@ __all__ = [
     "Posterior",
     "ResnetBlock",
     "Swish",
+    "TinyAutoEncoder",
+    "TinyAutoEncoderParams",
     "UpLevel",
     "Upsample",
     "cache_compilations",

@@ -16,6 +16,7 @@ from flax_vae.embedding import TimeEmb, sinusoidal_embedding
 from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.latents import LatentNorm, channel_statistics
 from flax_vae.numerics import Numerics, Remat
+from flax_vae.tiny_autoencoder import TinyAutoEncoder
 
 
 class AutoEncoder(nn.Module):
@@ -172,7 +173,10 @@ class AutoEncoder(nn.Module):
         return self.time_embed(time)
 
 
-def example_inputs(model: AutoEncoder) -> tuple[Float[Array, "1 h w c"], Float[Array, "1 ..."] | None]:
+Model = AutoEncoder | TinyAutoEncoder
+
+
+def example_inputs(model: Model) -> tuple[Float[Array, "1 h w c"], Float[Array, "1 ..."] | None]:
     """Returns the smallest image that the model takes, and a time if it takes one; both are zeros."""
     params, side = model.params, model.params.least_image
     images = jnp.zeros((1, side, side, params.in_channels), model.param_dtype)
@@ -182,7 +186,7 @@ def example_inputs(model: AutoEncoder) -> tuple[Float[Array, "1 h w c"], Float[A
     return images, jnp.zeros(shape, model.param_dtype)
 
 
-def init_params(model: AutoEncoder, key: PRNGKeyArray) -> dict:
+def init_params(model: Model, key: PRNGKeyArray) -> dict:
     """Returns newly initialised parameters of the whole model.
 
     Linen creates a parameter when a call first uses it, so `init(method="encode")` would leave out the decoder.  This

@@ -10,18 +10,19 @@ import numpy as np
 from flax.typing import Dtype
 
 from flax_vae.attention import AttentionPath
-from flax_vae.autoencoder import AutoEncoder
-from flax_vae.convert.architecture import AutoEncoderParams, check_weights
+from flax_vae.autoencoder import AutoEncoder, Model
+from flax_vae.convert.architecture import Architecture, AutoEncoderParams, check_weights
 from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.formats import ArrayLike, cast
 from flax_vae.convert.table import to_flax, to_torch
 from flax_vae.convert.weights import load_weights, save_folder
 from flax_vae.numerics import Numerics, Remat
+from flax_vae.tiny_autoencoder import TinyAutoEncoder
 
 
 def from_pretrained(
     path: str | os.PathLike[str],
-    preset: AutoEncoderParams | str | None = None,
+    preset: Architecture | str | None = None,
     *,
     dtype: Dtype | None = None,
     param_dtype: Dtype | None = None,
@@ -32,7 +33,7 @@ def from_pretrained(
     prefix: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
-) -> tuple[AutoEncoder, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:
     """Returns the model of a file or folder and its parameters.
 
     Args:
@@ -78,12 +79,10 @@ def from_pretrained(
     tree = to_flax(weights.tensors, weights.params, weights.layout)
     params = jax.tree.map(to_jax, tree)
     held = jax.tree.leaves(params)[0].dtype
-    return AutoEncoder(weights.params, **vars(replace(numerics, param_dtype=held))), params
+    return _model(weights.params, replace(numerics, param_dtype=held)), params
 
 
-def save_pretrained(
-    path: str | os.PathLike[str], model: AutoEncoder, params: dict[str, Any], *, force: bool = False
-) -> None:
+def save_pretrained(path: str | os.PathLike[str], model: Model, params: dict[str, Any], *, force: bool = False) -> None:
     """Writes a model folder; the inverse of `from_pretrained`.
 
     Args:
@@ -98,6 +97,12 @@ def save_pretrained(
     """
     state_dict = to_torch(jax.device_get(params), model.params, layout="flux")
     save_folder(path, model.params, state_dict, force=force)
+
+
+def _model(params: Architecture, numerics: Numerics) -> Model:
+    if isinstance(params, AutoEncoderParams):
+        return AutoEncoder(params, **vars(numerics))
+    return TinyAutoEncoder(params, numerics.dtype, numerics.param_dtype, numerics.remat)  # it has no attention
 
 
 def to_jax(array: ArrayLike) -> jax.Array:

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from flax_vae.autoencoder import AutoEncoder, example_inputs
+from flax_vae.autoencoder import Model, example_inputs
 
 if TYPE_CHECKING:
     from flax import nnx
 
 
-def to_nnx(model: AutoEncoder, params: dict[str, Any], *, seed: int = 0) -> "nnx.Module":
+def to_nnx(model: Model, params: dict[str, Any], *, seed: int = 0) -> "nnx.Module":
     """Returns an NNX module that holds `params` and computes the outputs of `model`.
 
     Methods are chosen as in linen: `module(images, sample=False, method="encode")`.

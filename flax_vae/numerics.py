@@ -60,6 +60,7 @@ class Numerics:
         strides: int = 1,
         padding: Padding = "symmetric",
         padding_mode: PaddingMode = "zeros",
+        use_bias: bool = True,
         upsample: bool = False,
     ) -> Conv:
         """Returns a convolution.
@@ -70,6 +71,7 @@ class Numerics:
           strides: Stride, in both directions.
           padding: `"symmetric"` keeps height and width at stride 1; for `"asymmetric"` see `Downsample`.
           padding_mode: `"zeros"` or `"reflect"`, with what the map is padded.
+          use_bias: Whether a bias is added.
           upsample: Whether nearest-neighbour upsampling doubles the map before.
         """
         convolution = upsample_and_convolve if upsample else convolve
@@ -80,6 +82,7 @@ class Numerics:
             (kernel_size, kernel_size),
             strides=strides,
             padding=(side, side) if padding == "symmetric" else ((0, 1), (0, 1)),
+            use_bias=use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             convolution=convolution if padding_mode == "zeros" else partial(convolution, padding_mode=padding_mode),

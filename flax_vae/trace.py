@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flax_vae.autoencoder import AutoEncoder
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.autoencoder import Model
+from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.console import TraceFlags, trace_command
 from flax_vae.convert.table import expand, flatten
 from flax_vae.images import read_model_input
@@ -20,7 +20,7 @@ from flax_vae.loading import from_pretrained
 
 
 def trace(
-    model: AutoEncoder,
+    model: Model,
     params: dict[str, Any],
     images: Float[Array, "b h w c"],
     time: Float[Array, "b ..."] | None = None,
@@ -40,7 +40,7 @@ def trace(
     """
     names = {row.ours.rpartition("/")[0]: row.theirs.rpartition(".")[0] for row in expand(model.params)}
 
-    def reconstruct(model: AutoEncoder) -> tuple[Array, Array]:
+    def reconstruct(model: Model) -> tuple[Array, Array]:
         latents = model.encode(images, time, sample=noise is not None, noise=noise)
         return latents, model.decode(latents, time)
 
@@ -52,7 +52,7 @@ def trace(
     return {**layers, "latents": _channels_first(latents), "images": _channels_first(decoded)}
 
 
-def zero_time(params: AutoEncoderParams) -> Float[Array, "1 ..."] | None:
+def zero_time(params: Architecture) -> Float[Array, "1 ..."] | None:
     """Returns a time condition of zeros for one image, or None for a model without one."""
     if params.time_emb_dim is None:
         return None

@@ -48,6 +48,10 @@ if jax.default_backend() == "cpu":
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("tests")
 
+# Published weights lie outside the repository, each model in a folder of its name: `weights/taef2`.
+_BESIDE = Path(__file__).parents[2] / "shared" / "weights"
+WEIGHTS = Path(os.environ.get("FLAX_VAE_WEIGHTS") or _BESIDE)
+
 HAVE_TORCH = importlib.util.find_spec("torch") is not None
 TESTS = Path(__file__).parent
 PARITY = TESTS / "parity"
@@ -102,6 +106,9 @@ def pytest_collection_modifyitems(items):
         left_out = item.get_closest_marker("slow") or item.get_closest_marker("torch")
         if file.startswith(FAST) and not left_out:
             item.add_marker("fast")
+        published = item.get_closest_marker("published")
+        if published and not all((WEIGHTS / name).is_dir() for name in published.args):
+            item.add_marker(pytest.mark.skip(reason="FLAX_VAE_WEIGHTS names no folder with these published weights"))
         if not HAVE_TORCH and item.get_closest_marker("torch"):
             item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
 
@@ -127,6 +134,13 @@ ACCURACY = ["preset", "image", "of", "flax", "torch", "ratio"]
 
 def pytest_terminal_summary(terminalreporter):
     """Prints what tests measured, also when several workers did: rounding, and mutated inputs."""
+    ran, left_out = (
+        [report for report in terminalreporter.stats.get(kind, []) if "published" in report.keywords]
+        for kind in ("passed", "skipped")
+    )
+    if ran or left_out:
+        terminalreporter.section("published weights")
+        terminalreporter.line(f"{len(ran)} tests passed with them, {len(left_out)} were skipped")
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
     properties = [each for report in reports for each in getattr(report, "user_properties", ())]
     mutated = [row for name, row in properties if name == "mutated"]

@@ -65,6 +65,7 @@ ORDER = {
             "gaussian",
             "layers",
             "coders",
+            "tiny_autoencoder",
             "autoencoder",
             "discriminator",
             "loading",

@@ -16,7 +16,7 @@ Gaps of the seed, and how they are closed here:
 11. `Encoder` and `Decoder` took seven and eight loose arguments, some unused: they take `AutoEncoderParams`.
 """
 
-from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams
+from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams, TinyAutoEncoderParams
 from flax_vae.convert.extras import needed
 
 with needed("torch_ref is written in PyTorch", "torch", raises=ImportError):
@@ -28,6 +28,7 @@ from torch_ref.discriminator import Discriminator
 from torch_ref.gaussian import DiagonalGaussian, Posterior
 from torch_ref.layers import AttnBlock, Downsample, ResnetBlock, Swish, Upsample, swish
 from torch_ref.loading import from_pretrained, save_pretrained
+from torch_ref.tiny_autoencoder import TinyAutoEncoder
 
 __all__ = [
     "PRESETS",
@@ -45,6 +46,8 @@ __all__ = [
     "Posterior",
     "ResnetBlock",
     "Swish",
+    "TinyAutoEncoder",
+    "TinyAutoEncoderParams",
     "UpLevel",
     "Upsample",
     "from_pretrained",

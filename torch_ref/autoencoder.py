@@ -11,6 +11,7 @@ from torch_ref.coders import Decoder, Encoder
 from torch_ref.embedding import TimeEmb, sinusoidal_embedding
 from torch_ref.gaussian import DiagonalGaussian, Posterior
 from torch_ref.latents import LatentNorm, channel_statistics
+from torch_ref.tiny_autoencoder import TinyAutoEncoder
 
 
 class AutoEncoder(nn.Module):
@@ -140,3 +141,6 @@ class AutoEncoder(nn.Module):
         if self.params.time_embedding == "sinusoidal":
             time = sinusoidal_embedding(time, self.params.time_emb_dim)
         return self.time_embed(time)
+
+
+Model = AutoEncoder | TinyAutoEncoder

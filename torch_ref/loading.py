@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flax_vae.convert.architecture import AutoEncoderParams, check_weights
+from flax_vae.convert.architecture import Architecture, AutoEncoderParams, check_weights
 from flax_vae.convert.formats import BIT_PATTERNS, ArrayLike, cast, to_array
 from flax_vae.convert.weights import load_weights, save_folder
-from torch_ref.autoencoder import AutoEncoder
+from torch_ref.autoencoder import AutoEncoder, Model
+from torch_ref.tiny_autoencoder import TinyAutoEncoder
 
 
 def from_pretrained(
     path: str | os.PathLike[str],
-    preset: AutoEncoderParams | str | None = None,
+    preset: Architecture | str | None = None,
     *,
     dtype: torch.dtype | None = None,
     raw_weights: bool = False,
@@ -23,7 +24,7 @@ def from_pretrained(
     prefix: str | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
-) -> AutoEncoder:
+) -> Model:
     """Returns the model of a file or folder, with its weights.
 
     Args:
@@ -59,13 +60,13 @@ def from_pretrained(
     else:
         weights = replace(weights, tensors=cast(weights.tensors, str(dtype).removeprefix("torch.")))
     with torch.device("meta"):  # the weights come from the file, so nothing is allocated or initialised twice
-        model = AutoEncoder(weights.params)
+        model = _model(weights.params)
     state_dict = {key: to_tensor(array) for key, array in weights.to("flux").items()}
     model.load_state_dict(state_dict, strict=True, assign=True)
     return model
 
 
-def save_pretrained(path: str | os.PathLike[str], model: AutoEncoder, *, force: bool = False) -> None:
+def save_pretrained(path: str | os.PathLike[str], model: Model, *, force: bool = False) -> None:
     """Writes a model folder; the inverse of `from_pretrained`.
 
     Args:
@@ -77,6 +78,10 @@ def save_pretrained(path: str | os.PathLike[str], model: AutoEncoder, *, force: 
       FileExistsError: If the folder exists and `force` is False.
     """
     save_folder(path, model.params, {key: to_array(t) for key, t in model.state_dict().items()}, force=force)
+
+
+def _model(params: Architecture) -> Model:
+    return AutoEncoder(params) if isinstance(params, AutoEncoderParams) else TinyAutoEncoder(params)
 
 
 def to_tensor(array: ArrayLike) -> Tensor:

@@ -12,17 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Module
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.console import TraceFlags, trace_command
 from flax_vae.convert.formats import to_array
 from flax_vae.convert.table import expand
 from flax_vae.images import read_model_input
-from torch_ref.autoencoder import AutoEncoder
+from torch_ref.autoencoder import Model
 from torch_ref.loading import from_pretrained, to_tensor
 
 
 def trace(
-    model: AutoEncoder,
+    model: Model,
     images: Float[Tensor, "b c h w"],
     time: Float[Tensor, "b ..."] | None = None,
     noise: Float[Tensor, "b z H W"] | None = None,
@@ -55,7 +55,7 @@ def trace(
     return {**layers, "latents": to_array(latents), "images": to_array(decoded)}
 
 
-def zero_time(params: AutoEncoderParams) -> Float[Tensor, "1 ..."] | None:
+def zero_time(params: Architecture) -> Float[Tensor, "1 ..."] | None:
     """Returns a time condition of zeros for one image, or None for a model without one."""
     if params.time_emb_dim is None:
         return None

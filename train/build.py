@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from flax_vae import AutoEncoder, from_pretrained
+from flax_vae.convert.architecture import require_posterior
 from flax_vae.convert.errors import ConversionError, FlaxVaeError
 from flax_vae.convert.table import PREFIX, discriminator_to_flax, graft, to_flax
 from flax_vae.convert.weights import load_weights, open_weights
@@ -116,10 +117,11 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
     try:
         if config.graft:
             weights = load_weights(Path(config.start_from), raw_weights=config.raw_weights)
+            published = require_posterior(weights.params)
             attention, width = config.model.attn_levels is None, config.model.time_emb_dim
             tensors, params = graft(
-                weights.to("flux"), weights.params,
-                attention=attention and weights.params.attn_levels is not None,
+                weights.to("flux"), published,
+                attention=attention and published.attn_levels is not None,
                 time_emb_dim=width, time_embedding=config.model.time_embedding, seed=config.seed,
             )  # fmt: skip
             params = replace(params, clamp_logvar=config.model.clamp_logvar)  # the weights fit both values

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from flax_vae.convert.errors import ArgumentError, shorten, suggest
+from flax_vae.convert.errors import ArgumentError, ConversionError, shorten, suggest
 
 # Far beyond any published model, yet small enough that the table of its tensors is built in a moment.
 MAX_LEVELS = 12
@@ -324,6 +324,16 @@ class AutoEncoderParams:
             )
 
     @property
+    def described(self) -> str:
+        """Kind of autoencoder, for messages."""
+        return "an autoencoder of the FLUX family"
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the encoder gives a distribution over latents; not of `TinyAutoEncoderParams`."""
+        return True
+
+    @property
     def num_levels(self) -> int:
         """Number of resolutions, the length of `ch_mult`."""
         return len(self.ch_mult)
@@ -377,12 +387,16 @@ class AutoEncoderParams:
         """Returns whether each residual block of this level is followed by attention."""
         return self.attn_levels is None or level in self.attn_levels
 
-    def differences(self, other: "AutoEncoderParams") -> list[str]:
+    def differences(self, other: Any) -> list[str]:
         """Returns the names of the fields that differ and change what a model computes.
 
         Two architectures of the same weights may differ in the rest: `resolution`, and the padding of a model that
         never downsamples.
+
+        Raises:
+          ConversionError: If the other architecture is that of a tiny autoencoder.
         """
+        require_same_kind(self, other)
         idle = {"resolution"} | ({"downsample_padding"} if self.num_levels == other.num_levels == 1 else set())
         return [name for name, value in vars(self).items() if value != vars(other)[name] and name not in idle]
 
@@ -413,6 +427,16 @@ class AutoEncoderParams:
                 f"the architecture has no {', '.join(missing)}; expected every required field; add them"
             )
         return cls(**fields)
+
+
+def require_same_kind(one: Any, other: Any) -> None:
+    """Checks that two architectures can be compared field by field.
+
+    Raises:
+      ConversionError: If they are of different kinds; names both.
+    """
+    if type(one) is not type(other):
+        raise ConversionError(f"one architecture is that of {one.described}, the other that of {other.described}")
 
 
 def _digits(value: int) -> str:

@@ -6,7 +6,7 @@ They read only shapes and dtype names, which arrays of both frameworks have.
 from collections.abc import Iterable
 from typing import Any
 
-from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.architecture.tiny_autoencoder import Architecture
 from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.formats import FLOATS, dtype_name, is_floating
 
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 SCALE_PIXELS = "scale pixels from 0 to 255 to [-1, 1] with images / 127.5 - 1"
 
 
-def check_image(params: AutoEncoderParams, images: Any, axes: str, *, moments_only: bool = False) -> None:
+def check_image(params: Architecture, images: Any, axes: str, *, moments_only: bool = False) -> None:
     """Checks that the encoder can take a batch of images: axes, channels, size, dtype.
 
     Args:
@@ -68,7 +68,7 @@ def check_latent(channels: int, latents: Any, axes: str, *, least: int = 0) -> N
         )
 
 
-def check_time(params: AutoEncoderParams, time: Any | None, batch: int) -> None:
+def check_time(params: Architecture, time: Any | None, batch: int) -> None:
     """Checks that `time` is given exactly if the model takes it, with the right shape and a floating dtype.
 
     Args:
@@ -123,6 +123,19 @@ def check_noise(noise: Shape | None, sample: bool, latent: Shape) -> None:
         raise ArgumentError("noise is given but sample=False does not sample; leave out one of the two")
     if noise != latent:
         raise ArgumentError(f"noise has shape {noise}, the latent {latent}; they must be equal")
+
+
+def check_no_sample(sample: bool, noise: Any | None) -> None:
+    """Checks that no sample is asked for of a model without a posterior.
+
+    Raises:
+      ValueError: If it is.
+    """
+    if sample or noise is not None:
+        raise ArgumentError(
+            "a tiny autoencoder has no posterior to sample from, its encoder gives the latent itself; pass "
+            "sample=False and no noise"
+        )
 
 
 def check_weights(tensors: Iterable[Any], option: str) -> None:

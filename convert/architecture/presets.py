@@ -9,6 +9,7 @@ differ.
 from dataclasses import replace
 
 from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.architecture.tiny_autoencoder import Architecture, TinyAutoEncoderParams
 from flax_vae.convert.errors import ArgumentError, suggest
 
 # The seed's demo, module 8: attention after every residual block, linear time embedding.
@@ -101,13 +102,26 @@ PRESETS: dict[str, AutoEncoderParams] = {
 }
 
 
-def preset(name: str) -> AutoEncoderParams:
-    """Returns the preset of a name.
+# madebyollin/taesd; the first two have one architecture and different weights.
+TINY_PRESETS: dict[str, TinyAutoEncoderParams] = {
+    "taesd": TinyAutoEncoderParams(z_channels=4),
+    "taesdxl": TinyAutoEncoderParams(z_channels=4),
+    "taesd3": TinyAutoEncoderParams(z_channels=16),
+    "taef1": TinyAutoEncoderParams(z_channels=16),
+    "taef2": TinyAutoEncoderParams(z_channels=32, pool=True, patch=2),
+}
+
+
+ALL_PRESETS: dict[str, Architecture] = {**PRESETS, **TINY_PRESETS}
+
+
+def preset(name: str) -> Architecture:
+    """Returns the preset of a name, of either kind of autoencoder.
 
     Raises:
       ArgumentError: If the name is unknown; the message lists the names and suggests the nearest.
     """
-    if name not in PRESETS:
-        hint = suggest(name, PRESETS, listed=True)
+    if name not in ALL_PRESETS:
+        hint = suggest(name, ALL_PRESETS, listed=True)
         raise ArgumentError(f"unknown preset {name!r}; {hint}", field="preset", value=name)
-    return PRESETS[name]
+    return ALL_PRESETS[name]

@@ -67,7 +67,7 @@ def _unknown(weights: Weights) -> list[str]:
     """Returns the fields that neither a configuration nor a shape determines."""
     if weights.config_known:
         return []
-    normalised = weights.params.latent_norm == "batch_norm"
+    normalised = vars(weights.params).get("latent_norm") == "batch_norm"
     told = dict.fromkeys(("scale_factor", "shift_factor", "latent_mean", "latent_std"), normalised)  # it replaces them
     told |= {"batch_norm_eps": not normalised, "time_embedding": weights.params.time_emb_dim is None}
     return [name for name in NOT_INFERABLE if not told.get(name, False)]

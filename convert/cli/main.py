@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
+from flax_vae.convert.architecture import ALL_PRESETS, Architecture, preset
 from flax_vae.convert.cli.inspect import inspect, summary
 from flax_vae.convert.cli.run_both import FLAX, TOLERANCE, TORCH, require_frameworks, run_both
 from flax_vae.convert.cli.verify import compare_weights
@@ -21,7 +21,7 @@ from flax_vae.convert.console import Progress, TraceFlags, escaped_output, guard
 from flax_vae.convert.errors import ConversionError, shorten_lines
 from flax_vae.convert.files import scratch_folder
 from flax_vae.convert.formats import cast
-from flax_vae.convert.table import LAYOUTS, READABLE, Weights, expand, identify
+from flax_vae.convert.table import LAYOUTS, READABLE, TINY_LAYOUTS, Weights, expand, identify
 from flax_vae.convert.weights import (
     WeightFile,
     open_weights,
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     AnyLayout = str
     Preset = str
 else:  # tyro lists the choices and checks them
-    Layout = Literal[LAYOUTS]
-    AnyLayout = Literal[READABLE]
-    Preset = Literal[tuple(PRESETS)]
+    Layout = Literal[tuple(dict.fromkeys((*LAYOUTS, *TINY_LAYOUTS)))]
+    AnyLayout = Literal[tuple(dict.fromkeys((*READABLE, *TINY_LAYOUTS)))]
+    Preset = Literal[tuple(ALL_PRESETS)]
 
 _NONE = "(default: none)"
 
-PresetOption = Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(PRESETS)}}}", help_behavior_hint=_NONE)]
+PresetOption = Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(ALL_PRESETS)}}}", help_behavior_hint=_NONE)]
 DtypeOption = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     tyro.conf.arg(metavar="{float32,bfloat16,float16}", help_behavior_hint=_NONE),
@@ -127,7 +127,7 @@ class Convert:
             print(f"taken from under {weights.prefix!r}")
         if weights.left_out:
             print(f"left out of {self.src}: {_some(weights.left_out)}")
-        if self.to.startswith("diffusers") and not weights.params.clamp_logvar:
+        if self.to.startswith("diffusers") and not getattr(weights.params, "clamp_logvar", True):
             print("clamp_logvar is False, but diffusers limits logvar to [-30, 20]: samples may differ beyond that")
         return 0
 
@@ -265,7 +265,7 @@ class Table:
 
     def run(self) -> int:
         """Prints the table."""
-        tables = [expand(PRESETS[self.preset], layout) for layout in self.layout]
+        tables = [expand(preset(self.preset), layout) for layout in self.layout]
         heads = ["flax", "shape"]
         for layout in self.layout:
             heads += [layout, "shape", "from there to Flax"]
@@ -312,10 +312,10 @@ def main(args: Sequence[str] | None = None) -> int:
     )
 
 
-def _architecture(preset: str | None, config: Path | None = None) -> AutoEncoderParams | None:
+def _architecture(name: str | None, config: Path | None = None) -> Architecture | None:
     if config is None:
-        return None if preset is None else PRESETS[preset]
-    if preset is not None:
+        return None if name is None else preset(name)
+    if name is not None:
         raise ConversionError("--preset and --config both give the architecture; pass only one of them")
     if not config.is_file():
         raise FileNotFoundError(f"{config} is not a file; pass a config.json of flax-vae or of diffusers")

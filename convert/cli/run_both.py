@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.console import TraceFlags, ended_with_this_process
 from flax_vae.convert.errors import ConversionError
 from flax_vae.convert.extras import install_command, is_installed
@@ -25,7 +25,7 @@ FLAX, TORCH = "flax_vae.trace", "torch_ref.trace"
 TOLERANCE = 1e-3
 
 # The layers of one block: they are one row of the report.
-_INNER = {"norm1", "conv1", "time_mlp", "norm2", "conv2", "nin_shortcut", "norm", "q", "k", "v", "proj_out"}
+_INNER = {"norm1", "conv1", "time_mlp", "norm2", "conv2", "conv3", "nin_shortcut", "norm", "q", "k", "v", "proj_out"}
 
 
 class Drift(NamedTuple):
@@ -58,7 +58,7 @@ def require_frameworks() -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def run_both(params: AutoEncoderParams, commands: Mapping[str, TraceFlags]) -> Drift:
+def run_both(params: Architecture, commands: Mapping[str, TraceFlags]) -> Drift:
     """Runs both models in float32, at the mean of the posterior, and compares the files that they write.
 
     Args:
@@ -115,7 +115,7 @@ def run_traces(commands: Mapping[str, TraceFlags]) -> None:
 
 
 def layer_differences(
-    params: AutoEncoderParams, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
+    params: Architecture, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
 ) -> list[tuple[str, float]]:
     """Returns the name of every layer that both traces hold, in PyTorch's order of execution, and its difference.
 

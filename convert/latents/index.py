@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture, architecture_from_dict
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.files import atomic_file, read_object
 from flax_vae.convert.latents.statistics import LatentStatistics
@@ -61,7 +61,7 @@ class Encoding:
     """
 
     encoder_sha256: str
-    architecture: AutoEncoderParams
+    architecture: Architecture
     store: Store
     dtype: StoreDtype
     compute_dtype: str
@@ -107,7 +107,7 @@ class Encoding:
           TypeError: If a field is missing or unknown.
           ValueError: If a field has an invalid value.
         """
-        return cls(**{**values, "architecture": AutoEncoderParams.from_dict(values["architecture"])})
+        return cls(**{**values, "architecture": architecture_from_dict(values["architecture"])})
 
 
 class Run(NamedTuple):

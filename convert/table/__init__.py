@@ -14,7 +14,18 @@ if TYPE_CHECKING:
     from flax_vae.convert.table.grafting import graft
     from flax_vae.convert.table.identification import NOT_INFERABLE, Weights, fitting_presets, identify, nearest_preset
     from flax_vae.convert.table.ops import CONV, SAME, Op
-    from flax_vae.convert.table.rows import LAYOUTS, READABLE, Row, expand, flatten, to_flax, to_torch, unflatten
+    from flax_vae.convert.table.rows import (
+        LAYOUTS,
+        READABLE,
+        TINY_LAYOUTS,
+        Row,
+        expand,
+        flatten,
+        to_flax,
+        to_torch,
+        unflatten,
+    )
+    from flax_vae.convert.table.tiny_autoencoder import PAIR_LAYOUT, is_half, join_halves, split_halves
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -24,10 +35,12 @@ __all__ = [
     "LAYOUTS",
     "NOT_INFERABLE",
     "Op",
+    "PAIR_LAYOUT",
     "PREFIX",
     "READABLE",
     "Row",
     "SAME",
+    "TINY_LAYOUTS",
     "Weights",
     "adam_state_from_torch",
     "adam_state_to_torch",
@@ -41,5 +54,8 @@ __all__ = [
     "to_flax",
     "to_torch",
     "identify",
+    "is_half",
+    "join_halves",
+    "split_halves",
     "unflatten",
 ]

@@ -5,17 +5,24 @@ value gives wrong images without an error; they come only from a configuration o
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
+from flax_vae.convert.architecture import (
+    PRESETS,
+    TINY_PRESETS,
+    Architecture,
+    AutoEncoderParams,
+    TinyAutoEncoderParams,
+)
 from flax_vae.convert.errors import ConversionError, FlaxVaeError
 from flax_vae.convert.formats import ArrayLike, apply
 from flax_vae.convert.table.layouts import FAMILIES, Layout
-from flax_vae.convert.table.rows import expand, translate
+from flax_vae.convert.table.rows import expand, families, translate
+from flax_vae.convert.table.tiny_autoencoder import TINY_FAMILIES, infer_tiny
 
 # Module names that wrappers insert, before or inside the halves: DataParallel, torch.compile, FSDP, checkpointing.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -26,6 +33,10 @@ _ANCHOR = re.compile(
     r"|(?P<flax_prefix>(.*/)?)(?P<flax_half>encoder|decoder)/conv_in/kernel",
     re.DOTALL,
 )
+
+# In two layouts of tiny autoencoders layers have numbers only, which modules of other models have too; so these count
+# only where no half is found by name.
+_NUMBERED_ANCHOR = re.compile(r"(?P<prefix>(.*\.)?)(?P<half>encoder|decoder)\.(layers\.0|[01])\.weight", re.DOTALL)
 
 # Other tensors in a Lightning checkpoint of an autoencoder trained with LDM: the discriminator and a flattened average.
 TRAINING_ONLY = ("loss.", "model_ema.")
@@ -61,7 +72,7 @@ class Weights:
 
     tensors: Mapping[str, ArrayLike]
     layout: str
-    params: AutoEncoderParams
+    params: Architecture
     config_known: bool = True
     prefix: str = ""
     left_out: tuple[str, ...] = ()
@@ -78,7 +89,7 @@ class Weights:
 
 def identify(
     tensors: Mapping[str, ArrayLike],
-    params: AutoEncoderParams | None = None,
+    params: Architecture | None = None,
     *,
     prefix: str | None = None,
     layout: str | None = None,
@@ -105,21 +116,29 @@ def identify(
         told = _differences(inferred, params) if params else []
         hint = f"the shapes belong to another architecture: {'; '.join(told)}\n" if told else ""
         raise ConversionError(f"{hint}{error}") from None
-    return Weights(inside, layout, params or inferred, params is not None, prefix, left_out)
+    known = params is not None or isinstance(inferred, TinyAutoEncoderParams)  # no field of which is left open
+    return Weights(inside, layout, params or inferred, known, prefix, left_out)
 
 
-def fitting_presets(inferred: AutoEncoderParams) -> list[str]:
+def fitting_presets(inferred: Architecture) -> list[str]:
     """Returns the names of the presets that have exactly these tensors."""
-    return [name for name, params in PRESETS.items() if not _differences(inferred, params)]
+    return [name for name, params in _presets_like(inferred).items() if not _differences(inferred, params)]
 
 
-def nearest_preset(inferred: AutoEncoderParams) -> tuple[str, list[str]]:
+def nearest_preset(inferred: Architecture) -> tuple[str, list[str]]:
     """Returns the preset that differs in the fewest inferable fields, and those fields."""
-    name = min(PRESETS, key=lambda name: len(_differences(inferred, PRESETS[name])))
-    return name, _differences(inferred, PRESETS[name])
+    presets = _presets_like(inferred)
+    name = min(presets, key=lambda name: len(_differences(inferred, presets[name])))
+    return name, _differences(inferred, presets[name])
 
 
-def _differences(found: AutoEncoderParams, expected: AutoEncoderParams) -> list[str]:
+def _presets_like(params: Architecture) -> Mapping[str, Architecture]:
+    return PRESETS if isinstance(params, AutoEncoderParams) else TINY_PRESETS
+
+
+def _differences(found: Architecture, expected: Architecture) -> list[str]:
+    if type(found) is not type(expected):
+        return [f"{found.described}, not {expected.described}"]
     names = [each.name for each in fields(found) if each.name not in NOT_INFERABLE]
     pairs = [(name, getattr(found, name), getattr(expected, name)) for name in names]
     return [f"{name} is {here!r}, not {there!r}" for name, here, there in pairs if here != there]
@@ -142,9 +161,7 @@ def _find(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[dict[st
 
 def _choose(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[str, tuple[str, ...]]:
     """Returns the prefix of the autoencoder, and the longer prefixes that belong to other modules."""
-    halves: dict[str, set[str]] = {"encoder": set(), "decoder": set()}
-    for match in filter(None, map(_ANCHOR.fullmatch, tensors)):
-        halves[match["half"] or match["flax_half"]].add((match["prefix"] or match["flax_prefix"]) or "")
+    halves = _halves(tensors)
     there = halves["encoder"] | halves["decoder"]
     whole = halves["encoder"] & halves["decoder"]
     if wanted is not None:
@@ -174,17 +191,33 @@ def _choose(tensors: Mapping[str, ArrayLike], wanted: str | None) -> tuple[str, 
     return prefix, tuple(other for other in there if other != prefix and other.startswith(prefix))
 
 
+def _halves(tensors: Iterable[str]) -> dict[str, set[str]]:
+    """Returns the prefixes of encoders and of decoders, by their first convolutions."""
+    halves: dict[str, set[str]] = {"encoder": set(), "decoder": set()}
+    for match in filter(None, map(_ANCHOR.fullmatch, tensors)):
+        halves[match["half"] or match["flax_half"]].add((match["prefix"] or match["flax_prefix"]) or "")
+    if not any(halves.values()):
+        for match in filter(None, map(_NUMBERED_ANCHOR.fullmatch, tensors)):
+            halves[match["half"]].add(match["prefix"] or "")
+    return halves
+
+
 def _listed(prefixes: set[str]) -> str:
     return ", ".join(map(repr, sorted(prefixes)))
 
 
-def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str, ...]) -> tuple[str, AutoEncoderParams]:
+def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str, ...]) -> tuple[str, Architecture]:
     """Returns the layout whose set of keys is nearest to the tensors, and the architecture inferred in it."""
-    candidates: list[tuple[int, bool, str, AutoEncoderParams]] = []
+    candidates: list[tuple[int, bool, str, Architecture]] = []
     reasons = []
-    for name, layout in FAMILIES.items():
+    ways: list[tuple[Layout, Callable[[Mapping[str, ArrayLike], Layout], Architecture]]] = [
+        *((layout, _infer) for layout in FAMILIES.values()),
+        *((layout, infer_tiny) for layout in TINY_FAMILIES.values()),
+    ]
+    for layout, infer in ways:
+        name = layout.name
         try:
-            params = _infer(tensors, layout)
+            params = infer(tensors, layout)
         except (KeyError, IndexError):  # lacks a tensor that every model has in this layout
             continue
         except FlaxVaeError as error:
@@ -197,23 +230,24 @@ def _nearest(tensors: Mapping[str, ArrayLike], prefix: str, left_out: tuple[str,
         # Black Forest Labs and CompVis use the same names.  CompVis' models have quant convolutions or are stored in
         # Lightning checkpoints.
         training_only = any(key.startswith(TRAINING_ONLY) for key in left_out)
-        compvis = params.quant_conv or "first_stage_model." in prefix or training_only
+        compvis = getattr(params, "quant_conv", False) or "first_stage_model." in prefix or training_only
         candidates.append((len(keys ^ set(tensors)), (name == "ldm") != compvis, name, params))
     if not candidates and reasons:
         raise ConversionError(f"the tensors are those of an autoencoder that cannot be expressed here: {reasons[0]}")
     if not candidates:
+        layouts = dict.fromkeys((*FAMILIES, *TINY_FAMILIES))
         raise ConversionError(
-            f"the {len(tensors)} tensors are in none of the layouts {', '.join(FAMILIES)}; the first are "
+            f"the {len(tensors)} tensors are in none of the layouts {', '.join(layouts)}; the first are "
             f"{', '.join(list(tensors)[:4])}"
         )
     *_, name, params = min(candidates, key=lambda candidate: candidate[:2])
     return name, params
 
 
-def _as_in_layout(tensors: dict[str, ArrayLike], layout: str, params: AutoEncoderParams) -> dict[str, ArrayLike]:
+def _as_in_layout(tensors: dict[str, ArrayLike], layout: str, params: Architecture) -> dict[str, ArrayLike]:
     """Reshapes 1x1 convolutions to the axes of their layout; some files store them as matrices."""
-    if FAMILIES[layout].flax_names:
-        return tensors
+    if layout not in families(params) or families(params)[layout].flax_names:
+        return tensors  # the table refuses a layout without names
     result = dict(tensors)
     for row in expand(params, layout):
         there = result.get(row.theirs)

@@ -9,6 +9,7 @@ files.
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flax_vae.convert.table.ops import CONV, CONV_AS_DENSE, CONV_AS_LINEAR, LINEAR, SAME, Op
 
@@ -59,6 +60,22 @@ _FLUX_PARTS, _DIFFUSERS_PARTS, _LEGACY_PARTS = _columns(_PARTS)
 
 _TORCH_LEAVES = {"kernel": "weight", "scale": "weight"}
 _TORCH_OPS = {"conv": CONV, "projection": CONV, "linear": LINEAR, "vector": SAME}
+
+
+class ModuleArray(NamedTuple):
+    """One array of a module.
+
+    Attributes:
+      part: Module inside a block, a key of `Layout.parts`; empty where the block is the module.
+      name: Name of the array in Flax.
+      kind: Kind of array, a key of `Layout.ops`.
+      shape: Shape of our array.
+    """
+
+    part: str
+    name: str
+    kind: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

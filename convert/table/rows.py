@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture, AutoEncoderParams
 from flax_vae.convert.errors import ArgumentError, ConversionError, shorten_lines
 from flax_vae.convert.formats import ArrayLike, apply, dtype_name, is_floating
-from flax_vae.convert.table.layouts import FAMILIES, OURS
+from flax_vae.convert.table.layouts import FAMILIES, Layout, ModuleArray
 from flax_vae.convert.table.ops import Op
+from flax_vae.convert.table.tiny_autoencoder import TINY_FAMILIES, leaves_of, places_of
 
 LAYOUTS = tuple(name for name, layout in FAMILIES.items() if layout.writable)
 READABLE = tuple(FAMILIES)
+TINY_LAYOUTS = tuple(name for name, layout in TINY_FAMILIES.items() if layout.writable)
+_KNOWN = {**TINY_FAMILIES, **FAMILIES}
 
 # PyTorch's batch norm also counts the batches.  No result depends on the count, and JAX cannot differentiate a tree
 # that holds an integer, so the count is copied from file to file and is zero for weights from Flax.
@@ -48,26 +51,19 @@ class Row(NamedTuple):
         return self.op.torch_shape(self.shape)
 
 
-class _Leaf(NamedTuple):
-    part: str  # module inside the block, "" where the block is the module
-    name: str
-    kind: str  # kind of array, a key of `Layout.ops`
-    shape: tuple[int, ...]
+def _conv(part: str, i: int, o: int, kernel: int, kind: str = "conv") -> list[ModuleArray]:
+    return [ModuleArray(part, "kernel", kind, (kernel, kernel, i, o)), ModuleArray(part, "bias", "vector", (o,))]
 
 
-def _conv(part: str, i: int, o: int, kernel: int, kind: str = "conv") -> list[_Leaf]:
-    return [_Leaf(part, "kernel", kind, (kernel, kernel, i, o)), _Leaf(part, "bias", "vector", (o,))]
+def _norm(part: str, c: int) -> list[ModuleArray]:
+    return [ModuleArray(part, "scale", "vector", (c,)), ModuleArray(part, "bias", "vector", (c,))]
 
 
-def _norm(part: str, c: int) -> list[_Leaf]:
-    return [_Leaf(part, "scale", "vector", (c,)), _Leaf(part, "bias", "vector", (c,))]
+def _linear(part: str, i: int, o: int) -> list[ModuleArray]:
+    return [ModuleArray(part, "kernel", "linear", (i, o)), ModuleArray(part, "bias", "vector", (o,))]
 
 
-def _linear(part: str, i: int, o: int) -> list[_Leaf]:
-    return [_Leaf(part, "kernel", "linear", (i, o)), _Leaf(part, "bias", "vector", (o,))]
-
-
-def _resnet(i: int, o: int, time: int | None) -> list[_Leaf]:
+def _resnet(i: int, o: int, time: int | None) -> list[ModuleArray]:
     return [
         *_norm("norm1", i),
         *_conv("conv1", i, o, 3),
@@ -78,14 +74,14 @@ def _resnet(i: int, o: int, time: int | None) -> list[_Leaf]:
     ]
 
 
-def _attention(c: int) -> list[_Leaf]:
+def _attention(c: int) -> list[ModuleArray]:
     projections = (_conv(part, c, c, 1, "projection") for part in ("q", "k", "v", "proj_out"))
     return [*_norm("norm", c), *(leaf for leaves in projections for leaf in leaves)]
 
 
 class _Module(NamedTuple):
     place: str  # a key of `Layout.places`
-    leaves: list[_Leaf]
+    leaves: list[ModuleArray]
     s: str = ""  # side: encoder or decoder
     level: int = 0  # 0 = full resolution
     b: int = 0  # block within the level
@@ -128,46 +124,64 @@ def _walk(params: AutoEncoderParams) -> Iterator[_Module]:
     yield _Module("out", _conv("", widths[0], p.out_ch, 3), "decoder")
 
     if p.learnable_logvar:
-        yield _Module("reg", [_Leaf("", "logvar_scaling", "vector", (1,))])
+        yield _Module("reg", [ModuleArray("", "logvar_scaling", "vector", (1,))])
     if p.quant_conv:
         yield _Module("quant", _conv("", 2 * p.z_channels, 2 * p.z_channels, 1))
     if p.pre_decoder_conv:
         yield _Module("post_quant", _conv("", p.z_channels, p.z_channels, 1))
     if p.latent_norm == "batch_norm":
-        statistics = [_Leaf("", name, "vector", (p.latent_channels,)) for name in ("running_mean", "running_var")]
-        yield _Module("bn", [*statistics, _Leaf("", _COUNT, "vector", ())])
+        statistics = [ModuleArray("", name, "vector", (p.latent_channels,)) for name in ("running_mean", "running_var")]
+        yield _Module("bn", [*statistics, ModuleArray("", _COUNT, "vector", ())])
     if time is not None:
         yield _Module("time", _linear("", time, time))
 
 
-def expand(params: AutoEncoderParams, layout: str = "flux") -> tuple[Row, ...]:
+def families(params: Architecture) -> dict[str, Layout]:
+    """Returns the layouts that have names for this kind of autoencoder."""
+    return FAMILIES if isinstance(params, AutoEncoderParams) else TINY_FAMILIES
+
+
+def _modules(params: Architecture) -> Iterator[tuple[str, list[ModuleArray], dict[str, object]]]:
+    """Yields every module that has weights: its place, its arrays, and the values that complete its name."""
+    if isinstance(params, AutoEncoderParams):
+        for m in _walk(params):
+            yield m.place, m.leaves, {"s": m.s, "l": m.level, "r": params.num_levels - 1 - m.level, "b": m.b}
+    else:
+        for module in places_of(params):
+            indices = module._asdict()
+            yield indices.pop("place"), leaves_of(params, module), indices
+
+
+def expand(params: Architecture, layout: str = "flux") -> tuple[Row, ...]:
     """Returns the table of an architecture in a layout.
 
     Raises:
-      ConversionError: If the layout has no name for a module of the architecture.
+      ConversionError: If the layout has no name for a module of the architecture, or for none of its kind.
       ValueError: If the layout is unknown.
     """
-    if layout not in FAMILIES:
-        raise ArgumentError(f"unknown layout {layout!r}; expected one of {', '.join(READABLE)}")
-    names, rows = FAMILIES[layout], []
-    for module in _walk(params):
-        indices = {"s": module.s, "l": module.level, "r": params.num_levels - 1 - module.level, "b": module.b}
-        for leaf in module.leaves:
+    if layout not in _KNOWN:
+        raise ArgumentError(f"unknown layout {layout!r}; expected one of {', '.join(_KNOWN)}")
+    known = families(params)
+    if layout not in known:
+        raise ConversionError(
+            f"the {layout!r} layout has no names for {params.described}; use one of {', '.join(known)}"
+        )
+    names, ours, rows = known[layout], known["flax"], []
+    for place, leaves, indices in _modules(params):
+        for leaf in leaves:
             if leaf.name == _COUNT and not names.counts:
                 continue
-            theirs = names.key(module.place, leaf.part, leaf.name, **indices)
-            ours = "/".join(filter(None, (str(OURS[module.place]).format(**indices), leaf.part, leaf.name)))
+            theirs = names.key(place, leaf.part, leaf.name, **indices)
+            path = str(ours.key(place, leaf.part, leaf.name, **indices))
             if theirs is None:
                 raise ConversionError(
-                    f"the {layout!r} layout has no name for {ours}; use the 'flux' layout for this model"
+                    f"the {layout!r} layout has no name for {path}; use the 'flux' layout for this model"
                 )
-            rows.append(Row(ours, theirs, names.ops[leaf.kind], leaf.shape))
+            rows.append(Row(path, theirs, names.ops[leaf.kind], leaf.shape))
     return tuple(rows)
 
 
-def to_flax(
-    state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None = None
-) -> dict[str, Any]:
+def to_flax(state_dict: Mapping[str, ArrayLike], params: Architecture, layout: str | None = None) -> dict[str, Any]:
     """Returns the Flax tree of a state dict, as views of its arrays; lazy arrays (`Deferred`) stay lazy.
 
     Args:
@@ -183,7 +197,7 @@ def to_flax(
     return unflatten({path: leaf for path, leaf in _to_ours(state_dict, params, layout).items() if path != COUNTER})
 
 
-def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "flux") -> dict[str, Any]:
+def to_torch(tree: Mapping[str, Any], params: Architecture, layout: str = "flux") -> dict[str, Any]:
     """Returns the state dict of a Flax tree; the inverse of `to_flax`.
 
     Args:
@@ -199,9 +213,7 @@ def to_torch(tree: Mapping[str, Any], params: AutoEncoderParams, layout: str = "
     return _from_ours(flatten(tree) | _no_batches(params), params, layout)
 
 
-def translate(
-    state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None, to: str
-) -> dict[str, Any]:
+def translate(state_dict: Mapping[str, ArrayLike], params: Architecture, layout: str | None, to: str) -> dict[str, Any]:
     """Returns a state dict in another layout, as views; the values keep their bits.
 
     Reads only shapes: lazy arrays (`Deferred`) are read when the arrays of the result are.
@@ -219,7 +231,7 @@ def translate(
     return _from_ours(_to_ours(state_dict, params, layout), params, to)
 
 
-def _to_ours(state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, layout: str | None) -> dict[str, Any]:
+def _to_ours(state_dict: Mapping[str, ArrayLike], params: Architecture, layout: str | None) -> dict[str, Any]:
     layout = recognise(state_dict, params) if layout is None else layout
     rows = expand(params, layout)
     require_same(
@@ -231,14 +243,16 @@ def _to_ours(state_dict: Mapping[str, ArrayLike], params: AutoEncoderParams, lay
     return _no_batches(params) | {row.ours: apply(row.op.to_flax, row.shape, state_dict[row.theirs]) for row in rows}
 
 
-def _no_batches(params: AutoEncoderParams) -> dict[str, Any]:
+def _no_batches(params: Architecture) -> dict[str, Any]:
     """Returns a batch count of zero, for weights that come without one."""
-    return {COUNTER: np.zeros((), np.int64)} if params.latent_norm == "batch_norm" else {}
+    counted = isinstance(params, AutoEncoderParams) and params.latent_norm == "batch_norm"
+    return {COUNTER: np.zeros((), np.int64)} if counted else {}
 
 
-def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str) -> dict[str, Any]:
-    if layout not in LAYOUTS:
-        raise ArgumentError(f"layout {layout!r} cannot be written; expected one of {', '.join(LAYOUTS)}")
+def _from_ours(leaves: Mapping[str, Any], params: Architecture, layout: str) -> dict[str, Any]:
+    if layout not in (*LAYOUTS, *TINY_LAYOUTS):
+        known = LAYOUTS if isinstance(params, AutoEncoderParams) else TINY_LAYOUTS
+        raise ArgumentError(f"layout {layout!r} cannot be written; expected one of {', '.join(known)}")
     rows = expand(params, layout)
     require_same(
         "the tree does not fit this architecture",
@@ -249,10 +263,10 @@ def _from_ours(leaves: Mapping[str, Any], params: AutoEncoderParams, layout: str
     return {row.theirs: apply(row.op.to_torch, row.torch_shape, leaves[row.ours]) for row in rows}
 
 
-def recognise(keys: Mapping[str, Any], params: AutoEncoderParams) -> str:
+def recognise(keys: Mapping[str, Any], params: Architecture) -> str:
     """Returns the layout whose set of keys for this architecture is nearest; `expand` then checks strictly."""
     distances: dict[str, int] = {}
-    for layout in READABLE:
+    for layout in families(params):
         try:
             distances[layout] = len(set(keys) ^ {row.theirs for row in expand(params, layout)})
         except ConversionError:  # no name for a module of this architecture

@@ -9,10 +9,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from flax_vae.convert.architecture import NORM_GROUPS, AutoEncoderParams
+from flax_vae.convert.architecture import NORM_GROUPS, Architecture, AutoEncoderParams
 from flax_vae.convert.errors import ConversionError, FileError, suggest
 from flax_vae.convert.files import read_object
 from flax_vae.convert.formats import foreign
+from flax_vae.convert.weights.tiny_config import TINY, TINY_KEPT, read_tiny_config, write_tiny_config
 
 KL, FLUX2 = "AutoencoderKL", "AutoencoderKLFlux2"
 FLAX = "FlaxAutoencoderKL"  # in releases before 0.40; fewer keys, with equal meanings
@@ -103,7 +104,7 @@ def is_diffusers_config(fields: Mapping[str, Any]) -> bool:
     return "_class_name" in fields
 
 
-def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
+def read_diffusers_config(fields: Mapping[str, Any]) -> Architecture:
     """Returns the architecture of a diffusers `config.json`.
 
     Absent keys have diffusers' defaults.  Ignores keys that do not change what the model computes: private ones, which
@@ -119,8 +120,10 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> AutoEncoderParams:
     """
     fields = _as_written(fields)
     name = fields.get("_class_name")
+    if name == TINY:
+        return read_tiny_config(fields)
     if not isinstance(name, str) or name not in DEFAULTS:
-        raise ConversionError(f"_class_name is {name!r}; expected one of {', '.join(DEFAULTS)}")
+        raise ConversionError(f"_class_name is {name!r}; expected one of {', '.join((*DEFAULTS, TINY))}")
     defaults = DEFAULTS[name]
     unknown = [key for key, value in fields.items() if key not in defaults and not _is_idle(key, value)]
     if unknown:
@@ -176,11 +179,13 @@ def kept_keys(fields: Mapping[str, Any]) -> dict[str, Any]:
     Merged over the output of `write_diffusers_config` for the same weights, they restore the original file.
     """
     fields = _as_written(fields)
+    if fields.get("_class_name") == TINY:
+        return {key: value for key, value in fields.items() if key in TINY_KEPT}
     kept = {*_KEPT, *(("scaling_factor", "shift_factor") if _replaces_scaling(fields) else ())}
     return {key: value for key, value in fields.items() if key in kept}
 
 
-def write_diffusers_config(params: AutoEncoderParams, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def write_diffusers_config(params: Architecture, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the `config.json` from which `diffusers.AutoencoderKL.from_pretrained` builds this architecture.
 
     diffusers always limits the posterior's logvar, so a model without `clamp_logvar` gains the limits; means and
@@ -193,6 +198,8 @@ def write_diffusers_config(params: AutoEncoderParams, kept: Mapping[str, Any] | 
     Raises:
       ConversionError: If diffusers cannot express it; the message names the reason.
     """
+    if not isinstance(params, AutoEncoderParams):
+        return write_tiny_config(params) | dict(kept or {})
     for condition, sentence in (
         (params.time_emb_dim is not None, f"are not conditioned on time (time_emb_dim={params.time_emb_dim})"),
         (params.learnable_logvar, "have no learnable_logvar"),
@@ -234,7 +241,7 @@ def write_diffusers_config(params: AutoEncoderParams, kept: Mapping[str, Any] | 
     }
 
 
-def write_flax_config(params: AutoEncoderParams, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def write_flax_config(params: Architecture, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns the `config.json` of the former `diffusers.FlaxAutoencoderKL`, as its last release, 0.39, wrote it.
 
     That class has fewer keys than `AutoencoderKL` and ignores the others, so what they express is refused.  It never
@@ -266,7 +273,7 @@ def _fits_flax(key: str, value: Any) -> bool:
     return key in (*_FLAX_KEYS, *_FLAX_EXTRA, *_KEPT) or key.startswith("_") or value == DEFAULTS[KL].get(key)
 
 
-def read_diffusers_file(path: str | os.PathLike[str]) -> AutoEncoderParams:
+def read_diffusers_file(path: str | os.PathLike[str]) -> Architecture:
     """Reads the architecture from a diffusers `config.json`.
 
     Raises:

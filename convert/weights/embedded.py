@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture, architecture_from_dict
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.files import loads_object
 
@@ -18,13 +18,13 @@ KEY = "autoencoder"
 DIGEST = "autoencoder_sha256"  # digest of the text under `KEY`; earlier versions wrote none
 
 
-def write_architecture(params: AutoEncoderParams) -> dict[str, str]:
+def write_architecture(params: Architecture) -> dict[str, str]:
     """Returns the metadata entries that describe the architecture."""
     text = json.dumps(params.to_dict(), allow_nan=False)
     return {KEY: text, DIGEST: _digest(text)}
 
 
-def read_architecture(path: object, metadata: Mapping[str, str]) -> AutoEncoderParams | None:
+def read_architecture(path: object, metadata: Mapping[str, str]) -> Architecture | None:
     """Returns the architecture in the metadata of the file `path`, or None if there is none.
 
     Raises:
@@ -37,7 +37,7 @@ def read_architecture(path: object, metadata: Mapping[str, str]) -> AutoEncoderP
     if KEY not in metadata:
         return None
     try:
-        return AutoEncoderParams.from_dict(loads_object(metadata[KEY].encode()))
+        return architecture_from_dict(loads_object(metadata[KEY].encode()))
     except (TypeError, ValueError) as error:
         raise FileError(
             f"{path}: the entry {KEY!r} of its metadata describes no autoencoder: {error}", path=path
@@ -45,7 +45,7 @@ def read_architecture(path: object, metadata: Mapping[str, str]) -> AutoEncoderP
 
 
 def check_config(
-    config: Path, found: AutoEncoderParams, weights: Path, metadata: Mapping[str, str], *, idle: bool = True
+    config: Path, found: Architecture, weights: Path, metadata: Mapping[str, str], *, idle: bool = True
 ) -> None:
     """Checks that a configuration is the one that was written with the weights.
 
@@ -63,9 +63,9 @@ def check_config(
     if written is None:
         return
     before, now = vars(written), vars(found)
-    names = [name for name in before if before[name] != now[name]] if idle else written.differences(found)
+    names = [name for name in before | now if before.get(name) != now.get(name)] if idle else written.differences(found)
     if names:
-        differ = "; ".join(f"{name} is {now[name]!r}, and was written as {before[name]!r}" for name in names)
+        differ = "; ".join(f"{name} is {now.get(name)!r}, and was written as {before.get(name)!r}" for name in names)
         command = f"from flax_vae.convert.weights.folder import write_config; write_config({str(config.parent)!r})"
         raise FileError(
             f"{config} is not the configuration that {weights.name} was written with: {differ}. Put the old value "

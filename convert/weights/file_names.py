@@ -12,7 +12,7 @@ from flax_vae.convert.weights.folder import CONFIG, WEIGHTS, is_own_config
 
 Kind = Literal[
     "safetensors", "sharded safetensors", "pickle", "sharded pickles", "flax msgpack", "diffusers folder",
-    "model folder", "orbax",
+    "model folder", "orbax", "two halves",
 ]  # fmt: skip
 ACCEPTED = "*.safetensors, *.sft, *.pt, *.pth, *.ckpt, *.bin, *.msgpack, *.safetensors.index.json, *.bin.index.json"
 _SUFFIXES: dict[str, Kind] = {
@@ -28,6 +28,9 @@ _DIFFUSERS = re.compile(
 )
 # Order of preference among the files of one variant: as in diffusers, except that msgpack needs no PyTorch.
 _ORDER = ("safetensors.index", "safetensors", "msgpack", "bin.index", "bin")
+
+# The two files of a tiny autoencoder, as its authors publish it: taesd_encoder.pth beside taesd_decoder.pth.
+_HALF = re.compile(r"(?P<stem>.*)(?P<half>encoder|decoder)(?P<end>\.(safetensors|sft|pth|pt))", re.DOTALL)
 
 
 def is_weights_file(name: str) -> bool:
@@ -58,6 +61,8 @@ def choose_models(
 ) -> list[str]:
     """Returns the weights files in a folder that are models: ours, and one of those that diffusers wrote.
 
+    Where there is neither, the encoders that lie beside a decoder of the same name; see `pair_of`.
+
     Args:
       folder: Folder, in which the `config.json` is read.
       inside: Names of the files in it; of them only `config.json` must exist.
@@ -69,7 +74,15 @@ def choose_models(
     """
     ours = WEIGHTS in inside and CONFIG in inside and is_own_config(folder / CONFIG)
     theirs = _choose_diffusers_file(label or folder, inside, variant)
-    return [WEIGHTS] * ours + ([] if theirs is None else [theirs])
+    return [WEIGHTS] * ours + ([] if theirs is None else [theirs]) or [
+        name for name in sorted(inside) if (pair := pair_of(name)) and name == pair[0] and pair[1] in inside
+    ]
+
+
+def pair_of(name: str) -> tuple[str, str] | None:
+    """Returns the names of an encoder's and a decoder's file, given one of them, or None for another name."""
+    match = _HALF.fullmatch(name)
+    return match and (f"{match['stem']}encoder{match['end']}", f"{match['stem']}decoder{match['end']}")
 
 
 def _choose_diffusers_file(folder: str | Path, inside: Collection[str], variant: str | None) -> str | None:

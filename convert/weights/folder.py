@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture, architecture_from_dict
 from flax_vae.convert.errors import ArgumentError, ConversionError, FileError
 from flax_vae.convert.files import atomic_file, atomic_folder, read_object, write_json
 from flax_vae.convert.formats import ArrayLike, foreign, read_metadata, read_tensors, write_tensors
@@ -26,7 +26,7 @@ FLAX_WEIGHTS = "diffusion_flax_model.msgpack"
 
 def save_folder(
     folder: str | os.PathLike[str],
-    params: AutoEncoderParams,
+    params: Architecture,
     state_dict: Mapping[str, ArrayLike],
     *,
     force: bool = False,
@@ -52,15 +52,13 @@ def save_folder(
         write_tensors(fresh / WEIGHTS, state_dict, metadata=header(params))
 
 
-def header(params: AutoEncoderParams) -> dict[str, str]:
+def header(params: Architecture) -> dict[str, str]:
     """Returns the metadata of a weights file."""
     # Hugging Face's readers require the first entry.
     return {"format": "pt"} | write_architecture(params)
 
 
-def load_folder(
-    path: str | os.PathLike[str], *, verify: bool = True
-) -> tuple[AutoEncoderParams, dict[str, np.ndarray]]:
+def load_folder(path: str | os.PathLike[str], *, verify: bool = True) -> tuple[Architecture, dict[str, np.ndarray]]:
     """Reads a model folder, given the folder or the `model.safetensors` in it.
 
     Args:
@@ -97,7 +95,7 @@ def load_folder(
     return params, state_dict
 
 
-def write_config(folder: str | os.PathLike[str], params: AutoEncoderParams | None = None) -> None:
+def write_config(folder: str | os.PathLike[str], params: Architecture | None = None) -> None:
     """Changes the configuration of a model folder, or accepts a change that was made to its `config.json`.
 
     Rewrites the weights file with the same tensors and a new header, which takes about a second per gigabyte.  If the
@@ -135,7 +133,7 @@ def is_own_config(path: str | os.PathLike[str]) -> bool:
         return True
 
 
-def read_any_config(path: str | os.PathLike[str]) -> AutoEncoderParams:
+def read_any_config(path: str | os.PathLike[str]) -> Architecture:
     """Reads the architecture from a `config.json` of this package or of diffusers.
 
     Raises:
@@ -145,14 +143,14 @@ def read_any_config(path: str | os.PathLike[str]) -> AutoEncoderParams:
     return read_config(path) if is_own_config(path) else read_diffusers_file(path)
 
 
-def read_config(path: str | os.PathLike[str]) -> AutoEncoderParams:
+def read_config(path: str | os.PathLike[str]) -> Architecture:
     """Reads the architecture from a `config.json`.
 
     Raises:
       FileError: If the file is not JSON or does not describe an architecture.
     """
     try:
-        return AutoEncoderParams.from_dict(read_object(path))
+        return architecture_from_dict(read_object(path))
     except (TypeError, ValueError) as error:
         raise FileError(
             foreign(path, "a configuration") or f"{path} does not describe an autoencoder: {error}",

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from flax_vae.convert.errors import ArgumentError, FileError, shorten
 from flax_vae.convert.extras import needed
 from flax_vae.convert.formats import is_index, read_shard_index
-from flax_vae.convert.weights.file_names import choose_models, is_diffusers_file, is_weights_file, variant_of
+from flax_vae.convert.weights.file_names import choose_models, is_diffusers_file, is_weights_file, pair_of, variant_of
 from flax_vae.convert.weights.folder import CONFIG, WEIGHTS, read_any_config
 
 PREFIX = "hf:"
@@ -151,6 +151,8 @@ def download(name: HubName, variant: str | None = None) -> Path:
     if is_index(weights.name):
         shards = {str(name.folder / shard) for shard in read_shard_index(weights).values()}
         _fetch(name, [file for file in files if file in shards], commit)
+    if other := {str(name.folder / half) for half in pair_of(weights.name) or ()} - {str(name.folder / weights.name)}:
+        _fetch(name, [file for file in files if file in other], commit)
     return weights
 
 

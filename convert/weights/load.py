@@ -3,7 +3,7 @@
 import os
 from dataclasses import replace
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture, AutoEncoderParams
 from flax_vae.convert.architecture import preset as preset_named
 from flax_vae.convert.errors import ConversionError
 from flax_vae.convert.table import Weights, fitting_presets, identify, nearest_preset
@@ -12,7 +12,7 @@ from flax_vae.convert.weights.open import WeightFile, open_weights
 
 def load_weights(
     path: str | os.PathLike[str],
-    params: AutoEncoderParams | str | None = None,
+    params: Architecture | str | None = None,
     *,
     verify: bool = True,
     raw_weights: bool = False,
@@ -49,25 +49,24 @@ def load_weights(
     return resolve_architecture(source, preset_named(params) if isinstance(params, str) else params, prefix)
 
 
-def resolve_architecture(source: WeightFile, params: AutoEncoderParams | None, prefix: str | None = None) -> Weights:
+def resolve_architecture(source: WeightFile, params: Architecture | None, prefix: str | None = None) -> Weights:
     """Returns the weights of a source with their complete architecture.
 
     Raises:
       ConversionError: As for `load_weights`.
     """
     config = source.config
-    if params is not None and config is not None:
-        # The weights do not depend on it, and configurations from before the field existed have False.
-        decided = {"clamp_logvar", *(("padding_mode", "batch_norm_eps") if source.kind == "diffusers folder" else ())}
-        if params.latent_norm != config.latent_norm:
-            decided -= {"batch_norm_eps"}
-        config = replace(config, **{name: vars(params)[name] for name in decided})
-        if differences := config.differences(params):
-            fields = [f"{name} is {vars(config)[name]!r}, not {vars(params)[name]!r}" for name in differences]
-            raise ConversionError(
-                f"{source.path}: in the configuration beside the weights, {'; '.join(fields)}", path=source.path
-            )
     try:
+        if params is not None and config is not None:
+            # The weights do not depend on it, and configurations from before the field existed have False.
+            if isinstance(params, AutoEncoderParams) and isinstance(config, AutoEncoderParams):
+                decided = {"clamp_logvar"} | ({"padding_mode"} if source.kind == "diffusers folder" else set())
+                if source.kind == "diffusers folder" and params.latent_norm == config.latent_norm:
+                    decided |= {"batch_norm_eps"}
+                config = replace(config, **{name: vars(params)[name] for name in decided})
+            if differences := config.differences(params):
+                fields = [f"{name} is {vars(config)[name]!r}, not {vars(params)[name]!r}" for name in differences]
+                raise ConversionError(f"in the configuration beside the weights, {'; '.join(fields)}")
         weights = identify(source.tensors, config or params, prefix=prefix, layout=source.layout)
     except ConversionError as error:
         raise ConversionError(f"{source.path}: {error}", path=source.path) from None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.files import note_on_number, read_object, require_regular
 from flax_vae.convert.formats import (
@@ -22,11 +22,12 @@ from flax_vae.convert.formats import (
     read_shards,
     read_tensors,
 )
+from flax_vae.convert.table import PAIR_LAYOUT, is_half, join_halves
 from flax_vae.convert.weights import orbax_steps
 from flax_vae.convert.weights.averages import choose_in_ldm
 from flax_vae.convert.weights.diffusers_config import kept_keys, read_diffusers_file
 from flax_vae.convert.weights.embedded import check_config, read_architecture
-from flax_vae.convert.weights.file_names import ACCEPTED, Kind, choose_models, is_diffusers_file, kind_of
+from flax_vae.convert.weights.file_names import ACCEPTED, Kind, choose_models, is_diffusers_file, kind_of, pair_of
 from flax_vae.convert.weights.folder import CONFIG, LAYOUT, WEIGHTS, is_own_config, load_folder
 from flax_vae.convert.weights.hub import HubName, download, find
 from flax_vae.convert.weights.run_folder import find_export, is_run
@@ -52,7 +53,7 @@ class WeightFile:
     path: Path
     kind: Kind
     tensors: Mapping[str, ArrayLike]
-    config: AutoEncoderParams | None = None
+    config: Architecture | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     kept: Mapping[str, Any] = field(default_factory=dict)
     averaged: bool | None = None
@@ -73,9 +74,9 @@ def open_weights(
 
     Accepts a safetensors file, the index of several, a PyTorch checkpoint, a msgpack file of diffusers' former Flax
     models, a diffusers folder or a file in it, a model folder of this package or the file in it, a checkpoint of this
-    package (the folder of one step, or the `checkpoints` folder if it holds only one), the directory of a finished
-    run, and models on the Hugging Face hub (see `flax_vae.convert.weights.hub.find`).  Safetensors files and pickles
-    are distinguished by content, not by name.
+    package (the folder of one step, or the `checkpoints` folder if it holds only one), the directory of a finished run,
+    one of the two files of a tiny autoencoder or the folder of both, and models on the Hugging Face hub (see
+    `flax_vae.convert.weights.hub.find`).  Safetensors files and pickles are distinguished by content, not by name.
 
     A diffusers folder may hold several copies of the same weights.  The default variant is the one without a name;
     safetensors files are preferred over msgpack, and msgpack over pickles, which need PyTorch.
@@ -121,7 +122,10 @@ def _open_file(path: Path, verify: bool) -> WeightFile:
         return _open_diffusers(path, verify)
     if path.name == WEIGHTS and path.with_name(CONFIG).is_file() and is_own_config(path.with_name(CONFIG)):
         return _open_model(path.parent, verify)
-    return _read_file(path, None, verify)
+    source, pair = _read_file(path, None, verify), pair_of(path.name)
+    if pair is None or not is_half(source.tensors):
+        return source
+    return _open_pair(path.with_name(pair[0]), path.with_name(pair[1]), verify)
 
 
 def _open_folder(folder: Path, verify: bool, variant: str | None, raw_weights: bool) -> WeightFile:
@@ -180,7 +184,18 @@ def _open_diffusers(path: Path, verify: bool) -> WeightFile:
     return WeightFile(path, "diffusers folder", source.tensors, source.config, source.metadata, kept)
 
 
-def _read_file(path: Path, config: AutoEncoderParams | None, verify: bool) -> WeightFile:
+def _open_pair(encoder: Path, decoder: Path, verify: bool) -> WeightFile:
+    for path, other in ((encoder, decoder), (decoder, encoder)):
+        if not path.is_file():
+            raise FileNotFoundError(f"{other} holds one half of a tiny autoencoder; put {path.name} beside it")
+    one, two = (_read_file(path, None, verify) for path in (encoder, decoder))
+    if one.config != two.config:
+        raise FileError(f"{encoder} and {decoder.name} were not written together: their architectures differ")
+    tensors = join_halves(one.tensors, two.tensors)
+    return WeightFile(encoder, "two halves", tensors, one.config, one.metadata, layout=PAIR_LAYOUT)
+
+
+def _read_file(path: Path, config: Architecture | None, verify: bool) -> WeightFile:
     content = content_of(path)
     kind = kind_of(path.name)
     if content is not None and content.kind != kind:

@@ -12,7 +12,7 @@ import numpy as np
 from flax_vae.convert.errors import ConversionError, FileError
 from flax_vae.convert.files import atomic_folder, refuse_file_name, write_json
 from flax_vae.convert.formats import Deferred, cast, is_index, read_shard_index, write_msgpack, write_tensors
-from flax_vae.convert.table import Weights, unflatten
+from flax_vae.convert.table import PAIR_LAYOUT, Weights, split_halves, unflatten
 from flax_vae.convert.weights.diffusers_config import read_diffusers_config, write_diffusers_config, write_flax_config
 from flax_vae.convert.weights.folder import CONFIG, DIFFUSERS_WEIGHTS, FLAX_WEIGHTS, WEIGHTS, header, save_folder
 from flax_vae.convert.weights.folder import LAYOUT as FOLDER_LAYOUT
@@ -35,9 +35,9 @@ def save_weights(
 
     If `path` ends in `.safetensors` or `.sft`, writes one file with the architecture in its header.  Otherwise writes a
     folder: a model folder of this package for `"flux"`, for `"diffusers"` one that `AutoencoderKL.from_pretrained` (or
-    `AutoencoderKLFlux2`) loads, and for `"diffusers-flax"` one that `flax_vae.compat.FlaxAutoencoderKL` loads, and
-    diffusers' own class of that name up to 0.39; the other layouts have no folders.  Refuses names that end like other
-    files, such as `.pt`.
+    `AutoencoderKLFlux2`, `AutoencoderTiny`) loads, for `"diffusers-flax"` one that `flax_vae.compat.FlaxAutoencoderKL`
+    loads, and diffusers' own class of that name up to 0.39, and for `"taesd"` one file for each half; the other layouts
+    have no folders.  Refuses names that end like other files, such as `.pt`.
 
     Args:
       path: File or folder; missing parents are created.
@@ -58,14 +58,17 @@ def save_weights(
       ValueError: If the layout or the dtype is unknown.
     """
     target, params = Path(path), weights.params
-    # diffusers builds from a configuration, so a single file must not hold what the configuration cannot express.
-    config = write_diffusers_config(params, weights.kept) if layout == "diffusers" else {}
+    single = target.suffix.lower() in FILE_SUFFIXES
+    # diffusers builds from a configuration, so a single file must not hold what the configuration cannot express; but
+    # tiny autoencoders are also built by classes of others, which have diffusers' names.
+    configured = layout == "diffusers" and not (single and not params.has_posterior)
+    config = write_diffusers_config(params, weights.kept) if configured else {}
     state_dict = weights.to(layout)
     if dtype is not None:
         state_dict = cast(state_dict, dtype)
     if progress is not None:
         state_dict = _watch(state_dict, progress)
-    if target.suffix.lower() in FILE_SUFFIXES:
+    if single:
         _check_prefix(prefix, layout)
         _refuse_part(target)
         entries = header(params) | dict(metadata or {})
@@ -87,9 +90,15 @@ def save_weights(
         with atomic_folder(target, (CONFIG, FLAX_WEIGHTS), force=force) as fresh:
             write_json(fresh / CONFIG, config)
             write_msgpack(fresh / FLAX_WEIGHTS, unflatten(state_dict))
+    elif layout == PAIR_LAYOUT:
+        halves = {f"{half}{FILE_SUFFIXES[0]}": tensors for half, tensors in split_halves(state_dict).items()}
+        with atomic_folder(target, tuple(halves), force=force) as fresh:
+            for name, tensors in halves.items():
+                write_tensors(fresh / name, tensors, metadata=header(params))
     else:
         raise ConversionError(
-            f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r}, 'diffusers' and 'diffusers-flax' have; "
+            f"the {layout!r} layout has no folders, only {FOLDER_LAYOUT!r}, 'diffusers', 'diffusers-flax' and "
+            f"{PAIR_LAYOUT!r} have; "
             f"call the file {target}{FILE_SUFFIXES[0]}"
         )
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from flax_vae.convert.architecture import PRESETS
+from flax_vae.convert.architecture import ALL_PRESETS
 from flax_vae.convert.console import advise, parse_flags
 
 Flags = TypeVar("Flags")
 
-PRESET_HELP = f"Architecture, if none is stored with the weights: {', '.join(PRESETS)}."
+PRESET_HELP = f"Architecture, if none is stored with the weights: {', '.join(ALL_PRESETS)}."
 
 
 def run_command(

@@ -19,7 +19,7 @@ from flax_vae.images import ADDRESSES
 if TYPE_CHECKING:  # load JAX and Pillow, which --help must not
     from PIL.Image import Image
 
-    from flax_vae import AutoEncoder
+    from flax_vae.autoencoder import Model
     from flax_vae.images import Comparison, ImageSource
 
 PROG = "flax-vae reconstruct"
@@ -152,7 +152,7 @@ def _check_out(out: Path, flags: Reconstruct) -> None:
         raise UserError(f"{printable(folder)} is not a writable folder for {name}; choose another with --out")
 
 
-def _compare(entry: _Entry, model: "AutoEncoder", params: Any, flags: Reconstruct) -> "Comparison":
+def _compare(entry: _Entry, model: "Model", params: Any, flags: Reconstruct) -> "Comparison":
     import jax
     import numpy as np
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import AutoEncoderParams, require_posterior
 from flax_vae.convert.errors import suggest
 from flax_vae.convert.weights import read_diffusers_config
 
@@ -61,4 +61,4 @@ def params_of(fields: Mapping[str, Any]) -> AutoEncoderParams:
     Raises:
       ConversionError: If this package cannot express it; the message names the key and the value.
     """
-    return read_diffusers_config({"_class_name": "FlaxAutoencoderKL", **fields})
+    return require_posterior(read_diffusers_config({"_class_name": "FlaxAutoencoderKL", **fields}))

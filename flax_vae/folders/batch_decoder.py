@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
-from flax_vae.autoencoder import AutoEncoder
+from flax_vae.autoencoder import Model
 from flax_vae.conditioning import same_time
 from flax_vae.convert.console import Progress, printable
 from flax_vae.convert.errors import FileError
@@ -27,7 +27,7 @@ from flax_vae.inference import ENCODER_PARAMS, DataParallel, decode_in_bands
 class BatchDecoder:
     """Decodes the latents of a data set with a model."""
 
-    def __init__(self, model: AutoEncoder, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
+    def __init__(self, model: Model, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
         """Places the decoder's weights on the devices.
 
         Args:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
-from flax_vae.autoencoder import AutoEncoder
+from flax_vae.autoencoder import AutoEncoder, Model
 from flax_vae.conditioning import same_time
 from flax_vae.convert.latents import Encoding
 from flax_vae.inference import DECODER_PARAMS, DataParallel, moments_over_devices, rows_of
@@ -58,7 +58,7 @@ class LatentEncoder:
       devices: Devices that compute.
     """
 
-    def __init__(self, model: AutoEncoder, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
+    def __init__(self, model: Model, params: dict[str, Any], encoding: Encoding, devices: Sequence[Any]):
         """Places the encoder's weights on the devices.
 
         Args:
@@ -106,18 +106,20 @@ class LatentEncoder:
     def _whole(self, params: Any, images: Array, entries: Array) -> dict[str, Array]:
         time = same_time(images.shape[0], self._encoding.time, self._model.params)
 
-        def run(model: AutoEncoder) -> dict[str, Array]:
+        def run(model: Model) -> dict[str, Array]:
             return self._stored(model, model.moments(images, time), entries)
 
         return self._model.apply({"params": params}, method=run)  # pyright: ignore[reportReturnType]
 
     def _from_moments(self, params: Any, moments: Array, entries: Array) -> dict[str, Array]:
-        def run(model: AutoEncoder) -> dict[str, Array]:
+        def run(model: Model) -> dict[str, Array]:
             return self._stored(model, moments, entries)
 
         return self._model.apply({"params": params}, method=run)  # pyright: ignore[reportReturnType]
 
-    def _stored(self, model: AutoEncoder, moments: Array, entries: Array) -> dict[str, Array]:
+    def _stored(self, model: Model, moments: Array, entries: Array) -> dict[str, Array]:
+        if not isinstance(model, AutoEncoder):  # its encoder gives the latent itself
+            return {"latent": model.scale(moments)}
         posterior = model.reg.posterior(moments)
         if self._encoding.store == "moments":
             return {"mean": posterior.mean, "logvar": posterior.logvar}

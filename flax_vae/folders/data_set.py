@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import ArgumentError, FileError
 from flax_vae.convert.files import atomic_file
@@ -181,14 +182,16 @@ class DataSet:
         if skipped:
             lines = [json.dumps({"name": name, "reason": reason}) for name, reason in sorted(skipped)]
             yield SKIPPED, "\n".join(lines) + "\n"
+        factors = None  # of latents that need none, as they are normalised or those of a diffusion model
         architecture = encoding.architecture
-        factors = (architecture.scale_factor, architecture.shift_factor) if encoding.scaled else (1.0, 0.0)
+        if isinstance(architecture, AutoEncoderParams) and not architecture.normalises_channels:
+            factors = (architecture.scale_factor, architecture.shift_factor) if encoding.scaled else (1.0, 0.0)
         try:
             statistics = LatentStatistics.of(
                 (note.moments for note in notes),
                 encoding.channels,
                 scaled=encoding.scaled,
-                factors=None if architecture.normalises_channels else factors,
+                factors=factors,
             )
         except ArgumentError as error:
             raise UserError(str(error)) from error

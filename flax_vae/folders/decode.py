@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_vae.autoencoder import AutoEncoder
+from flax_vae.autoencoder import Model
+from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.console import Progress
 from flax_vae.convert.latents import Encoding, LatentDataset, LatentIndex
 from flax_vae.errors import UserError
@@ -45,7 +46,7 @@ class DecodeReport:
 def decode_folder(
     source: Path,
     destination: Path,
-    model: AutoEncoder,
+    model: Model,
     params: dict[str, Any],
     grouping: BatchLimits | None = None,
     *,
@@ -118,9 +119,7 @@ def _index_sha256(index: LatentIndex) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _check_model(
-    model: AutoEncoder, params: dict[str, Any], encoding: Encoding, source: Path, other_model: bool
-) -> None:
+def _check_model(model: Model, params: dict[str, Any], encoding: Encoding, source: Path, other_model: bool) -> None:
     if model.params.out_ch != 3:
         raise UserError(f"the model gives images of {model.params.out_ch} channels; image files are written as RGB")
     theirs, ours = encoding.architecture, model.params
@@ -129,12 +128,16 @@ def _check_model(
             f"the latents in {source} have {theirs.latent_channels} channels and factor {theirs.factor}, those of the "
             f"model {ours.latent_channels} and {ours.factor}; give the model that encoded them"
         )
+    if not encoding.scaled and not ours.has_posterior:
+        raise UserError(
+            f"{source} holds moments, and {ours.described} decodes latents as the diffusion model sees them; encode "
+            "with --store mean"
+        )
     if other_model:
         return
-    # Decoding does not depend on the clamp of the log-variance.
-    if replace(theirs, clamp_logvar=ours.clamp_logvar) != ours or encoding.encoder_sha256 != weights_sha256(
-        params, DECODER_PARAMS
-    ):
+    if isinstance(theirs, AutoEncoderParams) and isinstance(ours, AutoEncoderParams):
+        theirs = replace(theirs, clamp_logvar=ours.clamp_logvar)  # on which decoding does not depend
+    if theirs != ours or encoding.encoder_sha256 != weights_sha256(params, DECODER_PARAMS):
         raise UserError(
             f"another model encoded the latents in {source}; give that one, or --other-model to decode them with this"
         )

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flax_vae.autoencoder import AutoEncoder
+from flax_vae.autoencoder import Model
 from flax_vae.convert.console import Progress
 from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.files import remove_content
@@ -65,7 +65,7 @@ class EncodeReport:
 def encode_folder(
     source: str | os.PathLike[str],
     destination: Path,
-    model: AutoEncoder,
+    model: Model,
     params: dict[str, Any],
     encoding: Encoding,
     grouping: BatchLimits | None = None,
@@ -169,7 +169,7 @@ def encode_folder(
     )
 
 
-def encoding_of(model: AutoEncoder, params: dict[str, Any], **settings: Any) -> Encoding:
+def encoding_of(model: Model, params: dict[str, Any], **settings: Any) -> Encoding:
     """Returns the settings of encoding with this model.
 
     Args:
@@ -191,6 +191,11 @@ def encoding_of(model: AutoEncoder, params: dict[str, Any], **settings: Any) -> 
         raise UserError(f"multiple={multiple} must be a multiple of {architecture.factor}, the model's factor")
     if model.dtype is None:
         raise ArgumentError("the model has dtype=None; expected an explicit dtype, jnp.float32 or jnp.bfloat16")
+    if not architecture.has_posterior and settings.get("store", "mean") != "mean":
+        raise UserError(
+            f"store={settings['store']!r} needs a posterior, which {architecture.described} does not have; use 'mean' "
+            "(--store mean), which stores the latent that the encoder gives"
+        )
     compute = np.dtype(model.dtype).name
     return Encoding(
         weights_sha256(params, DECODER_PARAMS), architecture, compute_dtype=compute, multiple=multiple, **settings

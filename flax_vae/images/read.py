@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.console import printable as printable
 from flax_vae.convert.errors import FileError
 from flax_vae.errors import DataError
@@ -125,7 +125,7 @@ def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray,
         return np.asarray(_to_rgb(image, name))
 
 
-def read_model_input(path: Path, params: AutoEncoderParams) -> Float[np.ndarray, "1 h w c"]:
+def read_model_input(path: Path, params: Architecture) -> Float[np.ndarray, "1 h w c"]:
     """Returns an image in [-1, 1] for a model, cropped to multiples of its factor.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from flax_vae.autoencoder import AutoEncoder
+from flax_vae.autoencoder import Model
 from flax_vae.errors import UserError
 from flax_vae.finite import require_finite
 from flax_vae.loading import from_pretrained
@@ -14,7 +14,7 @@ from flax_vae.ops import require_devices
 
 def load_model(
     path: str, preset: str | None, dtype: str, *, raw_weights: bool = False, rgb: bool = False
-) -> tuple[AutoEncoder, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:
     """Loads a model with parameters in float32.
 
     Args:

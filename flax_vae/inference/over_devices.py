@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from flax_vae.autoencoder import AutoEncoder
+from flax_vae.autoencoder import Model
 from flax_vae.convert.architecture import check_image
 from flax_vae.convert.errors import ArgumentError
 
@@ -24,7 +24,7 @@ DECODER_PARAMS = ("decoder", "post_quant_conv")  # parameters that only decoding
 
 
 def decode_over_devices(
-    model: AutoEncoder,
+    model: Model,
     params: dict[str, Any],
     z: Float[Array | np.ndarray, "b h w c"],
     time: Float[Array | np.ndarray, "b ..."] | None = None,
@@ -53,7 +53,7 @@ def decode_over_devices(
 
 
 def moments_over_devices(
-    model: AutoEncoder,
+    model: Model,
     params: dict[str, Any],
     x: Float[Array | np.ndarray, "b h w c"],
     time: Float[Array | np.ndarray, "b ..."] | None = None,
@@ -103,7 +103,7 @@ def _over_rows(model: Any, method: str, devices: tuple[Any, ...], params: Any, x
 
 
 @lru_cache(maxsize=8)
-def _compiled(model: AutoEncoder, method: str, devices: tuple[Any, ...]):
+def _compiled(model: Model, method: str, devices: tuple[Any, ...]):
     mesh = Mesh(np.asarray(devices), ("rows",))
     replicated, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(None, "rows"))
 

@@ -8,9 +8,9 @@ import numpy as np
 from flax.typing import Dtype
 from jaxtyping import Array, Float, UInt8
 
-from flax_vae.autoencoder import AutoEncoder
+from flax_vae.autoencoder import Model
 from flax_vae.conditioning import same_time
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture, AutoEncoderParams
 from flax_vae.images import pad_to_factor, padded_size, to_float
 from flax_vae.inference.banded_decode import decode_in_bands
 
@@ -22,24 +22,24 @@ class Reconstruction(NamedTuple):
 
     Attributes:
       images: Reconstructions, nominally in [-1, 1], float32, with the size of the originals.
-      mean: Means of the posteriors of the padded images, not scaled.
-      logvar: Log-variances of the posteriors.
+      mean: Means of the posteriors of the padded images, not scaled; the raw latents of a model without posteriors.
+      logvar: Log-variances of the posteriors, or None.
     """
 
     images: Float[np.ndarray, "b h w 3"]
     mean: Float[np.ndarray, "b H W z"]
-    logvar: Float[np.ndarray, "b H W z"]
+    logvar: Float[np.ndarray, "b H W z"] | None
 
 
 def reconstruct(
-    model: AutoEncoder,
+    model: Model,
     params: Any,
     images: UInt8[np.ndarray, "b h w 3"],
     time: float | None = None,
     *,
     in_bands: bool = False,
 ) -> Reconstruction:
-    """Encodes images to the mode of the posterior and decodes it.
+    """Encodes images to the mode of the posterior, or to the latent of a model without one, and decodes it.
 
     Images are padded to multiples of the model's factor by repeating their last row and column, and cropped again.  A
     program is compiled for every image shape.
@@ -66,11 +66,11 @@ def reconstruct(
     return Reconstruction(decoded[:, :height, :width].astype(np.float32), *jax.device_get((mean, logvar)))
 
 
-def needs_bands(params: AutoEncoderParams, height: int, width: int, dtype: Dtype = jnp.float32) -> bool:
+def needs_bands(params: Architecture, height: int, width: int, dtype: Dtype = jnp.float32) -> bool:
     """Returns whether the decoder's largest feature map of an image takes more than 1 GiB.
 
     For FLUX.1 it does beyond 1024 x 1024 pixels.  Decoding at once holds several such maps; `flax_vae.decode_in_bands`
-    avoids that.
+    avoids that, but for tiny autoencoders, of which this is never true.
 
     Args:
       params: Architecture.
@@ -78,6 +78,8 @@ def needs_bands(params: AutoEncoderParams, height: int, width: int, dtype: Dtype
       width: Width of the image in pixels.
       dtype: Computation dtype.
     """
+    if not isinstance(params, AutoEncoderParams):
+        return False
     rows, columns = padded_size(height, width, params.factor)
     # The first map at full resolution still has the channels of the level below, if there is one.
     channels = params.up_widths[min(1, params.num_levels - 1)]
@@ -85,12 +87,15 @@ def needs_bands(params: AutoEncoderParams, height: int, width: int, dtype: Dtype
 
 
 @jax.jit(static_argnums=0)
-def _encode(model: AutoEncoder, params: Any, images: Array, time: Array | None) -> tuple[Array, Array, Array]:
+def _encode(model: Model, params: Any, images: Array, time: Array | None) -> tuple[Array, Array, Array | None]:
+    if not model.params.has_posterior:
+        z = cast(Array, model.apply({"params": params}, images, time, method="encode"))
+        return z, cast(Array, model.apply({"params": params}, z, method="unscale")), None
     posterior = cast(Any, model.apply({"params": params}, images, time, method="posterior"))
     z = cast(Array, model.apply({"params": params}, posterior.mode(), method="scale"))
     return z, posterior.mean, posterior.logvar
 
 
 @jax.jit(static_argnums=0)
-def _decode(model: AutoEncoder, params: Any, z: Array, time: Array | None) -> Array:
+def _decode(model: Model, params: Any, z: Array, time: Array | None) -> Array:
     return cast(Array, model.apply({"params": params}, z, time, method="decode"))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from flax_vae.convert.architecture import PRESETS
+from flax_vae.convert.architecture import ALL_PRESETS
 from flax_vae.convert.console import Progress, escaped_output, guard, parse_flags
 from flax_vae.images import ADDRESSES
 from flax_vae.train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
-    from flax_vae import AutoEncoder
+    from flax_vae.autoencoder import Model
     from flax_vae.images import Comparison, ImageSource
     from flax_vae.train.config import TrainConfig
     from flax_vae.train.evaluation import Evaluation, PerceptualDistance
@@ -45,7 +45,7 @@ class EvalFlags:
         str | None,
         arg(
             metavar="P",
-            help=f"Architecture, if none is stored with the weights: {', '.join(PRESETS)}.",
+            help=f"Architecture, if none is stored with the weights: {', '.join(ALL_PRESETS)}.",
             help_behavior_hint="(default: none)",
         ),
     ] = None
@@ -197,7 +197,7 @@ def _one(
     return 0
 
 
-def _evaluation(flags: EvalFlags, run: Path, model: "AutoEncoder", params: Any, **meters: Any) -> "Evaluation":
+def _evaluation(flags: EvalFlags, run: Path, model: "Model", params: Any, **meters: Any) -> "Evaluation":
     from flax_vae.train.evaluation import Evaluation
 
     time = flags.time

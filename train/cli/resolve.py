@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import AutoEncoderParams, require_posterior
 from flax_vae.convert.errors import ArgumentError, FlaxVaeError
 from flax_vae.convert.weights import load_weights
 from flax_vae.train.cli.flags import Flags
@@ -88,6 +88,6 @@ def _fault(settings: dict[str, Any]) -> str | None:
 
 def _architecture_of(path: str) -> AutoEncoderParams:
     try:
-        return load_weights(Path(path), verify=False).params
+        return require_posterior(load_weights(Path(path), verify=False).params)
     except (FlaxVaeError, OSError) as error:
         raise RunError(f"start_from={path!r} cannot be loaded: {error}") from error

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import AutoEncoderParams, require_posterior
 from flax_vae.convert.errors import FlaxVaeError
 from flax_vae.convert.weights import CONFIG, WEIGHTS, read_config, write_config
 from flax_vae.train.errors import TrainError
@@ -24,7 +24,7 @@ def check_scalable(folder: Path) -> None:
             "flax-vae-convert SRC DST --to flux"
         )
     try:
-        params = read_config(folder / CONFIG)
+        params = require_posterior(read_config(folder / CONFIG))
     except FlaxVaeError as error:
         raise TrainError(f"the scale is written into model folders of this package only: {error}") from error
     if params.normalises_channels:
@@ -49,7 +49,9 @@ def write_scale(folder: Path, latents: PosteriorSummary) -> AutoEncoderParams:
     """
     check_scalable(folder)
     scale, shift = (float(f"{value:.{_DIGITS}g}") for value in (latents.scale_factor, latents.shift_factor))
-    params = dataclasses.replace(read_config(folder / CONFIG), scale_factor=scale, shift_factor=shift)
+    params = dataclasses.replace(
+        require_posterior(read_config(folder / CONFIG)), scale_factor=scale, shift_factor=shift
+    )
     try:
         write_config(folder, params)
     except FlaxVaeError as error:

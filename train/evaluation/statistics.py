@@ -70,8 +70,9 @@ class PosteriorSummary:
         section 4.1).
       mean: Mean over all channels.
       std: Standard deviation of all numbers together, regardless of their channel.
-      kl_per_image: Mean KL divergence from the standard normal in nats.
-      kl_per_number: KL divergence per number of a latent in nats; comparable between images of different sizes.
+      kl_per_image: Mean KL divergence from the standard normal in nats; None for a model without posteriors.
+      kl_per_number: KL divergence per number of a latent in nats, or None; comparable between images of different
+        sizes.
       shift_factor: Shift that centres the latents, their mean.
       scale_factor: Scale that brings the latents to unit deviation, `1 / std`.
 
@@ -85,8 +86,8 @@ class PosteriorSummary:
     active_channels: int
     mean: float
     std: float
-    kl_per_image: float
-    kl_per_number: float
+    kl_per_image: float | None
+    kl_per_number: float | None
     shift_factor: float
     scale_factor: float
 
@@ -97,15 +98,19 @@ class PosteriorStats:
     def __init__(self, channels: int):
         """Starts without any posteriors."""
         self._channels = ChannelStats.nothing(channels)
-        self._divergence = 0.0
+        self._divergence: float | None = 0.0  # None once latents came without a posterior
         self._images = 0
 
-    def add(self, mean: Float[np.ndarray, "b h w z"], logvar: Float[np.ndarray, "b h w z"]) -> None:
-        """Adds the posteriors of a batch."""
-        mean, logvar = np.asarray(mean, np.float64), np.asarray(logvar, np.float64)
+    def add(self, mean: Float[np.ndarray, "b h w z"], logvar: Float[np.ndarray, "b h w z"] | None) -> None:
+        """Adds the posteriors of a batch; without `logvar`, its latents."""
+        mean = np.asarray(mean, np.float64)
+        logvar = None if logvar is None else np.asarray(logvar, np.float64)
         self._channels += ChannelStats.of(mean, logvar)
-        self._divergence += 0.5 * float(np.sum(mean**2 + np.exp(logvar) - 1.0 - logvar))
         self._images += len(mean)
+        if logvar is None or self._divergence is None:
+            self._divergence = None
+        else:
+            self._divergence += 0.5 * float(np.sum(mean**2 + np.exp(logvar) - 1.0 - logvar))
 
     def result(self) -> PosteriorSummary:
         """Returns the statistics so far.
@@ -122,6 +127,7 @@ class PosteriorStats:
         except FlaxVaeError as error:
             raise TrainError(str(error)) from error
         activity = channels.scatter / channels.count
+        divergence = self._divergence
         return PosteriorSummary(
             channel_mean=channels.mean.tolist(),
             channel_std=np.sqrt(channels.channel_variance).tolist(),
@@ -129,8 +135,8 @@ class PosteriorStats:
             active_channels=int((activity > ACTIVE).sum()),
             mean=mean,
             std=std,
-            kl_per_image=self._divergence / self._images,
-            kl_per_number=self._divergence / (channels.count * len(activity)),
+            kl_per_image=None if divergence is None else divergence / self._images,
+            kl_per_number=None if divergence is None else divergence / (channels.count * len(activity)),
             shift_factor=mean,
             scale_factor=1.0 / std,
         )

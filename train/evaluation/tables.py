@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture, AutoEncoderParams
 from flax_vae.convert.files import atomic_file
 from flax_vae.images import ImageScores
 from flax_vae.train.evaluation.fid import FrechetMeter
@@ -64,7 +64,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def latent_lines(latents: PosteriorSummary, params: AutoEncoderParams) -> list[str]:
+def latent_lines(latents: PosteriorSummary, params: Architecture) -> list[str]:
     """Returns the statistics of the latents, one line per channel, and the scale that they suggest."""
     lines = ["channel      mean       std  variance of the posterior's mean"]
     channels = zip(latents.channel_mean, latents.channel_std, latents.channel_activity, strict=True)
@@ -72,8 +72,13 @@ def latent_lines(latents: PosteriorSummary, params: AutoEncoderParams) -> list[s
     lines += [
         f"    all  {latents.mean:>8.4f}  {latents.std:>8.4f}  {latents.active_channels} of "
         f"{len(latents.channel_mean)} channels active (more than 0.01)",
-        f"KL: {latents.kl_per_image:.1f} nats per image, {latents.kl_per_number:.4f} per latent number",
     ]
+    if not isinstance(params, AutoEncoderParams):
+        return [
+            *lines,
+            "KL and scale: none; this model has no posterior, and its latents are those of a diffusion model",
+        ]
+    lines += [f"KL: {latents.kl_per_image:.1f} nats per image, {latents.kl_per_number:.4f} per latent number"]
     if params.normalises_channels:
         return [*lines, "scale: none to suggest; this model normalises each channel by its own statistics"]
     return [

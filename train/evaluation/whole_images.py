@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from flax_vae import AutoEncoder
+from flax_vae.autoencoder import Model
 from flax_vae.convert.console import printable
 from flax_vae.images import (
     Comparison,
@@ -89,7 +89,7 @@ class Evaluation:
       frechet: Meter for rFID; None measures no rFID.
     """
 
-    model: AutoEncoder
+    model: Model
     params: Any
     batch_size: int = 1
     time: float = 0.0
@@ -160,7 +160,7 @@ class Evaluation:
         time = None if self.model.params.time_emb_dim is None else self.time
         in_bands = needs_bands(self.model.params, height, width) if self.in_bands is None else self.in_bands
         made = reconstruct(self.model, self.params, filled, time, in_bands=in_bands)
-        made = Reconstruction(*(part[:count] for part in made))
+        made = jax.tree.map(lambda part: part[:count], made)
         for index, image in zip(indices, made.images, strict=True):
             if not np.isfinite(image).all():
                 raise NotFiniteError(

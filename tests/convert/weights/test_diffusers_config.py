@@ -239,7 +239,7 @@ def test_attention_is_placed_by_level_on_both_sides():
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"_class_name": "AutoencoderTiny"}, "_class_name is 'AutoencoderTiny'; expected one of AutoencoderKL, "),
+        ({"_class_name": "AutoencoderDC"}, "_class_name is 'AutoencoderDC'; expected one of AutoencoderKL, "),
         ({"_class_name": ["AutoencoderKL"]}, "_class_name is "),
         ({"act_fn": "gelu"}, "act_fn='gelu' is not supported; expected 'silu'"),
         ({"norm_num_groups": 16}, "norm_num_groups=16 is not supported"),

@@ -1,0 +1,121 @@
+"""Converts between the `config.json` of diffusers' `AutoencoderTiny` and the architecture of a tiny autoencoder.
+
+As in `flax_vae.convert.weights.diffusers_config`, every key is mapped, has the only value that our architecture
+supports, or does not change the model; others are refused.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax_vae.convert.architecture import TinyAutoEncoderParams
+from flax_vae.convert.errors import ConversionError, suggest
+
+TINY = "AutoencoderTiny"
+
+# Defaults of diffusers 0.42.
+TINY_DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "encoder_block_out_channels": [64, 64, 64, 64],
+    "decoder_block_out_channels": [64, 64, 64, 64],
+    "act_fn": "relu",
+    "upsample_fn": "nearest",
+    "latent_channels": 4,
+    "upsampling_scaling_factor": 2,
+    "num_encoder_blocks": [1, 3, 3, 3],
+    "num_decoder_blocks": [3, 3, 3, 1],
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "force_upcast": False,
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
+}
+
+# The only value that our architecture supports.
+_FIXED: dict[str, Any] = {
+    "act_fn": "relu",
+    "upsample_fn": "nearest",
+    "upsampling_scaling_factor": 2,
+    "scaling_factor": 1.0,  # these latents are those of the diffusion model already
+    "shift_factor": 0.0,
+}
+
+# Does not change what encoding and decoding compute, and is written back unchanged: the first two say how a latent is
+# stored in 8 bits.  The class adds `block_out_channels`, a copy of the decoder's widths, to what it writes.
+TINY_KEPT = ("latent_magnitude", "latent_shift", "force_upcast", "block_out_channels")
+
+
+def read_tiny_config(fields: Mapping[str, Any]) -> TinyAutoEncoderParams:
+    """Returns the architecture of the `config.json` of an `AutoencoderTiny`.
+
+    Raises:
+      ConversionError: If our architecture cannot express a key or a value.
+    """
+    unknown = [key for key in fields if key not in (*TINY_DEFAULTS, *TINY_KEPT) and not key.startswith("_")]
+    if unknown:
+        hint = suggest(unknown[0], TINY_DEFAULTS, listed=False)
+        raise ConversionError(
+            f"{TINY} has unknown keys, which may change what the model computes: "
+            f"{', '.join(f'{key}={fields[key]!r}' for key in unknown)}{f' ({hint})' if hint else ''}",
+            field=unknown[0],
+        )
+    values: dict[str, Any] = TINY_DEFAULTS | {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
+    for key, meant in _FIXED.items():
+        if values[key] != meant:
+            raise ConversionError(f"{key}={values[key]!r} is not supported; expected {meant!r}", field=key)
+    encoder, decoder = values["num_encoder_blocks"], values["num_decoder_blocks"]
+    widths = values["encoder_block_out_channels"]
+    if not isinstance(widths, list) or len({*map(repr, widths)}) != 1 or len(widths) != _length(encoder):
+        raise ConversionError(
+            f"encoder_block_out_channels={widths!r} must be one width, repeated for each of the levels "
+            f"num_encoder_blocks={encoder!r}",
+            field="encoder_block_out_channels",
+        )
+    if values["decoder_block_out_channels"] != widths or _length(decoder) != len(widths):
+        raise ConversionError(
+            f"decoder_block_out_channels={values['decoder_block_out_channels']!r} with num_decoder_blocks={decoder!r} "
+            f"must have the widths and the levels of the encoder, {widths!r}",
+            field="decoder_block_out_channels",
+        )
+    try:
+        return TinyAutoEncoderParams(
+            z_channels=values["latent_channels"],
+            in_channels=values["in_channels"],
+            ch=widths[0],
+            out_ch=values["out_channels"],
+            encoder_blocks=tuple(encoder),
+            decoder_blocks=tuple(reversed(decoder)),  # which diffusers lists from the lowest resolution
+        )
+    except (TypeError, ValueError) as error:
+        raise ConversionError(str(error)) from error
+
+
+def write_tiny_config(params: TinyAutoEncoderParams) -> dict[str, Any]:
+    """Returns the `config.json` from which `diffusers.AutoencoderTiny.from_pretrained` builds this architecture.
+
+    Raises:
+      ConversionError: If diffusers cannot express it; the message names the reason.
+    """
+    if params.pool or params.patch != 1:
+        raise ConversionError(
+            f"diffusers cannot express this architecture: {TINY} has no pools and gathers no patches (pool="
+            f"{params.pool}, patch={params.patch}), and would leave weights out without an error; write one file with "
+            "diffusers' names, DST.safetensors, or use another layout"
+        )
+    widths = [params.ch] * params.num_levels
+    return {
+        "_class_name": TINY,
+        "_diffusers_version": "0.42.1",  # the release that defines the meaning of these keys
+        **TINY_DEFAULTS,
+        "in_channels": params.in_channels,
+        "out_channels": params.out_ch,
+        "encoder_block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "latent_channels": params.z_channels,
+        "num_encoder_blocks": list(params.encoder_blocks),
+        "num_decoder_blocks": list(reversed(params.decoder_blocks)),
+    }
+
+
+def _length(blocks: Any) -> int | None:
+    return len(blocks) if isinstance(blocks, list) else None
