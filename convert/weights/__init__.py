@@ -11,6 +11,7 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.convert.weights.diffusers_config import (
         is_diffusers_config,
+        kept_keys,
         read_diffusers_config,
         read_diffusers_file,
         write_diffusers_config,
@@ -42,6 +43,7 @@ __all__ = [
     "find_export",
     "is_diffusers_config",
     "is_run",
+    "kept_keys",
     "load_folder",
     "load_weights",
     "open_weights",

@@ -16,7 +16,7 @@ from flax_vae.compat.config import FrozenConfig, config_of, freeze_lists, keys_o
 from flax_vae.compat.outputs import FlaxAutoencoderKLOutput, FlaxDecoderOutput, FlaxDiagonalGaussianDistribution
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.errors import ConversionError
-from flax_vae.convert.weights import write_diffusers_config
+from flax_vae.convert.weights import kept_keys, write_diffusers_config
 from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.numerics import Numerics
 
@@ -273,7 +273,7 @@ class FlaxAutoencoderKL(nn.Module):
           ConversionError: If the parameters do not match the architecture, or the layout cannot express it.
         """
         if is_main_process:
-            files.save(save_directory, params, self.architecture, {"sample_size": self.sample_size}, layout)
+            files.save(save_directory, params, self.architecture, kept_keys(self.config), layout)
 
 
 def _cast(params: Mapping[str, Any], dtype: Dtype, mask: Any) -> dict[str, Any]:

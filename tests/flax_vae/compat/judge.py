@@ -71,9 +71,15 @@ def answers(vae, params, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     found["limited"] = program(extreme, *arguments)[1]["logvar"]
 
     assert jax.device_count() == 2
-    each = jax.pmap(lambda params, latents: vae.apply({"params": params}, latents, method=vae.decode).sample)
+
+    def each(params, images, latents):
+        posterior = vae.apply({"params": params}, images, method=vae.encode).latent_dist
+        images = vae.apply({"params": params}, latents, method=vae.decode).sample
+        return {"mean": posterior.mean, "std": posterior.std, "decode": images}
+
     stacked = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), params)  # diffusers commits parameters to one device
-    found["decode on two devices"] = each(stacked, inputs["latents"][:, None])
+    parallel = jax.pmap(each)(stacked, inputs["images"][:, None], inputs["latents"][:, None])
+    found |= {f"parallel/{name}": value for name, value in parallel.items()}
     return found
 
 

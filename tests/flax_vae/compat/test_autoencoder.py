@@ -1,6 +1,7 @@
 """What the interface of diffusers' former Flax classes promises, beyond what `test_judge` compares."""
 
 import copy
+import json
 import pickle
 from dataclasses import replace
 from functools import partial
@@ -141,6 +142,8 @@ def test_what_the_former_class_could_not_express(tmp_path):
         vae.save_pretrained(tmp_path / "flax", params=found)
     vae.save_pretrained(tmp_path / "torch", params=found, layout="diffusers")
     assert from_pretrained(tmp_path / "torch")[0].params == model.params
+    vae.clone(scaling_factor=0.25).save_pretrained(tmp_path / "torch", params=found, layout="diffusers")
+    assert json.loads((tmp_path / "torch" / "config.json").read_text())["scaling_factor"] == 0.25
 
 
 def test_what_this_interface_cannot_express_is_refused(tmp_path):
