@@ -236,9 +236,19 @@ def _quiet(bars: bool) -> Iterator[None]:
 
 
 def _reason(error: BaseException, name: HubName) -> str:
-    if isinstance(error.__cause__, Exception) and type(error.__cause__).__name__ == "OfflineModeIsEnabled":
-        error = error.__cause__
-    for kind in type(error).__mro__:
-        if kind.__name__ in _REASONS:
-            return _REASONS[kind.__name__].format(repository=name.repository, revision=name.revision)
+    """Returns why a download failed and what to do, in one line."""
+    cause = error.__cause__
+    if type(cause).__name__ == "OfflineModeIsEnabled" and cause is not None:
+        error = cause
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    known = next((kind for kind in kinds if kind in _REASONS), None)
+    status = getattr(
+        getattr(cause if known == "LocalEntryNotFoundError" else error, "response", None), "status_code", 0
+    )
+    if known == "LocalEntryNotFoundError" and status:
+        return f"the hub answers with status {status}, and it is not in the local cache; try again later"
+    if known is not None:
+        return _REASONS[known].format(repository=name.repository, revision=name.revision)
+    if status == 401:
+        return f"the hub does not accept the token; {_LOG_IN}"
     return next(filter(None, (line.strip() for line in str(error).splitlines())), type(error).__name__)

@@ -20,6 +20,7 @@ class Hub(ThreadingHTTPServer):
     Attributes:
       revisions: Contents of files by their paths, by repository and revision.
       gated: Tokens that repositories ask for.
+      broken: Repositories without service.
       asked: Requests so far, without queries.
     """
 
@@ -29,6 +30,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.revisions: dict[tuple[str, str], dict[str, bytes]] = {}
         self.gated: dict[str, str] = {}
+        self.broken: set[str] = set()
         self.asked: list[str] = []
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -114,15 +116,20 @@ class _Answer(BaseHTTPRequestHandler):
 
     def _found(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         found = self.server.find(repository, revision)
-        if found is None and any(name == repository for name, _ in self.server.revisions):
+        if self.headers["Authorization"] == "Bearer hf_wrong":
+            self._refuse(401, None, "Invalid credentials in Authorization header")
+            return None
+        if repository in self.server.broken:
+            self._refuse(503, None, "Service Unavailable")
+        elif found is None and any(name == repository for name, _ in self.server.revisions):
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         elif found is None:
             self._refuse(401, "RepoNotFound", "Repository not found")
         return found
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
+    def _refuse(self, status: int, code: str | None, message: str) -> None:
         body = json.dumps({"error": message}).encode()
-        self._send(body, status, {"X-Error-Code": code, "X-Error-Message": message})
+        self._send(body, status, {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}))
 
     def _send_json(self, content: Any) -> None:
         self._send(json.dumps(content).encode(), 200, {"Content-Type": "application/json"})
@@ -198,7 +205,10 @@ class Client:
         self._errors.seek(0)
         return self._errors.read()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
         """Ends the process."""
         self._process.communicate(timeout=60)
         self._errors.close()
