@@ -174,6 +174,15 @@ def test_a_folder_of_diffusers(small, capsys):
     assert "'ldm' layout has no folders" in refused(capsys, small, "vae", "x", "--to", "ldm")
 
 
+def test_a_folder_of_the_former_flax_class(small, capsys):
+    assert main(["model", "vae", "--to", "diffusers-flax"]) == 0
+    assert sorted(os.listdir("vae")) == ["config.json", "diffusion_flax_model.msgpack"]
+    assert main(["verify", "model", "vae"]) == 0
+    assert main(["vae", "back", "--to", "flux"]) == 0
+    assert load_folder("back")[0] == SMALL
+    assert_same(load_folder("back")[1], random_weights(params=SMALL))
+
+
 def test_what_is_changed_or_left_out_is_said(small, capsys):
     inside = {f"first_stage_model.{key}": t for key, t in random_weights(params=SMALL, layout="ldm").items()}
     others = {f"model.diffusion_model.{number}": np.ones(2, np.float32) for number in range(5)}
