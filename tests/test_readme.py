@@ -7,6 +7,11 @@ import pytest
 
 README = Path(__file__).parent.parent / "README.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+PRESET_ROWS = re.findall(
+    r"^\| (.+?) \| (.+?) \| (.+?) \|$",
+    README.read_text("utf-8").partition("| your model |")[2].partition("\n\n")[0],
+    re.MULTILINE,
+)
 NAMES = ["train", "import", "convert", "latents"]
 
 
@@ -49,3 +54,32 @@ def test_example_runs(index, after_training, capsys):
         3: "16 16",
     }
     assert re.fullmatch(expected[index], printed), printed
+
+
+def test_presets_have_the_scale_and_shift_of_the_table():
+    from flax_vae.convert.architecture import ALL_PRESETS, TINY_PRESETS
+
+    named = []
+    for _, presets, scaling in PRESET_ROWS:
+        for name in re.findall(r"`([\w.-]+)`", presets):
+            if name == "config.json":  # whose statistics the presets do not hold
+                assert scaling == "per channel"
+                continue
+            named.append(name)
+            if name in TINY_PRESETS:
+                assert scaling == "none"
+                continue
+            params = ALL_PRESETS[name]
+            shift = "per channel" if params.latent_mean else f"{params.shift_factor:g}"
+            told = "running statistics" if params.latent_norm == "batch_norm" else f"{params.scale_factor:g}, {shift}"
+            assert scaling == told, name
+    assert sorted(named) == sorted(ALL_PRESETS)
+    models = [name for models, *_ in PRESET_ROWS for name in models.split(", ")]
+    assert len(models) == len(set(models)) > 40
+
+
+@pytest.mark.parametrize(
+    ("model", "preset"), [("Z-Image", "flux1"), ("Kolors", "sdxl"), ("SiT", "sd1"), ("CogView3-Plus", "cogview4")]
+)
+def test_models_are_named_beside_their_preset(model, preset):
+    assert [presets for models, presets, _ in PRESET_ROWS if model in models.split(", ")] == [f"`{preset}`"]

@@ -11,7 +11,7 @@ import flax_vae
 import torch_ref
 from flax_vae.convert import AutoEncoderParams, expand, to_flax
 from flax_vae.convert.cli.run_both import difference
-from flax_vae.convert.table.rows import COUNTER
+from flax_vae.convert.table.rows import COUNTER, flatten
 from tests.flax_vae.random_models import quick_jit
 from torch_ref.loading import to_tensor
 
@@ -96,6 +96,21 @@ def assert_agree(ours, theirs, tolerance: float, what: str = "outputs") -> None:
         f"{what} differ by {relative:.3g} of the reference's RMS, allowed {tolerance:.3g}; "
         f"most at {where}: ours {ours[where]:.10g}, theirs {theirs[where]:.10g}"
     )
+
+
+def assert_trees_agree(ours, theirs, tolerance):
+    """Leaf by leaf, in units of the leaf's RMS, or of 1e-3 of all leaves' where its own is nearly zero.
+
+    Some gradients are zero but for rounding: the bias of a key projection moves all scores of a query alike, which the
+    softmax does not see, and a bias before a normalisation of single channels is taken away again.
+    """
+    ours, theirs = flatten(ours), flatten(theirs)
+    assert ours.keys() == theirs.keys()
+    overall = np.sqrt(np.mean(np.concatenate([np.ravel(leaf) for leaf in theirs.values()]) ** 2))
+    for path, leaf in theirs.items():
+        unit = max(np.sqrt(np.mean(leaf**2)), 1e-3 * overall)
+        apart = np.abs(np.asarray(ours[path]) - leaf).max() / unit
+        assert apart <= tolerance, f"{path} differs by {apart:.3g} of its RMS"
 
 
 def rms_error(array, truth) -> float:

@@ -5,7 +5,7 @@ Their models are built from the published configurations as diffusers writes the
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 
 import flax_vae
 import torch_ref
-from flax_vae.convert import AutoEncoderParams, expand
+from flax_vae.convert import AutoEncoderParams, ConversionError, expand, to_flax
 from flax_vae.convert.table.rows import unflatten
 from flax_vae.convert.weights.load import load_weights
 from flax_vae.convert.weights.save import save_weights
-from tests.parity.agree import assert_agree, nchw, nhwc
+from tests.flax_vae.random_models import quick_jit
+from tests.parity.agree import assert_agree, assert_trees_agree, nchw, nhwc
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -42,19 +43,46 @@ _SMALL = _SHARED | {
     "block_out_channels": [32, 64, 64],
     "layers_per_block": 2,
 }
+_BRIEF = _SHARED | {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [32, 64],
+}
 _NO_QUANT = {"use_quant_conv": False, "use_post_quant_conv": False}
 _FLUX1 = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159, **_NO_QUANT}
 _SDXL = {"latent_channels": 4, "scaling_factor": 0.13025}
 
 
+_PLAYGROUND = {
+    "scaling_factor": 0.5,
+    "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+    "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+}
+_COGVIEW4 = {"latent_channels": 16, "scaling_factor": 1.0, "shift_factor": 0.0, "mid_block_add_attention": False}
+# Made up, because the values of these files were not at hand; theirs have as many.
+_STATISTICS = {
+    channels: {
+        "latents_mean": np.linspace(-2, 2, channels).round(4).tolist(),
+        "latents_std": np.geomspace(0.3, 5, channels).round(4).tolist(),
+    }
+    for channels in (16, 32)
+}
+
+
 @dataclass(frozen=True)
 class Model:
-    """A model of theirs: its configuration, its class, the size of a picture for it."""
+    """A model of theirs: its configuration, its class, the size of a picture for it.
+
+    `reflect` sets the padding of every convolution after the model is made, as users do: no configuration holds it.
+    A `brief` one is judged in float64 only, with its gradients.
+    """
 
     config: dict[str, Any]
     cls: str = "AutoencoderKL"
     size: tuple[int, int] = (32, 48)
     marks: tuple = field(default=())
+    reflect: bool = False
+    brief: bool = False
 
 
 MODELS = {
@@ -72,16 +100,49 @@ MODELS = {
         },
         size=(16, 24),
     ),
+    "flux2, small decoder": Model(
+        _BRIEF | {"layers_per_block": 1, "latent_channels": 4, "decoder_block_out_channels": [96, 32]},
+        "AutoencoderKLFlux2",
+        (8, 12),
+        brief=True,
+    ),
+    "ernie-image": Model(
+        _BRIEF | {"layers_per_block": 1, "latent_channels": 4, "batch_norm_eps": 1e-5},
+        "AutoencoderKLFlux2",
+        (8, 12),
+        brief=True,
+    ),
+    "cogview4": Model(_BRIEF | _NO_QUANT | _COGVIEW4 | {"block_out_channels": [32, 128]}, size=(6, 10), brief=True),
+    "glm-image": Model(_BRIEF | _NO_QUANT | _COGVIEW4 | _STATISTICS[16], size=(6, 10), brief=True),
+    "playground-v2.5": Model(_BRIEF | {"latent_channels": 4} | _PLAYGROUND, size=(6, 10), brief=True),
+    "repa-e, va-vae": Model(
+        _BRIEF
+        | {"latent_channels": 32, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+        | {"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]}
+        | {"up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]}
+        | _STATISTICS[32],
+        size=(6, 10),
+        brief=True,
+    ),
+    "reflect padding": Model(_BRIEF | _SDXL, size=(6, 10), brief=True, reflect=True),
+    "quant convolution only": Model(_BRIEF | {"use_post_quant_conv": False}, size=(4, 6), brief=True),
+    "post-quant convolution only": Model(_BRIEF | {"use_quant_conv": False}, size=(4, 6), brief=True),
+    "flux2's small decoder as published": Model(
+        _LARGE | {"latent_channels": 32, "decoder_block_out_channels": [96, 192, 384, 384]},
+        "AutoencoderKLFlux2",
+        (16, 32),
+        marks=(pytest.mark.slow,),
+    ),
     "flux1 as published": Model(_LARGE | _FLUX1, marks=(pytest.mark.slow,)),
     "sdxl as published": Model(_LARGE | _SDXL, marks=(pytest.mark.slow,)),
 }
-EACH = [pytest.param(model, id=name, marks=model.marks) for name, model in MODELS.items()]
+EACH = [pytest.param(model, id=name, marks=model.marks) for name, model in MODELS.items() if not model.brief]
 
 
 def make(model: Model, seed: int = 0) -> torch.nn.Module:
     """A model of theirs in which every number is random, or a lost one would not be seen."""
     torch.manual_seed(seed)
-    theirs = getattr(diffusers, model.cls)(**model.config).eval()
+    theirs = reflect(getattr(diffusers, model.cls)(**model.config).eval(), model)
     with torch.no_grad():
         for name, tensor in theirs.state_dict().items():
             if tensor.ndim > 1:  # so that signals keep their size, as in a trained model: rounding is relative to it
@@ -93,6 +154,19 @@ def make(model: Model, seed: int = 0) -> torch.nn.Module:
             elif tensor.ndim == 1:
                 tensor.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
     return theirs
+
+
+def reflect(theirs: torch.nn.Module, model: Model) -> torch.nn.Module:
+    """The model with the padding that its users set: every convolution that pads by itself reflects."""
+    for module in theirs.modules() if model.reflect else ():
+        if isinstance(module, torch.nn.Conv2d) and max(module.padding):
+            module.padding_mode = "reflect"
+    return theirs
+
+
+def architecture(folder: Path, model: Model) -> AutoEncoderParams | None:
+    """What a user names beside a file of theirs; None where its configuration says everything."""
+    return replace(load_weights(folder).params, padding_mode="reflect") if model.reflect else None
 
 
 def pictures(model: Model) -> np.ndarray:
@@ -115,6 +189,15 @@ def ask_diffusers(theirs, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         patches = z.view(b, c, h // 2, 2, w // 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(b, c * 4, h // 2, w // 2)
         latents = as_given((patches - mean) / std)
         back = (latents * std + mean).reshape(b, c, 2, 2, h // 2, w // 2).permute(0, 1, 4, 2, 5, 3).reshape(b, c, h, w)
+    elif theirs.config.latents_mean is not None:
+        mean, std = (
+            torch.tensor(theirs.config[key], dtype=torch.float64).view(1, -1, 1, 1)
+            for key in ("latents_mean", "latents_std")
+        )
+        # pipeline_stable_diffusion_xl_img2img.py takes the scale too; pipeline_glm_image.py and REPA-E's do not.
+        scale = theirs.config.scaling_factor if theirs.config.latent_channels == 4 else 1.0
+        latents = as_given((z - mean) * scale / std)
+        back = latents * std / scale + mean
     else:
         shift = theirs.config.shift_factor or 0.0
         latents = as_given((z - shift) * theirs.config.scaling_factor)
@@ -169,28 +252,86 @@ def test_theirs_is_ours_and_ours_is_theirs(tmp_path, optimised, model):
     theirs, images = make(model), pictures(model)
     theirs.save_pretrained(tmp_path / "theirs")
     expected = ask_diffusers(theirs, images)
-    assert_loads(tmp_path / "theirs", images, expected)
+    params = architecture(tmp_path / "theirs", model)
+    assert_loads(tmp_path / "theirs", images, expected, params)
+    assert_returns(tmp_path, model, theirs, images, expected)
 
-    # Through our own names and Flax's tree, and back to them.
-    flax_vae.save_pretrained(tmp_path / "ours", *flax_vae.from_pretrained(tmp_path / "theirs"))
-    save_weights(tmp_path / "back", load_weights(tmp_path / "ours"), "diffusers")
-    back = load_strictly(tmp_path / "back", model.cls)
+
+def assert_returns(folder: Path, model: Model, theirs: torch.nn.Module, images: np.ndarray, expected) -> None:
+    """Their folder `theirs`, through our own names and Flax's tree, is theirs again, bit for bit."""
+    params = architecture(folder / "theirs", model)
+    flax_vae.save_pretrained(folder / "ours", *flax_vae.from_pretrained(folder / "theirs", params))
+    ours = load_weights(folder / "ours")
+    if model.reflect:
+        with pytest.raises(ConversionError, match="its autoencoders pad with zeros"):
+            save_weights(folder / "back", ours, "diffusers")
+        ours = replace(ours, params=replace(ours.params, padding_mode="zeros"))
+    save_weights(folder / "back", ours, "diffusers")
+    back = reflect(load_strictly(folder / "back", model.cls), model).to(dtype=theirs.dtype)
     lost = {"bn.num_batches_tracked"} if model.cls == "AutoencoderKLFlux2" else set()  # not in a Flax tree
     for key, tensor in theirs.state_dict().items():
         assert key in lost or torch.equal(tensor, back.state_dict()[key]), key
     for ours, there in zip(ask_diffusers(back, images), expected, strict=True):
         np.testing.assert_array_equal(ours, there)
     # What says how the weights are used survives too.
-    for key in ("scaling_factor", "shift_factor", "latent_channels", "block_out_channels", "use_quant_conv"):
+    how_used = {
+        "scaling_factor",
+        "shift_factor",
+        "latents_mean",
+        "latents_std",
+        "batch_norm_eps",
+        "use_post_quant_conv",
+    }
+    if model.config.get("latents_std") and model.config["latent_channels"] != 4:
+        how_used -= {"scaling_factor", "shift_factor"}  # which no pipeline reads there
+    for key in (*how_used, "latent_channels", "block_out_channels", "use_quant_conv", "mid_block_add_attention"):
         assert (back.config.get(key) or 0) == (theirs.config.get(key) or 0), key
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", [name for name in MODELS if "published" not in name])
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if not (model.brief or model.marks)])
 def test_in_double_precision_nothing_is_left_but_rounding(tmp_path, name):
     theirs, images = make(MODELS[name]).double(), pictures(MODELS[name]).astype(np.float64)
     theirs.save_pretrained(tmp_path)
-    assert_loads(tmp_path, images, ask_diffusers(theirs, images))
+    assert_loads(tmp_path, images, ask_diffusers(theirs, images), architecture(tmp_path, MODELS[name]))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.brief])
+def test_values_weights_and_gradients_are_theirs_in_double_precision(tmp_path, name):
+    model = MODELS[name]
+    theirs, images = make(model).double(), pictures(model).astype(np.float64)
+    theirs.save_pretrained(tmp_path / "theirs")
+    latents, decoded = ask_diffusers(theirs, images)
+    assert_returns(tmp_path, model, theirs, images, (latents, decoded))
+
+    ours, tree = flax_vae.from_pretrained(tmp_path / "theirs", architecture(tmp_path / "theirs", model))
+    raw = np.asarray(ours.apply({"params": tree}, latents, method="unscale"))
+    rng = np.random.default_rng(1)
+    by_mean, by_logvar, by_image = (rng.standard_normal(shape) for shape in (raw.shape, raw.shape, images.shape))
+
+    @quick_jit
+    def values_and_gradients(tree):
+        def loss(model):
+            posterior, image = model.posterior(images), model.decode(latents)
+            value = (posterior.mean * by_mean).sum() + (posterior.logvar * by_logvar).sum() + (image * by_image).sum()
+            return value, (model.scale(posterior.mode()), image)
+
+        return jax.grad(lambda tree: ours.apply({"params": tree}, method=loss), has_aux=True)(tree)
+
+    gradients, (our_latents, our_images) = values_and_gradients(tree)
+    posterior, image = theirs.encode(nchw(images)).latent_dist, theirs.decode(nchw(raw)).sample
+    pairs = ((posterior.mean, by_mean), (posterior.logvar, by_logvar), (image, by_image))
+    sum((value * nchw(weight)).sum() for value, weight in pairs).backward()
+    found = {key: tensor.grad.numpy() for key, tensor in theirs.named_parameters()}
+    found |= {key: np.zeros(tuple(tensor.shape)) for key, tensor in theirs.named_buffers()}  # of the batch norm
+    assert_agree(our_latents, latents, TOLERANCE["float64"], "latents")
+    assert_agree(our_images, decoded, TOLERANCE["float64"], "images")
+    assert_trees_agree(gradients, to_flax(found, ours.params, "diffusers"), TOLERANCE["float64"])
+
+    twin = ask_torch(tmp_path / "theirs", images, latents, ours.params)
+    for what, there, expected in zip(("latents", "images"), twin, (latents, decoded), strict=True):
+        assert_agree(there, expected, TOLERANCE["float64"], f"{what} of the twin")
 
 
 @pytest.mark.parametrize("name", ["sdxl", "flux2"])

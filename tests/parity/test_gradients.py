@@ -9,8 +9,16 @@ import torch
 
 from flax_vae.convert import to_flax
 from flax_vae.convert.formats.pytorch import to_array
-from flax_vae.convert.table.rows import flatten
-from tests.parity.agree import TOLERANCE, flax_model, inputs, nchw, quick_jit, random_state_dict, torch_model
+from tests.parity.agree import (
+    TOLERANCE,
+    assert_trees_agree,
+    flax_model,
+    inputs,
+    nchw,
+    quick_jit,
+    random_state_dict,
+    torch_model,
+)
 from tests.parity.cases import MODELS
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -41,21 +49,6 @@ def torch_loss(model, images, time, noise):
     posterior = model.posterior(images, time)
     image = model.decode(model.encode(images, time, noise=noise), time)
     return torch.mean((image[:, :1] - images[:, :1]) ** 2) + KL_WEIGHT * posterior.kl().mean()
-
-
-def assert_trees_agree(ours, theirs, tolerance):
-    """Leaf by leaf, in units of the leaf's RMS, or of 1e-3 of all leaves' where its own is nearly zero.
-
-    Some gradients are zero but for rounding: the bias of a key projection moves all scores of a query alike, which the
-    softmax does not see, and a bias before a normalisation of single channels is taken away again.
-    """
-    ours, theirs = flatten(ours), flatten(theirs)
-    assert ours.keys() == theirs.keys()
-    overall = np.sqrt(np.mean(np.concatenate([np.ravel(leaf) for leaf in theirs.values()]) ** 2))
-    for path, leaf in theirs.items():
-        unit = max(np.sqrt(np.mean(leaf**2)), 1e-3 * overall)
-        apart = np.abs(np.asarray(ours[path]) - leaf).max() / unit
-        assert apart <= tolerance, f"{path} differs by {apart:.3g} of its RMS"
 
 
 def assert_gradients_agree(params, **options):
