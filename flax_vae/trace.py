@@ -67,11 +67,11 @@ def write_trace(flags: TraceFlags) -> None:
     """
     model, params = from_pretrained(
         flags.model,
-        flags.preset,
+        flags.weights.preset,
         param_dtype=jnp.float32,
-        raw_weights=flags.raw_weights,
-        variant=flags.variant,
-        prefix=flags.prefix,
+        raw_weights=flags.weights.raw_weights,
+        variant=flags.weights.variant,
+        prefix=flags.weights.prefix,
     )
     images = jnp.asarray(read_model_input(flags.picture, model.params))
     with jax.default_matmul_precision("highest"):

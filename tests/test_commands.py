@@ -48,6 +48,24 @@ def test_help_has_one_wording_of_defaults(module, words, capsys):
     assert "(default: None)" not in text and "{None" not in text and "(optional)" not in text
 
 
+@pytest.mark.parametrize(("module", "words"), HELPS)
+def test_every_option_is_in_a_named_section_and_has_a_default(module, words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")  # one section below the other
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main([*words, "--help"])
+    text = re.sub("-{9,}|[─│╭╮╰╯]", " ", capsys.readouterr().out)
+    _, *parts = re.split(r"^ *((?:\w+ )?options|positional arguments) *$", text, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert re.findall(r"--[\w-]+", sections.pop("options")) == ["--help"]
+    sections.pop("positional arguments", None)
+    assert sections
+    for text in sections.values():
+        _, *options = re.split(r"^ {,3}(?=--)", text, flags=re.MULTILINE)
+        for option in options:
+            told = " ".join(option.split())
+            assert re.search(r"\((required|(repeatable; )?default: [^()]+)\)$", told), told
+
+
 MISTAKES = [
     (
         "flax_vae.convert.cli.main",
@@ -65,6 +83,7 @@ MISTAKES = [
     ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--dtyp", "x"], "unknown option --dtyp; did you mean"),
     ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--store", "means"], "did you mean 'mean'?"),
     ("flax_vae.cli.main", ["decode", "a", "b"], "missing --model"),
+    ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--preset", "sd11"], "did you mean 'sd1'?"),
     ("flax_vae.train.cli.main", ["eval", "a", "--lpips", "vggg"], "--lpips vggg is not a choice; did you mean 'vgg'?"),
 ]
 

@@ -70,11 +70,11 @@ def write_trace(flags: TraceFlags) -> None:
     """
     model = from_pretrained(
         flags.model,
-        flags.preset,
+        flags.weights.preset,
         dtype=torch.float32,
-        raw_weights=flags.raw_weights,
-        variant=flags.variant,
-        prefix=flags.prefix,
+        raw_weights=flags.weights.raw_weights,
+        variant=flags.weights.variant,
+        prefix=flags.weights.prefix,
     )
     images = to_tensor(read_model_input(flags.picture, model.params).transpose(0, 3, 1, 2))
     np.savez(flags.out, **trace(model, images, zero_time(model.params)))  # pyright: ignore[reportArgumentType]

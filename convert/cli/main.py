@@ -11,13 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
-from flax_vae.convert.architecture import ALL_PRESETS, Architecture, preset
+from flax_vae.convert.architecture import Architecture, preset
 from flax_vae.convert.cli.inspect import inspect, summary
 from flax_vae.convert.cli.run_both import FLAX, TOLERANCE, TORCH, require_frameworks, run_both
 from flax_vae.convert.cli.verify import compare_weights
-from flax_vae.convert.console import Progress, TraceFlags, escaped_output, guard, parse_flags, quiet_libraries
+from flax_vae.convert.console import (
+    NONE,
+    Preset,
+    Progress,
+    ReadFlags,
+    Section,
+    TraceFlags,
+    WeightsFlags,
+    escaped_output,
+    guard,
+    parse_flags,
+    quiet_libraries,
+)
 from flax_vae.convert.errors import ConversionError, shorten_lines
 from flax_vae.convert.files import scratch_folder
 from flax_vae.convert.formats import cast
@@ -36,21 +48,36 @@ SHOWN = 10  # lines or names shown of a long list
 if TYPE_CHECKING:
     Layout = str
     AnyLayout = str
-    Preset = str
 else:  # tyro lists the choices and checks them
     Layout = Literal[tuple(dict.fromkeys((*LAYOUTS, *TINY_LAYOUTS)))]
     AnyLayout = Literal[tuple(dict.fromkeys((*READABLE, *TINY_LAYOUTS)))]
-    Preset = Literal[tuple(ALL_PRESETS)]
 
-_NONE = "(default: none)"
 
-PresetOption = Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(ALL_PRESETS)}}}", help_behavior_hint=_NONE)]
-DtypeOption = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    tyro.conf.arg(metavar="{float32,bfloat16,float16}", help_behavior_hint=_NONE),
-]
-FileOption = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint=_NONE)]
-TextOption = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=_NONE)]
+@dataclass(frozen=True)
+class SourceFlags(WeightsFlags):
+    """What is read from SRC."""
+
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
+    """Architecture as a config.json, of flax-vae or of diffusers."""
+
+
+@dataclass(frozen=True)
+class WriteFlags:
+    """What is written to DST."""
+
+    to: Layout
+    """Layout of the tensor names in DST."""
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        arg(metavar="{float32,bfloat16,float16}", help_behavior_hint=NONE),
+    ] = None
+    """Dtype to round to; by default every bit is kept."""
+    to_prefix: Annotated[str, arg(metavar="STR", help_behavior_hint=NONE)] = ""
+    """Prefix of every name in the written file, such as first_stage_model."""
+    force: bool = False
+    """Replace DST if it exists."""
+    json: bool = False
+    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -61,59 +88,39 @@ class Convert:
       flax-vae-convert inspect FILE       describes the content of a file
       flax-vae-convert verify A B         compares the weights of two files
       flax-vae-convert table --preset P   lists the name of every weight in Flax and in each layout
-
-    Attributes:
-      src: File or folder of weights: safetensors (whole or in shards), a PyTorch or Lightning checkpoint (also of a
-        whole Stable Diffusion model), a diffusers folder, a model folder, a training checkpoint; or
-        hf:org/name[/folder or file][@revision] on the Hugging Face hub
-      dst: File to write, if it ends in .safetensors or .sft; otherwise a folder (flux, diffusers and
-        diffusers-flax)
-      to: Layout of the tensor names in DST
-      preset: Architecture, if no configuration lies beside SRC
-      config: Architecture as a config.json, of flax-vae or of diffusers
-      dtype: Dtype to round to; by default every bit is kept
-      prefix: Prefix of the autoencoder's names in SRC, if SRC holds several autoencoders
-      variant: Variant to read from a diffusers folder that holds several, such as fp16
-      raw_weights: Read the raw weights of a training checkpoint (of flax-vae or LDM) instead of their moving average
-      to_prefix: Prefix of every name in the written file, such as first_stage_model.
-      force: Replace DST if it exists
-      json: Print one JSON object
     """
 
-    src: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    dst: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
-    to: Layout
-    preset: PresetOption = None
-    config: FileOption = None
-    dtype: DtypeOption = None
-    prefix: TextOption = None
-    variant: TextOption = None
-    raw_weights: bool = False
-    to_prefix: Annotated[str, tyro.conf.arg(metavar="STR", help_behavior_hint=_NONE)] = ""
-    force: bool = False
-    json: bool = False
+    src: Annotated[Positional[Path], arg(metavar="SRC")]
+    """File or folder of weights: safetensors (whole or in shards), a PyTorch or Lightning checkpoint (also of a whole
+    Stable Diffusion model), a diffusers folder, a model folder, a training checkpoint; or
+    hf:org/name[/folder or file][@revision] on the Hugging Face hub."""
+    dst: Annotated[Positional[Path], arg(metavar="DST")]
+    """File to write, if it ends in .safetensors or .sft; otherwise a folder (flux, diffusers and diffusers-flax)."""
+    output: Section[WriteFlags]
+    weights: Section[SourceFlags] = SourceFlags()
 
     def run(self) -> int:
         """Reads, checks, converts and writes the weights."""
-        source = _open(self.src, self.raw_weights, self.variant)
+        output, flags = self.output, self.weights
+        source = _open(self.src, flags)
         if source.path.is_dir() and self.dst.resolve().is_relative_to(source.path.resolve()):
             raise ConversionError(f"{self.dst} lies inside {source.path}, the source; choose another place")
-        weights = resolve_architecture(source, _architecture(self.preset, self.config), self.prefix)
+        weights = resolve_architecture(source, _architecture(flags.preset, flags.config), flags.prefix)
         before = summary(weights.tensors.values())
-        after = summary((cast(weights.tensors, self.dtype) if self.dtype else weights.tensors).values())
+        after = summary((cast(weights.tensors, output.dtype) if output.dtype else weights.tensors).values())
         with Progress(len(weights.tensors), unit="tensors") as progress:
             save_weights(
                 self.dst,
                 weights,
-                self.to,
-                dtype=self.dtype,
-                prefix=self.to_prefix,
-                force=self.force,
+                output.to,
+                dtype=output.dtype,
+                prefix=output.to_prefix,
+                force=output.force,
                 progress=lambda done, _: progress.add(done - progress.done),
             )
         rounded = before["dtypes"] if before["dtypes"] != after["dtypes"] else None
-        if self.json:
-            report = {"dst": str(self.dst), "layout": self.to, "src": str(source.path), "src_layout": weights.layout}
+        if output.json:
+            report = {"dst": str(self.dst), "layout": output.to, "src": str(source.path), "src_layout": weights.layout}
             report |= {"src_prefix": weights.prefix, "left_out": list(weights.left_out), "rounded_from": rounded}
             report |= {"averaged": source.averaged} | after
             print(json.dumps(report | {"architecture": weights.params.to_dict()}))
@@ -127,9 +134,19 @@ class Convert:
             print(f"taken from under {weights.prefix!r}")
         if weights.left_out:
             print(f"left out of {self.src}: {_some(weights.left_out)}")
-        if self.to.startswith("diffusers") and not getattr(weights.params, "clamp_logvar", True):
+        if output.to.startswith("diffusers") and not getattr(weights.params, "clamp_logvar", True):
             print("clamp_logvar is False, but diffusers limits logvar to [-30, 20]: samples may differ beyond that")
         return 0
+
+
+@dataclass(frozen=True)
+class ReportFlags:
+    """What is printed."""
+
+    tensors: bool = False
+    """List every tensor."""
+    json: bool = False
+    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -137,37 +154,37 @@ class Inspect:
     """Describes the content of a file or folder: layout, architecture, dtypes, and any problems.
 
     The exit code is 1 if it holds no autoencoder of this family, or values that are not finite.
-
-    Attributes:
-      file: File or folder of weights, as the SRC of a conversion
-      prefix: Prefix of the autoencoder's names, if FILE holds several autoencoders
-      variant: Variant to read from a diffusers folder that holds several, such as fp16
-      raw_weights: Read the raw weights, if the file also holds their moving average
-      tensors: List every tensor
-      json: Print one JSON object
     """
 
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    prefix: TextOption = None
-    variant: TextOption = None
-    raw_weights: bool = False
-    tensors: bool = False
-    json: bool = False
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """File or folder of weights, as the SRC of a conversion."""
+    weights: Section[ReadFlags] = ReadFlags()
+    report: Section[ReportFlags] = ReportFlags()
 
     def run(self) -> int:
         """Prints the report."""
-        source = _open(self.file, self.raw_weights, self.variant)
-        report = inspect(source, self.prefix)
-        if self.json:
+        source = _open(self.file, self.weights)
+        report = inspect(source, self.weights.prefix)
+        if self.report.json:
             listed = {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in source.tensors.items()}
-            print(json.dumps(report | ({"all_tensors": listed} if self.tensors else {})))
+            print(json.dumps(report | ({"all_tensors": listed} if self.report.tensors else {})))
         else:
-            if self.tensors:
+            if self.report.tensors:
                 rows = [(name, tuple(t.shape), t.dtype) for name, t in source.tensors.items()]
                 _print_columns([("name", "shape", "dtype"), *rows])
                 print()
             _print_report(report)
         return 1 if report["problem"] or report["non_finite"] else 0
+
+
+@dataclass(frozen=True)
+class ComparisonFlags:
+    """What is compared and printed."""
+
+    run: Annotated[Path | None, arg(metavar="PICTURE", help_behavior_hint=NONE)] = None
+    """Image to run through the models of both frameworks; needs the architecture."""
+    json: bool = False
+    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -177,42 +194,36 @@ class Verify:
     With --run, also runs the models of both frameworks and compares every block: Flax with A, PyTorch with B, or with A
     if B is left out.  The exit code is 1 if anything differs.
 
-    Attributes:
-      a: File or folder of weights, as the SRC of a conversion
-      b: File or folder to compare with
-      run_picture: Image to run through the models of both frameworks
-      preset: Architecture, if no configuration lies beside A or B (needed for --run)
-      prefix: Prefix of the autoencoder's names in A, if A holds several autoencoders
-      variant: Variant to read from a diffusers folder A that holds several, such as fp16
-      raw_weights: Compare the raw weights, if A or B also holds their moving average
-      json: Print one JSON object
+    The prefix and the variant are those of A.
     """
 
-    a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A")]
-    b: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="B", help_behavior_hint=_NONE)] = None
-    run_picture: Annotated[Path | None, tyro.conf.arg(name="run", metavar="PICTURE", help_behavior_hint=_NONE)] = None
-    preset: PresetOption = None
-    prefix: TextOption = None
-    variant: TextOption = None
-    raw_weights: bool = False
-    json: bool = False
+    a: Annotated[Positional[Path], arg(metavar="A")]
+    """File or folder of weights, as the SRC of a conversion."""
+    b: Annotated[Positional[Path | None], arg(metavar="B", help_behavior_hint=NONE)] = None
+    """File or folder to compare with."""
+    weights: Section[WeightsFlags] = WeightsFlags()
+    report: Section[ComparisonFlags] = ComparisonFlags()
 
     def run(self) -> int:
         """Compares the weights and prints the differences."""
-        if self.b is None and self.run_picture is None:
+        if self.b is None and self.report.run is None:
             raise ConversionError("nothing to compare with A; pass B, or --run PICTURE, or both")
         report: dict[str, Any] = {"same": True}
         lines: list[str] = []
         if self.b is not None:
             self._compare(self.b, report, lines)
-        if self.run_picture is not None:
-            self._run_both(self.run_picture, report, lines)
-        print(json.dumps(report) if self.json else "\n".join(lines))
+        if self.report.run is not None:
+            self._run_both(self.report.run, report, lines)
+        print(json.dumps(report) if self.report.json else "\n".join(lines))
         return 0 if report["same"] else 1
 
+    @property
+    def _of_b(self) -> WeightsFlags:
+        return replace(self.weights, prefix=None, variant=None)
+
     def _compare(self, other: Path, report: dict[str, Any], lines: list[str]) -> None:
-        a = _identify(_open(self.a, self.raw_weights, self.variant), self.preset, self.prefix)
-        b = _identify(_open(other, self.raw_weights), self.preset)
+        a = _identify(_open(self.a, self.weights), self.weights)
+        b = _identify(_open(other, self._of_b), self._of_b)
         count, differences = compare_weights(a, b)
         report |= {"same": not differences, "tensors": count, "differences": [d._asdict() for d in differences]}
         if not differences:
@@ -226,22 +237,20 @@ class Verify:
         lines += shorten_lines(told, SHOWN)
 
     def _run_both(self, picture: Path, report: dict[str, Any], lines: list[str]) -> None:
-        params = _architecture(self.preset)
-        file_a = _open(self.a, self.raw_weights, self.variant)
-        file_b = None if self.b is None else _open(self.b, self.raw_weights)
-        a = resolve_architecture(file_a, params, self.prefix)
+        params = _architecture(self.weights.preset)
+        file_a = _open(self.a, self.weights)
+        file_b = None if self.b is None else _open(self.b, self._of_b)
+        a = resolve_architecture(file_a, params, self.weights.prefix)
         b = a if file_b is None else resolve_architecture(file_b, params)
         require_frameworks()
         if a.params.differences(b.params):
             raise ConversionError("A and B have different architectures, so their layers cannot be compared")
         with scratch_folder() as folder:
-            flags = TraceFlags(
-                *(file_a.path, picture, folder / "flax.npz"),
-                *(self.preset, self.prefix, None, self.raw_weights),
-            )
+            weights = replace(self.weights, variant=None)
+            flags = TraceFlags(file_a.path, picture, folder / "flax.npz", weights)
             twin = replace(flags, out=folder / "torch.npz")
             if file_b is not None:
-                twin = replace(twin, model=file_b.path, prefix=None)
+                twin = replace(twin, model=file_b.path, weights=self._of_b)
             drift = run_both(a.params, {FLAX: flags, TORCH: twin})
         report |= {"run": drift._asdict(), "same": report["same"] and drift.first is None}
         height, width = drift.size
@@ -252,22 +261,26 @@ class Verify:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Lists every weight of an architecture: name and shape in Flax and PyTorch, and the operation between them.
-
-    Attributes:
-      preset: Architecture
-      layout: Layout of the names, one or several
-    """
+class TableFlags:
+    """What is listed."""
 
     preset: Preset
+    """Architecture."""
     layout: tuple[AnyLayout, ...] = ("flux",)
+    """Layout of the names, one or several."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lists every weight of an architecture: name and shape in Flax and PyTorch, and the operation between them."""
+
+    table: Section[TableFlags]
 
     def run(self) -> int:
         """Prints the table."""
-        tables = [expand(preset(self.preset), layout) for layout in self.layout]
+        tables = [expand(preset(self.table.preset), layout) for layout in self.table.layout]
         heads = ["flax", "shape"]
-        for layout in self.layout:
+        for layout in self.table.layout:
             heads += [layout, "shape", "from there to Flax"]
         lines: list[list[object]] = []
         for rows in zip(*tables, strict=True):
@@ -307,7 +320,7 @@ def main(args: Sequence[str] | None = None) -> int:
         command, prog = COMMANDS[words[0]], f"{PROG} {words.pop(0)}"
     return guard(
         prog,
-        lambda: parse_flags(command, prog=prog, args=words, config=(tyro.conf.FlagCreatePairsOff,)).run(),
+        lambda: parse_flags(command, prog=prog, args=words).run(),
         words=words,
     )
 
@@ -322,16 +335,17 @@ def _architecture(name: str | None, config: Path | None = None) -> Architecture 
     return read_any_config(config)
 
 
-def _identify(source: WeightFile, preset: str | None, prefix: str | None = None) -> Weights:
+def _identify(source: WeightFile, flags: WeightsFlags) -> Weights:
     """Identifies the weights for a comparison, which does not need scale, shift and padding."""
     try:
-        return identify(source.tensors, source.config or _architecture(preset), prefix=prefix, layout=source.layout)
+        params = source.config or _architecture(flags.preset)
+        return identify(source.tensors, params, prefix=flags.prefix, layout=source.layout)
     except ConversionError as error:
         raise ConversionError(f"{source.path}: {error}", path=source.path) from None
 
 
-def _open(path: Path, raw_weights: bool, variant: str | None = None) -> WeightFile:
-    source = open_weights(path, raw_weights=raw_weights, variant=variant)
+def _open(path: Path, flags: ReadFlags) -> WeightFile:
+    source = open_weights(path, raw_weights=flags.raw_weights, variant=flags.variant)
     for note in source.notes:
         print(f"{PROG}: {note}", file=sys.stderr)
     return source

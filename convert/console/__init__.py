@@ -1,6 +1,6 @@
 """What the commands of all packages share: interrupts, quiet libraries, text for a terminal.
 
-Imports `flax_vae.convert.errors` and `flax_vae.convert.extras`; used by every command line.
+Imports `flax_vae.convert.errors`, `extras` and `architecture`; used by every command line.
 """
 
 from typing import TYPE_CHECKING
@@ -12,16 +12,36 @@ if TYPE_CHECKING:
     from flax_vae.convert.console.error_lines import guard
     from flax_vae.convert.console.flags import parse_flags
     from flax_vae.convert.console.interrupts import advise, ended_with_this_process, run
+    from flax_vae.convert.console.options import (
+        NONE,
+        CacheOption,
+        PrefixOption,
+        Preset,
+        PresetOption,
+        RawWeightsOption,
+        Section,
+        VariantOption,
+    )
     from flax_vae.convert.console.progress import Progress
     from flax_vae.convert.console.quiet import quiet_libraries
     from flax_vae.convert.console.terminal import escaped, escaped_output, printable
-    from flax_vae.convert.console.traces import TraceFlags, trace_command
+    from flax_vae.convert.console.traces import ReadFlags, TraceFlags, WeightsFlags, trace_command
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "NONE",
+    "CacheOption",
+    "PrefixOption",
+    "Preset",
+    "PresetOption",
     "Progress",
+    "RawWeightsOption",
+    "ReadFlags",
+    "Section",
     "TraceFlags",
+    "VariantOption",
+    "WeightsFlags",
     "advise",
     "available_cpus",
     "ended_with_this_process",

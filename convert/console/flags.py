@@ -14,14 +14,13 @@ _KINDS = {"int": "an integer", "float": "a number"}
 _NOT_PARSED = re.compile(r"(?:invalid literal for (int)\(\) with base 10|could not convert string to (float)): (.*)")
 
 
-def parse_flags(flags: Any, *, prog: str, args: Any = None, config: Any = None) -> Any:
+def parse_flags(flags: Any, *, prog: str, args: Any = None) -> Any:
     """Calls `tyro.cli`, whose help is in colour on a terminal.
 
     Args:
-      flags: Class of the flags.
+      flags: Class of the flags; its sections are fields annotated as `Section[...]`.
       prog: Name of the command.
       args: Arguments after the command's name; None takes those of the process.
-      config: Markers of tyro for all flags.
 
     Raises:
       SystemExit: With code 2 for a mistake, which is printed in one line; with code 0 after `--help`.
@@ -29,7 +28,7 @@ def parse_flags(flags: Any, *, prog: str, args: Any = None, config: Any = None) 
     import tyro
 
     def parse(words: Any) -> Any:
-        return tyro.cli(flags, prog=prog, args=words, config=config)
+        return tyro.cli(flags, prog=prog, args=words)
 
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = raw_stream(sys.stdout), raw_stream(sys.stderr)

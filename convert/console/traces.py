@@ -5,12 +5,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from tyro.conf import Positional, arg
 
 from flax_vae.convert.console.error_lines import guard
 from flax_vae.convert.console.flags import parse_flags
+from flax_vae.convert.console.options import PrefixOption, PresetOption, RawWeightsOption, Section, VariantOption
 from flax_vae.convert.console.quiet import quiet_libraries
 from flax_vae.convert.console.terminal import escaped_output
+
+
+@dataclass(frozen=True)
+class ReadFlags:
+    """What is read from a file or folder of weights."""
+
+    prefix: PrefixOption = None
+    variant: VariantOption = None
+    raw_weights: RawWeightsOption = False
+
+
+@dataclass(frozen=True)
+class WeightsFlags(ReadFlags):
+    """What is read from a file or folder of weights."""
+
+    preset: PresetOption = None
 
 
 @dataclass(frozen=True)
@@ -18,30 +35,24 @@ class TraceFlags:
     """Writes the output of every layer of a model for one image, by the names of the layers in PyTorch's state dict.
 
     Attributes:
-      model: File or folder of weights, as the SRC of flax-vae-convert
-      picture: Image to run through the model
-      out: File to write, .npz
-      preset: Architecture, if no configuration lies beside MODEL
-      prefix: Prefix of the autoencoder's names, if MODEL holds several autoencoders
-      variant: Variant to read from a diffusers folder that holds several, such as fp16
-      raw_weights: Read the raw weights, if MODEL also holds their moving average
+      model: File or folder of weights, as the SRC of flax-vae-convert.
+      picture: Image to run through the model.
+      out: File to write, .npz.
+      weights: Options of the weights.
     """
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
-    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    preset: str | None = None
-    prefix: str | None = None
-    variant: str | None = None
-    raw_weights: bool = False
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
+    picture: Annotated[Positional[Path], arg(metavar="PICTURE")]
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    weights: Section[WeightsFlags] = WeightsFlags()
 
     def words(self) -> list[str]:
         """Returns the command line that `trace_command` reads back."""
         words = [path if not (path := str(each)).startswith("-") else f"./{path}" for each in self._paths()]
         for name in ("preset", "prefix", "variant"):
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self.weights, name)) is not None:
                 words.append(f"--{name}={value}")
-        return words + (["--raw-weights"] if self.raw_weights else [])
+        return words + (["--raw-weights"] if self.weights.raw_weights else [])
 
     def _paths(self) -> tuple[Path, Path, Path]:
         return self.model, self.picture, self.out
@@ -57,7 +68,7 @@ def trace_command(module: str, write: Callable[[TraceFlags], None], args: Sequen
       args: Arguments after the module's name; None takes those of the process.
     """
     quiet_libraries()
-    flags = parse_flags(TraceFlags, prog=f"python -m {module}", args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = parse_flags(TraceFlags, prog=f"python -m {module}", args=args)
 
     def work() -> int:
         write(flags)

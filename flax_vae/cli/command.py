@@ -1,14 +1,62 @@
-"""Runs the commands that process many images."""
+"""What the commands share: sections of flags, and the way they run."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from flax_vae.convert.architecture import ALL_PRESETS
-from flax_vae.convert.console import advise, parse_flags
+from tyro.conf import arg
+
+from flax_vae.convert.console import NONE, CacheOption, PresetOption, RawWeightsOption, advise, parse_flags
+
+if TYPE_CHECKING:  # loads JAX, which --help must not
+    from flax_vae.autoencoder import Model
 
 Flags = TypeVar("Flags")
 
-PRESET_HELP = f"Architecture, if none is stored with the weights: {', '.join(ALL_PRESETS)}."
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """The autoencoder."""
+
+    model: Annotated[str, arg(metavar="MODEL")]
+    """Weights of any kind: a model folder, a file, a checkpoint, or on the Hugging Face hub
+    hf:org/name[/folder or file][@revision]."""
+    preset: PresetOption = None
+    raw_weights: RawWeightsOption = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Computation dtype; parameters and statistics stay float32."""
+
+    def load(self, *, rgb: bool = False) -> "tuple[Model, dict[str, Any]]":
+        """Loads the model; see `flax_vae.inference.load_model`."""
+        from flax_vae.inference import load_model
+
+        return load_model(self.model, self.preset, self.dtype, raw_weights=self.raw_weights, rgb=rgb)
+
+
+@dataclass(frozen=True)
+class TimedModelFlags(ModelFlags):
+    """The autoencoder, and the time that it is conditioned on."""
+
+    time: Annotated[float | None, arg(metavar="T", help_behavior_hint=NONE)] = None
+    """Time of all images, for models that are conditioned on a time."""
+
+
+@dataclass(frozen=True)
+class ComputeFlags:
+    """Memory and speed."""
+
+    batch_size: Annotated[int, arg(metavar="N")] = 16
+    """Maximum number of images in a batch, on all devices of a process together."""
+    max_pixels: Annotated[int, arg(metavar="N")] = 1 << 21
+    """Maximum number of pixels in a batch; a larger image is computed in parts."""
+    compilation_cache: CacheOption = None
+
+    def prepare(self) -> None:
+        """Switches the cache of compiled programs on, if it has a folder."""
+        if self.compilation_cache is not None:
+            from flax_vae.ops import cache_compilations
+
+            cache_compilations(self.compilation_cache)
 
 
 def run_command(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from flax_vae.cli.command import PRESET_HELP, run_command
+from flax_vae.cli.command import ComputeFlags, TimedModelFlags, run_command
+from flax_vae.convert.console import Section
 from flax_vae.errors import UserError
 from flax_vae.images import ADDRESSES, FORMATS
 
@@ -18,8 +19,49 @@ if TYPE_CHECKING:  # loads JAX, which --help must not
     from flax_vae.folders import EncodeReport
 
 PROG = "flax-vae encode"
-_NONE = "(default: none)"
 _POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class LatentFlags:
+    """What is stored of each image."""
+
+    store: Literal["mean", "moments", "sample"] = "mean"
+    """Scaled mean of the posterior; unscaled mean and logvar; or a scaled sample."""
+    seed: Annotated[int, arg(metavar="S")] = 0
+    """Sampling seed.  A sample depends only on the seed and the number of the image."""
+    flip: bool = False
+    """Encode the mirror image of each image too, as a second entry."""
+    multiple: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's factor)")] = None
+    """Pad sides to multiples of this number of pixels; fewer sizes need fewer compiled programs."""
+    store_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the stored latents."""
+
+
+@dataclass(frozen=True)
+class ShardFlags:
+    """What is written to DST."""
+
+    shard_size: Annotated[int, arg(metavar="N")] = 1024
+    """Maximum number of images per file; an unfinished file is lost when the command is killed."""
+    skip_bad: Annotated[int, arg(metavar="N")] = 0
+    """Maximum number of images to skip because they cannot be read; skipped.jsonl lists them."""
+    append: bool = False
+    """Encode images that were added to SRC into new shards; existing shards stay unchanged."""
+    force: bool = False
+    """Replace the latents in DST, which stay there until the new ones are complete."""
+
+
+@dataclass(frozen=True)
+class DivisionFlags:
+    """Several machines that write to a shared folder."""
+
+    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
+    """Number of processes that divide the work."""
+    process: Annotated[int | None, arg(metavar="I", help_behavior_hint="(default: 0)")] = None
+    """Index of this process, from 0."""
+    distributed: bool = False
+    """Split the work over the processes of a TPU pod; every process waits for the slowest."""
 
 
 @dataclass(frozen=True)
@@ -38,46 +80,11 @@ class EncodeFlags:
     ]
     destination: Annotated[Positional[Path], arg(metavar="DST")]
     """Folder for the latents."""
-    model: Annotated[str, arg(metavar="MODEL")]
-    """Weights of any kind: a model folder, a file, a checkpoint, or on the Hugging Face hub
-    hf:org/name[/folder or file][@revision]."""
-    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint=_NONE)] = None
-    raw_weights: FlagCreatePairsOff[bool] = False
-    """Use the raw weights of a training checkpoint instead of their moving average, if it holds both."""
-    store: Literal["mean", "moments", "sample"] = "mean"
-    """Scaled mean of the posterior; unscaled mean and logvar; or a scaled sample."""
-    seed: Annotated[int, arg(metavar="S")] = 0
-    """Sampling seed.  A sample depends only on the seed and the number of the image."""
-    flip: FlagCreatePairsOff[bool] = False
-    """Encode the mirror image of each image too, as a second entry."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Computation dtype; parameters and statistics stay float32."""
-    store_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Dtype of the stored latents."""
-    batch_size: Annotated[int, arg(metavar="N")] = 16
-    """Maximum number of images in a batch, on all devices of a process together."""
-    max_pixels: Annotated[int, arg(metavar="N")] = 1 << 21
-    """Maximum number of pixels in a batch; the rows of a larger image are split over the devices."""
-    shard_size: Annotated[int, arg(metavar="N")] = 1024
-    """Maximum number of images per file; an unfinished file is lost when the command is killed."""
-    multiple: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's factor)")] = None
-    """Pad sides to multiples of this number of pixels; fewer sizes need fewer compiled programs."""
-    time: Annotated[float | None, arg(metavar="T", help_behavior_hint=_NONE)] = None
-    """Time of all images, for models that are conditioned on a time."""
-    skip_bad: Annotated[int, arg(metavar="N")] = 0
-    """Maximum number of images to skip because they cannot be read; skipped.jsonl lists them."""
-    append: FlagCreatePairsOff[bool] = False
-    """Encode images that were added to SRC into new shards; existing shards stay unchanged."""
-    force: FlagCreatePairsOff[bool] = False
-    """Replace the latents in DST, which stay there until the new ones are complete."""
-    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 1)")] = None
-    """Number of processes that divide the work."""
-    process: Annotated[int | None, arg(metavar="I", help_behavior_hint="(default: 0)")] = None
-    """Index of this process, from 0."""
-    distributed: FlagCreatePairsOff[bool] = False
-    """Split the work over the processes of a TPU pod; every process waits for the slowest."""
-    compilation_cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=_NONE)] = None
-    """Folder for compiled programs, which later starts load instead of compiling."""
+    model: Section[TimedModelFlags]
+    latents: Section[LatentFlags] = LatentFlags()
+    output: Section[ShardFlags] = ShardFlags()
+    compute: Section[ComputeFlags] = ComputeFlags()
+    distribution: Section[DivisionFlags] = DivisionFlags()
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -93,34 +100,34 @@ def _quietly(flags: EncodeFlags) -> int:
 
 
 def _run(flags: EncodeFlags) -> int:
-    if (flags.processes is None) != (flags.process is None) or (flags.distributed and flags.processes is not None):
+    latents, output, divided = flags.latents, flags.output, flags.distribution
+    if (divided.processes is None) != (divided.process is None) or (
+        divided.distributed and divided.processes is not None
+    ):
         raise UserError(
             "--processes and --process need each other and exclude --distributed; pass both, or --distributed alone"
         )
-    process, processes = flags.process or 0, 1 if flags.processes is None else flags.processes
+    process, processes = divided.process or 0, 1 if divided.processes is None else divided.processes
     # These imports load JAX, so they come after the flags are checked.
     import jax
 
     from flax_vae.folders import BatchLimits, encode_folder, encoding_of
-    from flax_vae.inference import load_model
-    from flax_vae.ops import cache_compilations
 
-    if flags.compilation_cache is not None:
-        cache_compilations(flags.compilation_cache)
-    if flags.distributed:
+    flags.compute.prepare()
+    if divided.distributed:
         jax.distributed.initialize()
         process, processes = jax.process_index(), jax.process_count()
-    grouping = BatchLimits(flags.batch_size, flags.max_pixels, flags.shard_size)
-    model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights)
+    grouping = BatchLimits(flags.compute.batch_size, flags.compute.max_pixels, output.shard_size)
+    model, params = flags.model.load()
     encoding = encoding_of(
         model,
         params,
-        store=flags.store,
-        dtype=flags.store_dtype,
-        multiple=flags.multiple,
-        flip=flags.flip,
-        seed=flags.seed if flags.store == "sample" else None,
-        time=flags.time,
+        store=latents.store,
+        dtype=latents.store_dtype,
+        multiple=latents.multiple,
+        flip=latents.flip,
+        seed=latents.seed if latents.store == "sample" else None,
+        time=flags.model.time,
     )
     report = encode_folder(
         flags.source,
@@ -129,15 +136,15 @@ def _run(flags: EncodeFlags) -> int:
         params,
         encoding,
         grouping,
-        skip_bad=flags.skip_bad,
-        append=flags.append,
-        force=flags.force,
+        skip_bad=output.skip_bad,
+        append=output.append,
+        force=output.force,
         process=process,
         processes=processes,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
     _tell(flags.destination, report)
-    if flags.distributed:
+    if divided.distributed:
         _wait(flags.destination)
     return 0
 

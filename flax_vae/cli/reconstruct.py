@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import tyro
 from tyro.conf import Positional, arg
 
-from flax_vae.cli.command import PRESET_HELP
-from flax_vae.convert.console import advise, parse_flags
+from flax_vae.cli.command import TimedModelFlags
+from flax_vae.convert.console import Section, advise, parse_flags
 from flax_vae.errors import UserError
 from flax_vae.images import ADDRESSES
 
@@ -23,6 +22,20 @@ if TYPE_CHECKING:  # load JAX and Pillow, which --help must not
     from flax_vae.images import Comparison, ImageSource
 
 PROG = "flax-vae reconstruct"
+
+
+@dataclass(frozen=True)
+class PictureFlags:
+    """What is drawn, and where."""
+
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
+    """Number of images to take from each address, the first ones."""
+    out: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: IMAGE.reconstruction.png in the current folder)")
+    ] = None
+    """PNG file for all images, stacked, instead of one file each."""
+    force: bool = False
+    """Replace existing files."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +50,8 @@ class Reconstruct:
         Positional[tuple[str, ...]],
         arg(metavar="IMAGES...", help=f"Images of any size: {ADDRESSES}.", help_behavior_hint="(required)"),
     ]
-    model: Annotated[str, arg(metavar="MODEL")]
-    """Weights of any kind: a model folder, a file, a checkpoint, or on the Hugging Face hub
-    hf:org/name[/folder or file][@revision]."""
-    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint="(default: none)")] = None
-    raw_weights: bool = False
-    """Use the raw weights of a training checkpoint instead of their moving average, if it holds both."""
-    out: Annotated[
-        Path | None, arg(metavar="FILE", help_behavior_hint="(default: IMAGE.reconstruction.png in the current folder)")
-    ] = None
-    """PNG file for all images, stacked, instead of one file each."""
-    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
-    """Number of images to take from each address, the first ones."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Computation dtype."""
-    time: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: none)")] = None
-    """Time of all images, for models that are conditioned on a time."""
-    force: bool = False
-    """Replace existing files."""
+    model: Section[TimedModelFlags]
+    output: Section[PictureFlags] = PictureFlags()
 
 
 def main(args: Sequence[str]) -> int:
@@ -68,7 +65,7 @@ def main(args: Sequence[str]) -> int:
       SystemExit: 2 for wrong flags, 0 after `--help`.
     """
     advise(PROG, "")
-    flags = parse_flags(Reconstruct, prog=PROG, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    flags = parse_flags(Reconstruct, prog=PROG, args=args)
     from flax_vae.convert.console import printable
     from flax_vae.images import WIDE, save_png, stack
 
@@ -79,18 +76,17 @@ def main(args: Sequence[str]) -> int:
         _check_out(out, flags)
     # These imports load JAX, so they come after the flags are checked.
     from flax_vae.conditioning import same_time
-    from flax_vae.inference import load_model
 
-    model, params = load_model(flags.model, flags.preset, flags.dtype, raw_weights=flags.raw_weights, rgb=True)
-    same_time(1, flags.time, model.params)  # raises if the time does not fit the model
+    model, params = flags.model.load(rgb=True)
+    same_time(1, flags.model.time, model.params)  # raises if the time does not fit the model
 
     for out, shown in pictures.items():
         rows = []
         for entry in shown:
             comparison = _compare(entry, model, params, flags)
-            rows.append(_draw(comparison, flags.model))
+            rows.append(_draw(comparison, flags.model.model))
             print(f"{comparison.scores.name}: {_about(comparison, ', ')}", flush=True)
-        save_png(out, stack(rows, WIDE), force=flags.force)
+        save_png(out, stack(rows, WIDE), force=flags.output.force)
         print(f"picture: {printable(out)}", flush=True)
     return 0
 
@@ -108,13 +104,13 @@ def _open(flags: Reconstruct) -> list[_Entry]:
 
     if not flags.images:
         raise UserError(f"no input images; pass one or more addresses, each {ADDRESSES}")
-    if flags.limit is not None and flags.limit < 1:
-        raise UserError(f"limit={flags.limit} must be at least 1")
+    if flags.output.limit is not None and flags.output.limit < 1:
+        raise UserError(f"limit={flags.output.limit} must be at least 1")
     entries = []
     with _without_warnings():
         for address in flags.images:
             source = open_images(address)
-            found = scan_images(source, range(len(source))[: flags.limit])
+            found = scan_images(source, range(len(source))[: flags.output.limit])
             found.require_sound()
             entries += [_Entry(source, index) for index in found.sizes]
     return entries
@@ -122,8 +118,8 @@ def _open(flags: Reconstruct) -> list[_Entry]:
 
 def _pictures(entries: list[_Entry], flags: Reconstruct) -> dict[Path, list[_Entry]]:
     """Returns the images to draw into each file."""
-    if flags.out is not None:
-        return {flags.out: entries}
+    if flags.output.out is not None:
+        return {flags.output.out: entries}
     outs = {
         Path(f"{Path(source.name(index)).stem}.reconstruction.png"): [_Entry(source, index)]
         for source, index in entries
@@ -144,7 +140,7 @@ def _check_out(out: Path, flags: Reconstruct) -> None:
     if out.exists():
         if any(out.samefile(address) for address in flags.images if os.path.exists(address)):
             raise UserError(f"{name} is one of the input images; choose another name with --out")
-        if not flags.force:
+        if not flags.output.force:
             raise UserError(f"{name} exists; replace it with --force, or choose another name with --out")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     by_whom = {"effective_ids": True} if os.access in os.supports_effective_ids else {}
@@ -165,8 +161,8 @@ def _compare(entry: _Entry, model: "Model", params: Any, flags: Reconstruct) -> 
         with _without_warnings():
             image = entry.source[entry.index]
         height, width, _ = image.shape
-        in_bands = needs_bands(model.params, height, width, flags.dtype)
-        made = reconstruct(model, params, image[None], flags.time, in_bands=in_bands).images[0]
+        in_bands = needs_bands(model.params, height, width, flags.model.dtype)
+        made = reconstruct(model, params, image[None], flags.model.time, in_bands=in_bands).images[0]
     except MemoryError as error:
         raise UserError(too_large) from error
     except jax.errors.JaxRuntimeError as error:
@@ -175,8 +171,8 @@ def _compare(entry: _Entry, model: "Model", params: Any, flags: Reconstruct) -> 
         raise UserError(too_large) from error
     if not np.isfinite(made).all():
         raise UserError(
-            f"the reconstruction of {name} by {flags.model} is not finite in {flags.dtype}; expected finite numbers: "
-            "use --dtype float32, or other weights"
+            f"the reconstruction of {name} by {flags.model.model} is not finite in {flags.model.dtype}; expected "
+            "finite numbers: use --dtype float32, or other weights"
         )
     return compare_images(name, image, to_uint8(made))
 

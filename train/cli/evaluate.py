@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from flax_vae.convert.architecture import ALL_PRESETS
-from flax_vae.convert.console import Progress, escaped_output, guard, parse_flags
+from flax_vae.convert.console import (
+    NONE,
+    PresetOption,
+    Progress,
+    RawWeightsOption,
+    Section,
+    escaped_output,
+    guard,
+    parse_flags,
+)
 from flax_vae.images import ADDRESSES
 from flax_vae.train.errors import RunError, TrainError
 
@@ -24,15 +32,21 @@ PROG = "flax-vae-train eval"
 
 
 @dataclass(frozen=True)
-class EvalFlags:
-    """Measures reconstructions: PSNR, SSIM and LPIPS of every image, statistics of the latents, and rFID.
+class MeasuredModelFlags:
+    """How the models are read and run."""
 
-    Reconstructs every image whole, from the mode of its posterior, and compares 8-bit images.
-    """
+    preset: PresetOption = None
+    raw_weights: RawWeightsOption = False
+    time: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: that of the run, elsewhere 0)")] = None
+    """Time for a model that is conditioned on time."""
+    bands: bool = False
+    """Decode band by band, which is slower, for images that do not fit into the device's memory."""
 
-    models: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN_OR_MODEL...")]
-    """Run directories, of which the export is measured, or weights of any kind: a model folder, a file, a checkpoint,
-    or on the Hugging Face hub hf:org/name[/folder or file][@revision].  Several models are compared, one per line."""
+
+@dataclass(frozen=True)
+class ImageFlags:
+    """What is measured."""
+
     data: Annotated[
         str | None,
         arg(
@@ -41,40 +55,61 @@ class EvalFlags:
             help_behavior_hint="(default: the image that the run held out)",
         ),
     ] = None
-    preset: Annotated[
-        str | None,
-        arg(
-            metavar="P",
-            help=f"Architecture, if none is stored with the weights: {', '.join(ALL_PRESETS)}.",
-            help_behavior_hint="(default: none)",
-        ),
-    ] = None
-    raw_weights: bool = False
-    """Read the raw weights of a training checkpoint instead of their moving average."""
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """Number of images, the first ones."""
     batch_size: Annotated[int, arg(metavar="N", aliases=("--batch",))] = 1
     """Largest number of images of one size that are computed together."""
-    time: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: that of the run, elsewhere 0)")] = None
-    """Time for a model that is conditioned on time."""
-    bands: bool = False
-    """Decode band by band, which is slower, for images that do not fit into the device's memory."""
+
+
+@dataclass(frozen=True)
+class ScoreFlags:
+    """Scores beside PSNR and SSIM."""
+
     lpips: Literal["alex", "vgg", "none"] = "alex"
     """Network of LPIPS; papers report alex."""
     lpips_weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the extra lpips)")] = None
     """Weights of LPIPS: a state dict of PyTorch's lpips.LPIPS."""
     features: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: no rFID)")] = None
     """Measure rFID with this function from 8-bit images (b, h, w, 3) to features (b, d), such as Inception's."""
-    grid: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+
+
+@dataclass(frozen=True)
+class ResultFlags:
+    """What is written beside the printed table."""
+
+    grid: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """PNG file to write the worst cases to: original, reconstruction, difference."""
     worst: Annotated[int, arg(metavar="N")] = 8
     """Number of worst cases."""
     worst_by: Literal["psnr", "ssim", "lpips"] = "psnr"
     """Score by which cases are ranked."""
-    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """JSON file to write all numbers to."""
     write_scale: bool = False
     """Write the scale and shift that bring latents to mean 0 and deviation 1 into the model folder's config.json."""
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """Measures reconstructions: PSNR, SSIM and LPIPS of every image, statistics of the latents, and rFID.
+
+    Reconstructs every image whole, from the mode of its posterior, and compares 8-bit images.
+    """
+
+    models: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(
+            metavar="RUN_OR_MODEL...",
+            help="Run directories, of which the export is measured, or weights of any kind: a model folder, a file, a "
+            "checkpoint, or on the Hugging Face hub hf:org/name[/folder or file][@revision].  Several models are "
+            "compared, one per line.",
+            help_behavior_hint="(required)",
+        ),
+    ]
+    model: Section[MeasuredModelFlags] = MeasuredModelFlags()
+    images: Section[ImageFlags] = ImageFlags()
+    scores: Section[ScoreFlags] = ScoreFlags()
+    output: Section[ResultFlags] = ResultFlags()
 
 
 @escaped_output()
@@ -103,18 +138,22 @@ def locate_model(path: Path) -> Path:
 
 
 def _run(flags: EvalFlags) -> int:
-    for name in ("limit", "batch_size", "worst"):
-        value = getattr(flags, name)
+    images, output = flags.images, flags.output
+    for name, value in [("limit", images.limit), ("batch_size", images.batch_size), ("worst", output.worst)]:
         if value is not None and value < 1:
             raise TrainError(f"{name}={value} must be at least 1")
     if not flags.models:
         raise TrainError("no model; pass run directories or models")
-    alone = [name for name in ("features", "grid", "json", "write_scale") if getattr(flags, name)]
+    given = {
+        "--features": flags.scores.features, "--grid": output.grid, "--json": output.json,
+        "--write-scale": output.write_scale,
+    }  # fmt: skip
+    alone = [name for name, value in given.items() if value]
     if len(flags.models) > 1 and alone:
-        raise TrainError(f"--{alone[0].replace('_', '-')} needs exactly one model, not {len(flags.models)}")
+        raise TrainError(f"{alone[0]} needs exactly one model, not {len(flags.models)}")
     models = tuple(flags.models)
     folders = [locate_model(path) for path in models]
-    if flags.write_scale:
+    if flags.output.write_scale:
         from flax_vae.train.evaluation import check_scalable
 
         check_scalable(folders[0])
@@ -123,17 +162,19 @@ def _run(flags: EvalFlags) -> int:
     from flax_vae.inference import load_model
     from flax_vae.train.evaluation import comparison
 
-    source = open_images(flags.data) if flags.data is not None else _held_out(models[0])
+    source = open_images(flags.images.data) if flags.images.data is not None else _held_out(models[0])
     for note in source.notes:
         print(note, file=sys.stderr)
-    count = len(source) if flags.limit is None else min(flags.limit, len(source))
+    count = len(source) if flags.images.limit is None else min(flags.images.limit, len(source))
     scan_images(source, range(count)).require_sound()
     perceptual, lpips_missing = _load_lpips(flags)
-    if perceptual is None and flags.worst_by == "lpips":
+    if perceptual is None and flags.output.worst_by == "lpips":
         raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")
     if len(folders) == 1:
         return _one(flags, folders[0], source, count, perceptual, lpips_missing)
-    load = partial(load_model, preset=flags.preset, dtype="float32", raw_weights=flags.raw_weights, rgb=True)
+    load = partial(
+        load_model, preset=flags.model.preset, dtype="float32", raw_weights=flags.model.raw_weights, rgb=True
+    )
     loaded = [load(str(folder)) for folder in folders]  # all of them, before the first takes its time
     evaluations = [
         _evaluation(flags, run, *model, perceptual=perceptual) for run, model in zip(models, loaded, strict=True)
@@ -141,7 +182,7 @@ def _run(flags: EvalFlags) -> int:
     with Progress(len(models) * count) as progress:
         reports = [evaluation(source, count, lambda _: progress.add(1)) for evaluation in evaluations]
     print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
-    print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or flags.lpips}")
+    print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or flags.scores.lpips}")
     return 0
 
 
@@ -167,44 +208,44 @@ def _one(
     )
     from flax_vae.train.report import save_comparisons
 
-    meter = None if flags.features is None else FrechetMeter(load_extractor(flags.features))
-    model, params = load_model(str(where), flags.preset, "float32", raw_weights=flags.raw_weights, rgb=True)
+    meter = None if flags.scores.features is None else FrechetMeter(load_extractor(flags.scores.features))
+    model, params = load_model(str(where), flags.model.preset, "float32", raw_weights=flags.model.raw_weights, rgb=True)
     evaluate = _evaluation(flags, flags.models[0], model, params, perceptual=perceptual, frechet=meter)
     worst: list[Comparison] = []
 
     def look(comparison: "Comparison") -> None:
         progress.add(1)
-        if flags.grid:
+        if flags.output.grid:
             worst.append(comparison)
-            worst.sort(key=lambda seen: badness(seen.scores, flags.worst_by))
-            del worst[flags.worst :]
+            worst.sort(key=lambda seen: badness(seen.scores, flags.output.worst_by))
+            del worst[flags.output.worst :]
 
     with Progress(count) as progress:
         report = evaluate(source, count, look)
 
-    print("\n".join([*table(report, flags.worst_by), "", *latent_lines(report.latents, model.params)]))
-    print(f"LPIPS: {lpips_missing or flags.lpips}")
+    print("\n".join([*table(report, flags.output.worst_by), "", *latent_lines(report.latents, model.params)]))
+    print(f"LPIPS: {lpips_missing or flags.scores.lpips}")
     print(f"rFID: {rfid_line(report, meter)}")
-    if flags.grid:
-        save_comparisons(flags.grid, worst)
-        print(f"the {len(worst)} worst by {flags.worst_by.upper()}: {flags.grid}")
-    if flags.write_scale:
+    if flags.output.grid:
+        save_comparisons(flags.output.grid, worst)
+        print(f"the {len(worst)} worst by {flags.output.worst_by.upper()}: {flags.output.grid}")
+    if flags.output.write_scale:
         scaled = write_scale(where, report.latents)
         print(f"{where / 'config.json'}: scale_factor {scaled.scale_factor}, shift_factor {scaled.shift_factor}")
-    if flags.json:
-        net = None if perceptual is None else flags.lpips
-        write_report_json(flags.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)
+    if flags.output.json:
+        net = None if perceptual is None else flags.scores.lpips
+        write_report_json(flags.output.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)
     return 0
 
 
 def _evaluation(flags: EvalFlags, run: Path, model: "Model", params: Any, **meters: Any) -> "Evaluation":
     from flax_vae.train.evaluation import Evaluation
 
-    time = flags.time
+    time = flags.model.time
     if time is None:
         config = _run_config(run)
         time = config.time.evaluate_at if config else 0.0
-    return Evaluation(model, params, flags.batch_size, time, flags.bands or None, **meters)
+    return Evaluation(model, params, flags.images.batch_size, time, flags.model.bands or None, **meters)
 
 
 def _held_out(run: Path) -> "ImageSource":
@@ -234,7 +275,7 @@ def _run_config(path: Path) -> "TrainConfig | None":
 
 def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
     """Returns the distance, or None and the reason in a few words."""
-    if flags.lpips == "none":
+    if flags.scores.lpips == "none":
         return None, "not asked for"
     import jax
 
@@ -242,12 +283,12 @@ def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
     from flax_vae.train.losses import load_lpips_weights
 
     try:
-        weights = jax.device_put(load_lpips_weights(flags.lpips, flags.lpips_weights))
+        weights = jax.device_put(load_lpips_weights(flags.scores.lpips, flags.scores.lpips_weights))
     except TrainError as error:
-        if flags.lpips_weights is not None:
+        if flags.scores.lpips_weights is not None:
             raise
         return None, str(error)
-    return perceptual_distance(weights, flags.lpips), ""
+    return perceptual_distance(weights, flags.scores.lpips), ""
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
 
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import OmitArgPrefixes, arg
 
-from flax_vae.convert.console import parse_flags
+from flax_vae.convert.console import NONE, CacheOption, Section, parse_flags
 from flax_vae.images import ADDRESSES, FORMATS
 from flax_vae.train.config import RENAMED, TrainConfig, preset_names, recipe
 
-NONE = "(default: none)"
+_TOP = "training"  # section of the settings that are in none
 PRESET_HELP = f"Architecture and recipe: {', '.join(preset_names())}."
 
 # Short names of settings; all others are given by their names in config.json.
@@ -41,6 +41,53 @@ AnyFlags = TypeVar("AnyFlags")
 
 
 @dataclass(frozen=True)
+class RecipeFlags:
+    """What the settings of the run start from."""
+
+    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint="(default: tiny)")] = None
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
+    """Settings as YAML or JSON: any of those in a run's config.json, and preset."""
+
+
+@dataclass(frozen=True)
+class RunFlags(RecipeFlags):
+    """The run and its directory."""
+
+    workdir: Annotated[
+        Path | None,
+        arg(
+            metavar="DIR",
+            help="Run directory; a run that was begun there is resumed with its own settings, except those given by "
+            "flags.  NAME is the preset, or else the name of the file in --config or --start-from.",
+            help_behavior_hint="(default: runs/NAME)",
+        ),
+    ] = None
+    dry_run: bool = False
+    """Print the whole configuration, sizes, memory and the files that would be read; write nothing."""
+    accept_changed_data: bool = False
+    """Resume although images were added, removed or edited since the run began; config.json records it."""
+    compilation_cache: CacheOption = None
+
+
+@dataclass(frozen=True)
+class DistributionFlags:
+    """Several processes that train one model."""
+
+    distributed: bool = False
+    """Join the other processes of a TPU pod, SLURM or Open MPI, which give their addresses."""
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint=NONE)] = None
+    """Address of process 0, for several processes elsewhere; each is given the same address and settings."""
+    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint=NONE)] = None
+    """Number of processes."""
+    process: Annotated[int | None, arg(metavar="I", help_behavior_hint=NONE)] = None
+    """Index of this process, from 0."""
+    join_timeout: Annotated[
+        float | None, arg(metavar="SECONDS", help_behavior_hint="(default: 45; with --distributed 300)")
+    ] = None
+    """Time within which all processes must have started."""
+
+
+@dataclass(frozen=True)
 class Flags:
     """Trains an image autoencoder on photographs and exports it as a model folder.
 
@@ -55,32 +102,10 @@ class Flags:
       flax-vae-train plan --topology v5e:4x4          estimates memory, step time and cost on TPUs that you do not have
     """
 
-    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint="(default: tiny)")] = None
-    workdir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
-    """Run directory; a run that was begun there is resumed with its own settings, except those given by flags.  NAME is
-    the preset, or else the name of the file in --config or --start-from."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
-    """Settings as YAML or JSON: any of those in a run's config.json, and preset."""
-    dry_run: FlagCreatePairsOff[bool] = False
-    """Print the whole configuration, sizes, memory and the files that would be read; write nothing."""
-    accept_changed_data: FlagCreatePairsOff[bool] = False
-    """Resume although images were added, removed or edited since the run began; config.json records it."""
-    compilation_cache: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=NONE)] = None
-    """Folder for compiled programs, so that the next run with the same settings starts without compiling."""
-    distributed: FlagCreatePairsOff[bool] = False
-    """Join the other processes of a TPU pod, SLURM or Open MPI, which give their addresses."""
-    coordinator: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint=NONE)] = None
-    """Address of process 0, for several processes elsewhere; each is given the same address and settings."""
-    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint=NONE)] = None
-    """Number of processes."""
-    process: Annotated[int | None, arg(metavar="I", help_behavior_hint=NONE)] = None
-    """Index of this process, from 0."""
-    join_timeout: Annotated[
-        float | None, arg(metavar="SECONDS", help_behavior_hint="(default: 45; with --distributed 300)")
-    ] = None
-    """Time within which all processes must have started."""
+    run: Section[RunFlags] = RunFlags()
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings that were given by flags, nested as in config.json."""
+    distribution: Section[DistributionFlags] = DistributionFlags()
 
 
 def parse_run_flags(flags: type[AnyFlags], *, prog: str, args: Sequence[str] | None = None) -> AnyFlags:
@@ -107,7 +132,9 @@ def parse_run_flags(flags: type[AnyFlags], *, prog: str, args: Sequence[str] | N
         flags.__name__, [("settings", settings, field(default_factory=dict))], bases=(flags,), frozen=True
     )
     extended.__doc__ = flags.__doc__
-    return parse_flags(extended, prog=prog, args=words)
+    parsed = parse_flags(extended, prog=prog, args=words)
+    given = dict(parsed.settings)
+    return dataclasses.replace(parsed, settings=given.pop(_TOP, {}) | given)
 
 
 def rename_flags(args: Sequence[str]) -> list[str]:
@@ -121,13 +148,17 @@ def rename_flags(args: Sequence[str]) -> list[str]:
 
 
 def _settings_type(section: type, defaults: Any, prefix: str = "") -> Any:
-    """Returns a type of nested, optional settings for tyro, with the defaults for its help."""
+    """Returns a type of nested, optional settings for tyro, with the defaults for its help.
+
+    The settings that are in no section of the config are in one named `training`.
+    """
     lines = _attribute_lines(section)
     fields: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     for name, hint in get_type_hints(section).items():
         full, default = prefix + name, getattr(defaults, name)
         if dataclasses.is_dataclass(hint):
-            fields[name] = _settings_type(hint, default, f"{full}.")  # pyright: ignore[reportArgumentType]
+            sections[name] = _settings_type(hint, default, f"{full}.")  # pyright: ignore[reportArgumentType]
             continue
         fields[name] = Annotated[
             hint,
@@ -138,8 +169,14 @@ def _settings_type(section: type, defaults: Any, prefix: str = "") -> Any:
                 help_behavior_hint=f"(default: {_shown(default) or _DEFAULTS.get(full, 'none')})",
             ),
         ]
-    kind = TypedDict(section.__name__, fields, total=False)  # pyright: ignore[reportArgumentType] - made at run time
-    kind.__doc__ = (inspect.getdoc(section) or "").partition("\n")[0]
+    about = (inspect.getdoc(section) or "").partition("\n")[0]
+    kind = _optional(section.__name__, about, fields)
+    return _optional("", "", {_TOP: OmitArgPrefixes[kind], **sections}) if sections else kind
+
+
+def _optional(name: str, about: str, fields: dict[str, Any]) -> Any:
+    kind = TypedDict(name, fields, total=False)  # pyright: ignore[reportArgumentType] - made at run time
+    kind.__doc__ = about
     return kind
 
 

@@ -54,15 +54,16 @@ def _work(flags: Flags) -> int:
     from flax_vae.train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
 
     with _together(flags):
-        workdir = flags.workdir or default_workdir(flags)
+        workdir = flags.run.workdir or default_workdir(flags)
         config = resolve(flags, workdir)
-    return _show(config, workdir, flags) if flags.dry_run else _run(config, workdir, flags)
+    return _show(config, workdir, flags) if flags.run.dry_run else _run(config, workdir, flags)
 
 
 def _members(flags: Flags) -> tuple[str | None, int | None, int | None] | None:
     """Returns the addresses and index of this process, or None if it is the only one."""
-    members = (flags.coordinator, flags.processes, flags.process)
-    return members if (flags.distributed or members != (None, None, None)) and not flags.dry_run else None
+    given = flags.distribution
+    members = (given.coordinator, given.processes, given.process)
+    return members if (given.distributed or members != (None, None, None)) and not flags.run.dry_run else None
 
 
 def _together(flags: Flags) -> contextlib.AbstractContextManager[object]:
@@ -76,7 +77,8 @@ def _together(flags: Flags) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
     from flax_vae.train.devices import agreement, join_processes
 
-    join_processes(*members, **({} if flags.join_timeout is None else {"timeout": flags.join_timeout}))
+    timeout = flags.distribution.join_timeout
+    join_processes(*members, **({} if timeout is None else {"timeout": timeout}))
     return agreement()
 
 
@@ -98,7 +100,7 @@ def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     from flax_vae.train.plan import describe_run  # loads JAX
 
     require_devices()
-    print(describe_run(config, workdir, accept_changed_data=flags.accept_changed_data), end="")
+    print(describe_run(config, workdir, accept_changed_data=flags.run.accept_changed_data), end="")
     return 0
 
 
@@ -108,10 +110,10 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     from flax_vae.ops import cache_compilations, require_devices
     from flax_vae.train.loop import describe_scores, train
 
-    if flags.compilation_cache is not None:
-        cache_compilations(flags.compilation_cache)
+    if flags.run.compilation_cache is not None:
+        cache_compilations(flags.run.compilation_cache)
     require_devices()
-    outcome = train(config, workdir, accept_changed_data=flags.accept_changed_data)
+    outcome = train(config, workdir, accept_changed_data=flags.run.accept_changed_data)
     if outcome.stopped_by is not None:
         print(f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there")
         return 128 + outcome.stopped_by

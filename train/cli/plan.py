@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
+from tyro.conf import UseAppendAction, arg
 
-from flax_vae.convert.console import escaped_output, guard
-from flax_vae.train.cli.flags import NONE, PRESET_HELP, Flags, parse_run_flags
+from flax_vae.convert.console import Section, escaped_output, guard
+from flax_vae.train.cli.flags import Flags, RecipeFlags, RunFlags, parse_run_flags
 from flax_vae.train.errors import TrainError
 
 if TYPE_CHECKING:
@@ -20,6 +19,23 @@ PROG = "flax-vae-train plan"
 
 
 @dataclass(frozen=True)
+class EstimateFlags:
+    """What is estimated."""
+
+    topology: Annotated[
+        UseAppendAction[tuple[str, ...]],
+        arg(metavar="vN:AxB", help_behavior_hint="(repeatable; default: this machine)"),
+    ] = ()
+    """Slice of TPUs, such as v5e:2x2, v5e:4x4 (four hosts), v4:2x2x2, v5p:2x2x1 or v6e:2x2."""
+    fit: bool = False
+    """Find settings that fit: with --batch-size the least rematerialisation, otherwise the largest batch for each."""
+    dollars: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: the published price)")] = None
+    """Price of one device per hour."""
+    markdown: bool = False
+    """Print the table as GitHub Markdown."""
+
+
+@dataclass(frozen=True)
 class PlanFlags:
     """Estimates memory, step time and cost of a run on hardware that you do not have, by compiling its step.
 
@@ -27,20 +43,8 @@ class PlanFlags:
     tpu compiles on any Linux machine; without --topology, the devices of this machine are used.
     """
 
-    topology: Annotated[
-        UseAppendAction[tuple[str, ...]],
-        arg(metavar="vN:AxB", help_behavior_hint="(repeatable; default: this machine)"),
-    ] = ()
-    """Slice of TPUs, such as v5e:2x2, v5e:4x4 (four hosts), v4:2x2x2, v5p:2x2x1 or v6e:2x2."""
-    fit: FlagCreatePairsOff[bool] = False
-    """Find settings that fit: with --batch-size the least rematerialisation, otherwise the largest batch for each."""
-    dollars: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: the published price)")] = None
-    """Price of one device per hour."""
-    markdown: FlagCreatePairsOff[bool] = False
-    """Print the table as GitHub Markdown."""
-    preset: Annotated[str | None, arg(metavar="P", help=PRESET_HELP, help_behavior_hint="(default: tiny)")] = None
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
-    """Settings as YAML or JSON, as for a run."""
+    estimate: Section[EstimateFlags] = EstimateFlags()
+    run: Section[RecipeFlags] = RecipeFlags()
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings that were given by flags, nested as in config.json."""
 
@@ -62,14 +66,17 @@ def _run(flags: PlanFlags) -> int:
     from flax_vae.ops import require_devices
     from flax_vae.train.plan import LEGEND, find_fitting, local, plan, rows, topology
 
-    if flags.topology:
+    if flags.estimate.topology:
         jax.config.update("jax_platforms", "cpu")  # the devices of this machine may be in use
     else:
         require_devices()
     plans, fitting = [], True
-    for target in [topology(name) for name in flags.topology] or [local()]:
-        settings = {"name": flags.preset or (flags.config.stem if flags.config else "tiny"), "dollars": flags.dollars}
-        if flags.fit:
+    for target in [topology(name) for name in flags.estimate.topology] or [local()]:
+        settings = {
+            "name": flags.run.preset or (flags.run.config.stem if flags.run.config else "tiny"),
+            "dollars": flags.estimate.dollars,
+        }
+        if flags.estimate.fit:
             _require_memory(target)
             found = find_fitting(config, target, batch="batch_size" not in flags.settings, **settings)
         else:
@@ -81,7 +88,7 @@ def _run(flags: PlanFlags) -> int:
             plans.append(one)
             fits = one.fits is not False
         fitting &= fits
-    print(*rows(plans, markdown=flags.markdown), "", LEGEND, sep="\n")
+    print(*rows(plans, markdown=flags.estimate.markdown), "", LEGEND, sep="\n")
     return 0 if fitting else 1
 
 
@@ -90,9 +97,9 @@ def _config(flags: PlanFlags) -> "TrainConfig":
     from flax_vae.train.cli.resolve import resolve  # loads NumPy: not for --help
 
     settings = flags.settings
-    if flags.preset is not None:
+    if flags.run.preset is not None:
         settings = {"start_from": "weights", **settings}  # which some recipes require
-    return resolve(Flags(preset=flags.preset, config=flags.config, settings=settings), None)
+    return resolve(Flags(RunFlags(flags.run.preset, flags.run.config), settings=settings), None)
 
 
 def _require_memory(target: "Target") -> None:

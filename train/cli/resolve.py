@@ -28,16 +28,16 @@ def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:
       TrainError: If the directory holds something else, or a file cannot be used.
       ArgumentError: If a value is out of range, or a name unknown.
     """
-    file = {} if flags.config is None else read_settings(flags.config)
+    file = {} if flags.run.config is None else read_settings(flags.run.config)
     named = file.pop(PRESET, None)
     asked = flags.settings
-    base = _base(flags.preset or named, merge(file, asked).get("start_from"), file.get("model", {}), workdir)
+    base = _base(flags.run.preset or named, merge(file, asked).get("start_from"), file.get("model", {}), workdir)
     below = _over(base.to_dict(), file)
     try:
         return TrainConfig.from_dict(_over(below, asked))
     except ArgumentError as error:
-        if flags.config is not None and str(error) == _fault(below):
-            raise TrainError(f"{flags.config}: {error}", path=flags.config, field=error.field) from error
+        if flags.run.config is not None and str(error) == _fault(below):
+            raise TrainError(f"{flags.run.config}: {error}", path=flags.run.config, field=error.field) from error
         raise
 
 
@@ -47,10 +47,12 @@ def default_workdir(flags: Flags) -> Path:
     Raises:
       TrainError: If the file of settings cannot be used.
     """
-    file = {} if flags.config is None else read_settings(flags.config)
+    file = {} if flags.run.config is None else read_settings(flags.run.config)
     start_from = flags.settings.get("start_from")
     start = None if start_from is None else Path(start_from).stem
-    return Path("runs") / (flags.preset or file.get(PRESET) or (flags.config and flags.config.stem) or start or "tiny")
+    return Path("runs") / (
+        flags.run.preset or file.get(PRESET) or (flags.run.config and flags.run.config.stem) or start or "tiny"
+    )
 
 
 def _base(preset: str | None, start_from: str | None, model: dict[str, Any], workdir: Path | None) -> TrainConfig:

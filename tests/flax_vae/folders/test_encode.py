@@ -551,7 +551,6 @@ def test_folders_with_names_that_are_not_utf_8(one, weights, tmp_path, capsys):
         ([".", "dst"], "flax-vae encode: . holds no image file"),
         ([".", "dst", "--batch-size", "0"], "flax-vae encode: batch_size=0 must be at least 1"),
         ([".", "dst", "--process", "0"], "flax-vae encode: --processes and --process need each other"),
-        ([".", "dst", "--preset", "sd9"], "flax-vae encode: unknown preset 'sd9'"),
     ],
 )
 def test_user_errors_are_one_line(words, message, weights, tmp_path, monkeypatch, capsys):

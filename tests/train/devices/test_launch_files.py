@@ -33,8 +33,11 @@ def test_every_documented_command_parses(file, count):
     for words in commands:
         planned = words[0] == "plan"
         flags = parse_run_flags(PlanFlags if planned else Flags, prog="x", args=words[1:] if planned else words)
-        recipe(flags.preset)
-        assert flags.topology if planned else flags.distributed and flags.workdir and flags.settings["data"]["folder"]
+        recipe(flags.run.preset)
+        if planned:
+            assert flags.estimate.topology
+        else:
+            assert flags.distribution.distributed and flags.run.workdir and flags.settings["data"]["folder"]
 
 
 def test_jobset_starts_one_process_per_host():
