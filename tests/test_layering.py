@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "flax_vae": {
         *("flax_vae.convert", "einops", "flax", "jax", "jaxtyping", "ml_dtypes", "numpy"),
         *("PIL", "rich", "tyro"),  # the command, and what it reads and draws
+        "optax",  # whose state of Adam is converted
         *("array_record", "datasets"),  # images that lie in such files, inside functions
     },
     "flax_vae.train": {
@@ -69,11 +70,12 @@ ORDER = {
             "autoencoder",
             "discriminator",
             "loading",
+            "adam_state",
         ),
         *("conditioning", "trace", "nnx", "compat", "inference", "folders", "cli", "__main__"),
     ],
     "flax_vae.train": [
-        *("errors", "adam_state", "config", "identity_init", "conditioning", "state", "losses", "data", "optim"),
+        *("errors", "config", "identity_init", "conditioning", "state", "losses", "data", "optim"),
         *("devices", "run", "gradients", "step", "build", "evaluation", "report", "plan", "loop", "cli", "__main__"),
     ],
 }

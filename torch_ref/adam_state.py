@@ -1,6 +1,6 @@
 """Reads and writes the state of `torch.optim.Adam` and `AdamW`; see `flax_vae.convert.table.adam`.
 
-Twin: `flax_vae.train.adam_state`.
+Twin: `flax_vae.adam_state`.
 """
 
 import torch

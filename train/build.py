@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from flax_vae import AutoEncoder, from_pretrained
+from flax_vae.adam_state import write_adam_state
 from flax_vae.convert.architecture import require_posterior
 from flax_vae.convert.errors import ConversionError, FlaxVaeError
-from flax_vae.convert.table import PREFIX, discriminator_to_flax, graft, to_flax
+from flax_vae.convert.table import PREFIX, AdamState, adam_state_in, discriminator_to_flax, graft, to_flax
 from flax_vae.convert.weights import load_weights, open_weights
 from flax_vae.discriminator import Discriminator
 from flax_vae.finite import require_finite
@@ -19,7 +20,7 @@ from flax_vae.train.config import LossConfig, TrainConfig
 from flax_vae.train.errors import RunError
 from flax_vae.train.losses import load_lpips_weights
 from flax_vae.train.optim import make_discriminator_optimizer, make_optimizer, make_schedule
-from flax_vae.train.state import DiscriminatorState, TrainState, create_state
+from flax_vae.train.state import DiscriminatorState, TrainState, create_state, trained_part, with_logvar
 from flax_vae.train.step import Components
 
 
@@ -61,6 +62,7 @@ def make_state(
     components: Components,
     params: dict[str, Any] | None = None,
     discriminator: dict[str, Any] | None = None,
+    adam: AdamState | None = None,
 ) -> TrainState:
     """Returns the state before the first update, as a pure function of the config and the initial weights.
 
@@ -68,16 +70,21 @@ def make_state(
       config: Settings of the run.
       components: Result of `make_components(config)`.
       params: Result of `load_start(config)`; None for random weights.
-      discriminator: Variables of `load_start_discriminator(config)`; None for random weights.
+      discriminator: Variables of `load_start_training(config)`; None for random weights.
+      adam: Adam's state of `load_start_training(config)`; None for moments of zero.
     """
     # Compiled as one program: creating hundreds of small arrays one by one would take seconds.
-    return jax.jit(partial(_create, config, components))(params, discriminator)
+    return jax.jit(partial(_create, config, components))(params, discriminator, adam)
 
 
 def _create(
-    config: TrainConfig, components: Components, params: dict[str, Any] | None, discriminator: dict[str, Any] | None
+    config: TrainConfig,
+    components: Components,
+    params: dict[str, Any] | None,
+    discriminator: dict[str, Any] | None,
+    adam: AdamState | None,
 ) -> TrainState:
-    return create_state(
+    state = create_state(
         components.model,
         components.optimizer,
         config.seed,
@@ -89,6 +96,13 @@ def _create(
         average=config.optim.ema_decay > 0,
         discriminator=_create_discriminator(config, components, discriminator),
     )
+    if adam is None:
+        return state
+    mu, nu = (
+        with_logvar(trained_part(moments, config.trainable), 0.0, config.loss.learn_logvar)
+        for moments in (adam.mu, adam.nu)
+    )
+    return replace(state, opt_state=write_adam_state(state.opt_state, AdamState(adam.count, mu, nu)))
 
 
 def _create_discriminator(
@@ -147,46 +161,56 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
     return jax.tree.map(lambda array: jnp.array(array, jnp.float32), tree)
 
 
-class StartDiscriminator(NamedTuple):
-    """Discriminator of the weights that a run starts from.
+class StartTraining(NamedTuple):
+    """What a training checkpoint holds beside the weights that a run starts from.
 
     Attributes:
-      variables: Parameters and batch statistics in float32, or None for random ones.
-      note: Line to print about them, or None.
+      discriminator: Parameters and batch statistics in float32, or None for random ones.
+      adam: Adam's state of the autoencoder's parameters, or None for a fresh one.
+      notes: Lines to print about them.
     """
 
-    variables: dict[str, Any] | None = None
-    note: str | None = None
+    discriminator: dict[str, Any] | None = None
+    adam: AdamState | None = None
+    notes: tuple[str, ...] = ()
 
 
-def load_start_discriminator(config: TrainConfig) -> StartDiscriminator:
-    """Loads the discriminator that an LDM training checkpoint holds beside the autoencoder, if the run trains one.
+def load_start_training(config: TrainConfig) -> StartTraining:
+    """Loads what else the training checkpoint `start_from` holds: a discriminator as LDM writes it, and Adam's state.
 
-    A discriminator of another architecture is not used; the run then starts with a random one.
+    A discriminator is used if the run trains one, and Adam's state, of PyTorch's `{"model": ..., "optimizer": ...}`, if
+    the run grafts nothing.  What does not fit the run is not used, and a note gives the reason.
 
     Raises:
       RunError: If the file cannot be read.
-      NotFiniteError: If a weight is NaN or infinite.
+      NotFiniteError: If a number is NaN or infinite.
     """
-    if config.start_from is None or not config.gan.weight:
-        return StartDiscriminator()
+    if config.start_from is None:
+        return StartTraining()
     try:
         tensors = open_weights(Path(config.start_from), raw_weights=config.raw_weights).tensors
     except (FlaxVaeError, OSError) as error:
         raise RunError(f"start_from={config.start_from!r} cannot be loaded: {error}") from error
-    if not any(name.startswith(PREFIX) for name in tensors):
-        return StartDiscriminator()
-    try:
-        variables = discriminator_to_flax(tensors, config.gan.discriminator)
-    except ConversionError:
-        return StartDiscriminator(
-            None,
-            f"the discriminator in {config.start_from} is not used: its tensors differ from gan.features="
-            f"{config.gan.features}, gan.layers={config.gan.layers}",
-        )
-    require_finite(variables, f"start_from={config.start_from!r}")
-    variables = jax.tree.map(lambda leaf: jnp.array(leaf, _float32_of(leaf)), variables)
-    return StartDiscriminator(variables, f"the discriminator starts from {config.start_from} too")
+    discriminator, adam, notes = None, None, []
+    if config.gan.weight and any(name.startswith(PREFIX) for name in tensors):
+        try:
+            discriminator = discriminator_to_flax(tensors, config.gan.discriminator)
+            notes.append(f"the discriminator starts from {config.start_from} too")
+        except ConversionError:
+            notes.append(
+                f"the discriminator in {config.start_from} is not used: its tensors differ from gan.features="
+                f"{config.gan.features}, gan.layers={config.gan.layers}"
+            )
+    if not config.graft:
+        try:
+            adam = adam_state_in(tensors, config.model)
+            if adam is not None:
+                notes.append(f"Adam's state after {adam.count} updates starts from {config.start_from} too")
+        except ConversionError as error:
+            notes.append(f"Adam's state in {config.start_from} is not used: {' '.join(str(error).split())}")
+    require_finite((discriminator, adam), f"start_from={config.start_from!r}")
+    discriminator = jax.tree.map(lambda leaf: jnp.array(leaf, _float32_of(leaf)), discriminator)
+    return StartTraining(discriminator, adam, tuple(notes))
 
 
 def _float32_of(leaf: Any) -> Any:

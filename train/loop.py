@@ -14,7 +14,7 @@ import jax
 from flax_vae import AutoEncoder, save_pretrained
 from flax_vae.finite import require_finite
 from flax_vae.images import ImageScores
-from flax_vae.train.build import load_start, load_start_discriminator, make_components, make_constants, make_state
+from flax_vae.train.build import load_start, load_start_training, make_components, make_constants, make_state
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.data import Batches, Photographs
 from flax_vae.train.devices import (
@@ -225,11 +225,10 @@ def _restore_or_create(
 ) -> TrainState:
     if not start:
         with agreement() as facts:
-            discriminator = load_start_discriminator(config)
-            state = make_state(config, components, load_start(config), discriminator.variables)
+            beside = load_start_training(config)
+            state = make_state(config, components, load_start(config), beside.discriminator, beside.adam)
             facts |= facts_of_start(state)
-        if discriminator.note:
-            notes.append(discriminator.note)
+        notes += beside.notes
         return parallel.place_state(state)
     # Restore to the shardings of the current devices, which may differ from those of the checkpoint.
     shapes = jax.eval_shape(partial(make_state, config, components))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.convert.table.adam import AdamState, adam_state_from_torch, adam_state_to_torch
+    from flax_vae.convert.table.adam import AdamState, adam_state_from_torch, adam_state_in, adam_state_to_torch
     from flax_vae.convert.table.discriminator import PREFIX, discriminator_to_flax, discriminator_to_torch
     from flax_vae.convert.table.grafting import graft
     from flax_vae.convert.table.identification import NOT_INFERABLE, Weights, fitting_presets, identify, nearest_preset
@@ -43,6 +43,7 @@ __all__ = [
     "TINY_LAYOUTS",
     "Weights",
     "adam_state_from_torch",
+    "adam_state_in",
     "adam_state_to_torch",
     "discriminator_to_flax",
     "discriminator_to_torch",

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.errors import ConversionError
 from flax_vae.convert.formats import ArrayLike
 from flax_vae.convert.table.rows import expand, to_flax, to_torch
+
+_STATES, _MOMENTS = "optimizer.state.", ("exp_avg", "exp_avg_sq")  # names in a checkpoint
 
 
 class AdamState(NamedTuple):
@@ -22,6 +25,40 @@ class AdamState(NamedTuple):
     count: int
     mu: dict[str, Any]
     nu: dict[str, Any]
+
+
+def adam_state_in(tensors: Mapping[str, ArrayLike], params: AutoEncoderParams) -> AdamState | None:
+    """Returns the Adam state in a PyTorch checkpoint of `{"model": ..., "optimizer": optimizer.state_dict()}`.
+
+    The optimizer numbers the parameters in their order in the model, which is that of the table.
+
+    Args:
+      tensors: Tensors of the checkpoint, as `flax_vae.convert.weights.open_weights` names them.
+      params: Architecture of the model, in the `flux` layout.
+
+    Returns:
+      The state, or None if the checkpoint holds no state of an optimizer.
+
+    Raises:
+      ConversionError: If it is not the state of one Adam for all parameters, in this order.
+    """
+    states: dict[str, dict[str, ArrayLike]] = {}
+    for name, array in tensors.items():
+        if name.startswith(_STATES):
+            number, _, moment = name.removeprefix(_STATES).partition(".")
+            states.setdefault(number, {})[moment] = array
+    if not states:
+        return None
+    keys = [row.theirs for row in expand(params) if not row.ours.startswith("bn/")]
+    counts = {int(np.asarray(state.get("step", -1))) for state in states.values()}
+    complete = all({"step", *_MOMENTS} <= state.keys() for state in states.values())
+    if not complete or len(counts) != 1 or states.keys() != {*map(str, range(len(keys)))}:
+        raise ConversionError(
+            f"the optimizer's state has {len(states)} entries after {sorted(counts)} updates; expected step, exp_avg "
+            f"and exp_avg_sq of {len(keys)} parameters after equally many updates"
+        )
+    exp_avg, exp_avg_sq = ({key: states[str(number)][moment] for number, key in enumerate(keys)} for moment in _MOMENTS)
+    return adam_state_from_torch(counts.pop(), exp_avg, exp_avg_sq, params)
 
 
 def adam_state_from_torch(

@@ -9,11 +9,13 @@ import optax
 import pytest
 import torch
 
+from flax_vae.adam_state import read_adam_state, write_adam_state
 from flax_vae.convert import PRESETS, ConversionError, expand, to_flax, to_torch
 from flax_vae.convert.formats.pytorch import to_array
+from flax_vae.convert.table.adam import adam_state_in
 from flax_vae.convert.table.grafting import graft
 from flax_vae.convert.table.rows import flatten
-from flax_vae.train.adam_state import read_adam_state, write_adam_state
+from flax_vae.convert.weights import load_weights, open_weights
 from tests.parity.agree import (
     TOLERANCE,
     assert_agree,
@@ -81,11 +83,15 @@ def straight():
         return to_flax(run.weights(), PARAMS)
 
 
-def test_a_run_begun_in_torch_goes_on_in_flax(straight):
+def test_a_run_begun_in_torch_goes_on_in_flax(straight, tmp_path):
     first = InTorch(PARAMS, random_state_dict(PARAMS))
     first.run(range(3))
-    second = InFlax(PARAMS, first.weights())
-    second.state = write_adam_state(second.state, torch_adam_state.read_adam_state(first.optimizer, first.model))
+    content = {"model": first.model.state_dict(), "optimizer": first.optimizer.state_dict()}
+    torch.save(content, tmp_path / "step3.pt")
+    state = adam_state_in(open_weights(tmp_path / "step3.pt").tensors, PARAMS)
+    assert state is not None
+    second = InFlax(PARAMS, load_weights(tmp_path / "step3.pt", PARAMS).to("flux"))
+    second.state = write_adam_state(second.state, state)
     second.run(range(3, 6))
     assert_trees_agree(second.tree, straight, PATH_TOLERANCE)
 

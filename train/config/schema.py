@@ -254,7 +254,8 @@ class TrainConfig:
       gan: Discriminator; see `GanConfig`.
       time: Times; see `TimeConfig`.
       start_from: File or folder with the initial weights, or a model on the Hugging Face hub,
-        `hf:org/name[/folder or file][@revision]`, as for `flax_vae.from_pretrained`; None for random weights.
+        `hf:org/name[/folder or file][@revision]`, as for `flax_vae.from_pretrained`; the state of Adam in a PyTorch
+        checkpoint is used too.  None for random weights.
       raw_weights: Whether to take the raw weights of a training checkpoint instead of their moving average.
       graft: Whether to add as zeros what the architecture has and the initial weights lack (attention, time), which
         keeps the function; see `flax_vae.convert.table.grafting`.

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from flax_vae.train.build import load_start, load_start_discriminator, make_components, make_constants, make_state
+from flax_vae.train.build import load_start, load_start_training, make_components, make_constants, make_state
 from flax_vae.train.config import TrainConfig, format_yaml
 from flax_vae.train.data import Photographs, shipped_photographs
 from flax_vae.train.devices import Parallel, make_parallel
@@ -38,7 +38,7 @@ def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: boo
     notes = [f"changed since this run began: {', '.join(changes)}"] if changes else []
     constants = make_constants(config.loss)
     load_start(config)
-    load_start_discriminator(config)
+    notes += load_start_training(config).notes
     state = jax.eval_shape(partial(make_state, config, make_components(config)))
 
     comments = [
