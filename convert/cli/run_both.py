@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -126,15 +126,6 @@ def layer_differences(
     """
     layers = {row.theirs.rpartition(".")[0] for row in expand(params)}
     return [(name, difference(ours[name], theirs[name])) for name in theirs if name in layers and name in ours]
-
-
-def first_difference(layers: Iterable[tuple[str, float]], tolerance: float) -> str:
-    """Returns one sentence that names the first layer that differs by more than `tolerance`."""
-    layers = list(layers)
-    for name, apart in layers:
-        if not apart <= tolerance:
-            return f"the first submodule that disagrees is {name} ({apart:.3g} of its RMS)"
-    return f"each of the {len(layers)} submodules agrees; look at what stands between them"
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:

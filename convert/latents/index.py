@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from flax_vae.convert.architecture import Architecture, architecture_from_dict
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import atomic_file, read_object
+from flax_vae.convert.files import read_object
 from flax_vae.convert.latents.statistics import LatentStatistics
 
 FORMAT = 2
@@ -182,12 +182,6 @@ def dump_index(index: LatentIndex) -> str:
     shards = ",\n".join(f"    {json.dumps(record)}" for record in records)
     text = json.dumps(head, indent=2, allow_nan=False).removesuffix("\n}")
     return f'{text},\n  "shards": [\n{shards}\n  ]\n}}\n'
-
-
-def write_index(folder: Path, index: LatentIndex) -> None:
-    """Writes `index.json`."""
-    with atomic_file(folder / INDEX, force=True) as file:
-        file.write_text(dump_index(index), encoding="utf-8")
 
 
 def read_latent_index(folder: str | os.PathLike[str]) -> LatentIndex:

@@ -294,13 +294,19 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def require_same(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def require_same(
+    what: str,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    remedy: str = "check that the architecture (preset or config.json) is the one the weights were trained with",
+) -> None:
     """Checks that the tensors are exactly the expected ones.
 
     Args:
       what: Start of the error message, which names the tensors.
       found: Shapes by name.
       expected: Expected shapes by name.
+      remedy: End of the error message.
 
     Raises:
       ConversionError: If tensors are missing, unexpected or misshapen; the message lists all of them.
@@ -316,8 +322,7 @@ def require_same(what: str, found: Mapping[str, tuple[int, ...]], expected: Mapp
     lines += shorten_lines(
         [f"  misshapen   {key} has shape {found[key]}; expected {expected[key]}" for key in misshapen], _LISTED
     )
-    lines += ["check that the architecture (preset or config.json) is the one the weights were trained with"]
-    raise ConversionError("\n".join(lines))
+    raise ConversionError("\n".join([*lines, remedy]))
 
 
 def require_floats(weights: Mapping[str, Any]) -> None:

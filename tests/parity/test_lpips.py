@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from flax_vae.train.losses.lpips_weights import expand_lpips, from_torch_names, load_lpips_weights, to_torch_names
+from flax_vae.convert.table.rows import flatten
+from flax_vae.train.losses.lpips_weights import expand_lpips, from_torch_names, load_lpips_weights
 from flax_vae.train.losses.perceptual import NETS, Lpips
 from tests.parity.agree import assert_agree, nchw, nhwc
 from torch_ref.loading import to_tensor
@@ -96,7 +97,9 @@ def both(params, net, stages, images):
     assert distances.dtype == dtype
 
     a, b = (nchw(image).requires_grad_() for image in images)
-    weights = {name: to_tensor(tensor).to(a.dtype) for name, tensor in to_torch_names(params, stages).items()}
+    leaves = flatten(params)
+    rows = expand_lpips(stages)
+    weights = {row.theirs: to_tensor(row.op.to_torch(np.asarray(leaves[row.ours]))).to(a.dtype) for row in rows}
     theirs = reference(weights, net, a, b)
     theirs.sum().backward()
     return (distances, *gradients), (theirs.detach().numpy(), nhwc(a.grad), nhwc(b.grad))

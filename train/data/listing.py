@@ -73,11 +73,6 @@ def find_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[st
     return phrases or ([] if list(before) == list(after) else ["the images are in another order"])
 
 
-def data_listing_digest(photographs: Photographs) -> str:
-    """Returns one SHA-256 of `data_listing`, in hexadecimal."""
-    return digest_of_listing(data_listing(photographs))
-
-
 def digest_of_listing(listing: Mapping[str, str]) -> str:
     """Returns one SHA-256 of names and contents, in hexadecimal."""
     total = hashlib.sha256()

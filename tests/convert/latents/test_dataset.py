@@ -20,9 +20,9 @@ from flax_vae.convert.latents.index import (
     STATISTICS,
     Encoding,
     LatentIndex,
+    dump_index,
     read_latent_index,
     shard_file,
-    write_index,
 )
 from flax_vae.convert.latents.shard import LatentEntry, ShardContent, read_notes, write_shard
 from flax_vae.convert.latents.statistics import ChannelStats, LatentStatistics
@@ -58,7 +58,8 @@ def write(folder, encoding=MEAN, sizes=SIZES):
         records.append(notes.record)
         moments.append(notes.moments)
     statistics = LatentStatistics.of(moments, encoding.channels, scaled=encoding.scaled, factors=(1.0, 0.0))
-    write_index(folder, LatentIndex(encoding, len(expected), len(expected), 0, tuple(records), statistics))
+    index = LatentIndex(encoding, len(expected), len(expected), 0, tuple(records), statistics)
+    (folder / INDEX).write_text(dump_index(index), encoding="utf-8")
     return expected
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from flax_vae.images.read import StorageError
 from flax_vae.train.config.schema import DataConfig
 from flax_vae.train.data import listing
-from flax_vae.train.data.listing import data_listing, data_listing_digest, find_changes, how_listed
+from flax_vae.train.data.listing import data_listing, digest_of_listing, find_changes, how_listed
 from flax_vae.train.data.photographs import Photographs
 from tests.flax_vae.images.test_sources import WRITERS
 
@@ -32,12 +32,11 @@ def test_a_copy_has_the_same_digest_whatever_it_is_called(folder, photographs):
     original = Photographs(DataConfig(folder=str(folder), crop_size=16))
     assert data_listing(original) == data_listing(photographs())
     assert list(data_listing(original)) == ["a.png", "b.jpg", "d.png", "sub/c.png"]  # held out or not
-    assert data_listing_digest(original) == data_listing_digest(photographs())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "rename", "remove", "replace"])
 def test_whatever_changes_an_image_changes_the_digest_and_names_it(photographs, tmp_path, damage):
-    before, digest = data_listing(photographs()), data_listing_digest(photographs())
+    before, digest = data_listing(photographs()), digest_of_listing(data_listing(photographs()))
     file = tmp_path / "copy" / "b.jpg"
     content = bytearray(file.read_bytes())
     if damage == "flip":
@@ -52,7 +51,7 @@ def test_whatever_changes_an_image_changes_the_digest_and_names_it(photographs, 
     else:
         shutil.copy(tmp_path / "copy" / "a.png", file)
     after = data_listing(photographs())
-    assert data_listing_digest(photographs()) != digest
+    assert digest_of_listing(data_listing(photographs())) != digest
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert changed == ({"b.jpg", "e.jpg"} if damage == "rename" else {"b.jpg"})
 
