@@ -34,7 +34,7 @@ def guard(prog: str, work: Callable[[], int], *, words: Sequence[str] | None = N
     except BrokenPipeError:  # an OSError, but the command did nothing wrong
         raise
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted{f'; {advice()}' if advice() else ''}", file=sys.stderr)
+        print(f"{prog}: interrupted{f'; {advice(prog)}' if advice(prog) else ''}", file=sys.stderr)
         return 128 + signal.SIGINT
     except ImportError as error:
         sentence = explain_missing(error)

@@ -96,9 +96,9 @@ def ended_with_this_process(command: Sequence[str], **settings: Any) -> Iterator
             process.kill()
 
 
-def advice() -> str:
+def advice(prog: str) -> str:
     """Returns what the same command does when it is given again, or an empty text; see `advise`."""
-    return _said["advice"]
+    return _said["advice"] if _said["prog"] == prog else ""
 
 
 def leave_signals() -> None:

@@ -34,7 +34,13 @@ SHORT_NAMES = {
 
 _HELP = {"data.folder": f"Images of any size: {ADDRESSES}.  Image files are {FORMATS}."}
 # tyro would write {None}|STR; None is accepted where a setting may have no value.
-_METAVARS = {str | None: "STR", int | None: "INT", tuple[int, ...] | None: "[INT [INT ...]]"}
+_METAVARS = {
+    bool | None: "{True,False}",
+    str | None: "STR",
+    int | None: "INT",
+    tuple[int, ...] | None: "[INT [INT ...]]",
+    tuple[float, ...] | None: "[FLOAT [FLOAT ...]]",
+}
 _DEFAULTS = {"data.folder": "the shipped photographs", "data.held_out": "the last image by name"}
 
 AnyFlags = TypeVar("AnyFlags")
