@@ -30,7 +30,7 @@ from flax_vae.convert.console import (
     parse_flags,
     quiet_libraries,
 )
-from flax_vae.convert.errors import ConversionError, shorten_lines
+from flax_vae.convert.errors import ConversionError, shorten, shorten_lines
 from flax_vae.convert.files import scratch_folder
 from flax_vae.convert.formats import cast
 from flax_vae.convert.table import LAYOUTS, READABLE, TINY_LAYOUTS, Weights, expand, identify
@@ -382,8 +382,7 @@ def _dtypes(kinds: dict[str, int]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > 3 else ""
-    return f"{len(names):,} tensors ({', '.join(names[:3])}{more})"
+    return f"{len(names):,} tensors ({shorten(names)})"
 
 
 def _print_columns(rows: Sequence[Sequence[object]]) -> None:

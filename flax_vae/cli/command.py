@@ -1,5 +1,6 @@
 """What the commands share: sections of flags, and the way they run."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -62,13 +63,13 @@ class ComputeFlags:
 def run_command(
     prog: str, flags: type[Flags], work: Callable[[Flags], int], advice: str, args: Sequence[str] | None
 ) -> int:
-    """Parses the flags and runs a command.
+    """Parses the flags and runs a command, without warnings of Pillow about images that it can read.
 
     Args:
       prog: Name of the command.
       flags: Dataclass of the flags.
       work: Function from the flags to the exit status.
-      advice: Text on what the command does when it is run again after an interruption.
+      advice: Text on what the command does when it is run again after an interruption, or an empty text.
       args: Words after the command's name; None takes those of the process.
 
     Returns:
@@ -78,5 +79,8 @@ def run_command(
       UserError, FileError, OSError: For errors that the user can fix, in one sentence.
       SystemExit: 2 for wrong flags, 0 after `--help`.
     """
-    advise(prog, f"the same command {advice}")
-    return work(parse_flags(flags, prog=prog, args=args))
+    advise(prog, f"the same command {advice}" if advice else "")
+    parsed = parse_flags(flags, prog=prog, args=args)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # images that it cannot read are errors
+        return work(parsed)

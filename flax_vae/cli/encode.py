@@ -2,7 +2,6 @@
 
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,14 +88,7 @@ class EncodeFlags:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command; see `flax_vae.cli.command.run_command`."""
-    return run_command(PROG, EncodeFlags, _quietly, "resumes after the last complete shard", args)
-
-
-def _quietly(flags: EncodeFlags) -> int:
-    with warnings.catch_warnings():
-        # Pillow warns about images that it can read; other images are errors.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        return _run(flags)
+    return run_command(PROG, EncodeFlags, _run, "resumes after the last complete shard", args)
 
 
 def _run(flags: EncodeFlags) -> int:

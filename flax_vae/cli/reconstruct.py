@@ -1,17 +1,15 @@
 """`flax-vae reconstruct`: draws original, reconstruction and difference of images."""
 
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from tyro.conf import Positional, arg
 
-from flax_vae.cli.command import TimedModelFlags
-from flax_vae.convert.console import Section, advise, parse_flags
+from flax_vae.cli.command import TimedModelFlags, run_command
+from flax_vae.convert.console import Section
 from flax_vae.errors import UserError
 from flax_vae.images import ADDRESSES
 
@@ -54,18 +52,12 @@ class Reconstruct:
     output: Section[PictureFlags] = PictureFlags()
 
 
-def main(args: Sequence[str]) -> int:
-    """Runs the command.
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command; see `flax_vae.cli.command.run_command`."""
+    return run_command(PROG, Reconstruct, _run, "", args)
 
-    Returns:
-      Exit status 0.
 
-    Raises:
-      UserError, OSError: For errors that the user can fix, in one sentence.
-      SystemExit: 2 for wrong flags, 0 after `--help`.
-    """
-    advise(PROG, "")
-    flags = parse_flags(Reconstruct, prog=PROG, args=args)
+def _run(flags: Reconstruct) -> int:
     from flax_vae.convert.console import printable
     from flax_vae.images import WIDE, save_png, stack
 
@@ -107,12 +99,11 @@ def _open(flags: Reconstruct) -> list[_Entry]:
     if flags.output.limit is not None and flags.output.limit < 1:
         raise UserError(f"limit={flags.output.limit} must be at least 1")
     entries = []
-    with _without_warnings():
-        for address in flags.images:
-            source = open_images(address)
-            found = scan_images(source, range(len(source))[: flags.output.limit])
-            found.require_sound()
-            entries += [_Entry(source, index) for index in found.sizes]
+    for address in flags.images:
+        source = open_images(address)
+        found = scan_images(source, range(len(source))[: flags.output.limit])
+        found.require_sound()
+        entries += [_Entry(source, index) for index in found.sizes]
     return entries
 
 
@@ -158,8 +149,7 @@ def _compare(entry: _Entry, model: "Model", params: Any, flags: Reconstruct) -> 
     name = entry.source.label(entry.index)
     too_large = f"{name} is too large for the memory of this machine; make it smaller, or try --dtype bfloat16"
     try:
-        with _without_warnings():
-            image = entry.source[entry.index]
+        image = entry.source[entry.index]
         height, width, _ = image.shape
         in_bands = needs_bands(model.params, height, width, flags.model.dtype)
         made = reconstruct(model, params, image[None], flags.model.time, in_bands=in_bands).images[0]
@@ -192,11 +182,3 @@ def _draw(comparison: "Comparison", model: str) -> "Image":
 def _about(comparison: "Comparison", between: str) -> str:
     scores = comparison.scores
     return between.join([f"{scores.width} wide, {scores.height} high", *scores.in_words()])
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Suppresses warnings of Pillow about images that it can read; too large images are errors anyway."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

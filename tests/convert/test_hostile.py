@@ -21,19 +21,13 @@ from flax_vae.convert.formats.safetensors import write_tensors
 from flax_vae.convert.table.identification import identify
 from flax_vae.convert.table.rows import READABLE, translate
 from flax_vae.convert.weights.folder import save_folder
+from tests.convert.samples import everything_in
 
 SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 1), num_res_blocks=1)
 
 
 def weights(layout: str = "flux") -> dict[str, np.ndarray]:
     return {row.theirs: np.full(row.torch_shape, 0.5, np.float32) for row in expand(SMALL, layout)}
-
-
-def everything_in(folder: Path) -> dict[str, bytes | str | None]:
-    return {
-        str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else None
-        for p in sorted(folder.rglob("*"))
-    }
 
 
 # The key map, with a random part of the keys changed at random.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from flax_vae.convert.architecture import AutoEncoderParams, DiscriminatorParams
 from flax_vae.convert.errors import ArgumentError, suggest
-from flax_vae.train.config.validation import at_least, below_one, check_types, finite, from_zero, one_of, positive
+from flax_vae.train.config.validation import at_least, below_one, check_types, finite, from_zero, positive
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ class DataConfig:
         check_types(self)
         at_least(1, crop_size=self.crop_size)
         at_least(0, max_bad_count=self.max_bad_count)
-        one_of(("refuse", "skip"), bad_files=self.bad_files)
         if self.resize is not None:
             at_least(1, resize=self.resize)
             if self.resize < self.crop_size:
@@ -112,7 +111,6 @@ class OptimConfig:
         check_types(self)
         at_least(0, warmup_steps=self.warmup_steps)
         at_least(1, accumulate=self.accumulate)
-        one_of(("cosine", "constant"), schedule=self.schedule)
         positive(learning_rate=self.learning_rate, eps=self.eps, clip_norm=self.clip_norm)
         from_zero(weight_decay=self.weight_decay)
         below_one(b1=self.b1, b2=self.b2, ema_decay=self.ema_decay)
@@ -159,9 +157,6 @@ class LossConfig:
 
     def __post_init__(self):
         check_types(self)
-        one_of(("l1", "mse", "charbonnier"), distance=self.distance)
-        one_of(("mean", "sum"), reduction=self.reduction)
-        one_of(("vgg", "alex"), lpips_net=self.lpips_net)
         from_zero(kl_weight=self.kl_weight, free_bits=self.free_bits, lpips_weight=self.lpips_weight)
         finite(logvar=self.logvar)
 
@@ -202,7 +197,6 @@ class GanConfig:
         check_types(self)
         from_zero(weight=self.weight, r1=self.r1)
         at_least(0, start=self.start)
-        one_of(("hinge", "non_saturating"), loss=self.loss)
         positive(learning_rate=self.learning_rate)
         below_one(b1=self.b1, b2=self.b2)
         _ = self.discriminator  # checks the other fields
@@ -236,7 +230,6 @@ class TimeConfig:
 
     def __post_init__(self):
         check_types(self)
-        one_of(("uniform", "logit_normal"), sampler=self.sampler)
         finite(low=self.low, high=self.high, evaluate_at=self.evaluate_at)
         if not self.low < self.high:
             raise ArgumentError(f"low={self.low!r} must be less than high={self.high!r}", field="low", value=self.low)
@@ -315,10 +308,6 @@ class TrainConfig:
         at_least(0, max_skipped=self.max_skipped)
         names = ("batch_size", "steps", "devices_per_image", "log_every", "eval_every", "save_every", "keep")
         at_least(1, **{name: getattr(self, name) for name in names})
-        one_of(("pmap", "mesh"), parallel=self.parallel)
-        one_of(("float32", "bfloat16"), dtype=self.dtype)
-        one_of(("none", "attention", "blocks"), remat=self.remat)
-        one_of(("all", "decoder"), trainable=self.trainable)
         self._check_model()
         self._check_together()
 

@@ -1,7 +1,7 @@
 """Checks of the fields of a dataclass; each raises a ValueError that names the field and its value."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from flax_vae.convert.errors import ArgumentError
 
@@ -17,13 +17,6 @@ def at_least(least: int, *, most: int = MAX_COUNT, **values: int) -> None:
         if value > most:
             shown = value if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"
             raise ArgumentError(f"{name}={shown} must be at most {most:,}", field=name, value=value)
-
-
-def one_of(choices: tuple[str, ...], **values: str) -> None:
-    """Raises unless the values are among the choices."""
-    for name, value in values.items():
-        if value not in choices:
-            raise ArgumentError(f"{name}={value!r} must be {' or '.join(map(repr, choices))}", field=name, value=value)
 
 
 def finite(**values: float) -> None:
@@ -61,10 +54,13 @@ def below_one(**values: float) -> None:
 
 
 def check_types(instance: Any) -> None:
-    """Raises if a field that should be a bool or text has another type, as it may in a file."""
+    """Raises if a field that should be a bool, text or one of several names is something else, as it may in a file."""
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if field.type is bool and not isinstance(value, bool):
             raise ArgumentError(f"{field.name}={repr(value):.80} must be true or false", field=field.name, value=value)
         if field.type == str | None and not isinstance(value, str | None):
             raise ArgumentError(f"{field.name}={repr(value):.80} must be text", field=field.name, value=value)
+        if get_origin(field.type) is Literal and value not in get_args(field.type):
+            names = " or ".join(map(repr, get_args(field.type)))
+            raise ArgumentError(f"{field.name}={value!r} must be {names}", field=field.name, value=value)

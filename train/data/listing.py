@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from typing import Literal
 
 from flax_vae.convert.console import printable
+from flax_vae.convert.errors import shorten
 from flax_vae.images import StorageError, in_threads
 from flax_vae.train.data.photographs import Photographs
 from flax_vae.train.errors import DataError
 
 How = Literal["content", "ends"]
 
-MOST_BYTES = 2_000_000_000  # smaller data sets are read completely at every start
 _ENDS = "ends sha256 "
 _HEX = 16  # characters kept of the SHA-256 of ends, since large data sets have many
-_SHOW = 3  # names in one phrase
 
 
-def data_listing(photographs: Photographs, how: How | None = None) -> dict[str, str]:
+def data_listing(
+    photographs: Photographs, how: How | None = None, *, most_bytes: int = 2_000_000_000
+) -> dict[str, str]:
     """Returns a digest of the stored content of each image, by its name, in order.
 
     The listing does not depend on where the data are: moving a folder does not change it.
@@ -26,7 +27,8 @@ def data_listing(photographs: Photographs, how: How | None = None) -> dict[str, 
       photographs: Open training data, the held-out image among them.
       how: Kind of digest.  `content` reads every byte: `SIZE bytes, sha256 HEX`.  `ends` reads the first and last
         4 KiB of each image: `SIZE bytes, ends sha256 HEX`; it takes about as long as reading all headers and does not
-        notice an edit that changes neither size nor ends.  None: `content` for up to 2 GB in total, else `ends`.
+        notice an edit that changes neither size nor ends.  None: `content` up to `most_bytes`, else `ends`.
+      most_bytes: Total size up to which every byte is read at every start.
 
     Raises:
       StorageError: If a file is missing, or the disk fails.
@@ -50,7 +52,7 @@ def data_listing(photographs: Photographs, how: How | None = None) -> dict[str, 
     if how == "content":
         return read(whole=True)[1]
     total, listing = read(whole=False)
-    return listing if how == "ends" or total > MOST_BYTES else read(whole=True)[1]
+    return listing if how == "ends" or total > most_bytes else read(whole=True)[1]
 
 
 def how_listed(listing: Mapping[str, str]) -> How:
@@ -69,7 +71,7 @@ def find_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[st
         "added": [name for name in after if name not in before],
         "edited": [name for name in before if name in after and before[name] != after[name]],
     }
-    phrases = [f"{len(names):,} {what} ({_some(names)})" for what, names in found.items() if names]
+    phrases = [f"{len(names):,} {what} ({shorten(names)})" for what, names in found.items() if names]
     return phrases or ([] if list(before) == list(after) else ["the images are in another order"])
 
 
@@ -79,7 +81,3 @@ def digest_of_listing(listing: Mapping[str, str]) -> str:
     for name, text in listing.items():
         total.update(f"{name}\0{text}\0".encode())
     return total.hexdigest()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOW]) + (", ..." if len(names) > _SHOW else "")

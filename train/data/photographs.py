@@ -28,7 +28,6 @@ from flax_vae.train.data.shipped import open_photographs
 from flax_vae.train.errors import DataError
 
 SHIPPED_HELD_OUT = "chelsea.jpg"
-_KEEP_BYTES = 1 << 30  # size of decoded photographs that stay in memory; others are decoded when drawn
 
 
 class Photographs:
@@ -41,8 +40,12 @@ class Photographs:
       source: Source of all images, the held-out one included.
     """
 
-    def __init__(self, config: DataConfig):
+    def __init__(self, config: DataConfig, *, keep_bytes: int = 1 << 30):
         """Opens the source and checks the images.
+
+        Args:
+          config: Settings of the data.
+          keep_bytes: Size of decoded photographs that stay in memory; more of them are decoded when drawn.
 
         Raises:
           DataError: If the source or the held-out image does not exist, there are fewer than two images, or the
@@ -60,7 +63,7 @@ class Photographs:
         self._kept: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._open()
+        self._open(keep_bytes)
 
     @property
     def names(self) -> list[str]:
@@ -111,7 +114,7 @@ class Photographs:
         """Returns all examples of update `step`, in [-1, 1]."""
         return to_float(np.stack([self.crop(seed, step, index) for index in range(batch_size)]))
 
-    def _open(self) -> None:
+    def _open(self, keep_bytes: int) -> None:
         found = scan_images(self.source, (index for index in range(len(self.source)) if index != self._held_out))
         errors = found.errors
         keep, total = [], 0
@@ -122,7 +125,7 @@ class Photographs:
                 errors[index] = error
                 continue
             total += 3 * height * width
-            if total <= _KEEP_BYTES:
+            if total <= keep_bytes:
                 keep.append(index)
         for index, image in in_threads(self._load, keep):
             if isinstance(image, DataError):

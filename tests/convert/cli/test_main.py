@@ -18,24 +18,10 @@ from flax_vae.convert.table.identification import Weights
 from flax_vae.convert.weights.diffusers_config import write_diffusers_config
 from flax_vae.convert.weights.folder import load_folder, save_folder
 from flax_vae.convert.weights.save import save_weights
+from tests.convert.samples import assert_same, everything_in, random_weights
 
 TINY = PRESETS["tiny"]
 SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 2), num_res_blocks=1)  # what every layout can express
-
-
-def random_weights(seed: int = 0, params=TINY, layout="flux") -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {row.theirs: rng.standard_normal(row.torch_shape, np.float32) for row in expand(params, layout)}
-
-
-def everything_in(folder: Path) -> dict[str, bytes | None]:
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype and found[name].tobytes() == array.tobytes(), name
 
 
 @pytest.fixture

@@ -15,24 +15,9 @@ from flax_vae.convert.table.identification import Weights
 from flax_vae.convert.weights.folder import load_folder, read_config, save_folder, write_config
 from flax_vae.convert.weights.load import load_weights
 from flax_vae.convert.weights.save import save_weights
+from tests.convert.samples import assert_same, everything_in, random_weights
 
 TINY = PRESETS["tiny"]
-
-
-def random_weights(seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {row.theirs: rng.standard_normal(row.torch_shape, np.float32).astype(dtype) for row in expand(TINY, "flux")}
-
-
-def everything_in(folder: Path) -> dict[str, bytes | None]:
-    """Every path below a folder with its content; hidden names included."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype and found[name].tobytes() == array.tobytes(), name
 
 
 @pytest.fixture

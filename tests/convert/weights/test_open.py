@@ -4,36 +4,28 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flax import serialization
 
-from flax_vae.convert import PRESETS, ConversionError, expand
+from flax_vae.convert import PRESETS, ConversionError
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.formats.safetensors import read_tensors, write_tensors
 from flax_vae.convert.weights.diffusers_config import write_diffusers_config
 from flax_vae.convert.weights.folder import save_folder
 from flax_vae.convert.weights.open import open_weights
+from tests.convert import samples
+from tests.convert.samples import assert_same
 
 TINY = replace(PRESETS["sdxl"], ch=32, ch_mult=(1, 2), num_res_blocks=1)
 DIFFUSERS = "diffusion_pytorch_model"
 
 
-def random_weights() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {row.theirs: rng.standard_normal(row.torch_shape, np.float32) for row in expand(TINY, "flux")}
-
-
+random_weights = partial(samples.random_weights, params=TINY)
 WEIGHTS = {"encoder.a": np.arange(3.0), "decoder.b": np.ones((2, 2), np.float16)}
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        array_ = np.asarray(found[name])
-        assert array_.dtype == array.dtype and array_.shape == array.shape and array_.tobytes() == array.tobytes(), name
 
 
 def write_shards(folder: Path, stem: str) -> Path:

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +18,7 @@ from flax_vae.convert.table.rows import translate
 from flax_vae.convert.weights.folder import save_folder
 from flax_vae.convert.weights.load import load_weights
 from flax_vae.convert.weights.save import save_weights
+from tests.convert.samples import assert_same, everything_in
 
 SMALL = {  # every preset with its own levels and switches, and widths that take no time
     name: replace(
@@ -42,18 +42,6 @@ def random_weights(params=TINY, layout="flux", dtype=np.float32, seed=0) -> dict
         row.theirs: np.array(7) if row.theirs.endswith("tracked") else np.resize(pool[place:], row.torch_shape)
         for place, row in enumerate(expand(params, layout))
     }
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        other = np.asarray(found[name])
-        assert other.dtype == array.dtype and other.shape == array.shape, name
-        assert np.ascontiguousarray(other).tobytes() == np.ascontiguousarray(array).tobytes(), name
-
-
-def everything_in(folder: Path) -> dict[str, bytes | None]:
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
 def names(params) -> list[str]:

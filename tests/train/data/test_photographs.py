@@ -110,9 +110,8 @@ def test_the_shipped_photographs_are_six_with_licences_and_one_held_out():
         assert max(read_image(file).shape) <= 384
 
 
-def test_photographs_beyond_the_memory_limit_are_decoded_when_drawn(folder, photographs, monkeypatch):
-    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
-    lazy = Photographs(DataConfig(folder=str(folder), crop_size=8))
+def test_photographs_beyond_the_memory_limit_are_decoded_when_drawn(folder, photographs):
+    lazy = Photographs(DataConfig(folder=str(folder), crop_size=8), keep_bytes=0)
     np.testing.assert_array_equal(lazy.batch(0, 0, 6), photographs.batch(0, 0, 6))
 
 
@@ -256,35 +255,32 @@ def test_skipped_images_are_replaced_reported_and_change_no_other_example(dirty,
     assert shown == set(names.values()) - bad
 
 
-def test_what_replaces_a_skipped_image_is_the_same_whenever_its_fault_is_found(dirty, monkeypatch):
+def test_what_replaces_a_skipped_image_is_the_same_whenever_its_fault_is_found(dirty):
     early = Photographs(dirty[1])
     wanted = [early.batch(0, step, 6) for step in range(12)]
-    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
     for order in (range(12), range(11, -1, -1)):
-        late = Photographs(dirty[1])
+        late = Photographs(dirty[1], keep_bytes=0)
         assert len(late.problems) == 2  # headers tell of no more
         got = {step: late.batch(0, step, 6) for step in order}
         np.testing.assert_array_equal([got[step] for step in range(12)], wanted)
         assert late.problems == early.problems
-    threaded = Photographs(dirty[1])
+    threaded = Photographs(dirty[1], keep_bytes=0)
     with Batches(threaded, 0, 0, 12, 6, place=lambda batch: batch, workers=4) as batches:
         np.testing.assert_array_equal(list(batches), wanted)
     assert threaded.problems == early.problems
 
 
-def test_more_bad_images_than_allowed_end_the_run(dirty, monkeypatch):
+def test_more_bad_images_than_allowed_end_the_run(dirty):
     with pytest.raises(DataError, match=r"4 of 19 images cannot be used, more than max_bad_fraction=0.2: .*c.png is 7"):
         Photographs(replace(dirty[1], max_bad_fraction=0.2))
-    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
-    photographs = Photographs(replace(dirty[1], max_bad_fraction=0.2))
+    photographs = Photographs(replace(dirty[1], max_bad_fraction=0.2), keep_bytes=0)
     with pytest.raises(DataError, match="4 of 19 images cannot be used"):
         photographs.batch(0, 0, 100)
 
 
-def test_an_image_damaged_behind_its_header_ends_a_run_that_refuses_bad_ones(dirty, monkeypatch):
-    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
+def test_an_image_damaged_behind_its_header_ends_a_run_that_refuses_bad_ones(dirty):
     save_all(Path(dirty[1].folder), {"c.png": noise(9, 9), "d.png": noise(9, 9)})
-    photographs = Photographs(replace(dirty[1], bad_files="refuse", max_bad_fraction=0.9))
+    photographs = Photographs(replace(dirty[1], bad_files="refuse", max_bad_fraction=0.9), keep_bytes=0)
     with pytest.raises(DataError, match=r"/dirty: [ef]\.png cannot be decoded"):
         photographs.batch(0, 0, 100)
 
@@ -297,8 +293,7 @@ def test_the_held_out_image_is_never_skipped(dirty):
 
 
 def test_a_failing_disk_ends_the_run_where_bad_images_are_skipped(dirty, monkeypatch):
-    monkeypatch.setattr(flax_vae.train.data.photographs, "_KEEP_BYTES", 0)
-    photographs = Photographs(dirty[1])
+    photographs = Photographs(dirty[1], keep_bytes=0)
     (Path(dirty[1].folder) / "a.png").unlink()
     with pytest.raises(StorageError, match="a.png cannot be opened .No such file"):
         photographs.batch(0, 0, 100)
@@ -312,7 +307,7 @@ def test_a_failing_disk_ends_the_run_where_bad_images_are_skipped(dirty, monkeyp
 
     monkeypatch.setattr(FolderSource, "size", fail_once)
     with pytest.raises(DataError, match="the disk is gone"):
-        Photographs(dirty[1])
+        Photographs(dirty[1], keep_bytes=0)
 
 
 def test_small_images_are_used_where_resizing_makes_them_fit_but_not_into_giants(dirty):
