@@ -83,6 +83,7 @@ MISTAKES = [
     ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--dtyp", "x"], "unknown option --dtyp; did you mean"),
     ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--store", "means"], "did you mean 'mean'?"),
     ("flax_vae.cli.main", ["decode", "a", "b"], "missing --model"),
+    ("flax_vae.cli.main", ["reconstruct", "a", "--model", "m", "--preset", "flux9"], "--preset flux9 is not a choice"),
     ("flax_vae.cli.main", ["encode", "a", "b", "--model", "m", "--preset", "sd11"], "did you mean 'sd1'?"),
     ("flax_vae.train.cli.main", ["eval", "a", "--lpips", "vggg"], "--lpips vggg is not a choice; did you mean 'vgg'?"),
 ]

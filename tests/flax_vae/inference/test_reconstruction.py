@@ -190,7 +190,6 @@ BAD_FLAGS = [
     (["photo.png", "--out", "photo.png", "--force"], "photo.png is one of the input images"),
     (["photo.png", "--out", "there.png/new.png"], "there.png is not a writable folder for there.png/new.png"),
     (["photo.png", "--model", "nowhere"], "nowhere does not exist"),
-    (["photo.png", "--preset", "flux9"], "flux9"),
     (["photo.png", "--time", "5"], "time=5 is given, but the model is not conditioned on time; leave it out"),
 ]
 

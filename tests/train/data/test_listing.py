@@ -91,7 +91,10 @@ CHANGES = {
     "removed": (lambda folder: (folder / "2.png").unlink(), ["1 removed (2.png)"]),
     "added": (lambda folder: shutil.copy(folder / "0.png", folder / "zz.png"), ["1 added (zz.png)"]),
     "renamed": (lambda folder: (folder / "2.png").rename(folder / "9.png"), ["1 removed (2.png)", "1 added (9.png)"]),
-    "several": (lambda folder: [edit(folder / f"{i}.png") for i in range(5)], ["5 edited (0.png, 1.png, 2.png and 2 more)"]),
+    "several": (
+        lambda folder: [edit(folder / f"{i}.png") for i in range(5)],
+        ["5 edited (0.png, 1.png, 2.png and 2 more)"],
+    ),
 }
 
 
