@@ -106,7 +106,8 @@ def _choose_diffusers_file(folder: str | Path, inside: Collection[str], variant:
         raise FileError(f"{folder} holds no variant {variant!r}; found {named or 'none that has a name'}", path=folder)
     if variant is None and "" not in variants and len(variants) > 1:
         raise FileError(
-            f"{folder} holds several variants ({named}); choose one with variant=, or --variant of flax-vae-convert",
+            f"{folder} holds several variants ({named}); choose one with variant=, or --variant of "
+            "flax-vae-convert, or name its file",
             path=folder,
         )
     if not variants:
