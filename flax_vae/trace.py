@@ -52,30 +52,33 @@ def trace(
     return {**layers, "latents": _channels_first(latents), "images": _channels_first(decoded)}
 
 
-def zero_time(params: Architecture) -> Float[Array, "1 ..."] | None:
+def zero_time(params: Architecture, dtype: str = "float32") -> Float[Array, "1 ..."] | None:
     """Returns a time condition of zeros for one image, or None for a model without one."""
     if params.time_emb_dim is None:
         return None
-    return jnp.zeros((1, params.time_emb_dim) if params.time_embedding == "linear" else (1,))
+    return jnp.zeros((1, params.time_emb_dim) if params.time_embedding == "linear" else (1,), dtype)
 
 
 def write_trace(flags: TraceFlags) -> None:
-    """Runs the model in float32 on the image and writes the arrays of `trace`.
+    """Runs the model on the image and writes the arrays of `trace`, and the `"device"` that computed them.
 
     Raises:
       ConversionError, FileError, OSError: As for `from_pretrained`, and if the image cannot be read or is too small.
     """
-    model, params = from_pretrained(
-        flags.model,
-        flags.weights.preset,
-        param_dtype=jnp.float32,
-        raw_weights=flags.weights.raw_weights,
-        variant=flags.weights.variant,
-        prefix=flags.weights.prefix,
-    )
-    images = jnp.asarray(read_model_input(flags.picture, model.params))
-    with jax.default_matmul_precision("highest"):
-        np.savez(flags.out, **trace(model, params, images, zero_time(model.params)))  # pyright: ignore[reportArgumentType]
+    for dtype, out in flags.outputs().items():
+        with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+            model, params = from_pretrained(
+                flags.model,
+                flags.weights.preset,
+                param_dtype=jnp.dtype(dtype),
+                raw_weights=flags.weights.raw_weights,
+                variant=flags.weights.variant,
+                prefix=flags.weights.prefix,
+            )
+            images = jnp.asarray(read_model_input(flags.picture, model.params), dtype)
+            arrays = trace(model, params, images, zero_time(model.params, dtype))
+        device = jax.devices()[0]
+        np.savez(out, **arrays, device=f"{device.platform} ({device.device_kind})")  # pyright: ignore[reportArgumentType]
 
 
 def _channels_first(array: Array) -> np.ndarray:

@@ -55,29 +55,32 @@ def trace(
     return {**layers, "latents": to_array(latents), "images": to_array(decoded)}
 
 
-def zero_time(params: Architecture) -> Float[Tensor, "1 ..."] | None:
+def zero_time(params: Architecture, dtype: torch.dtype = torch.float32) -> Float[Tensor, "1 ..."] | None:
     """Returns a time condition of zeros for one image, or None for a model without one."""
     if params.time_emb_dim is None:
         return None
-    return torch.zeros((1, params.time_emb_dim) if params.time_embedding == "linear" else (1,))
+    return torch.zeros((1, params.time_emb_dim) if params.time_embedding == "linear" else (1,), dtype=dtype)
 
 
 def write_trace(flags: TraceFlags) -> None:
-    """Runs the model in float32 on the image and writes the arrays of `trace`.
+    """Runs the model on the image and writes the arrays of `trace`, and the `"device"` that computed them.
 
     Raises:
       ConversionError, FileError, OSError: As for `from_pretrained`, and if the image cannot be read or is too small.
     """
-    model = from_pretrained(
-        flags.model,
-        flags.weights.preset,
-        dtype=torch.float32,
-        raw_weights=flags.weights.raw_weights,
-        variant=flags.weights.variant,
-        prefix=flags.weights.prefix,
-    )
-    images = to_tensor(read_model_input(flags.picture, model.params).transpose(0, 3, 1, 2))
-    np.savez(flags.out, **trace(model, images, zero_time(model.params)))  # pyright: ignore[reportArgumentType]
+    for name, out in flags.outputs().items():
+        dtype = getattr(torch, name)
+        model = from_pretrained(
+            flags.model,
+            flags.weights.preset,
+            dtype=dtype,
+            raw_weights=flags.weights.raw_weights,
+            variant=flags.weights.variant,
+            prefix=flags.weights.prefix,
+        )
+        images = to_tensor(read_model_input(flags.picture, model.params).transpose(0, 3, 1, 2)).to(dtype)
+        arrays = trace(model, images, zero_time(model.params, dtype))
+        np.savez(out, **arrays, device=str(images.device))  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from tyro.conf import Positional, arg
 
 from flax_vae.convert.architecture import Architecture, preset
 from flax_vae.convert.cli.inspect import inspect, summary
-from flax_vae.convert.cli.run_both import FLAX, TOLERANCE, TORCH, require_frameworks, run_both
+from flax_vae.convert.cli.report import describe_machine, error_rows, hash_weights, report_text, verdict
+from flax_vae.convert.cli.run_both import FLAX, TORCH, largest_by_block, require_frameworks, run_both
 from flax_vae.convert.cli.verify import compare_weights
 from flax_vae.convert.console import (
     NONE,
@@ -31,7 +32,7 @@ from flax_vae.convert.console import (
     quiet_libraries,
 )
 from flax_vae.convert.errors import ConversionError, shorten, shorten_lines
-from flax_vae.convert.files import scratch_folder
+from flax_vae.convert.files import atomic_file, scratch_folder
 from flax_vae.convert.formats import cast
 from flax_vae.convert.table import LAYOUTS, READABLE, TINY_LAYOUTS, Weights, expand, identify
 from flax_vae.convert.weights import (
@@ -183,6 +184,8 @@ class ComparisonFlags:
 
     run: Annotated[Path | None, arg(metavar="PICTURE", help_behavior_hint=NONE)] = None
     """Image to run through the models of both frameworks; needs the architecture."""
+    report: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
+    """File to write the result of --run to, in Markdown, with hashes of the weights, versions and devices."""
     json: bool = False
     """Print one JSON object."""
 
@@ -191,8 +194,9 @@ class ComparisonFlags:
 class Verify:
     """Checks that two files or folders hold the same weights, bit for bit, in any layouts.
 
-    With --run, also runs the models of both frameworks and compares every block: Flax with A, PyTorch with B, or with A
-    if B is left out.  The exit code is 1 if anything differs.
+    With --run, also runs the models of both frameworks, in float32 and in float64, and compares every block: Flax with
+    A, PyTorch with B, or with A if B is left out.  The exit code is 1 if anything differs.  Use a small picture: for
+    each of its pixels FLUX.1 needs about 0.1 MB of temporary disk space.
 
     The prefix and the variant are those of A.
     """
@@ -208,6 +212,11 @@ class Verify:
         """Compares the weights and prints the differences."""
         if self.b is None and self.report.run is None:
             raise ConversionError("nothing to compare with A; pass B, or --run PICTURE, or both")
+        if self.report.report is not None:
+            if self.report.run is None:
+                raise ConversionError("--report writes the result of --run; pass --run PICTURE too")
+            if self.report.report.exists():
+                raise FileExistsError(f"{self.report.report} exists already; choose another name for the report")
         report: dict[str, Any] = {"same": True}
         lines: list[str] = []
         if self.b is not None:
@@ -247,17 +256,32 @@ class Verify:
             raise ConversionError("A and B have different architectures, so their layers cannot be compared")
         with scratch_folder() as folder:
             weights = replace(self.weights, variant=None)
-            flags = TraceFlags(file_a.path, picture, folder / "flax.npz", weights)
-            twin = replace(flags, out=folder / "torch.npz")
+            flags = TraceFlags(file_a.path, picture, folder / "flax.npz", folder / "flax_float64.npz", weights)
+            twin = replace(flags, out=folder / "torch.npz", exact=folder / "torch_float64.npz")
             if file_b is not None:
                 twin = replace(twin, model=file_b.path, weights=self._of_b)
             drift = run_both(a.params, {FLAX: flags, TORCH: twin})
-        report |= {"run": drift._asdict(), "same": report["same"] and drift.first is None}
+        hashes = [
+            hash_weights(file.path, file.kind, file.files, weights)
+            for file, weights in ((file_a, a), (file_b, b))
+            if file is not None
+        ]
+        machine = describe_machine(drift.devices)
+        told = drift._asdict() | {"errors": {name: errors._asdict() for name, errors in drift.errors.items()}}
+        report |= {"run": told, "same": report["same"] and drift.first is None, "machine": machine}
+        report |= {"weights_sha256": [one.sha256 for one in hashes]}
         height, width = drift.size
-        lines.append(f"Flax and PyTorch, {height} x {width} pixels, float32; largest difference, of PyTorch's RMS:")
-        lines += [f"  {name:40} {apart:9.2e}" for name, apart in (drift.blocks | drift.outputs).items()]
-        agree = f"every block agrees within {TOLERANCE:g}"
-        lines.append(agree if drift.first is None else f"the first layer that diverges is {drift.first}")
+        lines.append(f"{height} x {width} pixels; largest error against PyTorch in float64, of the output's RMS:")
+        rows = error_rows(largest_by_block(drift.errors), "block")
+        lines += [f"  {row[0]:40}" + "".join(f"{cell:>17}" for cell in row[1:]) for row in rows]
+        lines.append(verdict(drift))
+        lines += [f"SHA-256 of the tensors of {one.path}: {one.sha256}" for one in hashes]
+        lines += [f"{name}: {value}" for name, value in machine.items()]
+        if self.report.report is not None:
+            text = report_text(self.report.report.stem, hashes, a.params.to_dict(), picture, drift, machine)
+            with atomic_file(self.report.report) as file:
+                file.write_text(text, encoding="utf-8")
+            lines.append(f"report: {self.report.report}")
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,27 @@ from flax_vae.convert.table import expand
 FLAX, TORCH = "flax_vae.trace", "torch_ref.trace"
 
 # In float32 rounding reaches about 1e-5 of a layer's RMS at published dimensions; a wrong weight shows from 1e-2 on.
-TOLERANCE = 1e-3
+# In float64 it reaches 1e-12.
+TOLERANCE, EXACT_TOLERANCE = 1e-3, 1e-9
 
 # The layers of one block: they are one row of the report.
 _INNER = {"norm1", "conv1", "time_mlp", "norm2", "conv2", "conv3", "nin_shortcut", "norm", "q", "k", "v", "proj_out"}
+
+_OUTPUTS = ("latents", "images")
+
+
+class LayerErrors(NamedTuple):
+    """Largest errors of one output, in units of the RMS of PyTorch's output in float64, which counts as exact.
+
+    Attributes:
+      flax: Error of Flax in float32.
+      torch: Error of PyTorch in float32.
+      exact: Difference between Flax and PyTorch in float64.
+    """
+
+    flax: float
+    torch: float
+    exact: float
 
 
 class Drift(NamedTuple):
@@ -33,15 +50,20 @@ class Drift(NamedTuple):
 
     Attributes:
       size: Height and width of the image.
-      outputs: Differences of the latents and the reconstruction.
-      blocks: Difference after each block, in order of execution: the largest of its layers.
-      first: Name of the first layer that differs by more than `TOLERANCE`, or None.
+      outputs: Differences of the latents and the reconstruction in float32.
+      blocks: Difference after each block in float32, in order of execution: the largest of its layers.
+      errors: Errors against float64, of each layer and of the two outputs.
+      first: Name of the first layer that differs by more than `TOLERANCE` in float32 or `EXACT_TOLERANCE` in float64,
+        or None.
+      devices: Device of Flax and of PyTorch.
     """
 
     size: tuple[int, int]
     outputs: dict[str, float]
     blocks: dict[str, float]
+    errors: dict[str, LayerErrors]
     first: str | None
+    devices: tuple[str, str]
 
 
 def require_frameworks() -> None:
@@ -59,27 +81,53 @@ def require_frameworks() -> None:
 
 
 def run_both(params: Architecture, commands: Mapping[str, TraceFlags]) -> Drift:
-    """Runs both models in float32, at the mean of the posterior, and compares the files that they write.
+    """Runs both models, at the mean of the posterior, and compares the files that they write.
 
     Args:
       params: Architecture of both.
-      commands: Arguments of `FLAX` and of `TORCH`.
+      commands: Arguments of `FLAX` and of `TORCH`, with files for float64.
 
     Raises:
       ConversionError: If one of them fails, with its own sentence.
     """
     run_traces(commands)
-    with np.load(commands[FLAX].out) as ours, np.load(commands[TORCH].out) as theirs:
-        layers = layer_differences(params, ours, theirs)
-        outputs = {name: difference(ours[name], theirs[name]) for name in ("latents", "images")}
+    with contextlib.ExitStack() as open_files:
+        ours, theirs, our_exact, exact = (
+            open_files.enter_context(np.load(commands[module].outputs()[dtype]))
+            for dtype in ("float32", "float64")
+            for module in (FLAX, TORCH)
+        )
+        apart: dict[str, float] = {}
+        errors: dict[str, LayerErrors] = {}
+        for name in (*layer_names(params, ours, theirs), *_OUTPUTS):
+            mine, its, truth = ours[name], theirs[name], exact[name]
+            apart[name] = difference(mine, its)
+            compared = (mine, its, our_exact[name])
+            errors[name] = LayerErrors(*(difference(array, truth) for array in compared))
         height, width = theirs["images"].shape[2:]
+        devices = (str(ours["device"]), str(theirs["device"]))
+    layers = [name for name in apart if name not in _OUTPUTS]
     blocks: dict[str, float] = {}
-    for name, apart in layers:
-        block, _, layer = name.rpartition(".")
-        block = block if layer in _INNER else name
-        blocks[block] = max(blocks.get(block, 0.0), apart)
-    first = next((name for name, apart in layers if not apart <= TOLERANCE), None)
-    return Drift((height, width), outputs, blocks, first)
+    for name in layers:
+        blocks[block_of(name)] = max(blocks.get(block_of(name), 0.0), apart[name])
+    first = next(
+        (name for name in layers if not (apart[name] <= TOLERANCE and errors[name].exact <= EXACT_TOLERANCE)), None
+    )
+    return Drift((height, width), {name: apart[name] for name in _OUTPUTS}, blocks, errors, first, devices)
+
+
+def block_of(layer: str) -> str:
+    """Returns the name of the block that a layer is part of; that of the layer itself if it stands alone."""
+    block, _, inner = layer.rpartition(".")
+    return block if inner in _INNER else layer
+
+
+def largest_by_block(errors: Mapping[str, LayerErrors]) -> dict[str, LayerErrors]:
+    """Returns the largest errors of the layers of each block."""
+    blocks: dict[str, LayerErrors] = {}
+    for name, found in errors.items():
+        blocks[block_of(name)] = LayerErrors(*map(max, blocks.get(block_of(name), found), found))
+    return blocks
 
 
 def run_traces(commands: Mapping[str, TraceFlags]) -> None:
@@ -124,8 +172,13 @@ def layer_differences(
       ours: Trace of the Flax model.
       theirs: Trace of the PyTorch model.
     """
+    return [(name, difference(ours[name], theirs[name])) for name in layer_names(params, ours, theirs)]
+
+
+def layer_names(params: Architecture, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the names of the layers that both traces hold, in PyTorch's order of execution."""
     layers = {row.theirs.rpartition(".")[0] for row in expand(params)}
-    return [(name, difference(ours[name], theirs[name])) for name in theirs if name in layers and name in ours]
+    return [name for name in theirs if name in layers and name in ours]
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:

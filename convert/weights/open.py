@@ -60,6 +60,13 @@ class WeightFile:
     notes: tuple[str, ...] = ()
     layout: str | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files of the tensors; none for a folder that holds more than files of weights."""
+        pair = pair_of(self.path.name) if self.kind == "two halves" else None
+        paths = [self.path] if pair is None else [self.path.with_name(name) for name in pair]
+        return tuple(path for path in paths if path.is_file())
+
 
 def open_weights(
     path: str | os.PathLike[str],

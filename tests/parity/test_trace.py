@@ -27,15 +27,19 @@ def test_both_write_arrays_of_equal_names_that_agree(tmp_path, name):
     save_folder(tmp_path / "model", params, state_dict)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).save(tmp_path / "picture.png")
-    flags = TraceFlags(tmp_path / "model", tmp_path / "picture.png", tmp_path / "flax.npz")
+    flags = TraceFlags(*(tmp_path / name for name in ("model", "picture.png", "flax.npz", "exact_flax.npz")))
     flax_vae.trace.write_trace(flags)
-    torch_ref.trace.write_trace(replace(flags, out=tmp_path / "torch.npz"))
+    torch_ref.trace.write_trace(replace(flags, out=tmp_path / "torch.npz", exact=tmp_path / "exact_torch.npz"))
     with np.load(tmp_path / "flax.npz") as ours, np.load(tmp_path / "torch.npz") as theirs:
-        assert set(ours) == set(theirs) == {key.rpartition(".")[0] for key in state_dict} | {"latents", "images"}
+        names = {key.rpartition(".")[0] for key in state_dict} | {"latents", "images", "device"}
+        assert set(ours) == set(theirs) == names
         assert theirs["images"].shape == (1, params.out_ch, 9, 7)
         layers = layer_differences(params, ours, theirs)
-        assert len(layers) == len(ours) - 2 and max(apart for _, apart in layers) < 1e-4
+        assert len(layers) == len(ours) - 3 and max(apart for _, apart in layers) < 1e-4
         assert difference(ours["images"], theirs["images"]) < 1e-4
+    with np.load(tmp_path / "exact_flax.npz") as ours, np.load(tmp_path / "exact_torch.npz") as theirs:
+        assert set(ours) == set(theirs) == names and ours["images"].dtype == theirs["images"].dtype == np.float64
+        assert max(apart for _, apart in layer_differences(params, ours, theirs)) < 1e-10
 
 
 def test_the_names_and_their_order_are_those_of_twins():

@@ -1,3 +1,5 @@
+import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -345,11 +347,26 @@ def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(sma
     Image.fromarray(rng.integers(0, 256, (17, 26, 3), np.uint8)).save("picture.png")
     weights = {key: 0.1 * array for key, array in random_weights(params=SMALL).items()}
     save_folder("a", SMALL, weights)
-    assert main(["verify", "a", "--run", "picture.png", "--json"]) == 0
-    drift = printed(capsys)["run"]
+    assert main(["verify", "a", "--run", "picture.png", "--json", "--report", "report.md"]) == 0
+    told = printed(capsys)
+    drift = told["run"]
     assert drift["size"] == [16, 26] and drift["first"] is None
     assert max((drift["blocks"] | drift["outputs"]).values()) < 1e-4
     assert list(drift["blocks"])[0] == "encoder.conv_in" and "encoder.down.0.block.0" in drift["blocks"]
+    errors = drift["errors"]
+    assert {"latents", "images", "encoder.mid.attn_1.q", "decoder.up.0.block.0.conv1"} <= errors.keys()
+    assert max(found["exact"] for found in errors.values()) < 1e-12
+    assert 1e-8 < min(max(found["flax"], found["torch"]) for found in errors.values()) < 1e-5
+    report = Path("report.md").read_text("utf-8")
+    assert "\nEvery block agrees within 0.001 in float32 and 1e-09 in float64.\n" in report
+    assert told["weights_sha256"][0] in report and f"torch {importlib.metadata.version('torch')}" in report
+    assert hashlib.sha256(Path("picture.png").read_bytes()).hexdigest() in report
+    assert "| `decoder.conv_out.bias` | float32 | 3 | `" in report
+    assert "\n| encoder.mid.attn_1.q | " in report
+    assert "report.md exists already" in refused(
+        capsys, small, "verify", "a", "--run", "x.png", "--report", "report.md"
+    )
+    assert "pass --run PICTURE too" in refused(capsys, small, "verify", "a", "a", "--report", "other.md")
     weights["encoder.mid.attn_1.v.weight"] = weights["encoder.mid.attn_1.v.weight"].swapaxes(0, 1)
     save_folder("b", SMALL, weights)
     assert main(["verify", "a", "b", "--run", "picture.png"]) == 1
