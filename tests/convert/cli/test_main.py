@@ -363,9 +363,8 @@ def test_verify_runs_both_frameworks_and_names_the_first_layer_that_diverges(sma
     assert hashlib.sha256(Path("picture.png").read_bytes()).hexdigest() in report
     assert "| `decoder.conv_out.bias` | float32 | 3 | `" in report
     assert "\n| encoder.mid.attn_1.q | " in report
-    assert "report.md exists already" in refused(
-        capsys, small, "verify", "a", "--run", "x.png", "--report", "report.md"
-    )
+    message = refused(capsys, small, "verify", "a", "--run", "x.png", "--report", "report.md")
+    assert "report.md exists already" in message
     assert "pass --run PICTURE too" in refused(capsys, small, "verify", "a", "a", "--report", "other.md")
     weights["encoder.mid.attn_1.v.weight"] = weights["encoder.mid.attn_1.v.weight"].swapaxes(0, 1)
     save_folder("b", SMALL, weights)
