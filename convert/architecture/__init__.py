@@ -9,6 +9,7 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.convert.architecture.autoencoder import (
+        LATER_FIELDS,
         LOGVAR_MAX,
         LOGVAR_MIN,
         NORM_GROUPS,
@@ -45,6 +46,7 @@ __all__ = [
     "AutoEncoderParams",
     "DiscriminatorParams",
     "KERNEL",
+    "LATER_FIELDS",
     "LOGVAR_MAX",
     "LOGVAR_MIN",
     "NORM_GROUPS",

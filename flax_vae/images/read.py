@@ -133,7 +133,7 @@ def read_model_input(path: Path, params: Architecture) -> Float[np.ndarray, "1 h
       params: Architecture of the model; with one channel, the image is converted to grey.
 
     Raises:
-      FileError: If the image cannot be read, is smaller than the model's factor, or has other channels.
+      FileError: If the image cannot be read, is too small for the model, or has other channels.
     """
     try:
         image = Image.fromarray(read_image(path))
@@ -142,10 +142,10 @@ def read_model_input(path: Path, params: Architecture) -> Float[np.ndarray, "1 h
     pixels = to_float(np.asarray(image.convert("L") if params.in_channels == 1 else image))
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     height, width = (side // params.factor * params.factor for side in pixels.shape[:2])
-    if not height or not width or pixels.shape[2] != params.in_channels:
+    if min(height, width) < params.least_image or pixels.shape[2] != params.in_channels:
         raise FileError(
             f"{printable(path)} is {pixels.shape[0]} x {pixels.shape[1]} x {pixels.shape[2]}; the model takes "
-            f"{params.in_channels} channels and sides of at least {params.factor}"
+            f"{params.in_channels} channels and sides of at least {params.least_image}"
         )
     return pixels[None, :height, :width]
 

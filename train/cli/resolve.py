@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from flax_vae.convert.architecture import AutoEncoderParams, require_posterior
+from flax_vae.convert.architecture import LATER_FIELDS, AutoEncoderParams, require_posterior
 from flax_vae.convert.errors import ArgumentError, FlaxVaeError
 from flax_vae.convert.weights import load_weights
 from flax_vae.train.cli.flags import Flags
@@ -31,8 +31,10 @@ def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:
     file = {} if flags.run.config is None else read_settings(flags.run.config)
     named = file.pop(PRESET, None)
     asked = flags.settings
-    base = _base(flags.run.preset or named, merge(file, asked).get("start_from"), file.get("model", {}), workdir)
-    below = _over(base.to_dict(), file)
+    model = file.get("model", {})
+    base = _base(flags.run.preset or named, merge(file, asked).get("start_from"), model, workdir).to_dict()
+    # A whole architecture replaces the other one: fields that it leaves out have their defaults.
+    below = _over(base | {"model": {}} if _is_whole(model) else base, file)
     try:
         return TrainConfig.from_dict(_over(below, asked))
     except ArgumentError as error:
@@ -65,11 +67,16 @@ def _base(preset: str | None, start_from: str | None, model: dict[str, Any], wor
         return stored if preset is None else dataclasses.replace(stored, model=architecture(preset))
     if preset is not None:
         return recipe(preset, start_from)
-    if model.keys() >= recipe("tiny").model.to_dict().keys():  # the fields that every stored architecture has
+    if _is_whole(model):
         return default(AutoEncoderParams.from_dict(model))
     if start_from is not None:
         return default(_architecture_of(start_from))
     return recipe("tiny")
+
+
+def _is_whole(model: dict[str, Any]) -> bool:
+    """Returns whether settings hold all fields of an architecture that every stored one has."""
+    return model.keys() >= {field.name for field in dataclasses.fields(AutoEncoderParams)} - set(LATER_FIELDS)
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flax_vae.convert import PRESETS, AutoEncoderParams, preset
+from flax_vae.convert.architecture.autoencoder import LATER_FIELDS
 from flax_vae.convert.architecture.checks import check_image, check_latent, check_noise, check_time
 from flax_vae.convert.architecture.discriminator import DiscriminatorParams
 
@@ -79,6 +80,37 @@ def test_the_seeds_own_call_gives_the_seeds_architecture():
         ({"latent_norm": "layer"}, "must be 'scale' or 'batch_norm'"),
         ({"latent_norm": "batch_norm", "scale_factor": 0.5}, "replaces scale_factor=0.5"),
         ({"time_embedding": "learned"}, "must be 'linear' or 'sinusoidal'"),
+        ({"decoder_widths": 96}, "decoder_widths=96 must be a list of whole numbers, or None for those of the encoder"),
+        ({"decoder_widths": (96, 96)}, "decoder_widths has 2 widths; expected one per level, 3"),
+        ({"decoder_widths": (96, 96, 100)}, "decoder_widths holds 100; expected multiples of 32"),
+        ({"decoder_widths": (96, 96, True)}, "decoder_widths holds True; expected multiples of 32"),
+        ({"decoder_widths": (96, 96, 1 << 17)}, "decoder_widths holds 131072; .* up to 65,536"),
+        ({"mid_attention": None}, "mid_attention=None must be True or False$"),
+        ({"post_quant_conv": 1}, "post_quant_conv=1 must be True or False, or None for that of quant_conv"),
+        ({"padding_mode": "circular"}, "padding_mode='circular' must be 'zeros' or 'reflect'"),
+        ({"latent_mean": (0.0,) * 16}, "latent_mean and latent_std are given together"),
+        (
+            {"latent_mean": "0" * 16, "latent_std": (1.0,) * 16},
+            "latent_mean='0000000000000000' must be a list of numbers",
+        ),
+        ({"latent_mean": (0.0,) * 15, "latent_std": (1.0,) * 16}, "latent_mean has 15 numbers; .* the latent, 16"),
+        ({"latent_mean": (None,) * 16, "latent_std": (1.0,) * 16}, "latent_mean holds None; expected finite numbers"),
+        (
+            {"latent_mean": (0.0,) * 16, "latent_std": (0.0,) * 16},
+            "latent_std holds 0.0; .* in float32, greater than 0",
+        ),
+        ({"latent_mean": (0.0,) * 16, "latent_std": (float("inf"),) * 16}, "latent_std holds inf; expected finite"),
+        (
+            {"latent_mean": (0.0,) * 16, "latent_std": (1.0,) * 16, "shift_factor": 0.5},
+            "latent_mean replaces shift_factor=0.5 and latent_norm='scale'; set them to 0 and 'scale'",
+        ),
+        (
+            {"latent_mean": (0.0,) * 16, "latent_std": (1.0,) * 16, "latent_norm": "batch_norm"},
+            "latent_mean replaces shift_factor=0.0 and latent_norm='batch_norm'",
+        ),
+        ({"batch_norm_eps": 1e-5}, "batch_norm_eps=1e-05 has no effect with latent_norm='scale'; leave it out"),
+        ({"batch_norm_eps": -1.0, "latent_norm": "batch_norm"}, "batch_norm_eps=-1.0 must be a number from 0 to 1"),
+        ({"batch_norm_eps": "1", "latent_norm": "batch_norm"}, "batch_norm_eps='1' must be a number from 0 to 1"),
     ],
 )
 def test_what_cannot_be_a_model_is_refused(change, message):
@@ -115,6 +147,53 @@ def test_a_stored_architecture_from_before_the_clamp_does_not_clamp():
     fields = PRESETS["flux1"].to_dict()
     assert fields.pop("clamp_logvar") is True
     assert AutoEncoderParams.from_dict(fields) == dataclasses.replace(PRESETS["flux1"], clamp_logvar=False)
+
+
+CHANGES = {
+    "decoder_widths": [32, 96, 64],
+    "mid_attention": False,
+    "post_quant_conv": True,
+    "padding_mode": "reflect",
+    "latent_mean": [0.5] * 16,
+    "latent_std": [2.0] * 16,
+}
+
+
+def test_later_fields_are_stored_only_where_they_differ():
+    fields = PRESETS["tiny"].to_dict()
+    assert fields.keys() == {field.name for field in dataclasses.fields(AutoEncoderParams)} - set(LATER_FIELDS)
+    assert {*CHANGES, "batch_norm_eps"} == set(LATER_FIELDS)
+    changed = dataclasses.replace(PRESETS["tiny"], **CHANGES)
+    assert changed.to_dict() == fields | CHANGES
+    assert AutoEncoderParams.from_dict(fields | CHANGES) == changed
+    hash(changed)
+    assert PRESETS["tiny"].differences(changed) == [*CHANGES]
+    assert PRESETS["ernie-image"].to_dict() == PRESETS["flux2"].to_dict() | {"batch_norm_eps": 1e-5}
+
+
+def test_one_model_is_stored_in_one_way():
+    params = PRESETS["sd1"]
+    assert dataclasses.replace(params, decoder_widths=params.widths) == params
+    assert dataclasses.replace(params, post_quant_conv=True) == params
+    assert (params.pre_decoder_conv, params.up_widths) == (True, params.widths)
+    other = dataclasses.replace(params, quant_conv=False)  # both, unless one is given
+    assert not other.pre_decoder_conv
+    assert dataclasses.replace(params, post_quant_conv=False).pre_decoder_conv is False
+
+
+def test_reflection_needs_two_rows_and_columns():
+    params = PRESETS["flux1-reflect"]
+    assert (params.least_side, params.least_image, PRESETS["flux1"].least_image) == (2, 16, 8)
+    patched = dataclasses.replace(PRESETS["flux2"], padding_mode="reflect")
+    assert patched.least_image == patched.factor == 16
+    check_image(params, batch(1, 16, 16, 3), "b h w c")
+    for moments_only in (False, True):
+        with pytest.raises(ValueError, match="8 x 24 .* expected multiples of 8 from 16 on; pad them to 16 x 24"):
+            check_image(params, batch(1, 8, 24, 3), "b h w c", moments_only=moments_only)
+    with pytest.raises(
+        ValueError, match="latents are 1 x 3 .* expected at least 2 x 2, because padding_mode='reflect'"
+    ):
+        check_latent(16, batch(1, 1, 3, 16), "b h w c", least=params.least_side)
 
 
 def batch(*shape, dtype="float32"):

@@ -281,3 +281,22 @@ def test_a_failure_in_the_middle_leaves_everything_as_it_was(tmp_path, name):
     with pytest.raises(ConversionError, match="decoder.conv_out.bias' are too large for float16"):
         save_weights(tmp_path / name, Weights(arrays, "flux", TINY), "diffusers", dtype="float16", force=True)
     assert everything_in(tmp_path) == before
+
+
+def test_a_preset_decides_what_a_configuration_of_diffusers_does_not_know(tmp_path):
+    """No configuration holds the padding mode, and ERNIE-Image's has the epsilon of FLUX.2."""
+    for name, change in (("sdxl", {"padding_mode": "reflect"}), ("flux2", {"batch_norm_eps": 1e-5})):
+        params = SMALL[name]
+        asked = replace(params, **change)
+        weights = Weights(random_weights(params), "flux", params)
+        save_weights(tmp_path / name, weights, "diffusers")
+        assert load_weights(tmp_path / name).params == params
+        assert load_weights(tmp_path / name, asked).params == asked
+        # A configuration of ours holds everything, and a field of it is never passed over.
+        save_weights(tmp_path / f"our {name}", weights)
+        with pytest.raises(ConversionError, match=f"in the configuration beside the weights, {next(iter(change))} is "):
+            load_weights(tmp_path / f"our {name}", asked)
+        save_weights(tmp_path / f"{name}.safetensors", replace(weights, params=asked))
+        assert load_weights(tmp_path / f"{name}.safetensors").params == asked  # its header says so
+    with pytest.raises(ConversionError, match="padding_mode='reflect'"):
+        save_weights(tmp_path / "x", replace(weights, params=replace(asked, padding_mode="reflect")), "diffusers")

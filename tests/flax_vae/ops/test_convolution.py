@@ -216,3 +216,38 @@ def test_accelerators_keep_their_own_convolution_and_gradient():
 
     assert "while" not in program(convolve) and "while" not in program(upsample_and_convolve)
     assert program(convolve).count("stablehlo.convolution") == 2
+
+
+def reflect_and_convolve(x, kernel, stride, padding):
+    return xla(jnp.pad(x, ((0, 0), *padding, (0, 0)), mode="reflect"), kernel, stride, ((0, 0), (0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [((7, 5), 1, SAME), ((9, 6), 2, SAME), ((2, 2), 1, SAME), ((5, 4), 1, ((1, 0), (0, 1)))],
+)
+def test_reflection(x64, size, stride, padding):
+    def ours(x, kernel):
+        return convolve(x, kernel, (stride, stride), padding, padding_mode="reflect")
+
+    assert_same(ours, lambda *inputs: reflect_and_convolve(*inputs, stride, padding), draw(*size, (3, 3)))
+
+
+@pytest.mark.parametrize("size", [(3, 5), (1, 2)])
+def test_upsampling_before_a_reflection(x64, size):
+    def doubled(x, kernel):
+        return reflect_and_convolve(x.repeat(2, 1).repeat(2, 2), kernel, 1, SAME)
+
+    def ours(x, kernel):
+        return upsample_and_convolve(x, kernel, (1, 1), SAME, padding_mode="reflect", dimension_numbers=LAYOUT)
+
+    assert_same(ours, doubled, draw(*size, (3, 3)))
+    x, kernel = draw(*size, (3, 3), "bfloat16")  # not folded
+    exact = doubled(x.astype("float64"), kernel.astype("float64"))
+    np.testing.assert_allclose(ours(x, kernel).astype("float64"), exact, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(("size", "padding"), [((1, 4), SAME), ((4, 1), SAME), ((4, 4), ((2, 2), (1, 1)))])
+def test_what_cannot_be_reflected_is_refused(size, padding):
+    with pytest.raises(ValueError, match="expected at most one pixel on each side, and at least 2 rows and columns"):
+        convolve(*draw(*size, (3, 3), "float32"), (1, 1), padding, padding_mode="reflect")

@@ -185,6 +185,9 @@ def test_the_record_of_any_run_is_a_file_of_settings(tmp_path, small):
     RunDirectory(tmp_path / "one").begin(replace(small, start_from="no longer there"))
     path = tmp_path / "one" / "config.json"
     assert resolve(flags("--config", path), tmp_path / "two") == replace(small, start_from="no longer there")
+    # A field that an architecture leaves out has its default, whatever the preset has.
+    mixed = resolve(flags("--config", path, "--preset", "sdxl-reflect"), tmp_path / "three")
+    assert mixed.model == small.model
 
 
 def test_settings_are_judged_together(tmp_path):

@@ -92,6 +92,9 @@ def test_differences_name_nested_fields():
     after = dataclasses.replace(before, seed=3, optim=OptimConfig(learning_rate=0.5))
     assert config_differences(before, after) == ["optim.learning_rate: 0.0001 -> 0.5", "seed: 0 -> 3"]
     assert config_differences(before, before) == []
+    reflected = dataclasses.replace(before, model=dataclasses.replace(before.model, padding_mode="reflect"))
+    assert config_differences(before, reflected) == ["model.padding_mode: 'zeros' -> 'reflect'"]
+    assert config_differences(reflected, before) == ["model.padding_mode: 'reflect' -> 'zeros'"]
 
 
 BAD = [
