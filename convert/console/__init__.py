@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     from flax_vae.convert.console.options import (
         NONE,
         CacheOption,
-        PrefixOption,
         Preset,
         PresetOption,
         RawWeightsOption,
         Section,
-        VariantOption,
     )
     from flax_vae.convert.console.progress import Progress
     from flax_vae.convert.console.quiet import quiet_libraries
-    from flax_vae.convert.console.terminal import escaped, escaped_output, printable
+    from flax_vae.convert.console.terminal import escaped_output, printable
     from flax_vae.convert.console.traces import ReadFlags, TraceFlags, WeightsFlags, trace_command
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -32,7 +30,6 @@ else:
 __all__ = [
     "NONE",
     "CacheOption",
-    "PrefixOption",
     "Preset",
     "PresetOption",
     "Progress",
@@ -40,12 +37,10 @@ __all__ = [
     "ReadFlags",
     "Section",
     "TraceFlags",
-    "VariantOption",
     "WeightsFlags",
     "advise",
     "available_cpus",
     "ended_with_this_process",
-    "escaped",
     "escaped_output",
     "guard",
     "parse_flags",

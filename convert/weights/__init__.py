@@ -10,10 +10,8 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.convert.weights.diffusers_config import (
-        is_diffusers_config,
         kept_keys,
         read_diffusers_config,
-        read_diffusers_file,
         write_diffusers_config,
     )
     from flax_vae.convert.weights.folder import (
@@ -41,7 +39,6 @@ __all__ = [
     "WEIGHTS",
     "WeightFile",
     "find_export",
-    "is_diffusers_config",
     "is_run",
     "kept_keys",
     "load_folder",
@@ -50,7 +47,6 @@ __all__ = [
     "read_any_config",
     "read_config",
     "read_diffusers_config",
-    "read_diffusers_file",
     "resolve_architecture",
     "save_folder",
     "save_weights",
