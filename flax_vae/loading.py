@@ -34,7 +34,7 @@ def from_pretrained(
     revision: str | None = None,
     subfolder: str | None = None,
 ) -> tuple[Model, dict[str, Any]]:
-    """Returns the model of a file or folder and its parameters.
+    """Returns the model of a file or folder and its parameters, an `AutoEncoder` or a `TinyAutoEncoder`.
 
     Args:
       path: Model folder of this package or of diffusers, safetensors file or index of its shards, PyTorch or Lightning

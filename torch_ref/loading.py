@@ -25,7 +25,7 @@ def from_pretrained(
     revision: str | None = None,
     subfolder: str | None = None,
 ) -> Model:
-    """Returns the model of a file or folder, with its weights.
+    """Returns the model of a file or folder, with its weights, an `AutoEncoder` or a `TinyAutoEncoder`.
 
     Args:
       path: File, folder or name on the hub, as for `flax_vae.from_pretrained`.

@@ -93,10 +93,10 @@ class Convert:
 
     src: Annotated[Positional[Path], arg(metavar="SRC")]
     """File or folder of weights: safetensors (whole or in shards), a PyTorch or Lightning checkpoint (also of a whole
-    Stable Diffusion model), a diffusers folder, a model folder, a training checkpoint; or
-    hf:org/name[/folder or file][@revision] on the Hugging Face hub."""
+    Stable Diffusion model), a diffusers folder, a model folder, a training checkpoint, the two files of a tiny
+    autoencoder; or hf:org/name[/folder or file][@revision] on the Hugging Face hub."""
     dst: Annotated[Positional[Path], arg(metavar="DST")]
-    """File to write, if it ends in .safetensors or .sft; otherwise a folder (flux, diffusers and diffusers-flax)."""
+    """File to write, if it ends in .safetensors or .sft; else a folder (flux, diffusers, diffusers-flax, taesd)."""
     output: Section[WriteFlags]
     weights: Section[SourceFlags] = SourceFlags()
 

@@ -51,7 +51,7 @@ class Encoding:
         matches too.
       architecture: Architecture of the autoencoder.
       store: Stored quantity: `"mean"` of the posterior or a `"sample"` of it, scaled as returned by
-        `AutoEncoder.encode`; or `"moments"`, the raw mean and logvar.
+        `AutoEncoder.encode`; or `"moments"`, the raw mean and logvar.  Tiny autoencoders have only the first.
       dtype: Dtype of the stored values.
       compute_dtype: Computation dtype.
       multiple: Number of pixels that the sides of the images were padded to a multiple of.

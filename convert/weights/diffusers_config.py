@@ -121,7 +121,7 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> Architecture:
     fields = _as_written(fields)
     name = fields.get("_class_name")
     if name == TINY:
-        return read_tiny_config(fields)
+        return read_tiny_config({key: value for key, value in fields.items() if not _is_idle(key, value)})
     if not isinstance(name, str) or name not in DEFAULTS:
         raise ConversionError(f"_class_name is {name!r}; expected one of {', '.join((*DEFAULTS, TINY))}")
     defaults = DEFAULTS[name]

@@ -48,10 +48,13 @@ TINY_KEPT = ("latent_magnitude", "latent_shift", "force_upcast", "block_out_chan
 def read_tiny_config(fields: Mapping[str, Any]) -> TinyAutoEncoderParams:
     """Returns the architecture of the `config.json` of an `AutoencoderTiny`.
 
+    Args:
+      fields: Keys of the file that count, without notes of the library.
+
     Raises:
       ConversionError: If our architecture cannot express a key or a value.
     """
-    unknown = [key for key in fields if key not in (*TINY_DEFAULTS, *TINY_KEPT) and not key.startswith("_")]
+    unknown = [key for key in fields if key not in (*TINY_DEFAULTS, *TINY_KEPT)]
     if unknown:
         hint = suggest(unknown[0], TINY_DEFAULTS, listed=False)
         raise ConversionError(

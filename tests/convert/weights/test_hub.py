@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from flax_vae.convert import PRESETS, expand
+from flax_vae.convert import PRESETS, TinyAutoEncoderParams, expand
 from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.extras import install_command
 from flax_vae.convert.formats import write_tensors
 from flax_vae.convert.table import unflatten
 from flax_vae.convert.table.identification import Weights
-from flax_vae.convert.weights import load_weights, save_folder
+from flax_vae.convert.weights import load_weights, save_folder, save_weights
 from flax_vae.convert.weights import open as opening
 from flax_vae.convert.weights.diffusers_config import write_diffusers_config
 from flax_vae.convert.weights.hub import HubName, find
@@ -158,6 +158,9 @@ def published(tmp_path_factory) -> Path:
     (root / "pipeline" / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     (root / "pipeline" / "model_index.json").write_text("{}")
     save_folder(root / "ours" / "export", SMALL, marked(12))
+    tiny = TinyAutoEncoderParams(z_channels=4, ch=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+    numbers = {row.theirs: np.full(row.torch_shape, 13, np.float32) for row in expand(tiny)}
+    save_weights(root / "halves", Weights(numbers, "flux", tiny), "taesd")
     return root
 
 
@@ -203,6 +206,8 @@ KINDS = {
     "msgpack before pickles": ("pickled", "", {}, 9, [CONFIG, MSGPACK]),
     "subfolder": ("pipeline", "", {"subfolder": "vae"}, 10, [f"vae/{CONFIG}", f"vae/{DIFFUSERS}.safetensors"]),
     "ae.safetensors": ("pipeline", "/ae.safetensors", {"architecture": SMALL.to_dict()}, 11, ["ae.safetensors"]),
+    "two halves": ("halves", "", {}, 13, ["decoder.safetensors", "encoder.safetensors"]),
+    "half by name": ("halves", "/decoder.safetensors", {}, 13, ["decoder.safetensors", "encoder.safetensors"]),
     "ours": ("ours", "/export", {}, 12, [f"export/{CONFIG}", "export/model.safetensors"]),
 }  # fmt: skip
 
