@@ -155,6 +155,7 @@ def photographs():
         yield source.name(index), image[:height, :width]
 
 
+@pytest.mark.slow
 @published
 def test_taef2_reconstructs_photographs_as_published(optimised):
     model, params, twin = pair(TAEF2, "float32")
