@@ -54,6 +54,11 @@ _FLUX2 = replace(_FLUX1, z_channels=32, scale_factor=1.0, shift_factor=0.0, quan
 
 _SDXL = replace(_SD1, scale_factor=0.13025)
 
+# diffusers `scripts/convert_cogview4_to_diffusers.py`; CogView3-Plus has the same.
+_COGVIEW4 = replace(
+    _FLUX1, ch_mult=(1, 4, 8, 8), num_res_blocks=3, scale_factor=1.0, shift_factor=0.0, mid_attention=False
+)
+
 PRESETS: dict[str, AutoEncoderParams] = {
     "tiny": AutoEncoderParams(
         resolution=64,
@@ -89,9 +94,27 @@ PRESETS: dict[str, AutoEncoderParams] = {
         latent_std=(8.4927, 5.9022, 6.5498, 5.2299),
     ),
     "sd3": replace(_FLUX1, scale_factor=1.5305, shift_factor=0.0609),
-    # diffusers `scripts/convert_cogview4_to_diffusers.py`; CogView3-Plus has the same.
-    "cogview4": replace(
-        _FLUX1, ch_mult=(1, 4, 8, 8), num_res_blocks=3, scale_factor=1.0, shift_factor=0.0, mid_attention=False
+    "cogview4": _COGVIEW4,
+    # zai-org/GLM-Image `vae/config.json`, whose statistics hao-ai-lab/FastVideo holds too; its pipeline has no scale.
+    "glm-image": replace(
+        _COGVIEW4,
+        latent_mean=(
+            *(-0.2080078125, 1.875, -0.470703125, -1.265625, -1.421875, 0.77734375, -0.3671875, -0.9453125),
+            *(
+                0.318359375,
+                0.7734375,
+                -0.1884765625,
+                -0.022216796875,
+                -0.220703125,
+                -1.59375,
+                -0.81640625,
+                -0.255859375,
+            ),
+        ),
+        latent_std=(
+            *(3.0625, 2.203125, 2.265625, 4.84375, 2.5, 3.9375, 2.203125, 3.03125),
+            *(2.1875, 2.046875, 2.71875, 2.390625, 2.390625, 2.453125, 2.25, 2.15625),
+        ),
     ),
     "kl-f4": replace(_KL, ch_mult=(1, 2, 4), z_channels=3),
     "kl-f8": replace(_KL, ch_mult=(1, 2, 4, 4), z_channels=4),

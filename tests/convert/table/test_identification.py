@@ -181,7 +181,7 @@ def test_what_makes_two_architectures_one_function():
 def test_presets_that_fit_and_the_nearest():
     assert fitting_presets(untold(PRESETS["flux1"])) == ["flux1", "flux1-reflect", "sd3"]
     assert fitting_presets(untold(PRESETS["flux2-small-decoder"])) == ["flux2-small-decoder"]
-    assert fitting_presets(untold(PRESETS["cogview4"])) == ["cogview4"]
+    assert fitting_presets(untold(PRESETS["cogview4"])) == ["cogview4", "glm-image"]
     assert nearest_preset(replace(PRESETS["flux1"], z_channels=8))[1] == ["z_channels is 8, not 16"]
 
 

@@ -58,7 +58,7 @@ EXPRESSIBLE["small decoder"] = replace(
     EXPRESSIBLE["small flux2"], decoder_widths=(96, 32, 64), batch_norm_eps=1e-5, post_quant_conv=False
 )
 EXPRESSIBLE["no attention"] = replace(_SMALL, mid_attention=False, post_quant_conv=True)
-EXPRESSIBLE |= {name: PRESETS[name] for name in ("flux2-small-decoder", "ernie-image", "cogview4", "playground-v2.5")}
+EXPRESSIBLE |= {name: PRESETS[name] for name in ("flux2-small-decoder", "ernie-image", "glm-image", "playground-v2.5")}
 SMALL = ("small", "small flux2", "every level", "one level", "small decoder", "no attention")
 
 
@@ -115,6 +115,14 @@ def test_statistics_per_channel_mean_what_their_pipelines_compute():
     mean, std = list(PRESETS["playground-v2.5"].latent_mean), list(PRESETS["playground-v2.5"].latent_std)
     fields = SDXL | {"scaling_factor": 0.5, "latents_mean": mean, "latents_std": std}
     assert read_diffusers_config(fields) == replace(PRESETS["playground-v2.5"], resolution=1024)
+    glm = PRESETS["glm-image"]
+    fields = SDXL | {
+        **{"block_out_channels": [128, 512, 1024, 1024], "layers_per_block": 3, "mid_block_add_attention": False},
+        **{"latent_channels": 16, "scaling_factor": 0.18215, "shift_factor": None},  # the class's default, not used
+        **{"latents_mean": list(glm.latent_mean), "latents_std": list(glm.latent_std)},
+        **{"use_post_quant_conv": False, "use_quant_conv": False},
+    }
+    assert read_diffusers_config(fields) == replace(glm, resolution=1024)
     # GLM-Image's and REPA-E's pipelines read neither scaling nor shift beside statistics.
     fields = FLUX1 | {"latents_mean": mean * 4, "latents_std": std * 4}
     expected = replace(PRESETS["flux1"], scale_factor=1.0, shift_factor=0.0, resolution=1024)
