@@ -107,9 +107,9 @@ def find(path: str | os.PathLike[str], revision: str | None = None, subfolder: s
         for field, given, value in (("revision", name["revision"], revision), ("subfolder", name["inside"], subfolder)):
             if given and value:
                 raise ArgumentError(f"{text} names {given!r}, and {field}={value!r}; give one of them", field=field)
-        return HubName(name["repository"], name["inside"] or subfolder or "", name["revision"] or revision)
+        return HubName(name["repository"], name["inside"] or subfolder or "", name["revision"] or revision or None)
     if Path(path).exists() or not _REPOSITORY.fullmatch(text):
-        if revision is not None:
+        if revision:
             raise ArgumentError(
                 f"revision={revision!r} is of a model on the Hugging Face hub, and {path} is a local path; leave it "
                 f"out, or name the model as {_FORM}",
@@ -118,7 +118,7 @@ def find(path: str | os.PathLike[str], revision: str | None = None, subfolder: s
         return Path(path, subfolder or "")
     if not isinstance(path, str) or is_weights_file(text) or Path(text).parent.is_dir():
         raise FileNotFoundError(f"{path} does not exist; for a model on the Hugging Face hub, write {PREFIX}{text}")
-    return HubName(text, subfolder or "", revision)
+    return HubName(text, subfolder or "", revision or None)
 
 
 def download(name: HubName, variant: str | None = None) -> Path:

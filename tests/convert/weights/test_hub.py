@@ -56,6 +56,7 @@ def test_revision_and_folder_are_given_once():
     assert find("org/name", "flax", "vae") == HubName("org/name", "vae", "flax")
     assert find("hf:org/name", "refs/pr/1", "a/b") == find("hf:org/name/a/b@refs/pr/1")
     assert find("hf:org/name@flax", None, "") == HubName("org/name", revision="flax")
+    assert find("hf:org/name", "") == find("org/name", "") == HubName("org/name")
     with pytest.raises(ArgumentError, match="hf:org/name@a names 'a', and revision='b'; give one of them"):
         find("hf:org/name@a", "b")
     with pytest.raises(ArgumentError, match="hf:org/name/a names 'a', and subfolder='b'; give one of them"):
