@@ -105,8 +105,12 @@ def _model(params: Architecture, numerics: Numerics) -> Model:
     return TinyAutoEncoder(params, numerics.dtype, numerics.param_dtype, numerics.remat)  # it has no attention
 
 
-def to_jax(array: ArrayLike) -> jax.Array:
+def to_jax(array: ArrayLike, option: str = "param_dtype=") -> jax.Array:
     """Returns an array of JAX with the numbers of an array, such as a view of a file, in memory of its own.
+
+    Args:
+      array: Array to copy.
+      option: Name of the caller's argument that chooses another dtype, as for `check_weights`.
 
     Raises:
       ArgumentError: If JAX cannot hold the dtype.
@@ -115,7 +119,7 @@ def to_jax(array: ArrayLike) -> jax.Array:
     result, expected = jnp.array(np.asarray(array), copy=True), np.dtype(array.dtype)
     if result.dtype != expected:
         raise ArgumentError(
-            f"the weights are {expected.name}, which JAX turns into {result.dtype.name} here; choose param_dtype= "
+            f"the weights are {expected.name}, which JAX turns into {result.dtype.name} here; choose {option} "
             "or set jax_enable_x64"
         )
     return result

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,9 @@ from flax_vae.compat import files
 from flax_vae.compat.coders import FlaxDecoder, FlaxEncoder
 from flax_vae.compat.config import FrozenConfig, config_of, freeze_lists, keys_of, params_of
 from flax_vae.compat.outputs import FlaxAutoencoderKLOutput, FlaxDecoderOutput, FlaxDiagonalGaussianDistribution
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import AutoEncoderParams, check_image, check_latent
 from flax_vae.convert.errors import ConversionError
 from flax_vae.convert.weights import kept_keys, write_diffusers_config
-from flax_vae.gaussian import DiagonalGaussian, Posterior
 from flax_vae.numerics import Numerics
 
 
@@ -127,12 +126,11 @@ class FlaxAutoencoderKL(nn.Module):
         Raises:
           ValueError: If sizes, channels or dtype are wrong.
         """
+        check_image(self.architecture, sample, "b c h w", moments_only=True)
         moments = self.encoder(jnp.transpose(sample, (0, 2, 3, 1)))
         if self.use_quant_conv:
             moments = self.quant_conv(moments)
-        limited = DiagonalGaussian(clamp_logvar=True, parent=None)
-        posterior = cast(Posterior, limited.apply({}, moments, method="posterior"))
-        latent_dist = FlaxDiagonalGaussianDistribution(posterior.mean, posterior.logvar)
+        latent_dist = FlaxDiagonalGaussianDistribution(moments)
         return FlaxAutoencoderKLOutput(latent_dist) if return_dict else (latent_dist,)
 
     def decode(
@@ -148,7 +146,9 @@ class FlaxAutoencoderKL(nn.Module):
         Raises:
           ValueError: If channels or dtype are wrong.
         """
-        if latents.shape[-1] != self.latent_channels:
+        channels_first = latents.shape[-1] != self.latent_channels
+        check_latent(self.latent_channels, latents, "b c h w" if channels_first else "b h w c")
+        if channels_first:
             latents = jnp.transpose(latents, (0, 2, 3, 1))
         if self.use_post_quant_conv:
             latents = self.post_quant_conv(latents)
@@ -238,7 +238,7 @@ class FlaxAutoencoderKL(nn.Module):
           revision: Branch, tag or commit on the hub; unused for a local path.
           variant: Variant of a folder that holds several, such as `"fp16"`.
           from_pt: Whether to prefer PyTorch's files in a local folder that has a msgpack file too.
-          **options: Further options of diffusers that concern downloads and change no number; unused.
+          **options: Further options of diffusers that change no number, most about downloads; unused.
 
         Raises:
           FileNotFoundError: If there is no such model.

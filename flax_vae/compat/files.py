@@ -14,10 +14,11 @@ from flax_vae.convert.table import Weights, flatten, unflatten
 from flax_vae.convert.weights import FLAX_WEIGHTS, load_weights, save_weights
 from flax_vae.loading import to_jax
 
-# Options of diffusers' `from_pretrained` that concern downloads; the hub's own client and its variables decide here.
-_DOWNLOADS = (
-    "cache_dir", "force_download", "local_files_only", "low_cpu_mem_usage", "mirror", "proxies", "resume_download",
-    "token", "use_auth_token", "use_safetensors",
+# Options of diffusers' `from_pretrained` that change no number.  Most concern downloads, where the hub's own client and
+# its variables decide here.
+_UNUSED = (
+    "_do_init", "cache_dir", "force_download", "local_files_only", "low_cpu_mem_usage", "mirror", "proxies",
+    "resume_download", "token", "use_auth_token", "use_safetensors",
 )  # fmt: skip
 
 
@@ -28,9 +29,9 @@ def check_options(options: Iterable[str]) -> None:
       ArgumentError: If one is unknown.
     """
     for name in options:
-        if name not in _DOWNLOADS:
+        if name not in _UNUSED:
             raise ArgumentError(
-                f"from_pretrained takes no {name!r}; {suggest(name, _DOWNLOADS, listed=False) or 'leave it out'} "
+                f"from_pretrained takes no {name!r}; {suggest(name, _UNUSED, listed=False) or 'leave it out'} "
                 "(to change a field of the module: vae.clone(field=value))",
                 field=name,
             )
@@ -49,6 +50,8 @@ def load(
     if not Path(path).exists():
         return load_weights(path, variant=variant, revision=revision, subfolder=subfolder)
     place = Path(path, subfolder or "")
+    if not place.exists():
+        raise FileNotFoundError(f"{place} does not exist; {path} has no subfolder {subfolder!r}")
     preferred = place / FLAX_WEIGHTS
     if not from_pt and variant is None and preferred.is_file():
         place = preferred
@@ -63,7 +66,7 @@ def to_params(weights: Weights) -> dict[str, Any]:
       ArgumentError: If models cannot compute in a dtype of the weights, or JAX cannot hold it.
     """
     check_weights(weights.tensors.values(), "a file in another dtype")
-    return unflatten({name: to_jax(array) for name, array in weights.to(LAYOUT).items()})
+    return unflatten({name: to_jax(array, "a file in another dtype") for name, array in weights.to(LAYOUT).items()})
 
 
 def save(

@@ -1,7 +1,7 @@
 """Results of the former Flax classes, as pytrees: they cross `jit`, `pmap` and `vmap`."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from flax_vae.convert.errors import ArgumentError
-from flax_vae.gaussian import Posterior
+from flax_vae.gaussian import DiagonalGaussian, Posterior
 
 
 class _Output:
@@ -23,12 +23,49 @@ class _Output:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
 
-@struct.dataclass
+@struct.dataclass(init=False)
 class FlaxDiagonalGaussianDistribution(Posterior):
     """Posterior of raw, unscaled latents, `b h w z`, whose logvar lies in [-30, 20].
 
     Source: diffusers 0.39 `models/vae_flax.py`.
     """
+
+    def __init__(
+        self,
+        parameters: Float[Array, "b h w 2*z"] | None = None,
+        deterministic: bool = False,
+        *,
+        mean: Any = None,
+        logvar: Any = None,
+    ):
+        """Splits moments, as diffusers' class does.
+
+        Args:
+          parameters: Mean and logvar, concatenated along the last axis.
+          deterministic: False; the mode of a posterior needs no other class.
+          mean: Mean, in place of `parameters`; JAX and `replace` pass it.
+          logvar: Logvar, in place of `parameters`; not limited.
+
+        Raises:
+          ValueError: If `deterministic` is not False.
+        """
+        if deterministic is not False:
+            raise ArgumentError(
+                "FlaxDiagonalGaussianDistribution takes moments, mean and logvar concatenated along the last axis, and "
+                "deterministic=False; for the mean alone, call mode()",
+                field="deterministic",
+            )
+        if parameters is not None:
+            limited = DiagonalGaussian(clamp_logvar=True, parent=None)
+            posterior = cast(Posterior, limited.apply({}, parameters, method="posterior"))
+            mean, logvar = posterior.mean, posterior.logvar
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "logvar", logvar)
+
+    @property
+    def deterministic(self) -> bool:
+        """False, as for every posterior that `encode` returns."""
+        return False
 
     @property
     def var(self) -> Float[Array, "b h w z"]:

@@ -63,7 +63,8 @@ def test_a_sample_needs_the_stream_gaussian(model):
 
 def test_a_posterior():
     mean, logvar = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 3, 4, 5)).astype(np.float32))
-    posterior = FlaxDiagonalGaussianDistribution(mean, logvar)
+    posterior = FlaxDiagonalGaussianDistribution(jnp.concatenate([mean, logvar], axis=-1))
+    assert np.array_equal(posterior.mean, mean) and np.array_equal(posterior.logvar, logvar)
     other = posterior.replace(mean=mean + 1, logvar=logvar * 0)
     np.testing.assert_allclose(posterior.kl(posterior), 0, atol=1e-5)
     np.testing.assert_allclose(other.kl(posterior.replace(mean=mean, logvar=logvar * 0)), 0.5 * 60, rtol=1e-5)
@@ -73,6 +74,12 @@ def test_a_posterior():
     assert standard.nll(mean, axis=[1, 2]).shape == (2, 5) and standard.nll(mean, axis=None).shape == ()
     with pytest.raises(ValueError, match=r"shape \(1, 4, 5\); expected that of the mean, \(2, 3, 4, 5\)"):
         posterior.nll(mean[:1, 0])
+    assert jax.tree.structure(jax.jit(lambda p: p)(posterior)) == jax.tree.structure(posterior)
+    limited = FlaxDiagonalGaussianDistribution(jnp.asarray([[0.0, 25.0], [0.0, -35.0]]), False)
+    assert limited.logvar.tolist() == [[20.0], [-30.0]] and limited.deterministic is False
+    for arguments in ((mean, logvar), (mean, True)):
+        with pytest.raises(ValueError, match="takes moments.*deterministic=False; for the mean alone, call mode"):
+            FlaxDiagonalGaussianDistribution(*arguments)
     half = posterior.replace(mean=mean.astype(jnp.bfloat16), logvar=logvar.astype(jnp.bfloat16))
     assert half.sample(jax.random.key(0)).dtype == jnp.float32 and half.std.dtype == half.var.dtype == jnp.bfloat16
 
@@ -112,12 +119,22 @@ def test_a_msgpack_file_is_preferred_unless_pytorchs_is_asked_for(model, tmp_pat
     assert as_lists(moved) == as_lists(jax.tree.map(lambda leaf: leaf + 1, params))
 
 
+def test_a_local_folder_without_a_model_or_in_another_dtype(model, tmp_path, monkeypatch):
+    vae, params = model
+    monkeypatch.chdir(tmp_path)
+    vae.save_pretrained("vae", params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params))
+    with pytest.raises(FileNotFoundError, match="^vae/unet does not exist; vae has no subfolder 'unet'$"):
+        FlaxAutoencoderKL.from_pretrained("vae", subfolder="unet")
+    with pytest.raises(ValueError, match="float64, .*; choose a file in another dtype or set jax_enable_x64"):
+        FlaxAutoencoderKL.from_pretrained("vae")
+
+
 def test_a_name_on_the_hub_is_handed_on(monkeypatch):
     asked = {}
     monkeypatch.setattr(files, "load_weights", lambda path, **options: asked.update(options, path=path) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         FlaxAutoencoderKL.from_pretrained(
-            "org/name", subfolder="vae", revision="flax", variant="fp16", from_pt=True, token=None, cache_dir="x"
+            "org/name", subfolder="vae", revision="flax", variant="fp16", from_pt=True, token=None, _do_init=True
         )
     assert asked == {"path": "org/name", "subfolder": "vae", "revision": "flax", "variant": "fp16"}
     with pytest.raises(ValueError, match="takes no 'sub_folder'; leave it out.*vae.clone"):
@@ -175,6 +192,16 @@ def test_parameters_that_do_not_fit_are_refused(model, tmp_path):
         jax.eval_shape(vae.apply, {"params": replicated}, IMAGES)
     with pytest.raises(ConversionError, match=r"encoder/conv_in/kernel has shape \(2, 3, 3, 3, 32\)"):
         vae.save_pretrained(tmp_path / "vae", params=replicated)
+    run = partial(jax.eval_shape, vae.apply, {"params": params})
+    with pytest.raises(ValueError, match=r"images of shape \(2, 16, 24, 3\) have 16 channels as 'b c h w'; expected 3"):
+        run(IMAGES.transpose(0, 2, 3, 1))
+    with pytest.raises(ValueError, match=r"images have shape \(3, 16, 24\); expected 'b c h w'"):
+        run(IMAGES[0])
+    decode = partial(jax.eval_shape, partial(vae.apply, method=vae.decode), {"params": params})
+    with pytest.raises(ValueError, match=r"latents of shape \(2, 6, 8, 5\) have 6 channels as 'b c h w'; expected 4"):
+        decode(jnp.zeros((2, 6, 8, 5)))
+    with pytest.raises(ValueError, match=r"latents have shape \(6, 8, 4\); expected 'b h w c'"):
+        decode(jnp.zeros((6, 8, 4)))
     with pytest.raises(ValueError, match="images are uint8"):
         jax.eval_shape(vae.apply, {"params": params}, IMAGES.astype(np.uint8))
 
