@@ -8,6 +8,7 @@ that a path that saves arithmetic shows as more operations per second.
 from itertools import pairwise
 
 from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
+from flax_vae.convert.architecture.discriminator import KERNEL, DiscriminatorParams
 
 
 def work_flops(work: str, record: AutoEncoderParams, px: int, batch: int = 1) -> int:
@@ -45,6 +46,20 @@ def decode_flops(record: AutoEncoderParams, px: int) -> int:
             px *= 2
             total += _conv(width, width, px, 3)
     return total + _conv(width, record.out_ch, px, 3)
+
+
+def discriminator_flops(record: DiscriminatorParams, px: int, batch: int = 1) -> int:
+    """Of the discriminator in one training step.
+
+    It sees reconstructions for the autoencoder's loss and both kinds of images for its own, which are three forward
+    passes; gradients with respect to feature maps, of all three; and to kernels, of two.
+    """
+    first, total, width = 0, 0, record.in_channels
+    for out, stride in [*zip(record.widths, record.strides, strict=True), (1, 1)]:
+        px = (px + 2 - KERNEL) // stride + 1
+        total += _conv(width, out, px, KERNEL)
+        first, width = first or total, out
+    return batch * (8 * total - 2 * first)  # no gradient with respect to the images in its own loss
 
 
 def attention_flops(width: int, positions: int) -> int:

@@ -1,4 +1,4 @@
-"""Runs one pure step on all devices of all processes; lists the peak performance of accelerators.
+"""Runs one pure step on all devices of all processes; counts its operations, and lists the peaks of accelerators.
 
 Imports `flax_vae.train.state`; used by the loop and by the plan.
 """
@@ -10,6 +10,8 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.train.devices.agreeing import agreement, facts_of_run, facts_of_start, require_same_state
     from flax_vae.train.devices.chips import Chip, find_chip, peak_flops
+    from flax_vae.train.devices.compiled_step import StepOperations
+    from flax_vae.train.devices.count_flops import TracedProgram
     from flax_vae.train.devices.parallel import Parallel, make_parallel
     from flax_vae.train.devices.processes import join_processes, leave
 else:
@@ -18,6 +20,8 @@ else:
 __all__ = [
     "Chip",
     "Parallel",
+    "StepOperations",
+    "TracedProgram",
     "agreement",
     "facts_of_run",
     "facts_of_start",

@@ -8,7 +8,7 @@ class Chip:
     """Published figures of one accelerator.
 
     Attributes:
-      flops: Dense bfloat16 operations per second; a multiply-add counts as two.
+      flops: Operations per second in bfloat16 without sparsity; a multiply-add counts as two.
       bandwidth: Memory bandwidth in bytes per second; None if the name does not determine it.
       memory: Memory in bytes; None if the name does not determine it.
       dollars: Price per hour on demand, in the cheapest American region; None if unknown.
@@ -21,7 +21,7 @@ class Chip:
 
 
 # By JAX's name of the device.  Sources: cloud.google.com/tpu/docs, "System architecture" page of each version, and
-# cloud.google.com/tpu/pricing as of 2025; NVIDIA's data sheets, of the SXM form where there are several.
+# cloud.google.com/tpu/pricing as of 2025; NVIDIA's data sheets, of the SXM form where no other is named.
 CHIPS = {
     "TPU v4": Chip(275e12, 1228e9, 32 * 2**30, 3.22),
     "TPU v5 lite": Chip(197e12, 819e9, 16 * 2**30, 1.20),
@@ -34,6 +34,8 @@ CHIPS = {
     "NVIDIA L40S": Chip(362e12, 864e9, 48e9),
     "NVIDIA L4": Chip(121e12, 300e9, 24e9),
     "NVIDIA H100": Chip(989e12),
+    "NVIDIA H100 PCIe": Chip(756e12),
+    "NVIDIA H100 NVL": Chip(835e12),
     "NVIDIA H200": Chip(989e12, 4.8e12, 141e9),
     "NVIDIA B200": Chip(2250e12, 8e12),
 }
@@ -51,6 +53,6 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns the peak number of bfloat16 operations per second, or None if unknown."""
+    """Returns the peak number of operations per second, in bfloat16 without sparsity; None if unknown."""
     chip = find_chip(device_kind)
     return chip and chip.flops

@@ -1,19 +1,31 @@
-"""A training step that is compiled ahead of time, with its cost."""
+"""A training step that is compiled ahead of time, with its operations."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from flax_vae.ops import release_compiler_memory
+from flax_vae.train.devices.count_flops import TracedProgram
+
+
+class StepOperations(NamedTuple):
+    """Floating-point operations of one step on all devices, without what rematerialisation computes again.
+
+    Attributes:
+      active: With an active discriminator, if there is one.
+      inactive: Before the discriminator takes part.
+    """
+
+    active: int
+    inactive: int
 
 
 class CompiledStep:
     """Compiles at the first call, once; a batch of another shape later is an error, not a recompilation.
 
     Attributes:
-      flops: Operations of one call on one device, as counted by the compiler; None before the first call, or if the
-        compiler does not count them.
+      operations: Operations of one call; None before the first one.
     """
 
     def __init__(self, jit: Callable[[Any], Any], options: dict[str, Any] | None):
@@ -24,17 +36,34 @@ class CompiledStep:
           options: Compiler options.
         """
         self._jit, self._options = jit, options
+        self._function: Any = None
         self._compiled: Any = None
-        self.flops: float | None = None
+        self.operations: StepOperations | None = None
 
     def lower(self, state: Any, batch: Any, constants: Any) -> Any:
         """Returns the lowered program for arrays, or for their shapes, before compilation."""
-        return self._jit(state).lower(state, batch, constants)
+        return self._jitted(state).lower(state, batch, constants)
+
+    def program(self, state: Any, batch: Any, constants: Any) -> TracedProgram:
+        """Returns the program for counting; after `lower`, it is not traced again."""
+        return TracedProgram(self._jitted(state), state, batch, constants)
+
+    def count(self, state: Any, batch: Any, constants: Any) -> StepOperations:
+        """Returns the operations of one call; for the arguments see `program`."""
+        program = self.program(state, batch, constants)
+        active, inactive = (program.operations(recomputed=False, longest=longest) for longest in (True, False))
+        return StepOperations(active, inactive)
 
     def __call__(self, state: Any, batch: jax.Array, constants: Any) -> Any:
         """Runs `(state, batch, constants) -> (state, scores)`."""
         if self._compiled is None:
-            self._compiled = self.lower(state, batch, constants).compile(compiler_options=self._options)
-            self.flops = (self._compiled.cost_analysis() or {}).get("flops")
+            lowered = self.lower(state, batch, constants)
+            self.operations = self.count(state, batch, constants)
+            self._compiled = lowered.compile(compiler_options=self._options)
             release_compiler_memory()
         return self._compiled(state, batch, constants)
+
+    def _jitted(self, state: Any) -> Any:
+        if self._function is None:
+            self._function = self._jit(state)
+        return self._function

@@ -14,7 +14,6 @@ from flax_vae.train.build import make_components, make_state
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.devices import Chip, find_chip, make_parallel
 from flax_vae.train.losses import lpips_shapes
-from flax_vae.train.plan.count_flops import count_operations
 from flax_vae.train.plan.topologies import Target
 from flax_vae.train.step import train_step
 
@@ -48,7 +47,8 @@ class Plan:
       config: Settings of the run.
       memory: Memory on each device.
       fits: Whether that fits the device; None if the size of its memory is unknown.
-      operations: Operations of one step on one device, from `flax_vae.train.plan.count_flops`.
+      operations: Operations of one step on one device, from `flax_vae.train.devices.count_flops`, with those that
+        rematerialisation computes again.
       traffic: Bytes between a device and its memory as counted by the compiler, which counts the body of a loop once;
         None if it does not count them.
       dollars: Price of one device per hour, if known.
@@ -113,12 +113,10 @@ def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float 
     constants = _constants(config)
     batch = parallel.batch_shape(config.batch_size, config.data.crop_size)
     step = partial(train_step, components=components, config=config)
-    lowered = parallel.compile(step).lower(state, batch, constants)
+    compiled = parallel.compile(step)
+    lowered = compiled.lower(state, batch, constants)
+    operations = compiled.program(state, batch, constants).operations() / target.count
     memory, traffic = _compile(lowered, compiler_options(target.devices[0].platform))
-
-    side = config.data.crop_size
-    whole = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), jnp.float32)
-    operations = count_operations(step, state, whole, constants) / target.count
     chip = find_chip(target.kind)
     return Plan(
         name=name,
