@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -31,6 +30,7 @@ from flax_vae.train.evaluation import HeldOutEvaluation
 from flax_vae.train.report import (
     Metrics,
     Reporter,
+    Speed,
     TensorBoard,
     load_writer,
     read_metrics,
@@ -168,11 +168,14 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
             if changes:
                 notes.append(f"changed since this run began: {', '.join(changes)}")
             _print_header(reporter, config, run, photographs, parallel, state, start, notes)
-            speed, reported = _Speed(config.batch_size), _print_skipped(reporter, photographs, 0)
+            reported = _print_skipped(reporter, photographs, 0)
+            peak = peak_flops(parallel.devices[0].device_kind)
+            speed = Speed(config.batch_size, len(parallel.devices), peak, config.gan.start)
             for step, batch in enumerate(batches, start=start + 1):
                 state, scores = step_fn(state, batch, constants)
                 if step == start + 1:
-                    speed.begin(step, scores)
+                    jax.block_until_ready(scores)
+                    speed.begin(step)
 
                 last, stopping = step == config.steps, stop.asked(step)
                 log = last or step % config.log_every == 0
@@ -183,12 +186,13 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
                     continue
 
                 # Keep this order: scores are checked before the state that they belong to is saved.
-                numbers = _to_numbers(scores)
+                numbers = _to_numbers(scores)  # waits for the update
+                speed.add(step)
                 _check(numbers, step, config, checkpoints)
                 reported = _print_skipped(reporter, photographs, reported)
                 if log:
-                    reporter.scores(step, numbers)
-                    numbers |= speed.so_far(step, step_fn.flops, len(parallel.devices), parallel.devices[0])
+                    reporter.scores(step, numbers, speed.seconds_left(config.steps - step))
+                    numbers |= speed.read(step_fn.operations)
                 if evaluates:
                     numbers |= _evaluate(evaluate, parallel, state, step, run, reporter)
                 if log or evaluates:
@@ -198,6 +202,8 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
                 if save:
                     require_same_state(state, step)
                     checkpoints.save(step, state, config, wait=last or stopping, scores=numbers)
+                if evaluates or save:
+                    speed.begin(step)
                 if stopping and not last:
                     return Outcome(state, step, {}, stop.signum)
 
@@ -284,6 +290,9 @@ def _print_header(
         f"{run.path}: {weights:,} parameters; {len(photographs.names)} photographs and {photographs.held_out_name} "
         f"held out; {count} {platform} device{'s' if count > 1 else ''}{processes} ({config.parallel})"
     )
+    peak = peak_flops(parallel.devices[0].device_kind)
+    if peak is not None:
+        reporter.line(f"mfu: share of {peak / 1e12:,.0f} TFLOP/s per device, its peak in bfloat16 without sparsity")
     for note in notes:
         reporter.line(note)
     if start == config.steps:
@@ -303,35 +312,6 @@ def _print_skipped(reporter: Reporter, photographs: Photographs, reported: int) 
 
 
 _PROBLEMS = 10  # images printed at a time; all are counted
-
-
-class _Speed:
-    """Measures images and operations per second since the last call, without the first update, which is compiled."""
-
-    def __init__(self, batch_size: int):
-        self._since: tuple[int, float] | None = None
-        self._batch_size = batch_size
-
-    def begin(self, step: int, scores: Scores) -> None:
-        """Starts measuring at the end of update `step`, which computes these scores."""
-        jax.block_until_ready(scores)
-        self._since = (step, time.monotonic())
-
-    def so_far(self, step: int, flops: float | None, count: int, device: Any) -> dict[str, float]:
-        """Returns the speed of the updates up to `step`; nothing if only the first update is done."""
-        before, since = self._since or (step, 0.0)
-        if step == before:
-            return {}
-        now = (step, time.monotonic())
-        rate = (step - before) / (now[1] - since)
-        self._since = now
-        speed = {"images_per_second": self._batch_size * rate}
-        if flops:
-            speed["tflops_per_second"] = rate * flops * count / 1e12
-            peak = peak_flops(device.device_kind)
-            if peak:
-                speed["mfu"] = rate * flops / peak
-        return speed
 
 
 def _evaluate(

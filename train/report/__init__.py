@@ -1,6 +1,6 @@
 """Reports of a run: metrics, images, an HTML page, TensorBoard.
 
-Imports `flax_vae.train.evaluation` and `flax_vae.train.run`; used by the loop.
+Imports `flax_vae.train.devices`, `flax_vae.train.evaluation` and `flax_vae.train.run`; used by the loop.
 """
 
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flax_vae.train.report.html import write_report
     from flax_vae.train.report.metrics_log import Metrics, Reporter, read_metrics
     from flax_vae.train.report.pictures import save_comparisons
+    from flax_vae.train.report.speed import Speed
     from flax_vae.train.report.tensorboard import TensorBoard, load_writer
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -18,6 +19,7 @@ else:
 __all__ = [
     "Metrics",
     "Reporter",
+    "Speed",
     "TensorBoard",
     "load_writer",
     "read_metrics",

@@ -41,6 +41,8 @@ _PANELS = (
     _Panel("Loss", "", re.compile(r"(^|[_/])(loss|l1|mse|charbonnier|nll|rec)($|[_/])"), may_log=True),
     _Panel("Learning rate", "", re.compile(r"learning_rate|(^|_)lr($|_)")),
     _Panel("Speed", "images per second", re.compile(r"images_per_second")),
+    _Panel("Arithmetic", "TFLOP/s, all devices", re.compile(r"tflops_per_second")),
+    _Panel("MFU", "share of the peak in bfloat16 without sparsity", re.compile(r"^mfu$")),
 )
 _COLOURS = 6  # curves that can be distinguished in one chart
 # Order of the charts, the most important first.

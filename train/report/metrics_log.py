@@ -90,25 +90,21 @@ class Reporter(Progress):
     def __init__(self, start: int, steps: int, *, quiet: bool = False):
         """Prepares for the updates `start + 1` to `steps`; all processes but the first are quiet."""
         super().__init__(steps, start, "steps", stream=sys.stdout, seconds=math.inf, quiet=quiet)
-        self._last: tuple[int, float] | None = None
+        self._advanced = False
 
     def advance(self, step: int) -> None:
         """Moves the bar to `step` updates done.  Timing starts after the first update, which includes compilation."""
-        if self._last is None:
-            self._last = (step, time.monotonic())
+        if not self._advanced:
+            self._advanced, self._begun, self._before = True, time.monotonic(), step
         self.add(step - self.done)
 
-    def scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Prints the scores of update `step`."""
-        now, left = time.monotonic(), ""
-        if self._last is not None and step > self._last[0]:  # at the recent rate
-            seconds = (now - self._last[1]) / (step - self._last[0]) * (self._total - step)
-            left = f"  about {seconds:.0f} s left"
-            self._last = (step, now)
+    def scores(self, step: int, scores: Mapping[str, float], seconds_left: float | None = None) -> None:
+        """Prints the scores of update `step`, and the time that is left, if known."""
         if self._bar is not None:
             self.add(step - self.done, f"loss {scores['loss']:.4f}")
             return
         numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _SHOWN if name in scores)
         if scores.get("skipped"):
             numbers += f"  skipped {scores['skipped']:.0f}"
+        left = "" if seconds_left is None else f"  about {seconds_left:.0f} s left"
         self.line(f"step {step:>{len(str(self._total))}}/{self._total}  {numbers}{left}")

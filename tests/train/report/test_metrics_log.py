@@ -1,6 +1,7 @@
 import json
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,26 +131,26 @@ def test_plain_lines_without_a_terminal(capsys):
     with Reporter(0, 100) as reporter:
         reporter.advance(1)
         reporter.advance(10)
-        reporter.scores(10, SCORES)
+        reporter.scores(10, SCORES, 81.6)
+        reporter.scores(11, SCORES)
         reporter.line("[a] line")
     out = capsys.readouterr().out
-    assert out.splitlines()[0].startswith("step  10/100  loss 0.1235  kl 3  about ")
-    assert out.splitlines()[1:] == ["[a] line"]
+    assert out.splitlines() == [
+        "step  10/100  loss 0.1235  kl 3  about 82 s left", "step  11/100  loss 0.1235  kl 3", "[a] line",
+    ]  # fmt: skip
     assert "\x1b" not in out
 
 
-def test_remaining_time_excludes_compilation(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("flax_vae.train.report.metrics_log.time.monotonic", lambda: now[0])
+def test_the_rate_on_a_terminal_leaves_compilation_out(monkeypatch):
+    now, shown = [0.0], []
+    monkeypatch.setattr("flax_vae.convert.console.progress.time.monotonic", lambda: now[0])
     with Reporter(20, 100) as reporter:
-        for step, seconds in [(21, 60.0), (22, 2.0), (23, 2.0), (24, 4.0)]:
+        reporter._bar, reporter._task = SimpleNamespace(update=lambda task, text, **_: shown.append(text)), 0
+        reporter._bar.stop = lambda: None
+        for step, seconds in [(21, 60.0), (22, 2.0), (23, 2.0)]:
             now[0] += seconds
             reporter.advance(step)
-            if step != 23:
-                reporter.scores(step, SCORES)
-    assert [line.partition("about ")[2] for line in capsys.readouterr().out.splitlines()] == [
-        "", f"{2 * 78} s left", f"{3 * 76} s left",
-    ]  # fmt: skip
+    assert shown == ["steps, 0 steps/s  ", "steps, 0.5 steps/s  ", "steps, 0.5 steps/s  "]
 
 
 def test_a_progress_bar_on_a_terminal(capsys, monkeypatch):
