@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from flax_vae.ops.linear_maps import Arrays, linear
+from flax_vae.ops.linear_maps import Arrays, linear, vary_together
 
 
 class Tile(NamedTuple):
@@ -53,6 +53,7 @@ def _attend(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, Array, Arr
     The backward pass subtracts a sum over the attention from gradients that nearly cancel.  With the rounded attention
     alone, the gradient of the keys' bias would not be zero.  Without rounding the second array has no channels.
     """
+    q, k, v = vary_together(q, k, v)
     scores_dtype, scale = jnp.promote_types(q.dtype, jnp.float32), _scale(q)
     keys, values, bias = _cut(k, tile.keys), _cut(v, tile.keys), _padding_bias(k.shape[1], tile.keys, scores_dtype)
 
@@ -71,8 +72,8 @@ def _attend(q: Array, k: Array, v: Array, tile: Tile) -> tuple[Array, Array, Arr
 
         rows = q.shape[:2]
         none = jnp.zeros(rows, scores_dtype)
-        start = (jnp.full_like(none, -jnp.inf), none, jnp.zeros(q.shape, scores_dtype))
-        (largest, total, out), _ = lax.scan(meet, start, (keys, values, bias))
+        largest, total, out, _ = vary_together(jnp.full_like(none, -jnp.inf), none, jnp.zeros(q.shape, scores_dtype), q)
+        (largest, total, out), _ = lax.scan(meet, (largest, total, out), (keys, values, bias))
         out = out / total[..., None]
         rounded = out.astype(v.dtype)
         lost = (out - rounded).astype(v.dtype)
@@ -114,8 +115,8 @@ def _tangents(tile: Tile, kept: Arrays, tangents: Arrays) -> Arrays:
             d_out += _product("bnm,bmc->bnc", weights.astype(v.dtype), d_v)
             return (d_out, d_log_total + d_weights.sum(-1)), None
 
-        start = (jnp.zeros(out.shape, scores_dtype), jnp.zeros_like(log_total))
-        (d_out, d_log_total), _ = lax.scan(meet, start, (keys, bias))
+        d_out, d_log_total, _ = vary_together(jnp.zeros(out.shape, scores_dtype), jnp.zeros_like(log_total), q)
+        (d_out, d_log_total), _ = lax.scan(meet, (d_out, d_log_total), (keys, bias))
         return (d_out - d_log_total[..., None] * out).astype(out.dtype), d_log_total
 
     queries = tuple(_cut(x, tile.queries) for x in (q, d_q, out, log_total))
@@ -146,13 +147,14 @@ def _cotangents(tile: Tile, kept: Arrays, cotangents: Arrays) -> Arrays:
             d_k += _product("bnc,bnm->bcm", q, d_scores)
             return d_q + _product("bnm,bmc->bnc", d_scores, k), (d_k, d_v)
 
-        d_q, d_kv = lax.scan(meet, jnp.zeros(q.shape, scores_dtype), (keys, values, bias, *d_kv))
+        start, _ = vary_together(jnp.zeros(q.shape, scores_dtype), q)
+        d_q, d_kv = lax.scan(meet, start, (keys, values, bias, *d_kv))
         return d_kv, d_q
 
     queries = tuple(_cut(x, tile.queries) for x in (q, d_out, log_total, pull))
     # Both sums have the channels first: a CPU multiplies (c, n) by (n, m) four times as fast as the reverse.
-    start = (jnp.zeros_like(keys.mT, scores_dtype), jnp.zeros_like(values.mT, scores_dtype))
-    (d_k, d_v), d_q = lax.scan(some_queries, start, queries)
+    d_k, d_v, _ = vary_together(jnp.zeros_like(keys.mT, scores_dtype), jnp.zeros_like(values.mT, scores_dtype), q)
+    (d_k, d_v), d_q = lax.scan(some_queries, (d_k, d_v), queries)
     n, m = q.shape[1], k.shape[1]
     return _join(d_q, n).astype(q.dtype), _join(d_k.mT, m).astype(k.dtype), _join(d_v.mT, m).astype(v.dtype)
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from flax_vae.ops.linear_maps import varying_like
+
 PixelPadding = tuple[tuple[int, int], tuple[int, int]]  # (before, after) of h and of w
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -74,11 +76,13 @@ def xla_input_gradient(
     spec: ConvSpec, kernel: Float[Array, "kh kw i o"], d_out: Float[Array, "b h2 w2 o"]
 ) -> Float[Array, "b h w i"]:
     """Returns the gradient by the input of `xla_convolution`."""
-    return jax.linear_transpose(lambda x: xla_convolution(spec, x, kernel), spec.x)(d_out)[0]
+    x = varying_like(spec.x, kernel, d_out)
+    return jax.linear_transpose(lambda x: xla_convolution(spec, x, kernel), x)(d_out)[0]
 
 
 def xla_kernel_gradient(
     spec: ConvSpec, x: Float[Array, "b h w i"], d_out: Float[Array, "b h2 w2 o"]
 ) -> Float[Array, "kh kw i o"]:
     """Returns the gradient by the kernel of `xla_convolution`."""
-    return jax.linear_transpose(lambda kernel: xla_convolution(spec, x, kernel), spec.kernel)(d_out)[0]
+    kernel = varying_like(spec.kernel, x, d_out)
+    return jax.linear_transpose(lambda kernel: xla_convolution(spec, x, kernel), kernel)(d_out)[0]

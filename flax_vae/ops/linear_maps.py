@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import ShapedArray
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 Arrays = tuple[Array, ...]
@@ -54,9 +56,9 @@ def linear(
         return tuple(result for result, zero in zip(results, zeros, strict=True) if zero is None)
 
     missing = any(zero is not None for zero in zeros)
+    present = [a for a, zero in zip(arguments, zeros, strict=True) if zero is None]
     out = _linear_p.bind(
-        *residuals,
-        *(a for a, zero in zip(arguments, zeros, strict=True) if zero is None),
+        *vary_together(*residuals, *present),
         function=of_present if missing else function,
         transpose=to_present if missing else transpose,
         count=len(residuals),
@@ -105,11 +107,51 @@ def _with_rule(function: Callable, by_first: Callable, by_second: Callable) -> C
     return with_rule
 
 
+def vary_together(*arrays: Array) -> Arrays:
+    """Returns the arrays, marked in a `jax.shard_map` as varying over every axis of devices over which one does.
+
+    The transpose sums over those axes.  `jax.numpy` does so for its own operations; primitives and the first carry of a
+    scan need it.  Outside of a `jax.shard_map` the arrays are returned as they are.
+    """
+    own = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    union = frozenset().union(*own)
+    return tuple(
+        lax.pcast(array, tuple(sorted(union - axes, key=str)), to="varying") if union - axes else array
+        for array, axes in zip(arrays, own, strict=True)
+    )
+
+
+def varying_like(struct: Any, *arrays: Array) -> Any:
+    """Returns a shape and dtype for `jax.linear_transpose`, or zeros of them, if an array varies in a `jax.shard_map`.
+
+    The transpose by an argument that does not vary would be summed over the devices.
+    """
+    if not any(jax.typeof(array).manual_axis_type.varying for array in arrays):
+        return struct
+    return vary_together(jnp.zeros(struct.shape, struct.dtype), *arrays)[0]
+
+
 # ------------------------------------------------------------------------------------------------- the primitive
 
 
 def _abstract(array: Any) -> ShapedArray:
     return ShapedArray(array.shape, array.dtype)
+
+
+def _types(*arrays: ShapedArray, out: tuple[ShapedArray, ...], **_: Any) -> Sequence[ShapedArray]:
+    """Returns the types of the results, which vary as all arrays do; see `vary_together`."""
+    one = next((array for array in arrays if array.manual_axis_type.varying), None)
+    if one is None:
+        return out
+    return [
+        ShapedArray(
+            each.shape,
+            each.dtype,
+            sharding=one.sharding.update(spec=PartitionSpec(*[None] * len(each.shape))),
+            manual_axis_type=one.manual_axis_type,
+        )
+        for each in out
+    ]
 
 
 def _evaluate(*arrays: Array, function: LinearFunction, count: int, **_: Any) -> Sequence[Array]:
@@ -183,7 +225,7 @@ def _batch(
 _linear_p = Primitive("linear")
 _linear_p.multiple_results = True
 _linear_p.def_impl(_evaluate)
-_linear_p.def_abstract_eval(lambda *_, out, **__: out)
+_linear_p.def_abstract_eval(_types)
 ad.primitive_jvps[_linear_p] = _jvp
 ad.primitive_transposes[_linear_p] = _transpose
 batching.primitive_batchers[_linear_p] = _batch

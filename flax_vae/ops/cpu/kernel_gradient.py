@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from flax_vae.ops.conv_method import ConvSpec
+from flax_vae.ops.linear_maps import vary_together
 
 # Fewest input channels.  With fewer, which images and latents have, XLA needs less than half the time.
 FEWEST_CHANNELS = 32
@@ -80,7 +81,7 @@ def _large_map_gradient(x: Array, d_out: Array, kernel_size: tuple[int, int], st
     if b * bands == 1:
         total = band_gradient(jnp.array(0))
     else:
-        start = jnp.zeros((kh * kw, o, i), _sum_dtype(x))
+        start, *_ = vary_together(jnp.zeros((kh * kw, o, i), _sum_dtype(x)), x, d_out)
         total, _ = lax.scan(lambda total, number: (total + band_gradient(number), None), start, jnp.arange(b * bands))
     return total.mT.reshape(kh, kw, i, o)
 
