@@ -32,7 +32,7 @@ from flax_vae.convert.console import (
     quiet_libraries,
 )
 from flax_vae.convert.errors import ConversionError, shorten, shorten_lines
-from flax_vae.convert.files import atomic_file, scratch_folder
+from flax_vae.convert.files import atomic_file, finite_json, scratch_folder
 from flax_vae.convert.formats import cast
 from flax_vae.convert.table import LAYOUTS, READABLE, TINY_LAYOUTS, Weights, expand, identify
 from flax_vae.convert.weights import (
@@ -223,7 +223,7 @@ class Verify:
             self._compare(self.b, report, lines)
         if self.report.run is not None:
             self._run_both(self.report.run, report, lines)
-        print(json.dumps(report) if self.report.json else "\n".join(lines))
+        print(json.dumps(finite_json(report), allow_nan=False) if self.report.json else "\n".join(lines))
         return 0 if report["same"] else 1
 
     @property

@@ -109,7 +109,7 @@ def run_both(params: Architecture, commands: Mapping[str, TraceFlags]) -> Drift:
     layers = [name for name in apart if name not in _OUTPUTS]
     blocks: dict[str, float] = {}
     for name in layers:
-        blocks[block_of(name)] = max(blocks.get(block_of(name), 0.0), apart[name])
+        blocks[block_of(name)] = _largest(blocks.get(block_of(name), 0.0), apart[name])
     first = next(
         (name for name in layers if not (apart[name] <= TOLERANCE and errors[name].exact <= EXACT_TOLERANCE)), None
     )
@@ -126,7 +126,7 @@ def largest_by_block(errors: Mapping[str, LayerErrors]) -> dict[str, LayerErrors
     """Returns the largest errors of the layers of each block."""
     blocks: dict[str, LayerErrors] = {}
     for name, found in errors.items():
-        blocks[block_of(name)] = LayerErrors(*map(max, blocks.get(block_of(name), found), found))
+        blocks[block_of(name)] = LayerErrors(*map(_largest, blocks.get(block_of(name), found), found))
     return blocks
 
 
@@ -192,6 +192,11 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         apart = np.abs(ours - theirs).max()
         return float(apart / np.sqrt(np.mean(theirs**2))) if apart else 0.0
+
+
+def _largest(one: float, other: float) -> float:
+    """Returns the larger number, or NaN if either is NaN, which `max` ignores as its second argument."""
+    return float(np.maximum(one, other))
 
 
 def _reason(module: str, status: int, printed: str) -> str:

@@ -10,7 +10,7 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.convert.files.archive import check_members
     from flax_vae.convert.files.atomic import beside, partial_of, restore, scratch_folder, shortened
-    from flax_vae.convert.files.json import loads_object, read_object
+    from flax_vae.convert.files.json import finite_json, loads_object, read_object
     from flax_vae.convert.files.lock import open_locked, release
     from flax_vae.convert.files.manifest import (
         FORMAT,
@@ -47,6 +47,7 @@ __all__ = [
     "digest_file",
     "digest_of",
     "find_damage",
+    "finite_json",
     "is_number",
     "loads_object",
     "atomic_file",

@@ -1,6 +1,7 @@
 """JSON that means one thing: no name twice in an object, no NaN; read from a regular file of bounded size."""
 
 import json
+import math
 import os
 from collections import Counter
 from typing import Any
@@ -25,6 +26,15 @@ def loads_object(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, an object of named fields was expected")
     return value
+
+
+def finite_json(value: Any) -> Any:
+    """Returns a value for JSON with null in place of numbers that are not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {name: finite_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_object(path: str | os.PathLike[str], limit: int = 1 << 24) -> dict[str, Any]:

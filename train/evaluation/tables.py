@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.architecture import Architecture, AutoEncoderParams
-from flax_vae.convert.files import atomic_file
+from flax_vae.convert.files import atomic_file, finite_json
 from flax_vae.images import ImageScores
 from flax_vae.train.evaluation.fid import FrechetMeter
 from flax_vae.train.evaluation.statistics import PosteriorSummary
@@ -110,12 +110,4 @@ def write_report_json(path: Path, about: Mapping[str, Any], report: Report) -> N
     fields = {**about, "rfid": report.rfid, "mean": report.mean()}
     fields |= {"latents": dataclasses.asdict(report.latents), "images": [image._asdict() for image in report.images]}
     with atomic_file(path, force=True) as file:
-        file.write_text(json.dumps(_finite(fields), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        file.write_text(json.dumps(finite_json(fields), indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from flax_vae.convert import LAYOUTS, PRESETS, ConversionError, expand
 from flax_vae.convert.cli.main import main
+from flax_vae.convert.cli.run_both import LayerErrors, largest_by_block
 from flax_vae.convert.extras import install_command
 from flax_vae.convert.formats.safetensors import read_tensors, write_tensors
 from flax_vae.convert.table.identification import Weights
@@ -336,6 +337,20 @@ def test_verify_sees_another_dtype_and_another_shape(small, capsys):
     save_folder("wider", wider, random_weights(params=wider))
     assert main(["verify", "model", "wider"]) == 1
     assert "shapes (3, 3, 32, 64) and (3, 3, 32, 96)" in capsys.readouterr().out
+
+
+def test_verify_keeps_what_is_not_finite_in_the_largest_errors_of_a_block():
+    nan = float("nan")
+    errors = {"up.norm1": LayerErrors(1e-7, 2e-7, nan), "up.conv1": LayerErrors(nan, 1e-7, 1e-15)}
+    np.testing.assert_equal(tuple(largest_by_block(errors)["up"]), (nan, 2e-7, nan))
+
+
+def test_verify_prints_json_without_numbers_that_json_cannot_hold(small, capsys):
+    weights = random_weights(params=SMALL)
+    weights["decoder.conv_out.bias"] = weights["decoder.conv_out.bias"] + np.float32(np.nan)
+    save_folder("other", SMALL, weights)
+    assert main(["verify", "model", "other", "--json"]) == 1
+    assert printed(capsys)["differences"][0]["largest"] is None
 
 
 @pytest.mark.torch
