@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -128,7 +128,8 @@ class AutoEncoderParams:
             value = getattr(self, name)
             if value is None and name != "ch_mult":
                 continue
-            if not isinstance(value, Collection) or isinstance(value, str):
+            unordered = isinstance(value, Mapping) or (isinstance(value, Set) and name != "attn_levels")
+            if not isinstance(value, Collection) or isinstance(value, str | bytes) or unordered:
                 raise ArgumentError(f"{name}={value!r} must be a list of {what}", field=name, value=value)
             object.__setattr__(self, name, tuple(value))
         if self.attn_levels is not None:
@@ -185,8 +186,9 @@ class AutoEncoderParams:
             )
         for name in ("scale_factor", "shift_factor"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not abs(value) <= FLOAT32_MAX:  # which NaN is not, either
-                shown = _digits(value) if isinstance(value, int) else f"{value!r:.80}"
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not abs(value) <= FLOAT32_MAX:  # which NaN is not, either
+                shown = _digits(value) if type(value) is int else f"{value!r:.80}"
                 raise ArgumentError(f"{name}={shown} must be a finite number in float32", field=name, value=value)
         if abs(self.scale_factor) < FLOAT32_MIN:
             raise ArgumentError(

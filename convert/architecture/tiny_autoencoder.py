@@ -77,7 +77,7 @@ class TinyAutoEncoderParams:
             )
         for name in ("z_channels", "in_channels", "ch", "out_ch"):
             _check_count(name, getattr(self, name), least=1, most=MAX_COUNT)
-        if self.patch not in (1, 2) or isinstance(self.patch, bool):
+        if type(self.patch) is not int or self.patch not in (1, 2):
             raise ArgumentError(f"patch={self.patch!r} must be 1, or 2 (FLUX.2)", field="patch", value=self.patch)
         if not isinstance(self.pool, bool):
             raise ArgumentError(f"pool={self.pool!r} must be True or False", field="pool", value=self.pool)

@@ -64,6 +64,8 @@ def test_the_seeds_own_call_gives_the_seeds_architecture():
         ({"scale_factor": 10**4000}, "scale_factor=a number of 13288 bits must be a finite number"),
         ({"shift_factor": -1e39}, r"shift_factor=-1e\+39 must be a finite number in float32"),
         ({"shift_factor": "0"}, "shift_factor='0' must be a finite number"),
+        ({"scale_factor": True}, "scale_factor=True must be a finite number"),
+        ({"decoder_widths": {96, 64}}, "must be a list of whole numbers, or None for those of the encoder"),
         ({"downsample_padding": "SAME"}, "'SAME' must be 'symmetric'"),
         ({"attn_levels": (3,)}, "names level 3, but ch_mult has 3 levels"),
         ({"ch_mult": None}, "ch_mult=None must be a list of whole numbers$"),

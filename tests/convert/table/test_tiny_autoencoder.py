@@ -167,6 +167,7 @@ def test_configurations_that_cannot_be_expressed_are_refused(change, complaint):
         ({"decoder_blocks": (1, 2)}, "different numbers of levels"),
         ({"decoder_blocks": (1, -1, 1)}, "decoder_blocks=-1 must be a whole number from 0"),
         ({"patch": 3}, "patch=3 must be 1, or 2"),
+        ({"patch": 2.0}, "patch=2.0 must be 1, or 2"),
         ({"pool": 1}, "pool=1 must be True or False"),
     ],
 )
