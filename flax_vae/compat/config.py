@@ -17,7 +17,7 @@ class FrozenConfig(Mapping[str, Any]):
     """A read-only mapping whose entries are attributes too, `config.scaling_factor`."""
 
     def __init__(self, fields: Mapping[str, Any]):
-        self._fields = dict(fields)
+        self.__dict__["_fields"] = dict(fields)
 
     def __getitem__(self, key: str) -> Any:
         return self._fields[key]
@@ -33,6 +33,9 @@ class FrozenConfig(Mapping[str, Any]):
         if name not in fields:
             raise AttributeError(f"the configuration has no {name!r}; {suggest(name, fields)}")
         return fields[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"the configuration is read-only; for a changed module: vae.clone({name}={value!r})")
 
     def __repr__(self) -> str:
         return f"FrozenConfig({self._fields})"

@@ -215,6 +215,8 @@ def test_the_configuration(model):
     assert not hasattr(config, "dtype")
     with pytest.raises(AttributeError, match="has no 'scaling_facto'; did you mean 'scaling_factor'?"):
         _ = config.scaling_facto
+    with pytest.raises(AttributeError, match=r"read-only; for a changed module: vae.clone\(scaling_factor=0.5\)"):
+        config.scaling_factor = 0.5
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
     assert FlaxAutoencoderKL.from_config(listed) == vae
     written = listed | {"scaling_factor": 7.0, "_use_default_values": ["scaling_factor"], "force_upcast": True}
