@@ -18,12 +18,14 @@ if TYPE_CHECKING:
         CONFIG,
         FLAX_WEIGHTS,
         WEIGHTS,
+        is_own_config,
         load_folder,
         read_any_config,
         read_config,
         save_folder,
         write_config,
     )
+    from flax_vae.convert.weights.hub import find_config
     from flax_vae.convert.weights.load import load_weights, resolve_architecture
     from flax_vae.convert.weights.open import WeightFile, open_weights
     from flax_vae.convert.weights.run_folder import CHECKPOINTS, EXPORT, find_export, is_run
@@ -38,7 +40,9 @@ __all__ = [
     "FLAX_WEIGHTS",
     "WEIGHTS",
     "WeightFile",
+    "find_config",
     "find_export",
+    "is_own_config",
     "is_run",
     "kept_keys",
     "load_folder",

@@ -136,8 +136,7 @@ def download(name: HubName, variant: str | None = None) -> Path:
       FileError: If there is no such variant, or several models; the message lists what was found.
       ConversionError: If our architecture cannot express the configuration.
     """
-    with needed(f"{name} is on the Hugging Face hub, which needs huggingface_hub", "hub", raises=FileNotFoundError):
-        import huggingface_hub  # noqa: F401
+    _need_library(name)
     if name.file is not None and variant is not None:
         raise FileError(f"variant={variant!r} chooses in a folder, and {name} is a file; leave it out")
     config = str(name.folder / CONFIG)
@@ -154,6 +153,35 @@ def download(name: HubName, variant: str | None = None) -> Path:
     if other := {str(name.folder / half) for half in pair_of(weights.name) or ()} - {str(name.folder / weights.name)}:
         _fetch(name, [file for file in files if file in other], commit)
     return weights
+
+
+def find_config(path: str | os.PathLike[str], revision: str | None = None, subfolder: str | None = None) -> Path:
+    """Returns the `config.json` of a folder, or of a model on the hub, from which nothing else is downloaded.
+
+    Args:
+      path: Folder, or name on the hub.
+      revision: Branch, tag or commit on the hub, if the name has none.
+      subfolder: Folder inside `path`.
+
+    Raises:
+      FileNotFoundError: If there is none, or the hub does not provide it.
+      ArgumentError: As for `find`.
+    """
+    place = find(path, revision, subfolder)
+    if isinstance(place, HubName):
+        _need_library(place)
+        config = str(place.folder / CONFIG)
+        found = _fetch(place, [config]) / config
+    else:
+        found = place / CONFIG
+    if not found.is_file():
+        raise FileNotFoundError(f"{place} has no {CONFIG}; give the folder that holds it")
+    return found
+
+
+def _need_library(name: HubName) -> None:
+    with needed(f"{name} is on the Hugging Face hub, which needs huggingface_hub", "hub", raises=FileNotFoundError):
+        import huggingface_hub  # noqa: F401
 
 
 def _choose(name: HubName, variant: str | None, snapshot: Path, files: list[str], complete: bool) -> str:

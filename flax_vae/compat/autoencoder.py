@@ -15,7 +15,7 @@ from flax_vae.compat.coders import FlaxDecoder, FlaxEncoder
 from flax_vae.compat.config import FrozenConfig, config_of, freeze_lists, keys_of, params_of
 from flax_vae.compat.outputs import FlaxAutoencoderKLOutput, FlaxDecoderOutput, FlaxDiagonalGaussianDistribution
 from flax_vae.convert.architecture import AutoEncoderParams, check_image, check_latent
-from flax_vae.convert.errors import ConversionError
+from flax_vae.convert.errors import ArgumentError, ConversionError
 from flax_vae.convert.weights import kept_keys, write_diffusers_config
 from flax_vae.numerics import Numerics
 
@@ -202,7 +202,15 @@ class FlaxAutoencoderKL(nn.Module):
 
         Raises:
           ConversionError: If this package cannot express the configuration.
+          ValueError: If it is not a mapping.
         """
+        if not isinstance(config, Mapping):
+            raise ArgumentError(
+                f"config={config!r} is not a mapping of keys; for a folder or a name, pass "
+                "FlaxAutoencoderKL.load_config(...)",
+                field="config",
+                value=config,
+            )
         expected, defaulted = params_of(config), config.get("_use_default_values") or ()
         given = {key: value for key, value in config.items() if value is not None and key not in defaulted}
         fields = write_diffusers_config(expected) | given
@@ -213,6 +221,32 @@ class FlaxAutoencoderKL(nn.Module):
                 "flax_vae.from_pretrained for this model"
             )
         return vae
+
+    @classmethod
+    def load_config(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Returns the configuration of a folder or of a model on the Hugging Face hub, for `from_config`.
+
+        Args:
+          pretrained_model_name_or_path: Folder, or name on the hub.
+          subfolder: Folder inside of it, such as `"vae"`.
+          revision: Branch, tag or commit on the hub; unused for a local path.
+          **options: As for `from_pretrained`.
+
+        Raises:
+          FileNotFoundError: If there is no `config.json`.
+          FileError: If it is damaged.
+          ConversionError: If this package cannot express it.
+          ValueError: If an option is unknown.
+        """
+        files.check_options(options)
+        return files.load_config(pretrained_model_name_or_path, subfolder, revision)
 
     @classmethod
     def from_pretrained(

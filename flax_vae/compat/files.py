@@ -10,8 +10,17 @@ import jax
 from flax_vae.compat.names import LAYOUT
 from flax_vae.convert.architecture import AutoEncoderParams, check_weights
 from flax_vae.convert.errors import ArgumentError, suggest
+from flax_vae.convert.files import read_object
 from flax_vae.convert.table import Weights, flatten, unflatten
-from flax_vae.convert.weights import FLAX_WEIGHTS, load_weights, save_weights
+from flax_vae.convert.weights import (
+    FLAX_WEIGHTS,
+    find_config,
+    is_own_config,
+    load_weights,
+    read_any_config,
+    save_weights,
+    write_diffusers_config,
+)
 from flax_vae.loading import to_jax
 
 # Options of diffusers' `from_pretrained` that change no number.  Most concern downloads, where the hub's own client and
@@ -56,6 +65,19 @@ def load(
     if not from_pt and variant is None and preferred.is_file():
         place = preferred
     return load_weights(place, variant=variant)
+
+
+def load_config(path: str | os.PathLike[str], subfolder: str | None, revision: str | None) -> dict[str, Any]:
+    """Returns the configuration of a folder or of a model on the hub, in diffusers' keys; see `from_pretrained`.
+
+    Raises:
+      FileNotFoundError: If there is none.
+      FileError: If it is damaged.
+      ConversionError: If this package cannot express it.
+    """
+    found = find_config(path, None if Path(path).exists() else revision, subfolder)
+    architecture = read_any_config(found)
+    return write_diffusers_config(architecture) if is_own_config(found) else read_object(found)
 
 
 def to_params(weights: Weights) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from flax_vae.convert.extras import install_command
 from flax_vae.convert.formats import write_tensors
 from flax_vae.convert.table import unflatten
 from flax_vae.convert.table.identification import Weights
+from flax_vae.convert.weights import hub as hub_module
 from flax_vae.convert.weights import load_weights, save_folder, save_weights
 from flax_vae.convert.weights import open as opening
 from flax_vae.convert.weights.diffusers_config import write_diffusers_config
-from flax_vae.convert.weights.hub import HubName, find
+from flax_vae.convert.weights.hub import HubName, find, find_config
 from tests.convert.weights._hub import Client, Hub
 
 SMALL = replace(PRESETS["sdxl"], ch=32, ch_mult=(1,), num_res_blocks=1)
@@ -238,6 +239,16 @@ def test_a_repository_of_pickles(hub, tmp_path, client):
     torch.save(tensors, tmp_path / "pickles" / f"{DIFFUSERS}.bin")
     hub.add("org/pickles", tmp_path / "pickles")
     assert client.load("org/pickles")["mark"] == 13
+
+
+def test_a_configuration_is_downloaded_alone(monkeypatch, tmp_path):
+    write_config(tmp_path / "vae")
+    asked = []
+    monkeypatch.setattr(hub_module, "_fetch", lambda name, files: asked.append((name, files)) or tmp_path)
+    assert find_config("org/name", "flax", "vae") == tmp_path / "vae" / "config.json"
+    assert asked == [(HubName("org/name", "vae", "flax"), ["vae/config.json"])]
+    with pytest.raises(FileNotFoundError, match=r"hf:org/name has no config\.json; give the folder that holds it"):
+        find_config("org/name")
 
 
 def test_revisions(hub, client):

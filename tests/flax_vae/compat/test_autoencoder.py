@@ -225,6 +225,19 @@ def test_the_configuration(model):
         FlaxAutoencoderKL.from_config(listed | {"chanels": 3})
 
 
+def test_a_configuration_is_loaded_alone(model, tmp_path):
+    vae, params = model
+    for layout in ("diffusers-flax", "flux"):
+        vae.save_pretrained(tmp_path / layout, params=params, layout=layout)
+        config = FlaxAutoencoderKL.load_config(tmp_path, subfolder=layout, revision="main", local_files_only=True)
+        assert type(config) is dict and config["block_out_channels"] == [32]
+        assert FlaxAutoencoderKL.from_config(config=config, dtype=jnp.bfloat16) == vae.clone(dtype=jnp.bfloat16)
+    with pytest.raises(FileNotFoundError, match=r"has no config.json; give the folder that holds it"):
+        FlaxAutoencoderKL.load_config(tmp_path)
+    with pytest.raises(ValueError, match=r"config='vae' is not a mapping.*FlaxAutoencoderKL.load_config"):
+        FlaxAutoencoderKL.from_config("vae")
+
+
 def test_casts(model):
     vae, params = model
     mask = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
