@@ -28,15 +28,18 @@ class CompiledStep:
       operations: Operations of one call; None before the first one.
     """
 
-    def __init__(self, jit: Callable[[Any], Any], options: dict[str, Any] | None):
+    def __init__(
+        self, jit: Callable[[Any], Any], options: dict[str, Any] | None, counted: Callable[..., Any] | None = None
+    ):
         """Stores the arguments; nothing is compiled yet.
 
         Args:
           jit: Function that takes a state and returns the function to lower.
           options: Compiler options.
+          counted: Function that is traced in place of that one for counting; None if that one can be traced.
         """
         self._jit, self._options = jit, options
-        self._function: Any = None
+        self._counted, self._function = counted, None
         self._compiled: Any = None
         self.operations: StepOperations | None = None
 
@@ -45,8 +48,8 @@ class CompiledStep:
         return self._jitted(state).lower(state, batch, constants)
 
     def program(self, state: Any, batch: Any, constants: Any) -> TracedProgram:
-        """Returns the program for counting; after `lower`, it is not traced again."""
-        return TracedProgram(self._jitted(state), state, batch, constants)
+        """Returns the program for counting, which is not traced again after `lower`, except for `counted`."""
+        return TracedProgram(self._counted or self._jitted(state), state, batch, constants)
 
     def count(self, state: Any, batch: Any, constants: Any) -> StepOperations:
         """Returns the operations of one call; for the arguments see `program`."""

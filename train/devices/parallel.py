@@ -122,8 +122,8 @@ class Parallel(ABC):
     def compile(self, step: Callable[..., Any]) -> CompiledStep:
         """Compiles `step(state, batch, constants, axis_name=) -> (state, scores)`."""
 
-    def _ahead(self, jit: Callable[[Any], Any]) -> CompiledStep:
-        return CompiledStep(jit, compiler_options(self.devices[0].platform))
+    def _ahead(self, jit: Callable[[Any], Any], counted: Callable[..., Any] | None = None) -> CompiledStep:
+        return CompiledStep(jit, compiler_options(self.devices[0].platform), counted)
 
     def _donated(self) -> tuple[int, ...]:
         # The memory of the old state is reused for the new one.  Not on CPU, where a checkpoint that is written in the
@@ -159,7 +159,12 @@ class PmapParallel(Parallel):
             devices=self.devices,
             donate_argnums=self._donated(),
         )
-        return self._ahead(lambda state: pmapped)
+
+        def whole(state: Any, batch: jax.Array, constants: Any) -> Any:
+            return step(state, batch.reshape(-1, *batch.shape[2:]), constants)
+
+        # With several processes, JAX traces a pmapped function for this one's devices only.
+        return self._ahead(lambda state: pmapped, counted=whole if jax.process_count() > 1 else None)
 
 
 class MeshParallel(Parallel):

@@ -69,6 +69,8 @@ def test_two_processes_equal_one(recipe, tmp_path, monkeypatch):
         for ours, theirs in zip(rows, expected, strict=True):
             for score in ("loss", "l1", "kl", "grad_norm", "learning_rate"):
                 assert ours[score] == pytest.approx(theirs[score], rel=1e-4), (name, score)
+        each, whole = (row[-1]["tflops_per_second"] / row[-1]["images_per_second"] for row in (rows, expected))
+        assert each == pytest.approx(whole), name  # operations of an image
         # Adam takes full steps even for gradients that are pure rounding, such as that of a bias before a norm.
         _, params = from_pretrained(tmp_path / name / "export")
         assert np.linalg.norm(flat(params) - wanted) < 1e-2 * moved, name
