@@ -147,7 +147,7 @@ def _tell(destination: Path, report: "EncodeReport") -> None:
     if report.images:
         print(
             f"{report.images:,} images in {report.seconds:.1f} s, {report.images / report.seconds:.3g} images/s; "
-            f"the devices computed for {report.computing:.1%} of the time"
+            f"compiling took {report.compiling:.1f} s, and the devices computed for {report.computing:.1%} of the time"
         )
     if report.damaged:
         print(f"{len(report.damaged):,} shards were damaged and were encoded again: {', '.join(report.damaged[:4])}")

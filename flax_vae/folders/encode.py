@@ -28,7 +28,7 @@ from flax_vae.folders.batch_encoder import LatentEncoder, weights_sha256
 from flax_vae.folders.batches import BatchLimits, Shard, programs
 from flax_vae.folders.data_set import OURS, DataSet
 from flax_vae.folders.output_folder import continued, locked, remove_partial_files, replaced
-from flax_vae.folders.pipeline import EncodePipeline, Skips
+from flax_vae.folders.pipeline import BusyTime, EncodePipeline, Skips
 from flax_vae.images import StorageError, open_images, scan_images
 from flax_vae.inference import DECODER_PARAMS
 
@@ -46,7 +46,8 @@ class EncodeReport:
       missing: Number of shards that other processes have not written yet; 0 if the data set is complete.
       skipped: Number of skipped images, as far as known.
       seconds: Duration of encoding, without loading the model.
-      computing: Fraction of `seconds` in which the devices had a batch to compute, including compilation.
+      computing: Fraction of `seconds` in which the devices had a batch to compute whose program was compiled.
+      compiling: Seconds of those in which a program was compiled; the devices may compute another batch meanwhile.
       damaged: Names of shards that were damaged, or written by another run, and were encoded again.
     """
 
@@ -59,6 +60,7 @@ class EncodeReport:
     skipped: int
     seconds: float
     computing: float
+    compiling: float
     damaged: tuple[str, ...] = ()
 
 
@@ -141,7 +143,7 @@ def encode_folder(
         for reason in (skip.reason for notes in done.values() for skip in notes.skipped):
             skips.add(reason)
         todo = [shard for shard in mine if shard.number not in done]
-        begun, computing = time.monotonic(), 0.0
+        begun, busy_time = time.monotonic(), BusyTime()
         for line in (*found.source.notes, *programs(todo, encoding.multiple)):
             tell(line)
         if todo:
@@ -149,7 +151,7 @@ def encode_folder(
             encoder = LatentEncoder(model, params, encoding, jax.local_devices() if devices is None else devices)
             run = EncodePipeline(found, encoding, grouping.max_pixels, encoder, data_set.write, skips)
             with Progress(_images(mine), _images(mine) - _images(todo)) as progress:
-                computing = run(todo, progress).busy
+                busy_time = run(todo, progress)
         seconds = time.monotonic() - begun
         there = data_set.whole(data_set.shards)
         passed_over = {shard: len(notes.skipped) for shard, notes in there.items()}
@@ -164,7 +166,8 @@ def encode_folder(
         missing=len(data_set.shards) - len(there),
         skipped=len(found.errors) + sum(passed_over.values()),
         seconds=seconds,
-        computing=computing / max(seconds, 1e-9),
+        computing=busy_time.busy / max(seconds, 1e-9),
+        compiling=busy_time.compiling,
         damaged=damaged,
     )
 

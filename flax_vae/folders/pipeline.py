@@ -19,6 +19,7 @@ from flax_vae.folders.batch_encoder import LatentEncoder
 from flax_vae.folders.batches import Batch, ImageEntry, Shard
 from flax_vae.folders.stream import stream
 from flax_vae.images import ImageScan, StorageError, pad_to_factor, to_float
+from flax_vae.ops import CompileClock
 
 
 class Skips:
@@ -50,14 +51,27 @@ class Skips:
 
 
 class BusyTime:
-    """Measures how long the devices had a batch to compute.
+    """Measures how long the devices had a batch to compute, and how long programs were compiled.
+
+    A device may compute one batch while the program of the next one is compiled.
 
     Attributes:
-      busy: Seconds so far.
+      busy: Seconds in which the devices had a batch whose program was compiled.
+      compiling: Seconds in which a program was traced and compiled.
     """
 
     def __init__(self):
-        self.busy, self._until = 0.0, 0.0
+        self.busy, self.compiling, self._until = 0.0, 0.0, 0.0
+
+    def started(self, begun: float, compiled: float) -> float:
+        """Adds the time of compiling, if a batch needed it; returns the time at which its computation began.
+
+        Args:
+          begun: Time at which the program of the batch was called.
+          compiled: Time at which a program was compiled last, of this batch or of an earlier one.
+        """
+        self.compiling += max(compiled - begun, 0.0)
+        return max(begun, compiled)
 
     def ran(self, begun: float, ended: float) -> None:
         """Adds the time of a batch; batches end in the order in which they start."""
@@ -127,7 +141,7 @@ class EncodePipeline:
         """Computes and writes shards in order.
 
         Returns:
-          Duration in which the devices had a batch to compute.
+          Durations of computing and compiling.
 
         Raises:
           DataError: If too many images cannot be read.
@@ -140,7 +154,9 @@ class EncodePipeline:
 
         def compute(job: _Job, coming: list[Future[_Source]]) -> _Computed:
             good = self._gather(job, coming)
-            return _Computed(time.monotonic(), self._compute(job.batch, good) if good else [])
+            begun = time.monotonic()
+            latents = self._compute(job.batch, good) if good else []
+            return _Computed(busy_time.started(begun, clock.last), latents)
 
         def collect(threads: ThreadPoolExecutor, job: _Job, computed: _Computed) -> None:
             jax.block_until_ready([latents for _, latents in computed.latents])
@@ -148,7 +164,8 @@ class EncodePipeline:
             self._keep(job, computed)
             progress.add(len(job.batch.pictures))
 
-        stream(self._jobs(shards), begin, compute, collect)
+        with CompileClock() as clock:
+            stream(self._jobs(shards), begin, compute, collect)
         return busy_time
 
     def _jobs(self, shards: Sequence[Shard]) -> Iterator[_Job]:

@@ -10,7 +10,13 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.ops.attention_tiles import Tile, tiled_attention
     from flax_vae.ops.broadcasting import add, broadcast
-    from flax_vae.ops.compilation import cache_compilations, compiler_options, release_compiler_memory, require_devices
+    from flax_vae.ops.compilation import (
+        CompileClock,
+        cache_compilations,
+        compiler_options,
+        release_compiler_memory,
+        require_devices,
+    )
     from flax_vae.ops.convolution import convolve
     from flax_vae.ops.folded_kernels import corner_kernels
     from flax_vae.ops.group_norm import GroupNorm
@@ -20,6 +26,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "CompileClock",
     "Conv",
     "Dense",
     "GroupNorm",

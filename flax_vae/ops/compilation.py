@@ -2,9 +2,11 @@
 
 import ctypes
 import ctypes.util
+import math
 import os
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -47,6 +49,30 @@ def cache_compilations(folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+class CompileClock:
+    """Notes, in a `with` block, when JAX last compiled a program in this process, or read one from its cache.
+
+    Attributes:
+      last: Time of `time.monotonic()` at the end of that; minus infinity if there was none.
+    """
+
+    _EVENT = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self):
+        self.last = -math.inf
+
+    def __enter__(self) -> Self:
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **unused: Any) -> None:
+        if event == self._EVENT:
+            self.last = time.monotonic()
 
 
 def require_devices() -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import latent_noise
 from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards
 from flax_vae.folders.encode import encode_folder, encoding_of
+from flax_vae.folders.pipeline import BusyTime
 from flax_vae.images.read import read_image
 from flax_vae.images.scan import open_images, scan_images
 from flax_vae.images.sizes import pad_to_factor, to_float
@@ -522,7 +524,13 @@ def test_encode_command_prints_a_summary(one, weights, tmp_path, capsys):
     out, err = capsys.readouterr()
     first, second, third = out.splitlines()
     assert err == "1 size of images, padded to multiples of 2, is compiled\n"
-    assert first.startswith("1 images in ") and "images/s; the devices computed for" in first
+    numbers = re.fullmatch(
+        r"1 images in ([\d.]+) s, \S+ images/s; compiling took ([\d.]+) s, and the devices computed for ([\d.]+)% .*",
+        first,
+    )
+    assert numbers is not None, first
+    seconds, compiling, share = map(float, numbers.groups())
+    assert share / 100 * seconds < compiling <= seconds  # a single image of 8 x 8 pixels
     assert second == "1 image found: 1 encoded"
     assert third == f"1 latents in {tmp_path / 'latents'}"
     assert cli.main(words) == 0
@@ -532,6 +540,16 @@ def test_encode_command_prints_a_summary(one, weights, tmp_path, capsys):
         f"already complete; 1 latents in {tmp_path / 'latents'}",
     )
     assert LatentDataset(tmp_path / "latents").index.encoding.compute_dtype == "bfloat16"
+
+
+def test_computing_and_compiling_are_measured_apart():
+    busy_time = BusyTime()
+    starts = [busy_time.started(*times) for times in [(1.0, 7.0), (8.0, 7.0), (9.0, 11.0)]]
+    assert starts == [7.0, 8.0, 11.0]
+    for begun, ended in zip(starts, (9.0, 10.0, 11.5), strict=True):
+        busy_time.ran(begun, ended)
+    # From 7 to 10 and from 11 on the devices computed; from 1 to 7 and from 9 to 11 programs were compiled.
+    assert (busy_time.busy, busy_time.compiling) == (3.5, 8.0)
 
 
 def test_folders_with_names_that_are_not_utf_8(one, weights, tmp_path, capsys):
