@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from flax_vae.train.devices.agreeing import agreement, facts_of_run, facts_of_start, require_same_state
     from flax_vae.train.devices.chips import Chip, find_chip, peak_flops
     from flax_vae.train.devices.compiled_step import StepOperations
-    from flax_vae.train.devices.count_flops import TracedProgram
     from flax_vae.train.devices.parallel import Parallel, make_parallel
     from flax_vae.train.devices.processes import join_processes, leave
 else:
@@ -21,7 +20,6 @@ __all__ = [
     "Chip",
     "Parallel",
     "StepOperations",
-    "TracedProgram",
     "agreement",
     "facts_of_run",
     "facts_of_start",
