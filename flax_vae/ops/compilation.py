@@ -70,7 +70,7 @@ class CompileClock:
     def __exit__(self, *unused: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
-    def _listen(self, event: str, seconds: float, **unused: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == self._EVENT:
             self.last = time.monotonic()
 

@@ -98,7 +98,9 @@ class _Counter:
         """Returns the operations of a function of `flax_vae.ops.linear_maps`, which JAX traces when it lowers it."""
         if id(equation) not in self.traced:
             run = partial(equation.primitive.impl, **equation.params)
-            self.traced[id(equation)] = jax.make_jaxpr(run)(*(variable.aval for variable in equation.invars)).jaxpr
+            # Without the axes of devices over which they vary in a shard_map, which are unknown out here.
+            shapes = [jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype) for variable in equation.invars]
+            self.traced[id(equation)] = jax.make_jaxpr(run)(*shapes).jaxpr
         return self.of(self.traced[id(equation)])
 
     def _inside(self, equation: Any) -> int:
