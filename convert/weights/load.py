@@ -79,6 +79,7 @@ def resolve_architecture(source: WeightFile, params: Architecture | None, prefix
         near, differences = nearest_preset(weights.params)
         advice = (
             f"the nearest preset is {near} ({'; '.join(differences)}): convert it with flax-vae-convert SRC DST "
-            "--to flux --config FILE, a config.json of ours or of diffusers"
+            "--to flux --config FILE, a config.json of ours or of diffusers; a training run may be "
+            "given the architecture instead, by --preset with --model options, and then reads Adam's state too"
         )
     raise ConversionError(f"{source.path} does not define scale, shift and padding; {advice}", path=source.path)
