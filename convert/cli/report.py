@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from flax_vae.convert.cli.run_both import EXACT_TOLERANCE, TOLERANCE, Drift, LayerErrors
 from flax_vae.convert.table import Weights, fitting_presets
 
-_PACKAGES = ("flax-vae", "jax", "jaxlib", "flax", "torch", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "torch", "numpy")
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -76,7 +77,9 @@ def describe_machine(devices: Sequence[str]) -> dict[str, str]:
     Args:
       devices: Device of Flax and of PyTorch.
     """
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    # Of the code that ran, which may be a clone that is not installed, or beside an installed release.
+    versions = {"flax-vae": sys.modules["flax_vae"].__version__}
+    versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
     found = {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
     found["Python"] = f"{platform.python_version()} on {platform.platform()}"
     found["processor"] = _processor()

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from flax_vae.convert import LAYOUTS, PRESETS, ConversionError, expand
 from flax_vae.convert.cli.main import main
+from flax_vae.convert.cli.report import describe_machine
 from flax_vae.convert.cli.run_both import LayerErrors, largest_by_block
 from flax_vae.convert.extras import install_command
 from flax_vae.convert.formats.safetensors import read_tensors, write_tensors
@@ -343,6 +344,11 @@ def test_verify_keeps_what_is_not_finite_in_the_largest_errors_of_a_block():
     nan = float("nan")
     errors = {"up.norm1": LayerErrors(1e-7, 2e-7, nan), "up.conv1": LayerErrors(nan, 1e-7, 1e-15)}
     np.testing.assert_equal(tuple(largest_by_block(errors)["up"]), (nan, 2e-7, nan))
+
+
+def test_a_report_names_the_version_of_the_code_that_ran(monkeypatch):
+    monkeypatch.setattr("flax_vae.__version__", "9.9")  # not the installed one
+    assert describe_machine(("cpu", "cpu"))["versions"].startswith("flax-vae 9.9, jax ")
 
 
 def test_verify_prints_json_without_numbers_that_json_cannot_hold(small, capsys):
