@@ -163,9 +163,8 @@ def expand(params: Architecture, layout: str = "flux") -> tuple[Row, ...]:
         raise ArgumentError(f"unknown layout {layout!r}; expected one of {', '.join(_KNOWN)}")
     known = families(params)
     if layout not in known:
-        raise ConversionError(
-            f"the {layout!r} layout has no names for {params.described}; use one of {', '.join(known)}"
-        )
+        both_ways = ", ".join(name for name, names in known.items() if names.writable)  # others cannot be asked for
+        raise ConversionError(f"the {layout!r} layout has no names for {params.described}; use one of {both_ways}")
     names, ours, rows = known[layout], known["flax"], []
     for place, leaves, indices in _modules(params):
         for leaf in leaves:
