@@ -169,8 +169,9 @@ def test_parameters_have_the_seeds_order(name):
     ours, theirs = dict(twin.named_parameters()), dict(original.named_parameters())
     # Switches leave attention out, or add modules that the seed does not have.
     assert [key for key in ours if key in theirs] == [key for key in theirs if key in ours]
-    assert len(ours.keys() - theirs.keys()) == (4 if params.quant_conv else 0)
-    assert {key for key in theirs if key not in ours} <= {key for key in theirs if ".attn." in key}
+    assert len(ours.keys() - theirs.keys()) == 2 * (params.quant_conv + params.pre_decoder_conv)
+    left_out = (".attn.",) if params.mid_attention else (".attn.", ".mid.attn_1.")
+    assert all(any(part in key for part in left_out) for key in theirs if key not in ours)
     assert [row.theirs for row in expand(params)] == list(twin.state_dict())
 
 
