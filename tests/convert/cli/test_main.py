@@ -346,6 +346,7 @@ def test_verify_keeps_what_is_not_finite_in_the_largest_errors_of_a_block():
     np.testing.assert_equal(tuple(largest_by_block(errors)["up"]), (nan, 2e-7, nan))
 
 
+@pytest.mark.torch  # whose version is in the report, too
 def test_a_report_names_the_version_of_the_code_that_ran(monkeypatch):
     monkeypatch.setattr("flax_vae.__version__", "9.9")  # not the installed one
     assert describe_machine(("cpu", "cpu"))["versions"].startswith("flax-vae 9.9, jax ")
