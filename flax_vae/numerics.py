@@ -92,11 +92,14 @@ class Numerics:
         """Returns a linear map with `features` outputs."""
         return Dense(features, dtype=self.dtype, param_dtype=self.param_dtype)
 
+    def block(self, kind: type[nn.Module]) -> Callable[..., Any]:
+        """Returns the constructor of a residual block with these numerics."""
+        return partial(nn.remat(kind) if self.remat == "blocks" else kind, numerics=self)
+
     def blocks(self, resnet: type[nn.Module], attn: type[nn.Module]) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Returns constructors of residual and attention blocks with these numerics."""
-        resnet = nn.remat(resnet) if self.remat == "blocks" else resnet
         attn = attn if self.remat == "none" else nn.remat(attn)
-        return partial(resnet, numerics=self), partial(attn, numerics=self)
+        return self.block(resnet), partial(attn, numerics=self)
 
 
 def _require_float(name: str, dtype: Any) -> None:

@@ -83,10 +83,6 @@ class TinyBlock(nn.Module):
         return nn.relu(self.conv3(h) + x)
 
 
-def _block_class(numerics: Numerics) -> type[nn.Module]:
-    return nn.remat(TinyBlock) if numerics.remat == "blocks" else TinyBlock
-
-
 class TinyDownLevel(nn.Module):
     """One resolution of the encoder: blocks, and a convolution of stride 2 to the next.
 
@@ -102,10 +98,9 @@ class TinyDownLevel(nn.Module):
 
     def setup(self):
         params, level, numerics = self.params, self.level, self.numerics
-        block = _block_class(numerics)
-        self.block = [block(params.ch, params.pools(level), numerics) for _ in range(params.encoder_blocks[level])]
-        last = level == params.num_levels - 1
-        self.downsample = None if last else numerics.conv(params.ch, 3, strides=2, use_bias=False)
+        block, last = numerics.block(TinyBlock), params.num_levels - 1
+        self.block = [block(params.ch, params.pools(level)) for _ in range(params.encoder_blocks[level])]
+        self.downsample = numerics.conv(params.ch, 3, strides=2, use_bias=False) if level != last else None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Returns the input of the next level."""
@@ -129,10 +124,9 @@ class TinyUpLevel(nn.Module):
 
     def setup(self):
         params, level, numerics = self.params, self.level, self.numerics
-        block = _block_class(numerics)
-        self.block = [block(params.ch, params.pools(level), numerics) for _ in range(params.decoder_blocks[level])]
-        upsample = numerics.conv(params.ch, 3, use_bias=False, upsample=True)
-        self.upsample = upsample if level else None
+        block = numerics.block(TinyBlock)
+        self.block = [block(params.ch, params.pools(level)) for _ in range(params.decoder_blocks[level])]
+        self.upsample = numerics.conv(params.ch, 3, use_bias=False, upsample=True) if level != 0 else None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Returns the input of the next finer level."""

@@ -84,11 +84,9 @@ class TinyDownLevel(nn.Module):
 
     def __init__(self, params: TinyAutoEncoderParams, level: int):
         super().__init__()
-        blocks = range(params.encoder_blocks[level])
-        self.block = nn.ModuleList([TinyBlock(params.ch, params.pools(level)) for _ in blocks])
-        last = level == params.num_levels - 1
-        downsample = nn.Conv2d(params.ch, params.ch, kernel_size=3, stride=2, padding=1, bias=False)
-        self.downsample = None if last else downsample
+        ch, last = params.ch, params.num_levels - 1
+        self.block = nn.ModuleList([TinyBlock(ch, params.pools(level)) for _ in range(params.encoder_blocks[level])])
+        self.downsample = nn.Conv2d(ch, ch, kernel_size=3, stride=2, padding=1, bias=False) if level != last else None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Returns the input of the next level."""
@@ -107,10 +105,9 @@ class TinyUpLevel(nn.Module):
 
     def __init__(self, params: TinyAutoEncoderParams, level: int):
         super().__init__()
-        blocks = range(params.decoder_blocks[level])
-        self.block = nn.ModuleList([TinyBlock(params.ch, params.pools(level)) for _ in blocks])
-        upsample = nn.Conv2d(params.ch, params.ch, kernel_size=3, padding=1, bias=False)
-        self.upsample = upsample if level else None
+        ch = params.ch
+        self.block = nn.ModuleList([TinyBlock(ch, params.pools(level)) for _ in range(params.decoder_blocks[level])])
+        self.upsample = nn.Conv2d(ch, ch, kernel_size=3, padding=1, bias=False) if level != 0 else None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         """Returns the input of the next finer level."""
