@@ -418,17 +418,24 @@ class AutoEncoderParams:
         Raises:
           ValueError: If a field is unknown (the message suggests the nearest name) or a required one is missing.
         """
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        for name in fields:
-            if name not in known:
-                raise ArgumentError(f"unknown architecture field {name!r}; {suggest(name, known)}", field=name)
-        required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
-        missing = [name for name in required if name not in fields]
-        if missing:
-            raise ArgumentError(
-                f"the architecture has no {', '.join(missing)}; expected every required field; add them"
-            )
+        require_fields(cls, fields)
         return cls(**fields)
+
+
+def require_fields(cls: type[Any], fields: Mapping[str, Any]) -> None:
+    """Checks the names of a dictionary from which the record of an architecture is made.
+
+    Raises:
+      ArgumentError: If a field is unknown (the message suggests the nearest name) or a required one is missing.
+    """
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for name in fields:
+        if name not in known:
+            raise ArgumentError(f"unknown architecture field {name!r}; {suggest(name, known)}", field=name)
+    required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
+    missing = [name for name in required if name not in fields]
+    if missing:
+        raise ArgumentError(f"the architecture has no {', '.join(missing)}; expected every required field; add them")
 
 
 def require_same_kind(one: Any, other: Any) -> None:

@@ -4,7 +4,6 @@ Its record has the properties of `AutoEncoderParams` by which commands treat bot
 `latent_channels`, `time_emb_dim`, `has_posterior`, `differences`, `to_dict`, `from_dict`.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,9 +13,10 @@ from flax_vae.convert.architecture.autoencoder import (
     MAX_COUNT,
     MAX_LEVELS,
     AutoEncoderParams,
+    require_fields,
     require_same_kind,
 )
-from flax_vae.convert.errors import ArgumentError, ConversionError, suggest
+from flax_vae.convert.errors import ArgumentError, ConversionError
 
 POOL_GROUPS = 4  # groups of the normalisation between the two convolutions of `pool`
 POOL_WIDENING = 4  # width between the two convolutions of `pool`, as a multiple of `ch`
@@ -142,13 +142,8 @@ class TinyAutoEncoderParams:
         Raises:
           ValueError: If a field is unknown (the message suggests the nearest name), or `z_channels` is missing.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
         given = {name: value for name, value in fields.items() if name != FAMILY}
-        for name in given:
-            if name not in known:
-                raise ArgumentError(f"unknown architecture field {name!r}; {suggest(name, known)}", field=name)
-        if "z_channels" not in given:
-            raise ArgumentError("the architecture has no z_channels; expected every required field; add it")
+        require_fields(cls, given)
         return cls(**given)
 
 

@@ -13,7 +13,7 @@ from flax_vae.convert.architecture import NORM_GROUPS, Architecture, AutoEncoder
 from flax_vae.convert.errors import ConversionError, FileError, suggest
 from flax_vae.convert.files import read_object
 from flax_vae.convert.formats import foreign
-from flax_vae.convert.weights.tiny_config import TINY, TINY_KEPT, read_tiny_config, write_tiny_config
+from flax_vae.convert.weights.tiny_config import TINY, TINY_DEFAULTS, TINY_KEPT, read_tiny_config, write_tiny_config
 
 KL, FLUX2 = "AutoencoderKL", "AutoencoderKLFlux2"
 FLAX = "FlaxAutoencoderKL"  # in releases before 0.40; fewer keys, with equal meanings
@@ -120,18 +120,19 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> Architecture:
     """
     fields = _as_written(fields)
     name = fields.get("_class_name")
-    if name == TINY:
-        return read_tiny_config({key: value for key, value in fields.items() if not _is_idle(key, value)})
-    if not isinstance(name, str) or name not in DEFAULTS:
+    if not isinstance(name, str) or name not in (*DEFAULTS, TINY):
         raise ConversionError(f"_class_name is {name!r}; expected one of {', '.join((*DEFAULTS, TINY))}")
-    defaults = DEFAULTS[name]
-    unknown = [key for key, value in fields.items() if key not in defaults and not _is_idle(key, value)]
+    defaults = TINY_DEFAULTS if name == TINY else DEFAULTS[name]
+    known = {*defaults, *TINY_KEPT} if name == TINY else defaults
+    unknown = [key for key, value in fields.items() if key not in known and not _is_idle(key, value)]
     if unknown:
         near = {key: suggest(key, defaults, listed=False) for key in unknown}
         hints = [f"{key}={fields[key]!r}" + (f" ({hint})" if hint else "") for key, hint in near.items()]
         raise ConversionError(
             f"{name} has unknown keys, which may change what the model computes: {', '.join(hints)}", field=unknown[0]
         )
+    if name == TINY:
+        return read_tiny_config({key: _listed(value) for key, value in fields.items() if not _is_idle(key, value)})
     values = {key: _listed(value) for key, value in (defaults | dict(fields)).items()}
     if str(values["act_fn"]).lower() not in _SILU:
         raise ConversionError(f"act_fn={values['act_fn']!r} is not supported; expected 'silu'")

@@ -1,14 +1,14 @@
 """Converts between the `config.json` of diffusers' `AutoencoderTiny` and the architecture of a tiny autoencoder.
 
-As in `flax_vae.convert.weights.diffusers_config`, every key is mapped, has the only value that our architecture
-supports, or does not change the model; others are refused.
+Every key is mapped, has the only value that our architecture supports, or does not change the model.  Others have been
+refused by `flax_vae.convert.weights.diffusers_config`, which chooses the class.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from flax_vae.convert.architecture import TinyAutoEncoderParams
-from flax_vae.convert.errors import ConversionError, suggest
+from flax_vae.convert.errors import ConversionError
 
 TINY = "AutoencoderTiny"
 
@@ -49,20 +49,12 @@ def read_tiny_config(fields: Mapping[str, Any]) -> TinyAutoEncoderParams:
     """Returns the architecture of the `config.json` of an `AutoencoderTiny`.
 
     Args:
-      fields: Keys of the file that count, without notes of the library.
+      fields: Keys of the file that the class has, with lists instead of tuples.
 
     Raises:
-      ConversionError: If our architecture cannot express a key or a value.
+      ConversionError: If our architecture cannot express a value.
     """
-    unknown = [key for key in fields if key not in (*TINY_DEFAULTS, *TINY_KEPT)]
-    if unknown:
-        hint = suggest(unknown[0], TINY_DEFAULTS, listed=False)
-        raise ConversionError(
-            f"{TINY} has unknown keys, which may change what the model computes: "
-            f"{', '.join(f'{key}={fields[key]!r}' for key in unknown)}{f' ({hint})' if hint else ''}",
-            field=unknown[0],
-        )
-    values: dict[str, Any] = TINY_DEFAULTS | {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
+    values = TINY_DEFAULTS | dict(fields)
     for key, meant in _FIXED.items():
         if values[key] != meant:
             raise ConversionError(f"{key}={values[key]!r} is not supported; expected {meant!r}", field=key)
