@@ -79,9 +79,8 @@ PRESETS: dict[str, AutoEncoderParams] = {
     "flux1": _FLUX1,
     "flux1-reflect": replace(_FLUX1, padding_mode="reflect"),  # Anzhc/MS-LC-EQ-D-VR_VAE
     "flux2": _FLUX2,
-    "flux2-small-decoder": replace(
-        _FLUX2, decoder_widths=(96, 192, 384, 384)
-    ),  # black-forest-labs/FLUX.2-small-decoder
+    # black-forest-labs/FLUX.2-small-decoder
+    "flux2-small-decoder": replace(_FLUX2, decoder_widths=(96, 192, 384, 384)),
     "ernie-image": replace(_FLUX2, batch_norm_eps=1e-5),  # of its pipeline; the 1e-4 of its config.json is wrong
     "sd1": _SD1,
     "sdxl": _SDXL,
@@ -100,16 +99,8 @@ PRESETS: dict[str, AutoEncoderParams] = {
         _COGVIEW4,
         latent_mean=(
             *(-0.2080078125, 1.875, -0.470703125, -1.265625, -1.421875, 0.77734375, -0.3671875, -0.9453125),
-            *(
-                0.318359375,
-                0.7734375,
-                -0.1884765625,
-                -0.022216796875,
-                -0.220703125,
-                -1.59375,
-                -0.81640625,
-                -0.255859375,
-            ),
+            *(0.318359375, 0.7734375, -0.1884765625, -0.022216796875),
+            *(-0.220703125, -1.59375, -0.81640625, -0.255859375),
         ),
         latent_std=(
             *(3.0625, 2.203125, 2.265625, 4.84375, 2.5, 3.9375, 2.203125, 3.03125),
