@@ -26,9 +26,10 @@ class LatentDataset:
     """The latents of a folder, by position from 0: random access from any number of threads or processes.
 
     An entry is a dictionary: `latent`, or `mean` and `logvar` if moments were stored, float arrays `h w c`; `name`,
-    path of the image in the source folder; `height` and `width` of the original in pixels, which fills the upper left
-    of a padded image; `flipped`, whether the entry is the mirror image; `number`, position of the image in the sorted
-    list of the source.  A latent or a sample is scaled, as returned by `AutoEncoder.encode`; mean and logvar are raw.
+    path of the image in the source folder; `height` and `width` of the encoded image in pixels, which fills the upper
+    left of a padded one; `flipped`, whether the entry is the mirror image; `number`, position of the image in the
+    sorted list of the source.  A latent or a sample is scaled, as returned by `AutoEncoder.encode`; mean and logvar are
+    raw.
 
     Shards are mapped into memory on first use.  Entries are sorted by the size of their latent.
 

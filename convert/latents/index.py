@@ -9,10 +9,10 @@
 
 A shard holds one tensor `n h w c` per size of latent, not one per image: its header stays a few hundred bytes long for
 any number of images, and a tensor is a batch.  The properties of the entries are stored as columns: `number` of the
-image in the source, `height` and `width` of the original in pixels, `flipped`, the UTF-8 bytes of all names and the end
-of each, `name` and `name_end`, `source_sha256` of the image file, and `crc32` of the latent.  Columns are memory-mapped
-like the latents and need no parsing, so millions of entries cost a reader neither time nor memory.  A shard and its
-entries are one file, so a single rename publishes both.
+image in the source, `height` and `width` of the encoded image in pixels, `flipped`, the UTF-8 bytes of all names and
+the end of each, `name` and `name_end`, `source_sha256` of the image file, and `crc32` of the latent.  Columns are
+memory-mapped like the latents and need no parsing, so millions of entries cost a reader neither time nor memory.  A
+shard and its entries are one file, so a single rename publishes both.
 
 The index holds its own digest, and for each shard its size and the digest of its header, which in turn holds the digest
 of the data.  A shard that was replaced, truncated or made by another run is therefore detected when the data set is
@@ -37,6 +37,7 @@ FORMAT = 2
 INDEX, STATISTICS, SKIPPED, PLAN = "index.json", "statistics.json", "skipped.jsonl", "plan.json"
 
 Store = Literal["mean", "moments", "sample"]
+ImageCrop = Literal["center", "none"]
 StoreDtype = Literal["float32", "bfloat16", "float16"]
 _SELF = "sha256"  # key of the index's own digest
 _SHARD = re.compile(r"latents-\d{5,}\.safetensors")
@@ -56,6 +57,8 @@ class Encoding:
       compute_dtype: Computation dtype.
       multiple: Number of pixels that the sides of the images were padded to a multiple of.
       flip: Whether each image is followed by its mirror image.
+      resize: Length in pixels that the shorter side of each image was resized to first; None if images kept their size.
+      crop: Whether the square in the `"center"` of a resized image was encoded, or all of it (`"none"`).
       seed: Seed of the samples; None without sampling.
       time: Time condition, for models that take one.
     """
@@ -69,11 +72,16 @@ class Encoding:
     flip: bool = False
     seed: int | None = None
     time: float | None = None
+    resize: int | None = None
+    crop: ImageCrop = "none"
 
     def __post_init__(self):
-        for name, kinds in (("store", get_args(Store)), ("dtype", get_args(StoreDtype))):
+        choices = (("store", get_args(Store)), ("dtype", get_args(StoreDtype)), ("crop", get_args(ImageCrop)))
+        for name, kinds in choices:
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(kinds)}")
+        if self.resize is None and self.crop != "none":
+            raise ValueError(f"crop={self.crop!r} needs resize=, the side of the crop in pixels")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -96,8 +104,11 @@ class Encoding:
         return self.architecture.factor // (1 if self.scaled else self.architecture.patch)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields as values for JSON."""
-        return asdict(self) | {"architecture": self.architecture.to_dict()}
+        """Returns all fields as values for JSON, those of resizing only if images were resized."""
+        fields = asdict(self) | {"architecture": self.architecture.to_dict()}
+        if self.resize is None:  # keeps the digests of data sets of earlier versions
+            del fields["resize"], fields["crop"]
+        return fields
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Encoding":

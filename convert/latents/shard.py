@@ -25,8 +25,8 @@ class LatentEntry(NamedTuple):
     Attributes:
       number: Number of the image in the source.
       name: Path of the image within the source.
-      height: Height of the original in pixels.
-      width: Width of the original in pixels.
+      height: Height of the encoded image in pixels.
+      width: Width of the encoded image in pixels.
       flipped: Whether it is the mirror image.
       source_sha256: SHA-256 of the image file, 32 bytes.
     """

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -29,12 +29,31 @@ class LatentFlags:
     """Scaled mean of the posterior; unscaled mean and logvar; or a scaled sample."""
     seed: Annotated[int, arg(metavar="S")] = 0
     """Sampling seed.  A sample depends only on the seed and the number of the image."""
+    resize: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: images keep their size)")] = None
+    """Resize the shorter side to this number of pixels first, as ADM, DiT, SiT and MeanFlow do: halved by boxes while
+    it is twice too large, then bicubic."""
+    crop: Annotated[Literal["center", "none"] | None, arg(help_behavior_hint="(default: center)")] = None
+    """Encode the N x N square in the centre of a resized image, or all of it."""
     flip: bool = False
-    """Encode the mirror image of each image too, as a second entry."""
+    """Encode the mirror image of each image too, as a second entry; mirrored after --crop."""
     multiple: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the model's factor)")] = None
     """Pad sides to multiples of this number of pixels; fewer sizes need fewer compiled programs."""
     store_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the stored latents."""
+
+    def resizing(self) -> dict[str, Any]:
+        """Returns the fields of `Encoding` that --resize and --crop name.
+
+        Raises:
+          UserError: If --crop is given alone, or --resize is not a length.
+        """
+        if self.resize is None:
+            if self.crop is not None:
+                raise UserError(f"--crop {self.crop} needs --resize N, the side of the crop in pixels")
+            return {}
+        if self.resize < 1:
+            raise UserError(f"--resize {self.resize} must be at least 1 pixel")
+        return {"resize": self.resize, "crop": self.crop or "center"}
 
 
 @dataclass(frozen=True)
@@ -67,9 +86,9 @@ class DivisionFlags:
 class EncodeFlags:
     """Encodes images into latents, for the training of diffusion models.
 
-    Images keep their size, padded to the model's factor; images of one size are computed together.  DST is written
-    shard by shard and read by `flax_vae.convert.latents.LatentDataset`.  If it is interrupted, run the same command
-    again to resume; a complete DST stays unchanged.
+    Images keep their size, or are resized first by --resize, and are padded to the model's factor; images of one size
+    are computed together.  DST is written shard by shard and read by `flax_vae.convert.latents.LatentDataset`.  If it
+    is interrupted, run the same command again to resume; a complete DST stays unchanged.
 
     On several machines, run the command on a shared folder with --processes and --process (or --distributed).
     """
@@ -100,6 +119,7 @@ def _run(flags: EncodeFlags) -> int:
             "--processes and --process need each other and exclude --distributed; pass both, or --distributed alone"
         )
     process, processes = divided.process or 0, 1 if divided.processes is None else divided.processes
+    resizing = latents.resizing()
     # These imports load JAX, so they come after the flags are checked.
     import jax
 
@@ -120,6 +140,7 @@ def _run(flags: EncodeFlags) -> int:
         flip=latents.flip,
         seed=latents.seed if latents.store == "sample" else None,
         time=flags.model.time,
+        **resizing,
     )
     report = encode_folder(
         flags.source,

@@ -29,7 +29,7 @@ from flax_vae.folders.batches import BatchLimits, Shard, programs
 from flax_vae.folders.data_set import OURS, DataSet
 from flax_vae.folders.output_folder import continued, locked, remove_partial_files, replaced
 from flax_vae.folders.pipeline import BusyTime, EncodePipeline, Skips
-from flax_vae.images import StorageError, open_images, scan_images
+from flax_vae.images import ResizedSource, StorageError, open_images, scan_images
 from flax_vae.inference import DECODER_PARAMS
 
 
@@ -118,7 +118,8 @@ def encode_folder(
             "append= (--append) keeps existing latents and force= (--force) replaces them; pass one of them"
         )
     grouping = grouping or BatchLimits()
-    found = scan_images(open_images(os.fspath(source)))
+    images = open_images(os.fspath(source))
+    found = scan_images(images if encoding.resize is None else ResizedSource(images, encoding.resize, encoding.crop))
     skips = Skips(skip_bad)
     skips.add(*found.reasons)
     if not found.sizes:

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from flax_vae.images.read import StorageError, image_size, read_image, read_model_input
     from flax_vae.images.scan import ImageScan, in_threads, open_images, require_storage, scan_images
     from flax_vae.images.scores import Comparison, ImageScores, compare_images, psnr, ssim
-    from flax_vae.images.sizes import pad_to_factor, padded_size, to_float, to_uint8
-    from flax_vae.images.sources import FolderSource, ImageSource, ImageSubset
+    from flax_vae.images.sizes import Crop, pad_to_factor, padded_size, resize_image, to_float, to_uint8
+    from flax_vae.images.sources import FolderSource, ImageSource, ImageSubset, ResizedSource
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "ADDRESSES",
     "Comparison",
+    "Crop",
     "FORMATS",
     "FolderSource",
     "ImageScan",
@@ -28,6 +29,7 @@ __all__ = [
     "ImageSource",
     "ImageSubset",
     "PanelLayout",
+    "ResizedSource",
     "StorageError",
     "WIDE",
     "compare_images",
@@ -41,6 +43,7 @@ __all__ = [
     "read_image",
     "read_model_input",
     "require_storage",
+    "resize_image",
     "save_png",
     "scan_images",
     "ssim",

@@ -7,10 +7,13 @@ from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from flax_vae.convert.console import printable
+from flax_vae.errors import DataError, UserError
 from flax_vae.images.folder import list_folder
 from flax_vae.images.read import file_content, file_digest, image_size, read_image
+from flax_vae.images.sizes import Crop, resize_image, resized_size
 
 
 class ImageSource(Protocol):
@@ -205,3 +208,54 @@ class ImageSubset(ImageSource):
     def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
         """Returns the size of the content and its SHA-256."""
         return self._source.digest(self._indices[index], whole=whole)
+
+
+class ResizedSource(ImageSubset):
+    """The images of another source, resized and cropped; see `flax_vae.images.resize_image`.
+
+    Contents and digests are those of the other source.
+    """
+
+    def __init__(self, source: ImageSource, side: int, crop: Crop = "center"):
+        """Stores the settings.
+
+        Args:
+          source: Source of the images.
+          side: Length of the shorter side in pixels.
+          crop: `"center"` for the square in the centre, or `"none"`.
+
+        Raises:
+          UserError: If `side` is less than 1.
+        """
+        if side < 1:
+            raise UserError(f"resize={side} must be at least 1 pixel")
+        super().__init__(source, range(len(source)), source.where)
+        self.notes, self._side, self._crop = source.notes, side, crop
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self._resized(index, super().__getitem__(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Returns height and width after resizing.
+
+        Raises:
+          DataError: If the image cannot be used, or would become too large because it is long and narrow.
+        """
+        return self._size_after(index, super().size(index))
+
+    def decode(self, index: int, content: bytes | memoryview) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns an image from its content."""
+        return self._resized(index, super().decode(index, content))
+
+    def _size_after(self, index: int, before: tuple[int, int]) -> tuple[int, int]:
+        full = resized_size(*before, self._side, "none")
+        if Image.MAX_IMAGE_PIXELS is not None and full[0] * full[1] > Image.MAX_IMAGE_PIXELS:
+            raise DataError(
+                f"{self.label(index)} is {before[0]} x {before[1]} and would be resized to {full[0]} x {full[1]}, more "
+                f"than {Image.MAX_IMAGE_PIXELS:,} pixels; cut it up first, or leave it out"
+            )
+        return resized_size(*before, self._side, self._crop)
+
+    def _resized(self, index: int, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        self._size_after(index, (image.shape[0], image.shape[1]))  # raises if it would be too large
+        return resize_image(image, self._side, self._crop)

@@ -30,7 +30,7 @@ from flax_vae.folders.encode import encode_folder, encoding_of
 from flax_vae.folders.pipeline import BusyTime
 from flax_vae.images.read import read_image
 from flax_vae.images.scan import open_images, scan_images
-from flax_vae.images.sizes import pad_to_factor, to_float
+from flax_vae.images.sizes import pad_to_factor, resize_image, to_float
 
 SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
 SIZES = [(12, 16), (11, 15), (8, 8), (7, 8), (1, 1)]  # padded: three
@@ -198,6 +198,26 @@ def test_mirror_image_is_the_second_entry(one, tmp_path, model):
     assert len(both) == 2 and [both[i]["flipped"] for i in range(2)] == [False, True]
     np.testing.assert_array_equal(both[1]["latent"], alone[0]["latent"])
     assert not np.array_equal(both[0]["latent"], both[1]["latent"])
+
+
+def test_resized_crops_are_encoded_as_if_they_were_the_files(tmp_path, model, weights, capsys):
+    source, cropped = tmp_path / "source", tmp_path / "cropped"
+    for folder in (source, cropped):
+        folder.mkdir()
+    picture(np.random.default_rng(3), 37, 50).save(source / "a.png")
+    Image.fromarray(resize_image(read_image(source / "a.png"), 16)).save(cropped / "a.png")
+    words = ["encode", str(source), str(tmp_path / "resized"), "--model", str(weights), "--flip", "--crop", "center"]
+    assert cli.main(words) == 1 and "--crop center needs --resize" in capsys.readouterr().err
+    assert cli.main([*words, "--resize", "16"]) == 0
+    found = LatentDataset(tmp_path / "resized")
+    expected = LatentDataset(encode(cropped, tmp_path / "expected", model, flip=True))
+    assert (found.index.encoding.resize, found.index.encoding.crop) == (16, "center")
+    assert len(found) == 2  # the second is the mirror image of the crop, whose margins are not equally wide
+    for entry, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(entry.pop("latent"), other.pop("latent"))
+        assert entry == other
+    assert cli.main([*words[:-1], "none", "--resize", "16"]) == 1
+    assert "encoding.crop was 'center' and is 'none'" in capsys.readouterr().err
 
 
 def test_a_large_image_is_split_over_devices(one, tmp_path, model):
