@@ -230,7 +230,9 @@ class ResizedSource(ImageSubset):
         if side < 1:
             raise UserError(f"resize={side} must be at least 1 pixel")
         super().__init__(source, range(len(source)), source.where)
-        self.notes, self._side, self._crop = source.notes, side, crop
+        self.notes = source.notes
+        self._side = side
+        self._crop: Crop = crop
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         return self._resized(index, super().__getitem__(index))
