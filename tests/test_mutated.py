@@ -328,7 +328,7 @@ def images(folder: Path) -> Kind:
 
 
 def arrays(folder: Path) -> Kind:
-    from flax_vae.images.packed import ArraySource
+    from flax_vae.images.sources.arrays import ArraySource
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
     folder = folder / "arrays"

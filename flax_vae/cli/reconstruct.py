@@ -146,7 +146,7 @@ def _compare(entry: _Entry, model: "Model", params: Any, flags: Reconstruct) -> 
     from flax_vae.images import compare_images, to_uint8
     from flax_vae.inference import needs_bands, reconstruct
 
-    name = entry.source.label(entry.index)
+    name = entry.source.printable_name(entry.index)
     too_large = f"{name} is too large for the memory of this machine; make it smaller, or try --dtype bfloat16"
     try:
         image = entry.source[entry.index]

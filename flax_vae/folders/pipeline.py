@@ -185,8 +185,8 @@ class EncodePipeline:
             if pixels.shape[:2] != (picture.height, picture.width):
                 # The image was replaced meanwhile, or is a PNG with its EXIF orientation after the pixels.
                 raise DataError(
-                    f"{source.label(index)} is {pixels.shape[0]} x {pixels.shape[1]} pixels and was {picture.height} x "
-                    f"{picture.width} by its header; save it again"
+                    f"{source.printable_name(index)} is {pixels.shape[0]} x {pixels.shape[1]} pixels and was "
+                    f"{picture.height} x {picture.width} by its header; save it again"
                 )
         except StorageError:  # the image may be intact, so it must not be skipped
             raise

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from flax_vae.images.comparison import WIDE, PanelLayout, draw_comparison, save_png, stack, visible_factor
     from flax_vae.images.formats import ADDRESSES, FORMATS
     from flax_vae.images.read import StorageError, image_size, read_image, read_model_input
-    from flax_vae.images.scan import ImageScan, in_threads, open_images, require_storage, scan_images
+    from flax_vae.images.scan import ImageScan, in_threads, require_storage, scan_images
     from flax_vae.images.scores import Comparison, ImageScores, compare_images, psnr, ssim
     from flax_vae.images.sizes import Crop, pad_to_factor, padded_size, resize_image, to_float, to_uint8
-    from flax_vae.images.sources import FolderSource, ImageSource, ImageSubset, ResizedSource
+    from flax_vae.images.sources.folder import FolderSource
+    from flax_vae.images.sources.open import open_images
+    from flax_vae.images.sources.protocol import ImageSource, ImageSubset, ResizedSource
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

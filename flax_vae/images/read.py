@@ -88,19 +88,20 @@ def file_digest(file: Path | bytes | memoryview, *, whole: bool = True) -> tuple
         raise _unopened(printable(file), error.errno) from error
 
 
-def file_content(path: Path, name: str | None = None) -> bytes:
-    """Returns the content of an image file.
+def file_content(path: Path, name: str | None = None, *, most: int = _MOST_BYTES) -> bytes:
+    """Returns the content of an image file, or of a file beside it.
 
     Args:
       path: Path of the file.
       name: Name of the file in errors; None means its path.
+      most: Maximum size in bytes.
 
     Raises:
       StorageError: If the file is gone, or the disk fails.
       DataError: If it may not be read, is not a regular file, or has too many bytes.
     """
     name = name or printable(path)
-    with _explained(name, "cannot be read"), closing(_stream(path, name)) as stream:
+    with _explained(name, "cannot be read"), closing(_stream(path, name, most)) as stream:
         return stream.content()
 
 
@@ -191,7 +192,7 @@ def _opened(file: Path | bytes, name: str, *, whole: bool = False) -> Iterator[I
             yield image
 
 
-def _stream(file: Path | bytes, name: str) -> "_Metered":
+def _stream(file: Path | bytes, name: str, most: int = _MOST_BYTES) -> "_Metered":
     """Opens a regular file, or bytes, as a stream."""
     if isinstance(file, bytes):
         size, raw = len(file), io.BytesIO(file)
@@ -202,9 +203,9 @@ def _stream(file: Path | bytes, name: str) -> "_Metered":
             raise DataError(f"{name} is {kind}; give an image file")
         size = status.st_size
         raw = open(file, "rb")  # noqa: SIM115 - the caller closes it
-    if size > _MOST_BYTES:
+    if size > most:
         raw.close()
-        raise DataError(f"{name} has {size:,} bytes, more than {_MOST_BYTES:,}; make it smaller or cut it up first")
+        raise DataError(f"{name} has {size:,} bytes, more than {most:,}; make it smaller or cut it up first")
     return _Metered(raw, size, name)
 
 

@@ -1,64 +1,21 @@
-"""Opens the images at an address, reads the headers of all of them, and collects those that cannot be used."""
+"""Reads the headers of all images of a source, and collects those that cannot be used."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
-from flax_vae.convert.console import printable
 from flax_vae.convert.errors import shorten_sentences
 from flax_vae.errors import DataError
-from flax_vae.images.formats import ADDRESSES
-from flax_vae.images.packed import ArrayRecordSource, ArraySource, HuggingFaceSource
 from flax_vae.images.read import StorageError
-from flax_vae.images.sources import FolderSource, ImageSource, SingleImageSource
+from flax_vae.images.sources.protocol import ImageSource
 
 _THREADS = 16  # they mostly wait
 _CHUNK = 4096  # images at a time, so that millions need little memory
 
 T = TypeVar("T")
-
-
-def open_images(address: str) -> ImageSource:
-    """Opens the images at an address, at least one.
-
-    Args:
-      address: Address of the images, one of
-        - `FOLDER`, searched recursively; names are paths relative to it;
-        - `IMAGE`, one image file;
-        - `FILE.npy` or `FILE.npz`, uint8 of shape (n, h, w, 3) or (n, h, w, 1); of several arrays in an `.npz` file
-          the one called `images` or `arr_0`;
-        - `FILE.array_record` or a pattern of several, whose records are encoded images (the `arrayrecord` extra);
-        - `hf:NAME[,split=train][,column=image]`, a Hugging Face data set, where NAME is a name on the hub, a folder
-          that `save_to_disk` wrote, or one that `load_dataset` understands (the `datasets` extra).
-
-    Raises:
-      DataError: If the address holds no image, or needs a package that is not installed.
-    """
-    source = _open(address)
-    if not len(source):
-        raise DataError(
-            f"{source.where} holds no image; expected at least one: give another address", path=source.where
-        )
-    return source
-
-
-def _open(address: str) -> ImageSource:
-    path = Path(address)
-    if address.startswith("hf:"):
-        return HuggingFaceSource(address)
-    if path.is_dir():
-        return FolderSource(path)
-    if address.endswith((".npy", ".npz")):
-        return ArraySource(path)
-    if ".array_record" in path.name:
-        return ArrayRecordSource(address)
-    if not path.exists():
-        raise DataError(f"{printable(address)} does not exist; give {ADDRESSES}")
-    return SingleImageSource(path)
 
 
 @dataclass(frozen=True)

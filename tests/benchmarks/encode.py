@@ -63,8 +63,9 @@ def alone(source: Path, weights: Path) -> list[float]:
     import jax
 
     from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards
-    from flax_vae.images.scan import open_images, scan_images
+    from flax_vae.images.scan import scan_images
     from flax_vae.images.sizes import pad_to_factor, to_float
+    from flax_vae.images.sources.open import open_images
     from flax_vae.inference.model import load_model
 
     model, params = load_model(str(weights), None, "float32")

@@ -180,7 +180,7 @@ class Photographs:
         return resize_shorter_side(image, self._config.resize)
 
     def _check_size(self, index: int, height: int, width: int) -> tuple[int, int]:
-        name = self.source.label(index)
+        name = self.source.printable_name(index)
         height, width = fitted_size(height, width, self._config.resize)
         if min(height, width) < self._config.crop_size:
             raise TooSmallError(f"{name} is {height} x {width}, smaller than crop_size={self._config.crop_size}")

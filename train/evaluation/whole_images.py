@@ -164,8 +164,8 @@ class Evaluation:
         for index, image in zip(indices, made.images, strict=True):
             if not np.isfinite(image).all():
                 raise NotFiniteError(
-                    f"the reconstruction of {source.label(index)} holds NaN or infinite values; expected finite "
-                    "ones: use other weights"
+                    f"the reconstruction of {source.printable_name(index)} holds NaN or infinite values; expected "
+                    "finite ones: use other weights"
                 )
         reconstructions = to_uint8(made.images)
         distances = self._distances(originals, reconstructions)

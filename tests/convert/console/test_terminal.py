@@ -73,7 +73,7 @@ def test_no_message_of_any_command_holds_what_a_terminal_obeys(what, folder, cap
 
 
 def test_notes_on_a_folder_are_escaped(folder):
-    from flax_vae.images.folder import list_folder
+    from flax_vae.images.sources.folder import list_folder
 
     notes = " ".join(list_folder(folder_path(folder)).notes)
     assert SAFE in notes and not FORBIDDEN & set(notes)

@@ -29,8 +29,9 @@ from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards
 from flax_vae.folders.encode import encode_folder, encoding_of
 from flax_vae.folders.pipeline import BusyTime
 from flax_vae.images.read import read_image
-from flax_vae.images.scan import open_images, scan_images
+from flax_vae.images.scan import scan_images
 from flax_vae.images.sizes import pad_to_factor, resize_image, to_float
+from flax_vae.images.sources.open import open_images
 
 SMALL = replace(PRESETS["tiny"], ch=32, ch_mult=(1, 1), z_channels=4, scale_factor=0.5, shift_factor=0.25)
 SIZES = [(12, 16), (11, 15), (8, 8), (7, 8), (1, 1)]  # padded: three

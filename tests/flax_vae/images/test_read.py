@@ -16,8 +16,8 @@ from flax_vae.convert.architecture import PRESETS
 from flax_vae.convert.console.terminal import printable
 from flax_vae.convert.errors import FileError
 from flax_vae.errors import DataError
-from flax_vae.images.folder import list_folder
 from flax_vae.images.read import StorageError, image_size, read_image, read_model_input
+from flax_vae.images.sources.folder import list_folder
 
 RAMP = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3) * 3
 

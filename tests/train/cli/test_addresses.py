@@ -14,7 +14,7 @@ from flax_vae.images.formats import ADDRESSES
 from flax_vae.images.read import read_image
 from flax_vae.train.cli import main as train_cli
 from flax_vae.train.loop import train
-from tests.flax_vae.images.test_sources import (
+from tests.flax_vae.images.sources.test_sources import (
     IMAGES,
     WRITERS,
     encoded,

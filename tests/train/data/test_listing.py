@@ -13,7 +13,7 @@ from flax_vae.images.read import StorageError
 from flax_vae.train.config.schema import DataConfig
 from flax_vae.train.data.listing import data_listing, digest_of_listing, find_changes, how_listed
 from flax_vae.train.data.photographs import Photographs
-from tests.flax_vae.images.test_sources import WRITERS
+from tests.flax_vae.images.sources.test_sources import WRITERS
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 import flax_vae.train.data.photographs
 from flax_vae.images.read import StorageError, read_image
 from flax_vae.images.sizes import to_uint8
-from flax_vae.images.sources import FolderSource
+from flax_vae.images.sources.folder import FolderSource
 from flax_vae.train.config.schema import DataConfig
 from flax_vae.train.data.photographs import Photographs
 from flax_vae.train.data.prefetch import Batches

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from flax_vae import AutoEncoder, init_params
-from flax_vae.images.scan import open_images
 from flax_vae.images.sizes import padded_size, to_float
+from flax_vae.images.sources.open import open_images
 from flax_vae.inference import reconstruction
 from flax_vae.train.cli import evaluate as eval_cli
 from flax_vae.train.config.schema import LossConfig, TimeConfig

@@ -15,9 +15,9 @@ from PIL import Image
 
 from flax_vae import AutoEncoder, from_pretrained, init_params, save_pretrained
 from flax_vae.convert import PRESETS, load_folder
-from flax_vae.images.scan import open_images
 from flax_vae.images.scores import Comparison, ImageScores, psnr, ssim
 from flax_vae.images.sizes import to_float, to_uint8
+from flax_vae.images.sources.open import open_images
 from flax_vae.train.cli import evaluate as eval_cli
 from flax_vae.train.errors import DataError, NotFiniteError, TrainError
 from flax_vae.train.evaluation.fid import FrechetMeter, frechet_distance, load_extractor

@@ -11,7 +11,6 @@ from PIL import Image
 
 from flax_vae.convert.console import printable
 from flax_vae.errors import DataError, UserError
-from flax_vae.images.folder import list_folder
 from flax_vae.images.read import file_content, file_digest, image_size, read_image
 from flax_vae.images.sizes import Crop, resize_image, resized_size
 
@@ -20,15 +19,20 @@ class ImageSource(Protocol):
     """A fixed, numbered list of images.  Threads may read at the same time.
 
     `len(source)` and `source[index]` are those of a sequence, so `grain.MapDataset.source(source)` takes one, and so
-    does any loader of random access.  Every `DataError` of an image begins with its label.
+    does any loader of random access.  Every `DataError` of an image begins with its printable
+    name.
 
     Attributes:
       where: Address of the source, for messages.
       notes: One line for each kind of thing at the address that is not an image.
+      classes: Names of the classes that the labels number, if they have names.
+      label_notes: Lines on the origin of the labels and on images without one; empty without labels.
     """
 
     where: str
     notes: Sequence[str] = ()
+    classes: Sequence[str] = ()
+    label_notes: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -49,9 +53,27 @@ class ImageSource(Protocol):
         """Returns the name of an image within the source, which is unique: a path, or the number from 0."""
         return str(index)
 
-    def label(self, index: int) -> str:
+    def printable_name(self, index: int) -> str:
         """Returns the name of an image in messages, such as `photos.npz[12]`."""
         return f"{Path(self.where).name}[{index}]"
+
+    def label(self, index: int) -> int | None:
+        """Returns the number of an image's class, from 0; None without one.
+
+        Raises:
+          DataError: If the label is damaged.
+          StorageError: If it cannot be fetched.
+        """
+        return None
+
+    def caption(self, index: int) -> str | None:
+        """Returns the text that describes an image; None without one.
+
+        Raises:
+          DataError: If the text is damaged.
+          StorageError: If it cannot be fetched.
+        """
+        return None
 
     @abstractmethod
     def size(self, index: int) -> tuple[int, int]:
@@ -97,50 +119,20 @@ class FileSource(ImageSource):
 
     def size(self, index: int) -> tuple[int, int]:
         """Returns height and width as a viewer shows them."""
-        return image_size(self.file(index), self.label(index))
+        return image_size(self.file(index), self.printable_name(index))
 
     def content(self, index: int) -> bytes:
         """Returns the bytes of the image file."""
         file = self.file(index)
-        return file if isinstance(file, bytes) else file_content(file, self.label(index))
+        return file if isinstance(file, bytes) else file_content(file, self.printable_name(index))
 
     def decode(self, index: int, content: bytes | memoryview) -> UInt8[np.ndarray, "h w 3"]:
         """Returns the picture that a viewer shows."""
-        return read_image(bytes(content), self.label(index))
+        return read_image(bytes(content), self.printable_name(index))
 
     def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
         """Returns the bytes in the image file and their SHA-256."""
         return file_digest(self.file(index), whole=whole)
-
-
-class FolderSource(FileSource):
-    """All image files below a folder, in any mix of sizes and formats, sorted by name."""
-
-    def __init__(self, folder: Path):
-        """Lists the files.
-
-        Raises:
-          DataError: If the folder holds no image file, or as in `flax_vae.images.list_folder`.
-        """
-        listed = list_folder(folder)
-        listed.require_images()
-        self.where, self.notes = printable(folder), listed.notes
-        self._folder, self._files = folder, listed.images
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def name(self, index: int) -> str:
-        """Returns the path relative to the folder."""
-        return self._files[index]
-
-    def label(self, index: int) -> str:
-        """Returns the path relative to the folder, printable."""
-        return printable(self._files[index])
-
-    def file(self, index: int) -> Path:
-        """Returns the path of an image file."""
-        return self._folder / self._files[index]
 
 
 class SingleImageSource(FileSource):
@@ -157,7 +149,7 @@ class SingleImageSource(FileSource):
         """Returns the name of the file."""
         return self._path.name
 
-    def label(self, index: int) -> str:
+    def printable_name(self, index: int) -> str:
         """Returns the path as it was given."""
         return self.where
 
@@ -178,6 +170,7 @@ class ImageSubset(ImageSource):
           where: Address of the subset, for messages.
         """
         self._source, self._indices, self.where = source, indices, where
+        self.classes = source.classes
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -189,9 +182,17 @@ class ImageSubset(ImageSource):
         """Returns the name of an image within the other source."""
         return self._source.name(self._indices[index])
 
-    def label(self, index: int) -> str:
+    def printable_name(self, index: int) -> str:
         """Returns the name of an image in messages of the underlying source."""
+        return self._source.printable_name(self._indices[index])
+
+    def label(self, index: int) -> int | None:
+        """Returns the number of an image's class."""
         return self._source.label(self._indices[index])
+
+    def caption(self, index: int) -> str | None:
+        """Returns the text that describes an image."""
+        return self._source.caption(self._indices[index])
 
     def size(self, index: int) -> tuple[int, int]:
         """Returns height and width."""
@@ -253,7 +254,7 @@ class ResizedSource(ImageSubset):
         full = resized_size(*before, self._side, "none")
         if Image.MAX_IMAGE_PIXELS is not None and full[0] * full[1] > Image.MAX_IMAGE_PIXELS:
             raise DataError(
-                f"{self.label(index)} is {before[0]} x {before[1]} and would be resized to {full[0]} x {full[1]}, more "
+                f"{self.printable_name(index)} is {before[0]} x {before[1]} and would be resized to {full[0]} x {full[1]}, more "
                 f"than {Image.MAX_IMAGE_PIXELS:,} pixels; cut it up first, or leave it out"
             )
         return resized_size(*before, self._side, self._crop)

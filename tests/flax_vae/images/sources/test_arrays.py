@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flax_vae.images.array_file import load_array
+from flax_vae.images.sources.arrays import load_array
 from flax_vae.train.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)

@@ -1,15 +1,18 @@
-"""Lists a folder of images, including the files that are not read."""
+"""Folders of images, including what is listed in them and not read."""
 
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import shorten
 from flax_vae.errors import DataError
 from flax_vae.images.formats import FORMATS, SUFFIXES, UNREAD
+from flax_vae.images.read import file_content
+from flax_vae.images.sources.annotations import MOST_BYTES, Annotations
+from flax_vae.images.sources.protocol import FileSource
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class ImageFolder:
       other: Files of any other kind, hidden files and hidden folders.
       lost: Dangling links, and entries that are not files, such as pipes.
       repeated: Linked folders that are listed already under another name.
+      folders: Names of the folders directly in the folder, linked or not, with images or without.
     """
 
     folder: Path
@@ -31,6 +35,7 @@ class ImageFolder:
     other: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -63,6 +68,55 @@ class ImageFolder:
             )
 
 
+class FolderSource(FileSource):
+    """All image files below a folder, in any mix of sizes and formats, sorted by name.
+
+    Labels and captions are those of `Annotations`; `a/b.jpg` shares `a/b.txt`, and `a` is its class.
+    """
+
+    def __init__(self, folder: Path):
+        """Lists the files.
+
+        Raises:
+          DataError: If the folder holds no image file, or as in `list_folder`.
+        """
+        listed = list_folder(folder)
+        listed.require_images()
+        self._folder, self._files = folder, listed.images
+        self._beside = Annotations(
+            listed.images, listed.folders, listed.other, self._annotation, lambda name: os.path.splitext(name)[0]
+        )
+        others = tuple(name for name in listed.other if name not in self._beside.files)
+        self.where, self.notes = printable(folder), replace(listed, other=others).notes
+        self.classes, self.label_notes = self._beside.classes, self._beside.notes
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, index: int) -> str:
+        """Returns the path relative to the folder."""
+        return self._files[index]
+
+    def printable_name(self, index: int) -> str:
+        """Returns the path relative to the folder, printable."""
+        return printable(self._files[index])
+
+    def label(self, index: int) -> int | None:
+        """Returns the number beside the image file, or that of its folder at the top."""
+        return self._beside.label(index)
+
+    def caption(self, index: int) -> str | None:
+        """Returns the text beside the image file."""
+        return self._beside.caption(index)
+
+    def file(self, index: int) -> Path:
+        """Returns the path of an image file."""
+        return self._folder / self._files[index]
+
+    def _annotation(self, name: str) -> bytes:
+        return file_content(self._folder / name, printable(name), most=MOST_BYTES)
+
+
 def list_folder(folder: Path) -> ImageFolder:
     """Lists all files below a folder by their names.
 
@@ -74,7 +128,7 @@ def list_folder(folder: Path) -> ImageFolder:
     """
     if not folder.is_dir():
         raise DataError(f"{printable(folder)} is not a folder; give one with images in it or below it", path=folder)
-    found: dict[str, list[str]] = {"images": [], "unread": [], "other": [], "lost": [], "repeated": []}
+    found: dict[str, list[str]] = {"images": [], "unread": [], "other": [], "lost": [], "repeated": [], "folders": []}
     seen: set[tuple[int, int]] = set()
     # Linked folders come after all folders that are here themselves.
     here, linked = [""], []
@@ -90,6 +144,8 @@ def list_folder(folder: Path) -> ImageFolder:
             if kind == "folder":
                 (linked if entry.is_symlink() else here).append(below)
                 linked.sort()
+                if not name:
+                    found["folders"].append(below)
             else:
                 found[kind].append(below)
     return ImageFolder(folder, **{kind: tuple(sorted(names)) for kind, names in found.items()})

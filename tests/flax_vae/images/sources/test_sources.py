@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from flax_vae.convert.extras import install_command
-from flax_vae.images.packed import ArraySource
 from flax_vae.images.read import StorageError
-from flax_vae.images.scan import open_images
+from flax_vae.images.sources.arrays import ArraySource
+from flax_vae.images.sources.open import open_images
 from flax_vae.train.config.schema import DataConfig
 from flax_vae.train.data.photographs import Photographs
 from flax_vae.train.errors import DataError
@@ -235,5 +235,5 @@ def test_one_image_file_is_a_source(tmp_path):
     write_folder(tmp_path / "data")
     source = open_images(str(tmp_path / "data" / "3.png"))
     assert (len(source), source.name(0), source.size(0)) == (1, "3.png", (12, 17))
-    assert source.label(0) == str(tmp_path / "data" / "3.png")
+    assert source.printable_name(0) == str(tmp_path / "data" / "3.png")
     np.testing.assert_array_equal(source[0], IMAGES[3])

@@ -1,4 +1,4 @@
-"""Reads the array of images in an `.npy` or `.npz` file; checks its header before allocating memory."""
+"""Arrays of images in `.npy` and `.npz` files, whose headers are checked before memory is allocated."""
 
 import math
 import zipfile
@@ -6,10 +6,60 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from jaxtyping import UInt8
 
 from flax_vae.convert.console import printable
 from flax_vae.convert.files import check_members, require_regular
 from flax_vae.errors import DataError
+from flax_vae.images.sources.protocol import ImageSource
+
+
+class ArraySource(ImageSource):
+    """One array of equally large 8-bit images; an `.npy` file stays on the disk and is mapped into memory.
+
+    An `.npz` file is read into memory; its array is `images` or `arr_0`, or else the only one.
+    """
+
+    def __init__(self, file: Path):
+        """Opens the file.
+
+        Raises:
+          DataError: If the file cannot be read, or is not an array (n, h, w, 3) or (n, h, w, 1) of 8-bit integers.
+        """
+        self.where = printable(file)
+        self._images = load_array(file)
+        shape, dtype = self._images.shape, self._images.dtype
+        if dtype != np.uint8:
+            raise DataError(
+                f"{self.where} has dtype {dtype}; expected uint8 in [0, 255]: convert the images", path=self.where
+            )
+        if len(shape) != 4 or shape[3] not in (1, 3):
+            hint = "move the channels last" if len(shape) == 4 and shape[1] in (1, 3) else "store such an array"
+            raise DataError(
+                f"{self.where} has shape {shape}; expected (n, h, w, 3) or (n, h, w, 1): {hint}", path=self.where
+            )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return _to_rgb(self._images[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Returns height and width, which all images share."""
+        return self._images.shape[1], self._images.shape[2]
+
+    def content(self, index: int) -> memoryview:
+        """Returns the bytes of the pixels."""
+        return np.ascontiguousarray(self._images[index]).reshape(-1).data
+
+    def decode(self, index: int, content: bytes | memoryview) -> UInt8[np.ndarray, "h w 3"]:
+        """Returns the pixels, grey ones as three equal channels."""
+        return _to_rgb(np.frombuffer(content, np.uint8).reshape(self._images.shape[1:]))
+
+
+def _to_rgb(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    return np.asarray(image) if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
 def load_array(file: Path) -> np.ndarray:

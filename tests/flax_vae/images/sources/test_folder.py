@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from flax_vae.errors import DataError
-from flax_vae.images.folder import list_folder
-from flax_vae.images.scan import open_images, scan_images
+from flax_vae.images.scan import scan_images
+from flax_vae.images.sources.folder import list_folder
+from flax_vae.images.sources.open import open_images
 
 
 def touch(folder, *names):

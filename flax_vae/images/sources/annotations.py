@@ -1,0 +1,183 @@
+"""Labels and captions that lie beside image files: in files of the same name, or as the names of folders."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal
+
+from flax_vae.convert.console import printable
+from flax_vae.convert.errors import shorten
+from flax_vae.convert.files import loads_object
+from flax_vae.errors import DataError
+
+SUFFIXES = (".cls", ".json", ".txt")  # of files beside an image, as WebDataset calls them
+LABEL_KEYS, CAPTION_KEYS = ("label", "cls"), ("caption", "text")  # in a .json file; the first that is there
+MOST_CLASSES = 1 << 31  # labels are stored as 32-bit integers elsewhere
+MOST_BYTES = 1 << 20  # of a file beside an image
+
+
+class Annotations:
+    """Labels and captions of image files, read when they are asked for.
+
+    Labels come from one place for all images, decided once, from the first of these that is there:
+      1. files `.cls` beside images, each a number from 0;
+      2. the number `label` or `cls` in the `.json` files beside images, if the first of those has one;
+      3. the folders at the top, numbered from 0 in the order of their sorted names, as torchvision's `ImageFolder`
+         does.  Images in folders below them belong to the folder at the top.  Folders without images have numbers too.
+    An image for which that place has nothing has no label; neither has one outside the folders.
+
+    A caption is the `.txt` file beside an image, or else `caption` or `text` in the `.json` file.
+
+    Attributes:
+      classes: Names of the classes, if folders are the labels.
+      files: Names of the files beside images that are read.
+      notes: One line on the origin of labels, and one each for images without a label and folders without images.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[str],
+        folders: Collection[str],
+        others: Collection[str],
+        read: Callable[[str], bytes],
+        key_of: Callable[[str], str],
+    ):
+        """Decides where labels come from.
+
+        Args:
+          images: Names of the images, paths with `/`.
+          folders: Names of the folders at the top.
+          others: Names of other files.
+          read: Function that returns the content of one of the others.
+          key_of: Function that returns the part of a name that an image shares with the files beside it.
+
+        Raises:
+          DataError: If a file that has to be read is damaged.
+        """
+        keys = {key_of(name) for name in images}
+        self.files = frozenset(name for name in others if name.endswith(SUFFIXES) and key_of(name) in keys)
+        self._images, self._read, self._key_of = images, read, key_of
+        self.classes: tuple[str, ...] = ()
+        self._labels = self._origin(folders)
+        if self._labels == "folders":
+            self.classes = tuple(sorted(folders))
+        self._numbers = {name: number for number, name in enumerate(self.classes)}
+        self.notes = tuple(self._notes())
+
+    def label(self, index: int) -> int | None:
+        """Returns the number of an image's class, from 0.
+
+        Raises:
+          DataError: If the file that holds it is damaged.
+        """
+        name = self._images[index]
+        if self._labels == "folders":
+            return self._numbers[name.partition("/")[0]] if "/" in name else None
+        if self._labels == ".cls":
+            text = self._text(name, ".cls")
+            return None if text is None else self._number(name, ".cls", text)
+        if self._labels == ".json":
+            value = _first(self._object(name), LABEL_KEYS)
+            return None if value is None else self._number(name, ".json", value)
+        return None
+
+    def caption(self, index: int) -> str | None:
+        """Returns the caption of an image.
+
+        Raises:
+          DataError: If the file that holds it is damaged.
+        """
+        name = self._images[index]
+        text = self._text(name, ".txt")
+        if text is not None:
+            return text
+        value = _first(self._object(name), CAPTION_KEYS)
+        if value is not None and not isinstance(value, str):
+            raise DataError(
+                f"{self._beside(name, '.json')} has the caption {value!r:.80}; expected a string: correct or remove it"
+            )
+        return value
+
+    def _origin(self, folders: Collection[str]) -> Literal[".cls", ".json", "folders"] | None:
+        if any(name.endswith(".cls") for name in self.files):
+            return ".cls"
+        first = next((name for name in self._images if self._beside(name, ".json") in self.files), None)
+        if first is not None and _first(self._object(first), LABEL_KEYS) is not None:
+            return ".json"
+        return "folders" if folders else None
+
+    def _notes(self) -> list[str]:
+        if self._labels is None:
+            return []
+        if self._labels != "folders":
+            return [f"labels are the numbers in {self._labels} files beside images"]
+        used = {name.partition("/")[0] for name in self._images if "/" in name}
+        notes = [
+            f"labels are the {len(self.classes):,} folders at the top, sorted ({shorten(map(printable, self.classes))})"
+        ]
+        outside = [printable(name) for name in self._images if "/" not in name]
+        if outside:
+            notes.append(f"without a label: {len(outside):,} images outside these folders ({shorten(outside)})")
+        empty = [printable(name) for name in self.classes if name not in used]
+        if empty:
+            notes.append(f"without images, but with a number: {len(empty):,} of these folders ({shorten(empty)})")
+        return notes
+
+    def _beside(self, name: str, suffix: str) -> str:
+        return f"{self._key_of(name)}{suffix}"
+
+    def _content(self, name: str, suffix: str) -> bytes | None:
+        file = self._beside(name, suffix)
+        return self._read(file) if file in self.files else None
+
+    def _text(self, name: str, suffix: str) -> str | None:
+        content = self._content(name, suffix)
+        return None if content is None else decode_text(content, printable(self._beside(name, suffix)))
+
+    def _object(self, name: str) -> dict[str, Any]:
+        content = self._content(name, ".json")
+        if content is None:
+            return {}
+        try:
+            return loads_object(content)
+        except ValueError as error:
+            file = printable(self._beside(name, ".json"))
+            raise DataError(f"{file} is not a JSON object ({error}); correct or remove it") from error
+
+    def _number(self, name: str, suffix: str, value: Any) -> int:
+        return label_number(value, printable(self._beside(name, suffix)))
+
+
+def label_number(value: Any, where: str) -> int:
+    """Returns a label as an integer.
+
+    Args:
+      value: An integer, or its digits.
+      where: Name of the place that it comes from, for messages.
+
+    Raises:
+      DataError: If it is no integer from 0 to 2**31 - 1.
+    """
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:20])
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MOST_CLASSES:
+        raise DataError(f"{where} has the label {value!r:.80}; expected a whole number from 0: correct or remove it")
+    return value
+
+
+def decode_text(content: bytes, where: str) -> str:
+    """Returns UTF-8 text without surrounding white space.
+
+    Args:
+      content: The bytes.
+      where: Name of the place that they come from, for messages.
+
+    Raises:
+      DataError: If they are not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 text ({error.reason}); save it as UTF-8, or remove it") from error
+
+
+def _first(values: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((values[key] for key in keys if values.get(key) is not None), None)

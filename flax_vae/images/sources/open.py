@@ -1,0 +1,51 @@
+"""Opens the images at an address."""
+
+from pathlib import Path
+
+from flax_vae.convert.console import printable
+from flax_vae.errors import DataError
+from flax_vae.images.formats import ADDRESSES
+from flax_vae.images.sources.array_record import ArrayRecordSource
+from flax_vae.images.sources.arrays import ArraySource
+from flax_vae.images.sources.folder import FolderSource
+from flax_vae.images.sources.hugging_face import HuggingFaceSource
+from flax_vae.images.sources.protocol import ImageSource, SingleImageSource
+
+
+def open_images(address: str) -> ImageSource:
+    """Opens the images at an address, at least one.
+
+    Args:
+      address: Address of the images, one of
+        - `FOLDER`, searched recursively; names are paths relative to it;
+        - `IMAGE`, one image file;
+        - `FILE.npy` or `FILE.npz`, uint8 of shape (n, h, w, 3) or (n, h, w, 1); of several arrays in an `.npz` file
+          the one called `images` or `arr_0`;
+        - `FILE.array_record` or a pattern of several, whose records are encoded images (the `arrayrecord` extra);
+        - `hf:NAME[,split=train][,column=image]`, a Hugging Face data set, where NAME is a name on the hub, a folder
+          that `save_to_disk` wrote, or one that `load_dataset` understands (the `datasets` extra).
+
+    Raises:
+      DataError: If the address holds no image, or needs a package that is not installed.
+    """
+    source = _open(address)
+    if not len(source):
+        raise DataError(
+            f"{source.where} holds no image; expected at least one: give another address", path=source.where
+        )
+    return source
+
+
+def _open(address: str) -> ImageSource:
+    path = Path(address)
+    if address.startswith("hf:"):
+        return HuggingFaceSource(address)
+    if path.is_dir():
+        return FolderSource(path)
+    if address.endswith((".npy", ".npz")):
+        return ArraySource(path)
+    if ".array_record" in path.name:
+        return ArrayRecordSource(address)
+    if not path.exists():
+        raise DataError(f"{printable(address)} does not exist; give {ADDRESSES}")
+    return SingleImageSource(path)
