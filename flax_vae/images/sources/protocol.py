@@ -231,7 +231,7 @@ class ResizedSource(ImageSubset):
         if side < 1:
             raise UserError(f"resize={side} must be at least 1 pixel")
         super().__init__(source, range(len(source)), source.where)
-        self.notes = source.notes
+        self.notes, self.label_notes = source.notes, source.label_notes
         self._side = side
         self._crop: Crop = crop
 
@@ -254,8 +254,8 @@ class ResizedSource(ImageSubset):
         full = resized_size(*before, self._side, "none")
         if Image.MAX_IMAGE_PIXELS is not None and full[0] * full[1] > Image.MAX_IMAGE_PIXELS:
             raise DataError(
-                f"{self.printable_name(index)} is {before[0]} x {before[1]} and would be resized to {full[0]} x {full[1]}, more "
-                f"than {Image.MAX_IMAGE_PIXELS:,} pixels; cut it up first, or leave it out"
+                f"{self.printable_name(index)} is {before[0]} x {before[1]} and would be resized to {full[0]} x "
+                f"{full[1]}, more than {Image.MAX_IMAGE_PIXELS:,} pixels; cut it up first, or leave it out"
             )
         return resized_size(*before, self._side, self._crop)
 

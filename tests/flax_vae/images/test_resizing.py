@@ -7,7 +7,7 @@ from PIL import Image
 from flax_vae.errors import DataError, UserError
 from flax_vae.images import ResizedSource, read_image
 from flax_vae.images.sizes import resize_image, resized_size
-from flax_vae.images.sources import FolderSource
+from flax_vae.images.sources.folder import FolderSource
 
 # Width and height for 64 pixels: equal, odd, halved once or often, enlarged, just below and at twice the side, rounded
 # at one half, and far from square.
