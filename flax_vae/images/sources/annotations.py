@@ -154,7 +154,7 @@ def label_number(value: Any, where: str) -> int:
       where: Name of the place that it comes from, for messages.
 
     Raises:
-      DataError: If it is no integer from 0 to 2**31 - 1.
+      DataError: If it is not an integer from 0 to 2**31 - 1.
     """
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value[:20])
