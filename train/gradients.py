@@ -174,7 +174,12 @@ def _losses(
         perceptual = None
         if config.loss.lpips_weight:
             perceptual = partial(lpips, weights["lpips"], net=config.loss.lpips_net, dtype=model.dtype)
-        return reconstruction_loss(reconstruction, images, divergence, logvar, config.loss, perceptual)
+        return reconstruction_loss(
+            reconstruction, images, divergence,
+            distance=config.loss.distance, kl_weight=config.loss.kl_weight, reduction=config.loss.reduction,
+            perceptual=perceptual, lpips_weight=config.loss.lpips_weight,
+            logvar=logvar if config.loss.learn_logvar or config.loss.logvar else None,
+        )  # fmt: skip
 
     (reconstruction, divergence), pull_back = jax.vjp(reconstruct, trained_part(state.params, config.trainable))
     (_, scores), (to_images, to_kl, to_logvar) = jax.value_and_grad(fidelity, argnums=(0, 1, 2), has_aux=True)(

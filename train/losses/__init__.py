@@ -1,6 +1,11 @@
-"""Losses of the autoencoder and the discriminator: reconstruction, KL, LPIPS, adversarial.
+"""Losses of the autoencoder and the discriminator as pure functions, for the training step here and for any other.
 
-Imports `flax_vae.train.config`; used by the step.
+They take arrays and pytrees and return arrays, know no config and no global state, and work under `jit`, `pmap` and
+`shard_map`: `reconstruction_loss`, `kl`, `structural_similarity`, `lpips` with `load_lpips_weights`; `hinge_d`, `hinge_g`,
+`non_saturating_d`, `non_saturating_g`, `adaptive_weight`, `r1_penalty` with `flax_vae.Discriminator`; `transform_pair`,
+`add_noise`, `variance_expansion` for the latents.
+
+Imports the errors of `flax_vae.convert`; used by the step.
 """
 
 from typing import TYPE_CHECKING
@@ -8,23 +13,45 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.train.losses.adversarial import adaptive_weight, at_least_float32, choose, r1_penalty
+    from flax_vae.train.losses.adversarial import (
+        adaptive_weight,
+        at_least_float32,
+        choose,
+        hinge_d,
+        hinge_g,
+        non_saturating_d,
+        non_saturating_g,
+        r1_penalty,
+    )
+    from flax_vae.train.losses.latents import add_noise, transform_pair, variance_expansion
     from flax_vae.train.losses.lpips_weights import load_lpips_weights, lpips_shapes
     from flax_vae.train.losses.perceptual import lpips, smallest_side, stages_of
-    from flax_vae.train.losses.reconstruction import kl, reconstruction_loss
+    from flax_vae.train.losses.reconstruction import charbonnier, kl, l1, mse, reconstruction_loss
+    from flax_vae.train.losses.structure import structural_similarity
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "adaptive_weight",
+    "add_noise",
+    "at_least_float32",
+    "charbonnier",
     "choose",
+    "hinge_d",
+    "hinge_g",
     "kl",
+    "l1",
     "load_lpips_weights",
     "lpips",
     "lpips_shapes",
+    "mse",
+    "non_saturating_d",
+    "non_saturating_g",
     "r1_penalty",
     "reconstruction_loss",
     "smallest_side",
+    "structural_similarity",
     "stages_of",
-    "at_least_float32",
+    "transform_pair",
+    "variance_expansion",
 ]

@@ -78,20 +78,26 @@ def choose(name: str) -> Adversarial:
 
 
 def adaptive_weight(
-    nll_grad: PyTree[Float[Array, "..."]], g_grad: PyTree[Float[Array, "..."]], weight: float
+    nll_grad: PyTree[Float[Array, "..."]],
+    g_grad: PyTree[Float[Array, "..."]],
+    weight: float,
+    axis_name: str | None = None,
 ) -> Scalar:
     """Returns `weight * clip(|nll_grad| / (|g_grad| + 1e-4), 0, 1e4)`, with gradients stopped.
 
     Scaled by it, the norm of the adversarial gradient is about `weight` times that of `nll_grad`.
 
     Args:
-      nll_grad: Gradient of the reconstruction loss with respect to the kernel of the decoder's last convolution,
-        averaged over the whole batch on every device.
-      g_grad: Gradient of the adversarial loss with respect to that kernel, averaged as above.
+      nll_grad: Gradient of the reconstruction loss with respect to the kernel of the decoder's last convolution.
+      g_grad: Gradient of the adversarial loss with respect to that kernel.
       weight: Ratio of the two norms (LDM: 0.5).
+      axis_name: Name of the device axis under `pmap` or `shard_map`, over which both gradients are averaged first;
+        None if they are those of the whole batch already.
 
     Source: Esser et al. 2021 (arXiv:2012.09841), eq. 7; CompVis/latent-diffusion `contperceptual.py`.
     """
+    if axis_name is not None:
+        nll_grad, g_grad = jax.lax.pmean((nll_grad, g_grad), axis_name)
     nll, g = (optax.tree.norm(jax.tree.map(at_least_float32, grad)) for grad in (nll_grad, g_grad))
     return jax.lax.stop_gradient(weight * jnp.clip(nll / (g + SHORTEST), 0, LONGEST))
 

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float
 
 from flax_vae import Posterior
 from flax_vae.convert.errors import ArgumentError
-from flax_vae.train.config import LossConfig
 
 _CHARBONNIER_EPSILON = 1e-3
 
@@ -37,6 +36,7 @@ def charbonnier(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b
 
 
 DISTANCES = {"l1": l1, "mse": mse, "charbonnier": charbonnier}
+REDUCTIONS = ("mean", "sum")
 
 
 def kl(posterior: Posterior, free_bits: float = 0.0) -> Float[Array, ""]:
@@ -58,41 +58,53 @@ def reconstruction_loss(
     reconstruction: Float[Array, "b h w c"],
     images: Float[Array, "b h w c"],
     divergence: Float[Array, ""],
-    logvar: Float[Array, ""],
-    config: LossConfig,
+    *,
+    distance: str = "l1",
+    kl_weight: float = 1e-6,
     perceptual: Perceptual | None = None,
+    lpips_weight: float = 1.0,
+    logvar: Float[Array, ""] | None = None,
+    reduction: str = "mean",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the loss without its adversarial part, and the terms of it by name.
+
+    Under `pmap` and `shard_map` it is that of the device's own images; average it, or its gradients, over the devices.
 
     Args:
       reconstruction: Reconstructed images.
       images: Original images.
       divergence: KL divergence in nats per image, as returned by `kl`.
-      logvar: Logarithm of the variance of the reconstruction.
-      config: Terms and their weights.
-      perceptual: Function that returns the distance of each pair of images; needed if `lpips_weight` is not zero.
+      distance: Distance of two values: `l1`, `mse` or `charbonnier`.
+      kl_weight: Weight of the divergence.
+      perceptual: Function that returns the distance of each pair of images, such as
+        `functools.partial(lpips, params)`; None leaves it out.
+      lpips_weight: Weight of the perceptual distance.
+      logvar: Logarithm of the variance of the reconstruction; None is 0, and leaves it out of the terms.
+      reduction: `mean` or `sum`; see the top of this file.
 
     Returns:
       The loss; and its terms: `loss`, the distance under its own name, `kl`, and `lpips` and `logvar` if they are used.
 
+    Raises:
+      ValueError: If a name is unknown.
+
     Source: CompVis/latent-diffusion `contperceptual.py`.
     """
+    if distance not in DISTANCES or reduction not in REDUCTIONS:
+        raise ArgumentError(
+            f"distance={distance!r} must be one of {', '.join(DISTANCES)}, and reduction={reduction!r} one of "
+            f"{', '.join(REDUCTIONS)}"
+        )
     values = images[0].size
-    distance = DISTANCES[config.distance](reconstruction, images)
-    terms = {config.distance: distance, "kl": divergence}
-    if config.lpips_weight:
-        if perceptual is None:
-            raise ArgumentError(
-                f"lpips_weight={config.lpips_weight} needs a perceptual distance; pass perceptual",
-                field="lpips_weight",
-                value=config.lpips_weight,
-            )
+    loss = DISTANCES[distance](reconstruction, images)
+    terms = {distance: loss, "kl": divergence}
+    if perceptual is not None:
         terms["lpips"] = jnp.mean(perceptual(reconstruction, images))
-        distance = distance + config.lpips_weight * terms["lpips"]
-    if config.learn_logvar or config.logvar:
+        loss = loss + lpips_weight * terms["lpips"]
+    if logvar is not None:
         terms["logvar"] = logvar
-        distance = distance * jnp.exp(-logvar) + logvar
-    loss = distance + config.kl_weight * divergence / values
-    if config.reduction == "sum":
+        loss = loss * jnp.exp(-logvar) + logvar
+    loss = loss + kl_weight * divergence / values
+    if reduction == "sum":
         loss = loss * values
     return loss, {"loss": loss, **terms}
