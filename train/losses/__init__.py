@@ -1,9 +1,13 @@
 """Losses of the autoencoder and the discriminator as pure functions, for the training step here and for any other.
 
 They take arrays and pytrees and return arrays, know no config and no global state, and work under `jit`, `pmap` and
-`shard_map`: `reconstruction_loss`, `kl`, `structural_similarity`, `lpips` with `load_lpips_weights`; `hinge_d`, `hinge_g`,
-`non_saturating_d`, `non_saturating_g`, `adaptive_weight`, `r1_penalty` with `flax_vae.Discriminator`; `transform_pair`,
-`add_noise`, `variance_expansion` for the latents.
+`shard_map`:
+
+* images: `reconstruction_loss` of `l1`, `mse` or `charbonnier`, `kl` and `lpips` with `load_lpips_weights`;
+  `structural_similarity`;
+* adversarial, of the logits of `flax_vae.Discriminator`: `hinge_d` and `hinge_g`, `non_saturating_d` and
+  `non_saturating_g`, `adaptive_weight`, `r1_penalty`;
+* latents: `transform_pair` (EQ), `add_noise`, `variance_expansion`.
 
 Imports the errors of `flax_vae.convert`; used by the step.
 """
