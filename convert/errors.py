@@ -36,6 +36,10 @@ class FileError(FlaxVaeError, ValueError):
     """A file exists, but its content is not what its name promises."""
 
 
+class AddressError(FlaxVaeError, OSError):
+    """A bucket, or another store with addresses, cannot be reached or refuses what was asked for."""
+
+
 def suggest(name: Any, known: Iterable[Any], *, listed: bool | None = None) -> str:
     """Returns the end of a message about an unknown name: the nearest known one, or all of them.
 

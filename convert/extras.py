@@ -21,11 +21,28 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "tensorboardX": "tensorboard",
     "libtpu": "tpu",
+    "gcsfs": "gcs",
+    "s3fs": "s3",
 }
 
 # Modules of the packages that are always installed.  In a clone that was not installed they may be missing.
 REQUIRED = frozenset(
-    ("PIL", "einops", "flax", "jax", "jaxlib", "jaxtyping", "jinja2", "ml_dtypes", "msgpack", "numpy", "optax", "orbax")
+    (
+        "PIL",
+        "einops",
+        "etils",
+        "flax",
+        "fsspec",
+        "jax",
+        "jaxlib",
+        "jaxtyping",
+        "jinja2",
+        "ml_dtypes",
+        "msgpack",
+        "numpy",
+        "optax",
+        "orbax",
+    )
     + ("rich", "ruamel", "safetensors", "tensorstore", "tyro")
 )
 

@@ -28,6 +28,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.bucket import served
+
 # Before the first array: a rank promotion is nearly always a forgotten axis, one device hides every sharding mistake.
 # Strict dtype promotion is left out: linen's mixed precision
 # (a bfloat16 module over float32 parameters) and optax's schedules (an int32 count times a float) rely on promotion.
@@ -127,6 +129,17 @@ def optimised():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """Address of a bucket that this process, and those that it starts, can reach; each test uses a folder of its own.
+
+    Only tests that need it wait for the server.
+    """
+    if not all(importlib.util.find_spec(name) for name in ("gcsfs", "gcp_storage_emulator")):
+        pytest.skip("gcsfs or gcp-storage-emulator is not installed")  # importing gcsfs here would read no variables
+    yield from served()
 
 
 ACCURACY = ["preset", "image", "of", "flax", "torch", "ratio"]

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "flax_vae.convert": {
         *("huggingface_hub", "ml_dtypes", "msgpack", "numpy", "rich", "safetensors", "tensorstore", "torch"),
         "tyro",
+        *("etils", "fsspec"),  # addresses of buckets, inside functions
     },
     "torch_ref": {
         *("flax_vae.convert", "einops", "jaxtyping", "ml_dtypes", "numpy", "torch"),

@@ -1,6 +1,6 @@
-"""Files and folders on disk: written whole or not at all, read only where they are regular, JSON that means one thing.
+"""Files and folders on disk and in buckets: written whole or not at all, read only where regular, JSON of one meaning.
 
-Imports `flax_vae.convert.errors`; used by everything that reads or writes.
+Imports `flax_vae.convert.errors` and `extras`; used by everything that reads or writes.
 """
 
 from typing import TYPE_CHECKING
@@ -8,6 +8,23 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
+    from flax_vae.convert.files.address import (
+        ListedFile,
+        Place,
+        address_below,
+        address_errors,
+        address_of,
+        as_path,
+        create_at,
+        exists_at,
+        is_address,
+        list_at,
+        open_at,
+        read_at,
+        remove_at,
+        size_at,
+        write_at,
+    )
     from flax_vae.convert.files.archive import check_members
     from flax_vae.convert.files.atomic import beside, partial_of, restore, scratch_folder, shortened
     from flax_vae.convert.files.json import finite_json, loads_object, read_object
@@ -38,6 +55,21 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "ListedFile",
+    "Place",
+    "address_below",
+    "address_errors",
+    "address_of",
+    "as_path",
+    "create_at",
+    "exists_at",
+    "is_address",
+    "list_at",
+    "open_at",
+    "read_at",
+    "remove_at",
+    "size_at",
+    "write_at",
     "FORMAT",
     "MANIFEST",
     "PICKLES",
