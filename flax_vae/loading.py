@@ -44,7 +44,8 @@ def from_pretrained(
       preset: Name of a preset or an architecture, needed if no configuration lies beside the weights: shapes do not
         determine scale, shift and padding.
       dtype: Computation dtype; see `Numerics`.
-      param_dtype: Dtype of the parameters; None keeps that of the file.
+      param_dtype: Dtype of the parameters; None keeps that of the file.  For inference in half precision, that of
+        `dtype` casts them once instead of in every call, halves their memory, and rounds biases and scales too.
       remat: Blocks whose activations the backward pass recomputes; see `Numerics`.
       attention: Path of attention; see `Numerics`.
       raw_weights: Whether to take the raw weights of a training checkpoint instead of their moving average.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flax_vae.convert.console.interrupts import advise, ended_with_this_process, run
     from flax_vae.convert.console.options import (
         NONE,
+        OFF,
         CacheOption,
         Preset,
         PresetOption,
@@ -29,6 +30,7 @@ else:
 
 __all__ = [
     "NONE",
+    "OFF",
     "CacheOption",
     "Preset",
     "PresetOption",

@@ -1,6 +1,5 @@
 """Sections of flags, and options that several commands share."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
@@ -13,6 +12,7 @@ T = TypeVar("T")
 Section = Annotated[T, OmitArgPrefixes, FlagCreatePairsOff]
 
 NONE = "(default: none)"
+OFF = "off"
 
 if TYPE_CHECKING:
     Preset = str
@@ -47,10 +47,10 @@ VariantOption = Annotated[
     ),
 ]
 CacheOption = Annotated[
-    Path | None,
+    str | None,
     arg(
         metavar="DIR",
-        help="Folder for compiled programs, which later starts load instead of compiling.",
-        help_behavior_hint=NONE,
+        help=f"Folder for compiled programs, which later starts load instead of compiling; {OFF} stores none.",
+        help_behavior_hint="(default: $JAX_COMPILATION_CACHE_DIR, or flax-vae in the user's cache folder)",
     ),
 ]

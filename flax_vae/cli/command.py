@@ -43,21 +43,26 @@ class TimedModelFlags(ModelFlags):
 
 
 @dataclass(frozen=True)
-class ComputeFlags:
+class CacheFlags:
+    """Compiled programs."""
+
+    compilation_cache: CacheOption = None
+
+    def prepare(self) -> None:
+        """Chooses where compiled programs are stored; see `flax_vae.ops.cache_for_command`."""
+        from flax_vae.ops import cache_for_command
+
+        cache_for_command(self.compilation_cache)
+
+
+@dataclass(frozen=True)
+class ComputeFlags(CacheFlags):
     """Memory and speed."""
 
     batch_size: Annotated[int, arg(metavar="N")] = 16
     """Maximum number of images in a batch, on all devices of a process together."""
     max_pixels: Annotated[int, arg(metavar="N")] = 1 << 21
     """Maximum number of pixels in a batch; a larger image is computed in parts."""
-    compilation_cache: CacheOption = None
-
-    def prepare(self) -> None:
-        """Switches the cache of compiled programs on, if it has a folder."""
-        if self.compilation_cache is not None:
-            from flax_vae.ops import cache_compilations
-
-            cache_compilations(self.compilation_cache)
 
 
 def run_command(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from tyro.conf import Positional, arg
 
-from flax_vae.cli.command import TimedModelFlags, run_command
+from flax_vae.cli.command import CacheFlags, TimedModelFlags, run_command
 from flax_vae.convert.console import Section
 from flax_vae.errors import UserError
 from flax_vae.images import ADDRESSES
@@ -50,6 +50,7 @@ class Reconstruct:
     ]
     model: Section[TimedModelFlags]
     output: Section[PictureFlags] = PictureFlags()
+    compute: Section[CacheFlags] = CacheFlags()
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -69,6 +70,7 @@ def _run(flags: Reconstruct) -> int:
     # These imports load JAX, so they come after the flags are checked.
     from flax_vae.conditioning import same_time
 
+    flags.compute.prepare()
     model, params = flags.model.load(rgb=True)
     same_time(1, flags.model.time, model.params)  # raises if the time does not fit the model
 

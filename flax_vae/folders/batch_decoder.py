@@ -21,7 +21,7 @@ from flax_vae.errors import UserError
 from flax_vae.folders.batches import Batch, ImageEntry
 from flax_vae.folders.stream import stream
 from flax_vae.images import to_uint8
-from flax_vae.inference import ENCODER_PARAMS, DataParallel, decode_in_bands
+from flax_vae.inference import ENCODER_PARAMS, CompileAhead, DataParallel, decode_in_bands
 
 
 class BatchDecoder:
@@ -53,6 +53,18 @@ class BatchDecoder:
     def __call__(self, compiled_size: int, z: Float[np.ndarray, "b h w c"]) -> Array:
         """Starts to decode a batch of stored latents."""
         return self._decode(compiled_size, z)
+
+    def compile_in(self, thread: ThreadPoolExecutor, size: tuple[int, int, int]) -> Future[Any]:
+        """Starts to compile the program of batches in another thread; see `DataParallel.compile_in`.
+
+        Args:
+          thread: Executor of a single thread.
+          size: Batch size of the program, and height and width of the images.
+        """
+        compiled_size, height, width = size
+        factor, channels = self._encoding.factor, self._encoding.channels
+        latent = jax.ShapeDtypeStruct((height // factor, width // factor, channels), np.float32)
+        return self._decode.compile_in(thread, compiled_size, latent)
 
     def in_bands(self, z: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b h*f w*f 3"]:
         """Decodes latents one after another, each band by band."""
@@ -99,13 +111,17 @@ class DecodePipeline:
         """
 
         def begin(threads: ThreadPoolExecutor, batch: Batch) -> Future[Float[np.ndarray, "b h w c"]]:
-            return threads.submit(self._read, batch)
+            coming = threads.submit(self._read, batch)
+            programs.top_up()  # while the latents are read
+            return coming
 
         def compute(batch: Batch, coming: Future[Float[np.ndarray, "b h w c"]]) -> Array | np.ndarray:
-            large = batch.height * batch.width > self.max_pixels
-            return (
-                self.decoder.in_bands(coming.result()) if large else self.decoder(batch.compiled_size, coming.result())
-            )
+            if self._is_large(batch):
+                return self.decoder.in_bands(coming.result())
+            programs.wait(batch.program)
+            images = self.decoder(batch.compiled_size, coming.result())
+            programs.top_up()  # while the batch is computed
+            return images
 
         def collect(threads: ThreadPoolExecutor, batch: Batch, images: Array | np.ndarray) -> None:
             values = np.asarray(images, np.float32)
@@ -117,7 +133,13 @@ class DecodePipeline:
                 future.result()
             progress.add(len(wanted))
 
-        stream(batches, begin, compute, collect)
+        sizes = (batch.program for batch in batches if not self._is_large(batch))
+        with CompileAhead(self.decoder.compile_in, sizes) as programs:
+            stream(batches, begin, compute, collect)
+
+    def _is_large(self, batch: Batch) -> bool:
+        """Returns whether an image is decoded band by band."""
+        return batch.height * batch.width > self.max_pixels
 
     def _read(self, batch: Batch) -> Float[np.ndarray, "b h w c"]:
         encoding = self.latents.index.encoding

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -91,6 +92,22 @@ class LatentEncoder:
           Arrays by the names of `Encoding.parts`, `b h w c`, of at least as many images.
         """
         return self._encode(compiled_size, images, entries)
+
+    def compile_in(self, thread: ThreadPoolExecutor, size: tuple[int, int, int]) -> Future[Any]:
+        """Starts to compile the program of batches in another thread; see `DataParallel.compile_in`.
+
+        Args:
+          thread: Executor of a single thread.
+          size: Batch size of the program, and height and width of the images.
+        """
+        compiled_size, height, width = size
+        image = jax.ShapeDtypeStruct((height, width, self._model.params.in_channels), np.float32)
+        return self._encode.compile_in(thread, compiled_size, image, jax.ShapeDtypeStruct((), np.uint32))
+
+    @property
+    def compiling(self) -> float:
+        """Seconds that `compile_in` took in all."""
+        return self._encode.compiling
 
     def encode_across_devices(
         self, image: Float[np.ndarray, "1 h w 3"], entries: UInt32[np.ndarray, " 1"]

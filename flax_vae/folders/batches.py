@@ -42,6 +42,11 @@ class Batch:
     compiled_size: int
     pictures: tuple[ImageEntry, ...]
 
+    @property
+    def program(self) -> tuple[int, int, int]:
+        """Batch size, height and width, for which a program is compiled."""
+        return self.compiled_size, self.height, self.width
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -127,7 +132,7 @@ def programs(shards: Sequence[Shard], multiple: int) -> Iterator[str]:
       shards: Shards to compute.
       multiple: Number of pixels; sides are padded to multiples of it.
     """
-    sizes = {(batch.height, batch.width, batch.compiled_size) for shard in shards for batch in shard.batches}
+    sizes = {batch.program for shard in shards for batch in shard.batches}
     if not sizes:
         return
     what = f"of images, padded to multiples of {multiple},"

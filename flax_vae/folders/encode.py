@@ -47,7 +47,7 @@ class EncodeReport:
       skipped: Number of skipped images, as far as known.
       seconds: Duration of encoding, without loading the model.
       computing: Fraction of `seconds` in which the devices had a batch to compute whose program was compiled.
-      compiling: Seconds of those in which a program was compiled; the devices may compute another batch meanwhile.
+      compiling: Seconds that tracing and compiling took; the devices may compute another batch meanwhile.
       damaged: Names of shards that were damaged, or written by another run, and were encoded again.
     """
 

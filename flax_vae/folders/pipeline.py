@@ -19,6 +19,7 @@ from flax_vae.folders.batch_encoder import LatentEncoder
 from flax_vae.folders.batches import Batch, ImageEntry, Shard
 from flax_vae.folders.stream import stream
 from flax_vae.images import ImageScan, StorageError, pad_to_factor, to_float
+from flax_vae.inference import CompileAhead
 from flax_vae.ops import CompileClock
 
 
@@ -57,7 +58,7 @@ class BusyTime:
 
     Attributes:
       busy: Seconds in which the devices had a batch whose program was compiled.
-      compiling: Seconds in which a program was traced and compiled.
+      compiling: Seconds that tracing and compiling programs took.
     """
 
     def __init__(self):
@@ -148,14 +149,20 @@ class EncodePipeline:
           UserError: If a latent is not finite.
         """
         busy_time = BusyTime()
+        batches = (batch for shard in shards for batch in shard.batches if not self._is_large(batch))
 
         def begin(threads: ThreadPoolExecutor, job: _Job) -> list[Future[_Source]]:
-            return [threads.submit(self._read, job.batch, picture) for picture in job.batch.pictures]
+            coming = [threads.submit(self._read, job.batch, picture) for picture in job.batch.pictures]
+            programs.top_up()  # while the files are read
+            return coming
 
         def compute(job: _Job, coming: list[Future[_Source]]) -> _Computed:
             good = self._gather(job, coming)
+            if not self._is_large(job.batch):
+                programs.wait(job.batch.program)
             begun = time.monotonic()
             latents = self._compute(job.batch, good) if good else []
+            programs.top_up()  # while the batch is computed
             return _Computed(busy_time.started(begun, clock.last), latents)
 
         def collect(threads: ThreadPoolExecutor, job: _Job, computed: _Computed) -> None:
@@ -164,9 +171,15 @@ class EncodePipeline:
             self._keep(job, computed)
             progress.add(len(job.batch.pictures))
 
-        with CompileClock() as clock:
+        sizes = (batch.program for batch in batches)
+        with CompileClock() as clock, CompileAhead(self.encoder.compile_in, sizes) as programs:
             stream(self._jobs(shards), begin, compute, collect)
+        busy_time.compiling += self.encoder.compiling
         return busy_time
+
+    def _is_large(self, batch: Batch) -> bool:
+        """Returns whether an image is computed alone, on several devices."""
+        return batch.height * batch.width > self.max_pixels and len(self.encoder.devices) > 1
 
     def _jobs(self, shards: Sequence[Shard]) -> Iterator[_Job]:
         for shard in shards:
@@ -210,13 +223,12 @@ class EncodePipeline:
 
     def _compute(self, batch: Batch, good: list[_Good]) -> list[tuple[list[LatentEntry], dict[str, Array]]]:
         """Starts the computation of the images and of their mirror images."""
-        large = batch.height * batch.width > self.max_pixels and len(self.encoder.devices) > 1
         computed = []
         for flipped in (False, True)[: 1 + self.encoding.flip]:
             entries = [LatentEntry(p.number, p.name, p.height, p.width, flipped, sha256) for p, sha256, _ in good]
             images = np.stack([one.views[int(flipped)] for one in good])
             numbers = np.array([2 * entry.number + flipped for entry in entries], np.uint32)
-            if large:
+            if self._is_large(batch):
                 latents = self.encoder.encode_across_devices(images, numbers)
             else:
                 latents = self.encoder(batch.compiled_size, images, numbers)

@@ -9,7 +9,7 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.inference.banded_decode import decode_in_bands
-    from flax_vae.inference.data_parallel import DataParallel, rows_of
+    from flax_vae.inference.data_parallel import CompileAhead, DataParallel, rows_of
     from flax_vae.inference.model import load_model
     from flax_vae.inference.over_devices import (
         DECODER_PARAMS,
@@ -22,6 +22,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "CompileAhead",
     "DECODER_PARAMS",
     "DataParallel",
     "ENCODER_PARAMS",

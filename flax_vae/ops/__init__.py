@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flax_vae.ops.compilation import (
         CompileClock,
         cache_compilations,
+        cache_for_command,
         compiler_options,
         release_compiler_memory,
         require_devices,
@@ -34,6 +35,7 @@ __all__ = [
     "add",
     "broadcast",
     "cache_compilations",
+    "cache_for_command",
     "compiler_options",
     "convolve",
     "corner_kernels",

@@ -1,17 +1,25 @@
 """Compiler options, the compilation cache, and the devices of commands."""
 
+import contextlib
 import ctypes
 import ctypes.util
+import errno
 import math
 import os
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 
+from flax_vae.convert.console import OFF, available_cpus, printable
 from flax_vae.convert.extras import install_command
 from flax_vae.errors import UserError
+
+# Programs that no process has read for this long are removed from the user's cache folder.
+UNUSED_SECONDS = 30 * 24 * 3600
 
 
 def compiler_options(platform: str) -> dict[str, Any]:
@@ -45,14 +53,73 @@ def cache_compilations(folder: str | Path) -> None:
 
     Args:
       folder: Folder of the programs, created if missing; several processes may share it.
+
+    Raises:
+      OSError: If the folder cannot be created, read or written.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def cache_for_command(chosen: str | None) -> None:
+    """Stores the compiled programs of a command; called before anything is compiled.
+
+    Without a choice they are stored where `JAX_COMPILATION_CACHE_DIR` says, or else in the user's cache folder, which a
+    line on stderr names when it is created.  If that folder cannot be written, programs are not stored.
+
+    Args:
+      chosen: Folder, `"off"` to neither store programs nor read stored ones, or None.
+
+    Raises:
+      OSError: If the chosen folder cannot be created, read or written.
+    """
+    if chosen == OFF:
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif chosen is not None:
+        cache_compilations(chosen)
+    elif "JAX_COMPILATION_CACHE_DIR" not in os.environ and not _jax_stores_programs():
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home folder
+            folder = _user_cache_folder()
+            new = not folder.parent.exists()
+            cache_compilations(folder)
+            _remove_unused(folder.parent)
+            if new:
+                where = printable(folder.parent)
+                print(f"compiled programs are stored in {where}; --compilation-cache off avoids it", file=sys.stderr)
+
+
+def _jax_stores_programs() -> bool:
+    """Returns whether the user or a calling program has decided on JAX's cache."""
+    config: Any = jax.config
+    return config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache
+
+
+def _user_cache_folder() -> Path:
+    """Returns a folder for the programs of machines like this one.
+
+    Several machines may share a home folder.  A program for a CPU is compiled for its instructions and the number of
+    its cores, of which JAX's cache distinguishes only the first.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    base = Path(given) if os.path.isabs(given) else usual
+    return base / "flax-vae" / "programs" / f"{available_cpus()}-cores"
+
+
+def _remove_unused(folder: Path) -> None:
+    oldest = time.time() - UNUSED_SECONDS  # noqa: TID251 - the clock of files
+    for file in folder.glob("*/*"):
+        with contextlib.suppress(OSError):  # another process may remove it too
+            read = file.stat()
+            if max(read.st_atime, read.st_mtime) < oldest:
+                file.unlink()
+
+
 class CompileClock:
-    """Notes, in a `with` block, when JAX last compiled a program in this process, or read one from its cache.
+    """Notes, in a `with` block, when JAX last compiled a program in this thread, or read one from its cache.
 
     Attributes:
       last: Time of `time.monotonic()` at the end of that; minus infinity if there was none.
@@ -64,6 +131,7 @@ class CompileClock:
         self.last = -math.inf
 
     def __enter__(self) -> Self:
+        self._thread = threading.get_ident()
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         return self
 
@@ -71,7 +139,7 @@ class CompileClock:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == self._EVENT:
+        if event == self._EVENT and threading.get_ident() == self._thread:
             self.last = time.monotonic()
 
 

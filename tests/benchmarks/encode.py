@@ -86,6 +86,7 @@ def alone(source: Path, weights: Path) -> list[float]:
 def command(source: Path, folder: Path, weights: Path) -> list[str]:
     """The command as a person gives it."""
     words = ["encode", source, folder, "--model", weights, "--batch-size", BATCH, "--shard-size", SHARD]
+    words += ["--compilation-cache", "off"]  # the model alone compiles too
     return [sys.executable, "-m", "flax_vae.cli.main", *map(str, words)]
 
 

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from flax_vae.convert.console import (
     NONE,
+    CacheOption,
     PresetOption,
     Progress,
     RawWeightsOption,
@@ -41,6 +42,7 @@ class MeasuredModelFlags:
     """Time for a model that is conditioned on time."""
     bands: bool = False
     """Decode band by band, which is slower, for images that do not fit into the device's memory."""
+    compilation_cache: CacheOption = None
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,10 @@ def _run(flags: EvalFlags) -> int:
     # JAX and Pillow: only now, when there is something to compute.
     from flax_vae.images import open_images, scan_images
     from flax_vae.inference import load_model
+    from flax_vae.ops import cache_for_command
     from flax_vae.train.evaluation import comparison
 
+    cache_for_command(flags.model.compilation_cache)
     source = open_images(flags.images.data) if flags.images.data is not None else _held_out(models[0])
     for note in source.notes:
         print(note, file=sys.stderr)

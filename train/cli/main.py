@@ -107,11 +107,10 @@ def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:
 def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     begun = time.monotonic()
     # They load JAX: only now, when there is something to compute.
-    from flax_vae.ops import cache_compilations, require_devices
+    from flax_vae.ops import cache_for_command, require_devices
     from flax_vae.train.loop import describe_scores, train
 
-    if flags.run.compilation_cache is not None:
-        cache_compilations(flags.run.compilation_cache)
+    cache_for_command(flags.run.compilation_cache)
     require_devices()
     outcome = train(config, workdir, accept_changed_data=flags.run.accept_changed_data)
     if outcome.stopped_by is not None:
