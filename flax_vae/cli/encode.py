@@ -32,7 +32,9 @@ class LatentFlags:
     resize: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: images keep their size)")] = None
     """Resize the shorter side to this number of pixels first, as ADM, DiT, SiT and MeanFlow do: halved by boxes while
     it is twice too large, then bicubic."""
-    crop: Annotated[Literal["center", "none"] | None, arg(help_behavior_hint="(default: center)")] = None
+    crop: Annotated[
+        Literal["center", "none"] | None, arg(metavar="{center,none}", help_behavior_hint="(default: center)")
+    ] = None
     """Encode the N x N square in the centre of a resized image, or all of it."""
     flip: bool = False
     """Encode the mirror image of each image too, as a second entry; mirrored after --crop."""
