@@ -24,7 +24,7 @@ def test_version(prog, tmp_path):
 HELPS = [
     *(("flax_vae.cli.main", [command]) for command in ("encode", "decode", "reconstruct")),
     *(("flax_vae.convert.cli.main", words) for words in ([], ["inspect"], ["verify"], ["table"])),
-    *(("flax_vae.train.cli.main", words) for words in ([], ["plan"], ["eval"])),
+    *(("flax_vae.train.cli.main", words) for words in ([], ["plan"], ["eval"], ["compare"])),
 ]
 
 
@@ -35,7 +35,7 @@ def help_of(module, words, capsys):
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-@pytest.mark.parametrize(("module", "words"), [row for row in HELPS if row[1] != ["inspect"]])
+@pytest.mark.parametrize(("module", "words"), [row for row in HELPS if row[1] not in (["inspect"], ["compare"])])
 def test_help_lists_the_presets(module, words, capsys):
     text = help_of(module, words, capsys)
     option = text[text.rindex("--preset") :].partition("(")[0].replace("- ", "-")

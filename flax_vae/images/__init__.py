@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.images.comparison import WIDE, PanelLayout, draw_comparison, save_png, stack, visible_factor
+    from flax_vae.images.comparison import (
+        PANELS,
+        WIDE,
+        PanelLayout,
+        draw_comparison,
+        save_png,
+        stack,
+        visible_factor,
+    )
     from flax_vae.images.formats import ADDRESSES, FORMATS
     from flax_vae.images.read import StorageError, image_size, read_image, read_model_input
     from flax_vae.images.scan import ImageScan, in_threads, require_storage, scan_images
@@ -30,6 +38,7 @@ __all__ = [
     "ImageScores",
     "ImageSource",
     "ImageSubset",
+    "PANELS",
     "PanelLayout",
     "ResizedSource",
     "StorageError",

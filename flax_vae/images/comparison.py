@@ -1,5 +1,6 @@
 """Draws original, reconstruction and difference side by side, with scores above them."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int16
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from flax_vae.convert.files import atomic_file
 from flax_vae.images.scores import Comparison
 
+PANELS = "panels"  # key of a drawing's `info`, and of a PNG file's text: what is drawn where, to cut it out again
 _MOST_AMPLIFIED = 32  # a difference of one step is then dark grey
 
 
@@ -55,6 +58,9 @@ def draw_comparison(
       labels: Text above each of the three images; or none.
       amplified: Factor that the absolute difference of each channel is multiplied by.
       layout: Sizes of the parts of the row.
+
+    Returns:
+      The drawing; its `info[PANELS]` lists name, scores and the boxes of the three images.
     """
     original, reconstruction, _ = comparison
     difference = np.minimum(_difference(comparison) * amplified, 255).astype(np.uint8)
@@ -75,29 +81,38 @@ def draw_comparison(
         row.paste(image, (index * column, top))
         if labels:
             draw.text((index * column, top - layout.line + 2), labels[index], fill="dimgray", font=font)
+    boxes = [[index * column, top, index * column + width, top + height] for index in range(len(images))]
+    row.info[PANELS] = [{"name": comparison.scores.name, "scores": comparison.scores.in_words(), "boxes": boxes}]
     return row
 
 
 def stack(rows: Sequence[Image.Image], layout: PanelLayout) -> Image.Image:
-    """Stacks rows vertically on white."""
+    """Stacks rows of `draw_comparison` vertically on white."""
     gap = layout.gap
     size = (max(row.width for row in rows) + 2 * gap, sum(row.height + gap for row in rows) + gap)
     picture = Image.new("RGB", size, "white")
     top = gap
+    picture.info[PANELS] = []
     for row in rows:
+        for panel in row.info.get(PANELS, []):
+            boxes = [[left + gap, up + top, right + gap, down + top] for left, up, right, down in panel["boxes"]]
+            picture.info[PANELS].append(panel | {"boxes": boxes})
         picture.paste(row, (gap, top))
         top += row.height + gap
     return picture
 
 
 def save_png(path: str | os.PathLike[str], picture: Image.Image, *, force: bool = False) -> None:
-    """Writes a PNG file atomically.
+    """Writes a PNG file atomically, with the places of its panels, if it has any, as text.
 
     Raises:
       OSError: As `flax_vae.convert.files.atomic_file`.
     """
+    text = PngInfo()
+    if picture.info.get(PANELS):
+        text.add_itxt(PANELS, json.dumps(picture.info[PANELS]))
     with atomic_file(path, force=force) as file:
-        picture.save(file, format="PNG")
+        picture.save(file, format="PNG", pnginfo=text)
 
 
 def visible_factor(comparison: Comparison) -> int:

@@ -105,6 +105,7 @@ class Flags:
 
     Other commands, each with a --help of its own:
       flax-vae-train eval RUN_OR_MODEL --data DATA    measures a trained model
+      flax-vae-train compare RUN RUN...               shows runs side by side on one page
       flax-vae-train plan --topology v5e:4x4          estimates memory, step time and cost on TPUs that you do not have
     """
 

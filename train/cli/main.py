@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flax_vae.convert.console import advise, escaped_output, guard, quiet_libraries
-from flax_vae.train.cli import evaluate, plan
+from flax_vae.train.cli import compare, evaluate, plan
 from flax_vae.train.cli.flags import Flags, parse_run_flags
 from flax_vae.train.config import TrainConfig
 
 PROG = "flax-vae-train"
+_SUBCOMMANDS = {"compare": compare, "eval": evaluate, "plan": plan}
 _LONGEST = 200  # characters of an error of JAX
 
 
@@ -34,11 +35,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    subcommand = words[0] if words[:1] in (["eval"], ["plan"]) else None
+    subcommand = words[0] if words and words[0] in _SUBCOMMANDS else None
     quiet_libraries(tpu_compiler=subcommand == "plan" and any(word.startswith("--topology") for word in words))
     if subcommand is not None:
         advise(PROG, "")
-        return {"eval": evaluate, "plan": plan}[subcommand].main(words[1:])
+        return _SUBCOMMANDS[subcommand].main(words[1:])
     advise(PROG, "the same command goes on from the last checkpoint")
     flags = parse_run_flags(Flags, prog=PROG, args=words)
     try:

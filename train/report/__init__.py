@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
+    from flax_vae.train.report.compare import write_run_comparison
     from flax_vae.train.report.html import write_report
     from flax_vae.train.report.metrics_log import Metrics, Reporter, read_metrics
     from flax_vae.train.report.pictures import save_comparisons
@@ -25,4 +26,5 @@ __all__ = [
     "read_metrics",
     "save_comparisons",
     "write_report",
+    "write_run_comparison",
 ]

@@ -1,4 +1,4 @@
-"""Line charts: places of curves, ticks and dots in an SVG, which `report.html.jinja` draws.
+"""Line charts: places of curves, ticks and dots in an SVG, which `chart.svg.jinja` draws.
 
 Matplotlib would add 75 MB to an installation, write curves four times as large, and not follow the page's dark mode;
 thinning, smoothing and gaps would still need this code.
@@ -14,6 +14,7 @@ _POINTS = 400  # a polyline has no more points than a chart has pixels
 _SMOOTH_FROM = 60  # points; shorter curves are drawn as they are
 _DOTS_TO = 25  # points; longer curves have no dots
 _DRAWN = (1e-290, 1e290)  # magnitudes; the arithmetic of the axes would leave the range of floats outside of these
+COLOURS = 6  # curves that can be distinguished in one chart; six more are dashed
 _LOG_RANGE = 20.0  # largest over smallest value that a linear axis still shows well
 
 Points = list[tuple[float, float]]
@@ -24,7 +25,8 @@ class Series(NamedTuple):
 
     Attributes:
       name: Name in the legend.
-      points: Pairs of step and value, by step; a value that is not finite, or far beyond float32, leaves a gap.
+      points: Pairs of step, or another quantity, and value, in ascending order; a value that is not finite, or far
+        beyond float32, leaves a gap.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Curve(NamedTuple):
 
     Attributes:
       name: Name in the legend.
+      place: Place among all curves of the chart, which chooses the colour.
       last: Last finite value, as text.
       lines: Points of each stretch without a gap; smoothed if the curve is long.
       noisy: Points of each stretch before smoothing; empty if the curve is short.
@@ -43,6 +46,7 @@ class Curve(NamedTuple):
     """
 
     name: str
+    place: int
     last: str
     lines: list[Points]
     noisy: list[Points]
@@ -65,18 +69,21 @@ class Chart(NamedTuple):
     curves: list[Curve]
 
 
-def chart(series: Sequence[Series], *, may_log: bool = False) -> Chart:
+def chart(series: Sequence[Series], *, may_log: bool = False, about: str = "", over: str = "steps") -> Chart:
     """Returns a chart of all curves over their steps.
 
     Args:
       series: At least one curve; those without a finite value are left out.
       may_log: Whether to use a logarithmic axis if all values are positive and span more than a factor of 20.
+      about: Quantity of all curves, if their names do not say it.
+      over: Quantity of the horizontal axis, if it is not the steps.
 
     Raises:
       ValueError: If no curve has a finite value.
     """
     series = [Series(one.name, [(x, drawable(y)) for x, y in one.points]) for one in series]
-    series = [one for one in series if any(math.isfinite(y) for _, y in one.points)]
+    finite = [(index, one) for index, one in enumerate(series) if any(math.isfinite(y) for _, y in one.points)]
+    series = [one for _, one in finite]
     values = [y for one in series for _, y in one.points if math.isfinite(y)]
     if not values:
         raise ValueError("no curve has a finite value; expected at least one")
@@ -87,10 +94,10 @@ def chart(series: Sequence[Series], *, may_log: bool = False) -> Chart:
     y_ticks = log_ticks(min(values), max(values)) if log else linear_ticks(min(values), max(values))
     y_axis = _Axis(y_ticks[0], y_ticks[-1], BOTTOM, TOP, log)
     return Chart(
-        f"{', '.join(one.name for one in series)} over steps{', logarithmic' if log else ''}",
+        f"{about}{': ' * bool(about)}{', '.join(one.name for one in series)} over {over}{', logarithmic' * log}",
         [(x_axis(tick), label(tick)) for tick in x_ticks if tick <= max(steps)],
         [(y_axis(tick), label(tick)) for tick in y_ticks],
-        [_curve(one, x_axis, y_axis) for one in series],
+        [_curve(one, index, x_axis, y_axis) for index, one in finite],
     )
 
 
@@ -144,7 +151,7 @@ class _Axis(NamedTuple):
         return round(self.start + (place - low) / (high - low) * (self.end - self.start), 1)
 
 
-def _curve(series: Series, x_axis: _Axis, y_axis: _Axis) -> Curve:
+def _curve(series: Series, index: int, x_axis: _Axis, y_axis: _Axis) -> Curve:
     def places(points: Points) -> Points:
         return [(x_axis(x), y_axis(y)) for x, y in points]
 
@@ -155,7 +162,7 @@ def _curve(series: Series, x_axis: _Axis, y_axis: _Axis) -> Curve:
     elif longest <= _DOTS_TO:
         dots = [point for run in runs for point in run]
     last = label(runs[-1][-1][1])
-    return Curve(series.name, last, [places(run) for run in lines], [places(run) for run in noisy], places(dots))
+    return Curve(series.name, index, last, [places(run) for run in lines], [places(run) for run in noisy], places(dots))
 
 
 def _without_gaps(points: Sequence[tuple[float, float]]) -> list[Points]:

@@ -1,9 +1,15 @@
-"""Writes pictures that compare images with their reconstructions."""
+"""Writes pictures that compare images with their reconstructions, and reads the images in them."""
 
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from flax_vae.images import Comparison, PanelLayout, draw_comparison, save_png, stack
+from PIL import Image
+
+from flax_vae.images import PANELS, Comparison, PanelLayout, draw_comparison, save_png, stack
+from flax_vae.train.errors import RunError
 
 _LAYOUT = PanelLayout()
 _AMPLIFIED = 4  # makes small differences visible; equal for all images, so that they can be compared
@@ -19,3 +25,52 @@ def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
         caption = "   ".join([comparison.scores.name, *comparison.scores.in_words()])
         rows.append(draw_comparison(comparison, [caption], amplified=_AMPLIFIED, layout=_LAYOUT))
     save_png(path, stack(rows, _LAYOUT), force=True)
+
+
+class Reconstructed(NamedTuple):
+    """One row of a picture of `save_comparisons`.
+
+    Attributes:
+      name: Name of the image; empty if the picture does not tell it.
+      scores: Scores as text, each with its name.
+      original: The image as drawn, as a PNG file; empty if the picture does not tell where it is.
+      reconstruction: Reconstruction as drawn, or the whole picture if that does not tell where it is.
+    """
+
+    name: str
+    scores: list[str]
+    original: bytes
+    reconstruction: bytes
+
+
+def read_comparisons(path: Path) -> list[Reconstructed]:
+    """Returns the rows of a picture of `save_comparisons`; one of an earlier version is returned whole.
+
+    Raises:
+      RunError: If the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+            return _rows(picture) or [Reconstructed("", [], b"", content)]
+    except (OSError, SyntaxError, ValueError) as error:  # of Pillow, for another file
+        raise RunError(f"{path} cannot be read ({error}); remove it", path=path) from error
+
+
+def _rows(picture: Image.Image) -> list[Reconstructed]:
+    try:
+        panels = json.loads(picture.info[PANELS])
+        rows = [(str(one["name"]), list(map(str, one["scores"])), one["boxes"][:2]) for one in panels]
+        return [Reconstructed(name, scores, *(_cut(picture, box) for box in boxes)) for name, scores, boxes in rows]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _cut(picture: Image.Image, box: Sequence[int]) -> bytes:
+    left, top, right, bottom = box
+    if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
+        raise ValueError("the box is outside of the picture")
+    file = io.BytesIO()
+    picture.crop((left, top, right, bottom)).save(file, format="PNG")
+    return file.getvalue()

@@ -229,7 +229,7 @@ class RunDirectory:
         Raises:
           RunError: If the directory cannot be written.
         """
-        history = self._history()
+        history = self.history()
         if self.steps and changes:
             history.append({"after_step": self.steps[-1], "changed": list(changes)})
         try:
@@ -243,7 +243,8 @@ class RunDirectory:
                 f"{self.path} cannot be written ({error}); choose another workdir", path=self.path
             ) from error
 
-    def _history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[dict[str, Any]]:
+        """Returns which settings were `changed`, and `after_step` how many; nothing if `config.json` does not tell."""
         with suppress(AttributeError, OSError, TypeError, ValueError):
             return list(json.loads((self.path / CONFIG).read_bytes()).get(HISTORY, []))
         return []

@@ -54,7 +54,14 @@ def run(tmp_path, small):
     run = RunDirectory(tmp_path / "a run")
     run.begin(small)
     rows = [
-        {"step": step, "loss": 1 / step, "l1": 0.5 / step, "lpips": 0.9, "images_per_second": 10.0 + step}
+        {
+            "step": step,
+            "loss": 1 / step,
+            "l1": 0.5 / step,
+            "lpips": 0.9,
+            "skipped": 0.0,
+            "images_per_second": 10.0 + step,
+        }
         for step in range(1, 9)
     ]
     rows[3] |= {"psnr": 20.5, "ssim": 0.5, "held_out_lpips": 0.25}
@@ -108,9 +115,13 @@ def test_all_numeric_columns_are_drawn_and_names_escaped(run):
     labels = [attrs["aria-label"] for attrs in Page(text).of("svg")]
     names = [name for shown in labels for name in shown.split(" over steps")[0].split(", ")]
     assert sorted(names) == sorted(
-        ["loss", "l1", "images_per_second", "psnr", "ssim", "lpips", "held_out_lpips", "<odd & new>"]
+        [
+            *("loss", "L1 distance", "images per second", "PSNR", "SSIM", "LPIPS of training crops", "held-out LPIPS"),
+            "<odd & new>",
+        ]
     )
-    assert labels[0].startswith("loss, l1")
+    assert labels[0].startswith("loss, L1 distance")
+    assert "Always zero: skipped updates." in Page(text).texts
     assert "<odd" not in text
 
 
