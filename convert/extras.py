@@ -20,6 +20,7 @@ EXTRAS = {
     "array_record": "arrayrecord",
     "huggingface_hub": "hub",
     "tensorboardX": "tensorboard",
+    "wandb": "wandb",
     "libtpu": "tpu",
     "gcsfs": "gcs",
     "s3fs": "s3",

@@ -35,7 +35,7 @@ MAY_IMPORT = {
         *("flax_vae.convert", "flax_vae"),
         *("einops", "flax", "jax", "jaxtyping", "jinja2", "numpy", "optax", "orbax", "PIL", "rich", "ruamel", "tyro"),
         # Each for what its name says, inside functions or in a file that only a function imports.
-        "tensorboardX",
+        *("tensorboardX", "wandb"),
     },
 }
 
@@ -89,7 +89,7 @@ STAYS_OUT = {
         *("flax_vae", "torch_ref", "flax_vae.train"),
     },
     "flax_vae": {"array_record", "datasets", "flax", "jax", "optax", "orbax", "torch", "torch_ref", "flax_vae.train"},
-    "flax_vae.train": {"array_record", "datasets", "jax", "ruamel", "tensorboardX", "torch", "torch_ref"},
+    "flax_vae.train": {"array_record", "datasets", "jax", "ruamel", "tensorboardX", "torch", "torch_ref", "wandb"},
     "torch_ref": {"flax", "jax", "optax", "orbax", "flax_vae", "flax_vae.train"},
 }
 

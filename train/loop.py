@@ -28,12 +28,13 @@ from flax_vae.train.devices import (
 from flax_vae.train.errors import NotFiniteError, RunError
 from flax_vae.train.evaluation import HeldOutEvaluation
 from flax_vae.train.report import (
+    Loggers,
     Metrics,
     Reporter,
     Speed,
-    TensorBoard,
-    load_writer,
+    chosen_loggers,
     read_metrics,
+    require_loggers,
     save_comparisons,
     write_report,
 )
@@ -122,8 +123,7 @@ class _Setup(NamedTuple):
 
 
 def _set_up(config: TrainConfig, run: RunDirectory, accept: bool) -> _Setup:
-    if config.tensorboard:
-        load_writer()  # raises before anything is written if tensorboardX is missing
+    require_loggers(config)  # before anything is written
     parallel = make_parallel(config.parallel, zero=config.zero, devices_per_image=config.devices_per_image)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     photographs, listing, changes = open_data(config, run, accept=accept)
@@ -160,10 +160,9 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
         )  # fmt: skip
 
         # Train.  Schedule and noise are computed inside the step, so that nothing is transferred implicitly.
-        writes_board = config.tensorboard and first
-        board = TensorBoard(run.path / "tensorboard", start) if writes_board else contextlib.nullcontext()
         reporter = Reporter(start, config.steps, quiet=not first)
-        with reporter, board, batches, jax.transfer_guard("disallow"):
+        loggers = Loggers(chosen_loggers(config, run.path, start) if first else {}, reporter.line)
+        with reporter, loggers, batches, jax.transfer_guard("disallow"):
             notes = [*checkpoints.problems, *metrics.problems, *photographs.source.notes, *notes]
             if changes:
                 notes.append(f"changed since this run began: {', '.join(changes)}")
@@ -197,8 +196,7 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
                     numbers |= _evaluate(evaluate, parallel, state, step, run, reporter)
                 if log or evaluates:
                     metrics.write(step, numbers)
-                if isinstance(board, TensorBoard):
-                    board.show(step, numbers, run.sample(step) if evaluates else None)
+                loggers.show(step, numbers, run.sample(step) if evaluates else None)
                 if save:
                     require_same_state(state, step)
                     checkpoints.save(step, state, config, wait=last or stopping, scores=numbers)

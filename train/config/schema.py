@@ -271,6 +271,8 @@ class TrainConfig:
       max_skipped: Successive updates that may be skipped because the loss or gradient is not finite; more stop the run.
       tensorboard: Whether to also write curves and images to `tensorboard/` in the run directory; needs the extra
         of that name.
+      wandb: Whether to also send curves and images to Weights & Biases; needs the extra of that name.  A resumed run
+        goes on in the same run there; WANDB_PROJECT, WANDB_MODE=offline and the like are its own variables.
 
     Raises:
       ValueError: If a number is out of range, or two settings contradict each other.
@@ -301,6 +303,7 @@ class TrainConfig:
     keep: int = 2
     max_skipped: int = 10
     tensorboard: bool = False
+    wandb: bool = False
 
     def __post_init__(self):
         check_types(self)

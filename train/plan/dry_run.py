@@ -12,7 +12,7 @@ from flax_vae.train.build import load_start, load_start_training, make_component
 from flax_vae.train.config import TrainConfig, format_yaml
 from flax_vae.train.data import Photographs, shipped_photographs
 from flax_vae.train.devices import Parallel, make_parallel
-from flax_vae.train.report import load_writer
+from flax_vae.train.report import require_loggers
 from flax_vae.train.run import RunDirectory, open_data
 from flax_vae.train.state import TrainState, trained_part
 
@@ -30,8 +30,7 @@ def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: boo
     run = RunDirectory(workdir)
     config = run.fixed(config)
     run.check(config)
-    if config.tensorboard:
-        load_writer()
+    require_loggers(config)
     parallel = make_parallel(config.parallel, zero=config.zero, devices_per_image=config.devices_per_image)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     photographs, _, changes = open_data(config, run, accept=accept_changed_data)

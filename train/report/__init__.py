@@ -1,4 +1,4 @@
-"""Reports of a run: metrics, images, an HTML page, TensorBoard.
+"""Reports of a run: metrics, images, HTML pages, TensorBoard, Weights & Biases.
 
 Imports `flax_vae.train.devices`, `flax_vae.train.evaluation` and `flax_vae.train.run`; used by the loop.
 """
@@ -10,20 +10,21 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.train.report.compare import write_run_comparison
     from flax_vae.train.report.html import write_report
+    from flax_vae.train.report.loggers import Loggers, chosen_loggers, require_loggers
     from flax_vae.train.report.metrics_log import Metrics, Reporter, read_metrics
     from flax_vae.train.report.pictures import save_comparisons
     from flax_vae.train.report.speed import Speed
-    from flax_vae.train.report.tensorboard import TensorBoard, load_writer
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "Loggers",
     "Metrics",
     "Reporter",
     "Speed",
-    "TensorBoard",
-    "load_writer",
+    "chosen_loggers",
     "read_metrics",
+    "require_loggers",
     "save_comparisons",
     "write_report",
     "write_run_comparison",

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from flax_vae.convert.extras import needed
 from flax_vae.train.errors import RunError
@@ -43,6 +42,7 @@ class TensorBoard:
           RunError: If tensorboardX is not installed, or the folder cannot be written.
         """
         writer = load_writer()
+        self._folder = folder
         try:
             # Files are named by the second; the suffix keeps a quick second start from overwriting the first file.
             suffix = f".{resumed_step}"
@@ -52,11 +52,10 @@ class TensorBoard:
         except OSError as error:
             raise RunError(f"{folder} cannot be written ({error}); choose another workdir") from error
 
-    def __enter__(self) -> "TensorBoard":
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self._writer.close()
+    @property
+    def place(self) -> str:
+        """Folder that TensorBoard reads."""
+        return str(self._folder)
 
     def scalars(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds a point to each curve; the part of a name before its slash, as in `held_out/psnr`, is its group."""
@@ -68,9 +67,6 @@ class TensorBoard:
         """Adds an image, a grid of samples for example."""
         self._writer.add_image(name, pixels, step, dataformats="HWC")
 
-    def show(self, step: int, scores: Mapping[str, float], picture: Path | None) -> None:
-        """Adds a point to each curve, and an image from its file if there is one."""
-        self.scalars(step, scores)
-        if picture is not None and picture.exists():
-            with Image.open(picture) as image:
-                self.image(step, "held_out", np.asarray(image))
+    def close(self, *, failed: bool = False) -> None:
+        """Writes the rest; TensorBoard does not show whether a run `failed`."""
+        self._writer.close()

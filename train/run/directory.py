@@ -22,14 +22,14 @@ from flax_vae.train.errors import RunError
 CONFIG = "config.json"
 DATA = "data.json"
 HISTORY = "history"  # key of config.json beside the fields of `TrainConfig`: which settings changed after which step
-_OURS = (CONFIG, DATA, "metrics.jsonl", "samples", "checkpoints", "export", "report.html", "tensorboard")
+_OURS = (CONFIG, DATA, "metrics.jsonl", "samples", "checkpoints", "export", "report.html", "tensorboard", "wandb")
 # Settings of the start of a run.  After a change, config.json would describe a start that the weights did not have.
 _ORIGIN = ("start_from", "raw_weights", "graft", "identity_init")
 # Settings that do not change the result of a complete run.  The content of the data is compared separately.
 _HOW = frozenset(
     {
         *("steps", "parallel", "zero", "devices_per_image", "remat", "log_every", "eval_every", "save_every", "keep"),
-        *("max_skipped", "tensorboard", "data.folder", "data.held_out"),
+        *("max_skipped", "tensorboard", "wandb", "data.folder", "data.held_out"),
         *("data.bad_files", "data.max_bad_fraction", "data.max_bad_count"),
     }
 )

@@ -51,6 +51,7 @@ def test_every_field_survives_json():
         keep=5,
         max_skipped=6,
         tensorboard=True,
+        wandb=True,
     )
     defaults = {
         name: value for name, value in TrainConfig(model=TINY).to_dict().items() if name not in ("model", "data")

@@ -1,6 +1,7 @@
 import io
 import struct
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -37,10 +38,10 @@ def shown(folder):
 
 def test_no_step_is_shown_twice_after_resuming(tmp_path):
     pytest.importorskip("tensorboardX")
-    with TensorBoard(tmp_path, 0) as board:
+    with closing(TensorBoard(tmp_path, 0)) as board:
         for step in (5, 10, 15):  # the checkpoint is at step 10; then the run is killed
             board.scalars(step, {"loss": 1.0 / step, "held_out/psnr": float("inf")})
-    with TensorBoard(tmp_path, 10) as board:
+    with closing(TensorBoard(tmp_path, 10)) as board:
         for step in (15, 20):
             board.scalars(step, {"loss": 2.0 / step})
     assert len(list(tmp_path.iterdir())) == 2
@@ -52,7 +53,7 @@ def test_no_step_is_shown_twice_after_resuming(tmp_path):
 def test_pictures_keep_their_pixels(tmp_path):
     pytest.importorskip("tensorboardX")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    with TensorBoard(tmp_path, 0) as board:
+    with closing(TensorBoard(tmp_path, 0)) as board:
         board.image(3, "samples", pixels)
     ((step, value),) = shown(tmp_path)
     assert (step, value.tag) == (3, "samples")
