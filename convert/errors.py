@@ -75,6 +75,11 @@ def shorten(items: Iterable[str], most: int = 3, *, longest: int | None = 80, se
     return separator.join(shown) + more
 
 
+def one_line(error: BaseException) -> str:
+    """Returns the message of another package's error in one line, or the name of its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def shorten_sentences(sentences: Iterable[str], most: int = 5) -> str:
     """Returns the first of several sentences, separated by semicolons, and how many follow."""
     return shorten(sentences, most, longest=None, separator="; ")

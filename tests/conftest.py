@@ -82,6 +82,11 @@ def pytest_configure(config):
         config.add_cleanup(folder.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name  # workers inherit it
         config.add_cleanup(lambda: os.environ.pop("JAX_COMPILATION_CACHE_DIR"))
+    if "FLAX_VAE_CACHE" not in os.environ:  # what a user's commands keep is not for tests to read or to fill
+        kept = tempfile.TemporaryDirectory(prefix="kept")
+        config.add_cleanup(kept.cleanup)
+        os.environ["FLAX_VAE_CACHE"] = kept.name
+        config.add_cleanup(lambda: os.environ.pop("FLAX_VAE_CACHE"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     # JAX was imported, and has read its variables, before.
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])

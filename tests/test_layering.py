@@ -29,7 +29,7 @@ MAY_IMPORT = {
         *("flax_vae.convert", "einops", "flax", "jax", "jaxtyping", "ml_dtypes", "numpy"),
         *("PIL", "rich", "tyro"),  # the command, and what it reads and draws
         "optax",  # whose state of Adam is converted
-        *("array_record", "datasets"),  # images that lie in such files, inside functions
+        *("array_record", "datasets", "pyarrow"),  # images that lie in such files, inside functions
     },
     "flax_vae.train": {
         *("flax_vae.convert", "flax_vae"),
@@ -88,7 +88,10 @@ STAYS_OUT = {
         *("flax", "huggingface_hub", "jax", "optax", "orbax", "tensorstore", "torch"),
         *("flax_vae", "torch_ref", "flax_vae.train"),
     },
-    "flax_vae": {"array_record", "datasets", "flax", "jax", "optax", "orbax", "torch", "torch_ref", "flax_vae.train"},
+    "flax_vae": {
+        *("array_record", "datasets", "flax", "jax", "optax", "orbax", "pyarrow", "torch"),
+        *("torch_ref", "flax_vae.train"),
+    },
     "flax_vae.train": {"array_record", "datasets", "jax", "ruamel", "tensorboardX", "torch", "torch_ref", "wandb"},
     "torch_ref": {"flax", "jax", "optax", "orbax", "flax_vae", "flax_vae.train"},
 }

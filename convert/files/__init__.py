@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         read_at,
         remove_at,
         size_at,
+        stamp_at,
         write_at,
     )
     from flax_vae.convert.files.archive import check_members
@@ -69,6 +70,7 @@ __all__ = [
     "read_at",
     "remove_at",
     "size_at",
+    "stamp_at",
     "write_at",
     "FORMAT",
     "MANIFEST",

@@ -176,6 +176,23 @@ def size_at(place: Place) -> int:
     return info["size"]
 
 
+def stamp_at(place: Place) -> str:
+    """Returns a text that changes whenever a file or object is written: its size and times, or its version in a store.
+
+    Raises:
+      FileNotFoundError: If it does not exist.
+      FileError: If it is a folder.
+      AddressError: If the store cannot be reached.
+    """
+    if not is_address(place):
+        path = address_of(place)
+        size, status = require_regular(path), os.stat(path)
+        return f"{size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    size = size_at(place)
+    with address_errors(place):
+        return f"{size} {_connect(place).ukey(address_of(place))}"
+
+
 def exists_at(place: Place) -> bool:
     """Returns whether there is a file, an object or a folder.
 

@@ -39,6 +39,7 @@ class Annotations:
         others: Collection[str],
         read: Callable[[str], bytes],
         key_of: Callable[[str], str],
+        inside: Callable[[str], str] = lambda name: name,
     ):
         """Decides where labels come from.
 
@@ -48,13 +49,14 @@ class Annotations:
           others: Names of other files.
           read: Function that returns the content of one of the others.
           key_of: Function that returns the part of a name that an image shares with the files beside it.
+          inside: Function that returns a name as it is below the folder or archive that holds the folders at the top.
 
         Raises:
           DataError: If a file that has to be read is damaged.
         """
         keys = {key_of(name) for name in images}
         self.files = frozenset(name for name in others if name.endswith(SUFFIXES) and key_of(name) in keys)
-        self._images, self._read, self._key_of = images, read, key_of
+        self._images, self._read, self._key_of, self._inside = images, read, key_of, inside
         self.classes: tuple[str, ...] = ()
         self._labels = self._origin(folders)
         if self._labels == "folders":
@@ -70,7 +72,7 @@ class Annotations:
         """
         name = self._images[index]
         if self._labels == "folders":
-            return self._numbers[name.partition("/")[0]] if "/" in name else None
+            return self._numbers.get(self._folder(name))
         if self._labels == ".cls":
             text = self._text(name, ".cls")
             return None if text is None else self._number(name, ".cls", text)
@@ -109,17 +111,22 @@ class Annotations:
             return []
         if self._labels != "folders":
             return [f"labels are the numbers in {self._labels} files beside images"]
-        used = {name.partition("/")[0] for name in self._images if "/" in name}
+        used = {self._folder(name) for name in self._images}
         notes = [
             f"labels are the {len(self.classes):,} folders at the top, sorted ({shorten(map(printable, self.classes))})"
         ]
-        outside = [printable(name) for name in self._images if "/" not in name]
+        outside = [printable(name) for name in self._images if not self._folder(name)]
         if outside:
             notes.append(f"without a label: {len(outside):,} images outside these folders ({shorten(outside)})")
         empty = [printable(name) for name in self.classes if name not in used]
         if empty:
             notes.append(f"without images, but with a number: {len(empty):,} of these folders ({shorten(empty)})")
         return notes
+
+    def _folder(self, name: str) -> str:
+        """Returns the folder at the top that an image lies in; empty if it lies in none."""
+        folder, slash, _ = self._inside(name).partition("/")
+        return folder if slash else ""
 
     def _beside(self, name: str, suffix: str) -> str:
         return f"{self._key_of(name)}{suffix}"

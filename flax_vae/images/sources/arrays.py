@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from flax_vae.convert.console import printable
+from flax_vae.convert.errors import one_line
 from flax_vae.convert.files import check_members, require_regular
 from flax_vae.errors import DataError
 from flax_vae.images.sources.protocol import ImageSource
@@ -74,9 +75,9 @@ def load_array(file: Path) -> np.ndarray:
         require_regular(file)
         return _load_member(file) if zipfile.is_zipfile(file) else _map(file)
     except Exception as error:  # NumPy and zipfile raise nearly anything on a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{printable(file)} cannot be read as an array ({reason:.300}); name an .npy or .npz file", path=file
+            f"{printable(file)} cannot be read as an array ({one_line(error):.300}); name an .npy or .npz file",
+            path=file,
         ) from error
 
 

@@ -5,11 +5,14 @@ from pathlib import Path
 from flax_vae.convert.console import printable
 from flax_vae.errors import DataError
 from flax_vae.images.formats import ADDRESSES
+from flax_vae.images.sources.addresses import split_options, without_options
 from flax_vae.images.sources.array_record import ArrayRecordSource
 from flax_vae.images.sources.arrays import ArraySource
 from flax_vae.images.sources.folder import FolderSource
 from flax_vae.images.sources.hugging_face import HuggingFaceSource
+from flax_vae.images.sources.parquet import ParquetSource
 from flax_vae.images.sources.protocol import ImageSource, SingleImageSource
+from flax_vae.images.sources.tar import TAR_SUFFIXES, TarSource
 
 
 def open_images(address: str) -> ImageSource:
@@ -22,6 +25,9 @@ def open_images(address: str) -> ImageSource:
         - `FILE.npy` or `FILE.npz`, uint8 of shape (n, h, w, 3) or (n, h, w, 1); of several arrays in an `.npz` file
           the one called `images` or `arr_0`;
         - `FILE.array_record` or a pattern of several, whose records are encoded images (the `arrayrecord` extra);
+        - `FILE.tar[,image=jpg]`, one or several archives as WebDataset packs them; see `TarSource`;
+        - `FILE.parquet[,column=image][,label=label][,caption=text]`, one or several tables of encoded images (the
+          `parquet` extra); see `ParquetSource`;
         - `hf:NAME[,split=train][,column=image]`, a Hugging Face data set, where NAME is a name on the hub, a folder
           that `save_to_disk` wrote, or one that `load_dataset` understands (the `datasets` extra).
 
@@ -42,6 +48,13 @@ def _open(address: str) -> ImageSource:
         return HuggingFaceSource(address)
     if path.is_dir():
         return FolderSource(path)
+    place = without_options(address)
+    if place.endswith(TAR_SUFFIXES):
+        return TarSource(address)
+    if place.endswith(".parquet"):
+        return ParquetSource(address)
+    if place != address:
+        split_options(address, ())  # refuses them
     if address.endswith((".npy", ".npz")):
         return ArraySource(path)
     if ".array_record" in path.name:
