@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from flax_vae.convert.files.archive import check_members
     from flax_vae.convert.files.atomic import beside, partial_of, restore, scratch_folder, shortened
+    from flax_vae.convert.files.cache import cache_folder, local_copy
     from flax_vae.convert.files.json import finite_json, loads_object, read_object
     from flax_vae.convert.files.lock import open_locked, release
     from flax_vae.convert.files.manifest import (
@@ -77,6 +78,7 @@ __all__ = [
     "PICKLES",
     "UNVERIFIED",
     "beside",
+    "cache_folder",
     "check_members",
     "digest_file",
     "digest_of",
@@ -84,6 +86,7 @@ __all__ = [
     "finite_json",
     "is_number",
     "loads_object",
+    "local_copy",
     "atomic_file",
     "atomic_folder",
     "note_on_number",

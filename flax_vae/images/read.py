@@ -17,7 +17,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.console import printable as printable
-from flax_vae.convert.errors import FileError
+from flax_vae.convert.errors import FileError, one_line
+from flax_vae.convert.files import read_at
 from flax_vae.errors import DataError
 from flax_vae.images.colour import in_srgb
 from flax_vae.images.formats import READ, what_is
@@ -103,6 +104,24 @@ def file_content(path: Path, name: str | None = None, *, most: int = _MOST_BYTES
     name = name or printable(path)
     with _explained(name, "cannot be read"), closing(_stream(path, name, most)) as stream:
         return stream.content()
+
+
+def fetch_content(place: str, name: str, start: int = 0, stop: int | None = None) -> bytes:
+    """Returns the bytes from `start` to `stop` of a file, or of an object in a bucket.
+
+    Args:
+      place: Path or address.
+      name: Name of the file in errors.
+      start: Position of the first byte.
+      stop: Position after the last byte; None means the end.
+
+    Raises:
+      StorageError: If it cannot be fetched.
+    """
+    try:
+        return read_at(place, start, stop)
+    except OSError as error:
+        raise StorageError(f"{name} cannot be read ({one_line(error)}); start again when it can") from error
 
 
 def read_image(file: Path | bytes, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:

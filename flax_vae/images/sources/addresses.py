@@ -6,11 +6,13 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from flax_vae.convert.console import printable
-from flax_vae.convert.errors import suggest
-from flax_vae.convert.files import address_below, exists_at, is_address, list_at
+from flax_vae.convert.errors import FileError, suggest
+from flax_vae.convert.files import address_below, exists_at, is_address, list_at, local_copy
 from flax_vae.errors import DataError
+from flax_vae.images.read import StorageError
 
 _MOST_FILES = 1_000_000  # that braces may stand for
 _OPTIONS = re.compile(r"(?P<place>.*?)(?P<options>(,\w+=[^,=/]*)*)", re.DOTALL)
@@ -114,6 +116,21 @@ def _choices(inside: str, place: str) -> list[str]:
         f"{printable(place)} has {{{printable(inside)}}}; expected a range such as {{000..099}} or a list such "
         "as {a,b}"
     )
+
+
+def copied(place: str) -> Path:
+    """Returns the path of a file, or that of a copy of an object in a bucket.
+
+    Raises:
+      DataError: If there is no such object.
+      StorageError: If it cannot be fetched.
+    """
+    try:
+        return local_copy(place)
+    except (FileNotFoundError, FileError) as error:
+        raise DataError(f"{printable(place)} cannot be read ({error}); give the address of an object") from error
+    except OSError as error:
+        raise StorageError(f"{printable(place)} cannot be fetched ({error}); start again when it can") from error
 
 
 def file_name(place: str) -> str:

@@ -1,18 +1,20 @@
 """ArrayRecord files of encoded images; the package that reads them is an extra, loaded when it is needed."""
 
-import glob
+import os
 
 from flax_vae.convert.console import printable
 from flax_vae.convert.extras import needed
 from flax_vae.errors import DataError
 from flax_vae.images.read import StorageError
+from flax_vae.images.sources.addresses import copied, files_at
 from flax_vae.images.sources.protocol import FileSource
 
 
 class ArrayRecordSource(FileSource):
     """ArrayRecord files whose records are encoded images, JPEG or PNG for example (the `arrayrecord` extra).
 
-    The address is one file or a pattern, such as `data/train-*.array_record`; files come in the order of their names.
+    The address is one file, or several by braces or a pattern such as `data/train-*.array_record`, which come in the
+    order of their names.  Objects in a bucket are copied to the cache folder first.  Records have no labels.
     """
 
     def __init__(self, address: str):
@@ -26,9 +28,10 @@ class ArrayRecordSource(FileSource):
             from array_record.python.array_record_data_source import (  # pyright: ignore[reportMissingImports]
                 ArrayRecordDataSource,
             )
-        files = sorted(glob.glob(address))
-        if not files:
-            raise DataError(f"{self.where} is not a file and matches none; give a file or a pattern", path=self.where)
+        files = [str(copied(file)) for file in files_at(address)]
+        missing = next((file for file in files if not os.path.isfile(file)), None)
+        if missing is not None:
+            raise DataError(f"{printable(missing)} is not a file and matches none; give a file or a pattern")
         try:
             self._records = ArrayRecordDataSource(files)
         except (OSError, RuntimeError, ValueError) as error:

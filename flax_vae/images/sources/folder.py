@@ -1,5 +1,6 @@
 """Folders of images, including what is listed in them and not read."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Sequence
@@ -8,11 +9,15 @@ from pathlib import Path
 
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import shorten
+from flax_vae.convert.files import address_below, is_address, list_at
 from flax_vae.errors import DataError
 from flax_vae.images.formats import FORMATS, SUFFIXES, UNREAD
-from flax_vae.images.read import file_content
+from flax_vae.images.read import StorageError, fetch_content, file_content, image_size
 from flax_vae.images.sources.annotations import MOST_BYTES, Annotations
 from flax_vae.images.sources.protocol import FileSource
+
+_HEAD = 1 << 16  # bytes of an object that are fetched for its size
+_SHORT_HEADERS = (b"\xff\xd8", b"\x89PNG")  # formats whose first bytes tell all that `image_size` checks
 
 
 @dataclass(frozen=True)
@@ -74,15 +79,20 @@ class FolderSource(FileSource):
     Labels and captions are those of `Annotations`; `a/b.jpg` shares `a/b.txt`, and `a` is its class.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path | str):
         """Lists the files.
+
+        Args:
+          folder: Path, or address of a folder in a bucket.
 
         Raises:
           DataError: If the folder holds no image file, or as in `list_folder`.
+          StorageError: If a bucket cannot be reached.
         """
-        listed = list_folder(folder)
+        self._address = folder if isinstance(folder, str) and is_address(folder) else None
+        listed = list_folder(Path(folder)) if self._address is None else list_bucket(self._address)
         listed.require_images()
-        self._folder, self._files = folder, listed.images
+        self._folder, self._files = Path(folder), listed.images
         self._beside = Annotations(
             listed.images, listed.folders, listed.other, self._annotation, lambda name: os.path.splitext(name)[0]
         )
@@ -109,12 +119,48 @@ class FolderSource(FileSource):
         """Returns the text beside the image file."""
         return self._beside.caption(index)
 
-    def file(self, index: int) -> Path:
-        """Returns the path of an image file."""
-        return self._folder / self._files[index]
+    def file(self, index: int) -> Path | bytes:
+        """Returns the path of an image file, or the content of one in a bucket."""
+        if self._address is None:
+            return self._folder / self._files[index]
+        return fetch_content(address_below(self._address, self._files[index]), self.printable_name(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Returns height and width; of images in a bucket, only the first bytes are fetched if they are enough."""
+        if self._address is not None:
+            place, name = address_below(self._address, self._files[index]), self.printable_name(index)
+            head = fetch_content(place, name, 0, _HEAD)
+            if len(head) == _HEAD and head.startswith(_SHORT_HEADERS):
+                with contextlib.suppress(DataError):
+                    return image_size(head, name)
+            elif len(head) < _HEAD:
+                return image_size(head, name)
+        return super().size(index)
 
     def _annotation(self, name: str) -> bytes:
+        if self._address is not None:
+            return fetch_content(address_below(self._address, name), printable(name), 0, MOST_BYTES)
         return file_content(self._folder / name, printable(name), most=MOST_BYTES)
+
+
+def list_bucket(address: str) -> ImageFolder:
+    """Lists all objects below a folder in a bucket, as `list_folder` lists files.
+
+    Raises:
+      StorageError: If the bucket cannot be reached.
+    """
+    try:
+        names = [entry.name for entry in list_at(address, recursive=True)]
+    except OSError as error:
+        raise StorageError(f"{printable(address)} cannot be listed ({error}); start again when it can") from error
+    found: dict[str, list[str]] = {"images": [], "unread": [], "other": []}
+    for name in names:
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        found["other" if hidden else _kind_of_name(name)].append(name)
+    folders = {name.partition("/")[0] for name in names if "/" in name and not name.startswith(".")}
+    return ImageFolder(
+        Path(address), **{kind: tuple(sorted(names)) for kind, names in found.items()}, folders=tuple(sorted(folders))
+    )
 
 
 def list_folder(folder: Path) -> ImageFolder:
@@ -167,7 +213,11 @@ def _kind(entry: "os.DirEntry[str]") -> str:
         return "folder"
     if not is_file:
         return "lost"
-    suffix = os.path.splitext(entry.name)[1].lower()
+    return _kind_of_name(entry.name)
+
+
+def _kind_of_name(name: str) -> str:
+    suffix = os.path.splitext(name)[1].lower()
     return "images" if suffix in SUFFIXES else "unread" if suffix in UNREAD else "other"
 
 

@@ -1,11 +1,13 @@
 """Opens the images at an address."""
 
+import os
 from pathlib import Path
 
 from flax_vae.convert.console import printable
+from flax_vae.convert.files import is_address
 from flax_vae.errors import DataError
-from flax_vae.images.formats import ADDRESSES
-from flax_vae.images.sources.addresses import split_options, without_options
+from flax_vae.images.formats import ADDRESSES, SUFFIXES
+from flax_vae.images.sources.addresses import file_name, split_options, without_options
 from flax_vae.images.sources.array_record import ArrayRecordSource
 from flax_vae.images.sources.arrays import ArraySource
 from flax_vae.images.sources.folder import FolderSource
@@ -19,16 +21,16 @@ def open_images(address: str) -> ImageSource:
     """Opens the images at an address, at least one.
 
     Args:
-      address: Address of the images, one of
+      address: Address of the images, on disk or, except the last, in a bucket (`gs://`, `s3://`); one of
         - `FOLDER`, searched recursively; names are paths relative to it;
         - `IMAGE`, one image file;
-        - `FILE.npy` or `FILE.npz`, uint8 of shape (n, h, w, 3) or (n, h, w, 1); of several arrays in an `.npz` file
-          the one called `images` or `arr_0`;
-        - `FILE.array_record` or a pattern of several, whose records are encoded images (the `arrayrecord` extra);
+        - `FILE.npy` or `FILE.npz`, uint8 of shape (n, h, w, 3) or (n, h, w, 1); see `ArraySource`;
+        - `FILE.array_record`, one or several files whose records are encoded images (the `arrayrecord` extra);
         - `FILE.tar[,image=jpg]`, one or several archives as WebDataset packs them; see `TarSource`;
         - `FILE.parquet[,column=image][,label=label][,caption=text]`, one or several tables of encoded images (the
           `parquet` extra); see `ParquetSource`;
-        - `hf:NAME[,split=train][,column=image]`, a Hugging Face data set, where NAME is a name on the hub, a folder
+        Several files are written with braces, `{000..099}` or `{a,b}`, or with wildcards.
+        - `hf:NAME[,split=train][,column=image][,label=label][,caption=text]`, a Hugging Face data set, where NAME is a name on the hub, a folder
           that `save_to_disk` wrote, or one that `load_dataset` understands (the `datasets` extra).
 
     Raises:
@@ -43,11 +45,10 @@ def open_images(address: str) -> ImageSource:
 
 
 def _open(address: str) -> ImageSource:
-    path = Path(address)
     if address.startswith("hf:"):
         return HuggingFaceSource(address)
-    if path.is_dir():
-        return FolderSource(path)
+    if not is_address(address) and Path(address).is_dir():
+        return FolderSource(Path(address))
     place = without_options(address)
     if place.endswith(TAR_SUFFIXES):
         return TarSource(address)
@@ -56,9 +57,11 @@ def _open(address: str) -> ImageSource:
     if place != address:
         split_options(address, ())  # refuses them
     if address.endswith((".npy", ".npz")):
-        return ArraySource(path)
-    if ".array_record" in path.name:
+        return ArraySource(address)
+    if ".array_record" in file_name(address):
         return ArrayRecordSource(address)
-    if not path.exists():
+    if is_address(address) and os.path.splitext(address)[1].lower() not in SUFFIXES:
+        return FolderSource(address)
+    if not is_address(address) and not os.path.exists(address):
         raise DataError(f"{printable(address)} does not exist; give {ADDRESSES}")
-    return SingleImageSource(path)
+    return SingleImageSource(address)

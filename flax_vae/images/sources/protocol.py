@@ -1,5 +1,6 @@
 """The protocol of a numbered list of images, and the sources whose images are files."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flax_vae.convert.console import printable
+from flax_vae.convert.files import is_address
 from flax_vae.errors import DataError, UserError
-from flax_vae.images.read import file_content, file_digest, image_size, read_image
+from flax_vae.images.read import fetch_content, file_content, file_digest, image_size, read_image
 from flax_vae.images.sizes import Crop, resize_image, resized_size
 
 
@@ -138,24 +140,24 @@ class FileSource(ImageSource):
 class SingleImageSource(FileSource):
     """One image file."""
 
-    def __init__(self, path: Path):
-        """Stores the path."""
-        self.where, self._path = printable(path), path
+    def __init__(self, place: str):
+        """Stores path or address."""
+        self.where, self._place = printable(place), place
 
     def __len__(self) -> int:
         return 1
 
     def name(self, index: int) -> str:
         """Returns the name of the file."""
-        return self._path.name
+        return self._place.replace(os.sep, "/").rpartition("/")[2]
 
     def printable_name(self, index: int) -> str:
         """Returns the path as it was given."""
         return self.where
 
-    def file(self, index: int) -> Path:
-        """Returns the path of the file."""
-        return self._path
+    def file(self, index: int) -> Path | bytes:
+        """Returns the path of the file, or the content of an object."""
+        return fetch_content(self._place, self.where) if is_address(self._place) else Path(self._place)
 
 
 class ImageSubset(ImageSource):

@@ -5,10 +5,9 @@ from collections import Counter
 
 from flax_vae.convert.console import Progress, printable
 from flax_vae.convert.errors import shorten
-from flax_vae.convert.files import read_at
 from flax_vae.errors import DataError
 from flax_vae.images.formats import SUFFIXES, UNREAD
-from flax_vae.images.read import StorageError
+from flax_vae.images.read import StorageError, fetch_content
 from flax_vae.images.scan import in_threads
 from flax_vae.images.sources.addresses import file_name, files_at, split_options
 from flax_vae.images.sources.annotations import MOST_BYTES, Annotations
@@ -120,12 +119,8 @@ class TarSource(FileSource):
         start, size = int(index.offsets[row]), int(index.sizes[row])
         if most is not None and size > most:
             raise DataError(f"{self._member(number, row)} has {size:,} bytes, more than {most:,}; remove it")
-        try:
-            content = read_at(self._archives[number], start, start + size) if size else b""
-        except OSError as error:
-            raise StorageError(
-                f"{self._member(number, row)} cannot be read ({error}); start again when it can"
-            ) from error
+        name = self._member(number, row)
+        content = fetch_content(self._archives[number], name, start, start + size) if size else b""
         if len(content) != size:
             raise StorageError(f"{self._member(number, row)} was cut off; restore the archive, then start again")
         return content

@@ -1,7 +1,7 @@
 """Indices of tar archives: where each member lies, with size, digest and label of images; built once, and kept.
 
 Building reads the whole archive once, in order, which is how a bucket is read fastest.  An index is kept in the user's
-cache folder, `FLAX_VAE_CACHE` or else `~/.cache/flax-vae`, because archives often lie where users cannot write.  It is
+cache folder (`flax_vae.convert.files.cache_folder`), because archives often lie where users cannot write.  It is
 read again as long as size and time of the archive, or its version in a bucket, are those for which it was built.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from flax_vae.convert.console import available_cpus, printable
-from flax_vae.convert.files import atomic_file, is_address, open_at, stamp_at
+from flax_vae.convert.files import atomic_file, cache_folder, is_address, open_at, stamp_at
 from flax_vae.errors import DataError
 from flax_vae.images.formats import SUFFIXES
 from flax_vae.images.read import StorageError, file_digest, image_size
@@ -89,7 +89,7 @@ def tar_index(place: str) -> TarIndex:
     where = printable(place)
     try:
         stamp = stamp_at(place)
-        file = _cache() / "tars" / f"{hashlib.sha256(_absolute(place).encode()).hexdigest()[:32]}.npz"
+        file = cache_folder() / "tars" / f"{hashlib.sha256(_absolute(place).encode()).hexdigest()[:32]}.npz"
         kept = _load(file, stamp)
         if kept is None:
             with open_at(place) as opened:
@@ -101,11 +101,6 @@ def tar_index(place: str) -> TarIndex:
     except OSError as error:
         raise StorageError(f"{where} cannot be read ({error}); start again when it can") from error
     return kept
-
-
-def _cache() -> Path:
-    given = os.environ.get("FLAX_VAE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flax-vae"
 
 
 def _absolute(place: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from flax_vae.convert.extras import install_command
+from flax_vae.convert.files import write_at
 from flax_vae.images.read import StorageError
 from flax_vae.images.sources.arrays import ArraySource
 from flax_vae.images.sources.open import open_images
@@ -163,6 +164,23 @@ def test_arrays_of_other_shapes_or_dtypes_are_refused(tmp_path, write, message):
         open_images(str(tmp_path / "x.npy"))
 
 
+def test_an_archive_may_hold_labels_and_captions(tmp_path):
+    captions = list("abcdef")
+    np.savez(tmp_path / "x.npz", images=IMAGES, labels=np.array([3, -1, 0, 9, 9, 1]), captions=captions)
+    source = open_images(str(tmp_path / "x.npz"))
+    assert [source.label(index) for index in range(6)] == [3, None, 0, 9, 9, 1]
+    assert [source.caption(index) for index in range(6)] == captions
+    np.savez(tmp_path / "x.npz", IMAGES, np.arange(6))  # as ADM's batches of samples
+    assert open_images(str(tmp_path / "x.npz")).label(4) == 4
+    np.savez(tmp_path / "x.npz", IMAGES, np.zeros((6, 2)))
+    assert open_images(str(tmp_path / "x.npz")).label(4) is None
+    np.savez(tmp_path / "x.npz", images=IMAGES, labels=np.arange(5))
+    with pytest.raises(
+        DataError, match=r"has labels of shape \(5,\) and dtype int64; expected an integer for each of 6"
+    ):
+        open_images(str(tmp_path / "x.npz"))
+
+
 def test_an_archive_of_several_arrays_needs_a_name(tmp_path):
     np.savez(tmp_path / "x.npz", a=IMAGES, b=IMAGES)
     with pytest.raises(DataError, match="of its 2 arrays none is called images"):
@@ -256,3 +274,41 @@ def test_one_image_file_is_a_source(tmp_path):
     assert (len(source), source.name(0), source.size(0)) == (1, "3.png", (12, 17))
     assert source.printable_name(0) == str(tmp_path / "data" / "3.png")
     np.testing.assert_array_equal(source[0], IMAGES[3])
+
+
+IN_A_BUCKET = [write_folder, write_npy, write_npz, write_records, write_tar, write_table]
+
+
+@pytest.mark.parametrize("write", IN_A_BUCKET, ids=lambda write: write.__name__.removeprefix("write_"))
+def test_a_bucket_holds_the_same_images(bucket, tmp_path, write):
+    local = write(tmp_path / "data")
+    remote = f"{bucket}/sources/{write.__name__}"
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            write_at(f"{remote}/{path.relative_to(tmp_path)}", path.read_bytes())
+    source, expected = open_images(local.replace(str(tmp_path), remote)), open_images(local)
+    assert len(source) == 6
+    for index in range(6):
+        np.testing.assert_array_equal(source[index], IMAGES[index])
+        for ask in (source.__class__.name, source.__class__.size, source.__class__.label, source.__class__.digest):
+            assert ask(source, index) == ask(expected, index)
+
+
+def test_class_folders_and_texts_in_a_bucket(bucket, tmp_path):
+    files = {
+        "b/1.png": encoded(IMAGES[1]),
+        "a/x/2.png": encoded(IMAGES[2]),
+        "a/x/2.txt": b"two",
+        "a/.hidden/3.png": b"",
+    }
+    for name, content in files.items():
+        write_at(f"{bucket}/classes/{name}", content)
+    source = open_images(f"{bucket}/classes")
+    assert [source.name(0), source.label(0), source.caption(0)] == ["a/x/2.png", 0, "two"]
+    assert [source.name(1), source.label(1), source.caption(1)] == ["b/1.png", 1, None]
+    assert source.classes == ("a", "b") and source.notes == ["besides: 1 other file (a/.hidden/3.png)"]
+    np.testing.assert_array_equal(open_images(f"{bucket}/classes/b/1.png")[0], IMAGES[1])
+    with pytest.raises(DataError, match="none holds no image file"):
+        open_images(f"{bucket}/none")
+    with pytest.raises(DataError, match="none.tar cannot be read .*does not exist"):
+        open_images(f"{bucket}/none.tar")
