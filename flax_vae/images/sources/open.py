@@ -24,14 +24,15 @@ def open_images(address: str) -> ImageSource:
       address: Address of the images, on disk or, except the last, in a bucket (`gs://`, `s3://`); one of
         - `FOLDER`, searched recursively; names are paths relative to it;
         - `IMAGE`, one image file;
+        - `FILE.tar[,image=jpg]`, archives as WebDataset packs them; see `TarSource`;
+        - `FILE.parquet[,column=image][,label=label][,caption=text]`, tables of encoded images (the `parquet` extra);
+          see `ParquetSource`;
         - `FILE.npy` or `FILE.npz`, uint8 of shape (n, h, w, 3) or (n, h, w, 1); see `ArraySource`;
-        - `FILE.array_record`, one or several files whose records are encoded images (the `arrayrecord` extra);
-        - `FILE.tar[,image=jpg]`, one or several archives as WebDataset packs them; see `TarSource`;
-        - `FILE.parquet[,column=image][,label=label][,caption=text]`, one or several tables of encoded images (the
-          `parquet` extra); see `ParquetSource`;
-        Several files are written with braces, `{000..099}` or `{a,b}`, or with wildcards.
-        - `hf:NAME[,split=train][,column=image][,label=label][,caption=text]`, a Hugging Face data set, where NAME is a name on the hub, a folder
-          that `save_to_disk` wrote, or one that `load_dataset` understands (the `datasets` extra).
+        - `FILE.array_record`, whose records are encoded images (the `arrayrecord` extra);
+        - `hf:NAME`, with the options of a table and `split=train`, a Hugging Face data set, where NAME is a name on the
+          hub, a folder that `save_to_disk` wrote, or one that `load_dataset` understands (the `datasets` extra).
+        Several archives, tables or ArrayRecord files are one source, written with braces, `{000..099}` or `{a,b}`, or
+        with wildcards.
 
     Raises:
       DataError: If the address holds no image, or needs a package that is not installed.
