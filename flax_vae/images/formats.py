@@ -19,8 +19,8 @@ FORMATS = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM and TGA"  # as 
 # Addresses of images as listed in help, messages and README; see `flax_vae.images.open_images` for details.
 ADDRESSES = (
     "a folder (searched recursively), an image file, WebDataset tars or Parquet tables (several as {000..099} or *), "
-    "an .npy or .npz file, ArrayRecord files, each on disk or in a bucket (gs://, s3://), or hf:NAME for a Hugging Face "
-    "data set on the hub or on disk"
+    "an .npy or .npz file, ArrayRecord files, each on disk or in a bucket (gs://, s3://), or hf:NAME for a Hugging "
+    "Face data set on the hub or on disk"
 )
 
 # Formats that are not read: their kind, and advice.
