@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from flax_vae.convert.files.address import Place, address_of, is_address, open_at, stamp_at
@@ -10,9 +11,12 @@ from flax_vae.convert.files.whole_file import atomic_file
 
 
 def cache_folder() -> Path:
-    """Returns the folder `FLAX_VAE_CACHE`, or else `flax-vae` in the user's cache folder, `~/.cache` by default."""
-    given = os.environ.get("FLAX_VAE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flax-vae"
+    """Returns the folder `FLAX_VAE_CACHE`, or else `flax-vae` in the user's cache folder, usually `~/.cache`."""
+    if given := os.environ.get("FLAX_VAE_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return (Path(base) if os.path.isabs(base) else usual) / "flax-vae"
 
 
 def local_copy(place: Place) -> Path:

@@ -16,6 +16,7 @@ import jax
 
 from flax_vae.convert.console import OFF, available_cpus, printable
 from flax_vae.convert.extras import install_command
+from flax_vae.convert.files import cache_folder
 from flax_vae.errors import UserError
 
 # Programs that no process has read for this long are removed from the user's cache folder.
@@ -103,10 +104,7 @@ def _user_cache_folder() -> Path:
     Several machines may share a home folder.  A program for a CPU is compiled for its instructions and the number of
     its cores, of which JAX's cache distinguishes only the first.
     """
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    base = Path(given) if os.path.isabs(given) else usual
-    return base / "flax-vae" / "programs" / f"{available_cpus()}-cores"
+    return cache_folder() / "programs" / f"{available_cpus()}-cores"
 
 
 def _remove_unused(folder: Path) -> None:

@@ -6,10 +6,15 @@ included; by the command, from its start to its end; by the model alone once mor
 the time; and by the command killed with SIGKILL five times and started again.  It prints seconds of the clock and of
 the processors, the latter of which hardly change when the machine has other things to do, and whether the two data sets
 are the same to the last byte.
+
+`python -m tests.benchmarks.encode sources [COUNT]` encodes the same images of one size, as JPEG files in a folder, as
+tar, Parquet table, ArrayRecord file and as `.npz`, in turns with the model alone, all in one process, and prints what
+each costs beyond the model, beside the time for decoding the JPEG files alone.
 """
 
 import hashlib
 import json
+import os
 import random
 import resource
 import signal
@@ -17,12 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from flax_vae.convert.console import available_cpus
+from flax_vae.convert.latents import LatentDataset
 from flax_vae.train.data.shipped import shipped_photographs
 from tests.benchmarks.machine import describe
 
@@ -121,6 +129,72 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def sources(count: int, side: int = 96) -> None:
+    """Prints the table of encoding each kind of source, in turns with the model alone."""
+    import jax
+
+    from flax_vae import PRESETS, AutoEncoder, init_params
+    from flax_vae.folders import BatchLimits, encode_folder, encoding_of
+    from flax_vae.images import open_images, to_float
+    from flax_vae.images.read import read_image
+    from tests.packed import KINDS, pack
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    model = AutoEncoder(PRESETS["tiny"], dtype=np.float32)
+    params = init_params(model, jax.random.key(0))
+    encoding = encoding_of(model, params, store="mean", dtype="float32")
+    encode = jax.jit(partial(model.apply, sample=False, method="encode"))
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(available_cpus()) as pool:
+        folder, latents = Path(name) / "images", {}
+        photographs = [Image.open(path).convert("RGB") for path in sorted(shipped_photographs().glob("*.jpg"))]
+        rng = np.random.default_rng(0)
+        for number in range(count):
+            photograph, path = photographs[number % len(photographs)], folder / f"{number % 10}" / f"{number:05}.jpg"
+            left, top = rng.integers(photograph.width - 2 * side), rng.integers(photograph.height - 2 * side)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photograph.resize((side, side), box=(left, top, left + 2 * side, top + 2 * side)).save(path)
+        addresses = {kind: pack(folder, kind, Path(name)) for kind in KINDS}
+        contents = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
+        begun = time.perf_counter()
+        decoded = list(pool.map(read_image, contents))
+        decoding = time.perf_counter() - begun
+        batches = [to_float(np.stack(decoded[first : first + BATCH])) for first in range(0, count, BATCH)]
+
+        def by_the_model() -> float:
+            encode.clear_cache()
+            begun = time.perf_counter()
+            for images in batches:
+                jax.block_until_ready(encode({"params": params}, images))
+            return time.perf_counter() - begun
+
+        def by_the_command(kind: str) -> tuple[float, float]:
+            os.environ["FLAX_VAE_CACHE"] = str(Path(name) / "cache" / kind)
+            begun = time.perf_counter()
+            open_images(addresses[kind])  # the index of a tar is built here, once
+            opened = time.perf_counter()
+            target, limits = Path(name) / "latents" / kind, BatchLimits(BATCH)
+            encode_folder(addresses[kind], target, model, params, encoding, limits)
+            values = hashlib.sha256()
+            for entry in LatentDataset(target):
+                values.update(entry["latent"].tobytes())
+            latents[kind] = values.hexdigest()
+            return opened - begun, time.perf_counter() - opened
+
+        alone, rows = [by_the_model()], []
+        for kind in KINDS:
+            rows.append((kind, *by_the_command(kind)))
+            alone.append(by_the_model())
+        print(describe("cpu"))
+        print(f"tiny, {count:,} JPEG images of {side} x {side}, batches of {BATCH}; compiling included:")
+        print(f"  decoding the JPEG files alone   {decoding:6.1f} s in {available_cpus()} threads")
+        print(f"  the model alone                 {min(alone):6.1f} to {max(alone):.1f} s")
+        print("  source         opening    encoding    beyond the model before and after it")
+        for row, (kind, opening, seconds) in enumerate(rows):
+            beyond = seconds / ((alone[row] + alone[row + 1]) / 2) - 1
+            print(f"  {kind:<12} {opening:7.2f} s {seconds:9.1f} s {beyond:9.1%}")
+        print(f"  equal latents: {'yes' if len(set(latents.values())) == 1 else 'NO'}, of {len(latents)} sources")
+
+
 def main(count: int) -> None:
     """Prints the table of one measurement."""
     with tempfile.TemporaryDirectory() as name:
@@ -150,5 +224,7 @@ def main(count: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["alone"]:
         print(json.dumps(alone(Path(sys.argv[2]), Path(sys.argv[3]))))
+    elif sys.argv[1:2] == ["sources"]:
+        sources(int(sys.argv[2]) if sys.argv[2:] else 2_000)
     else:
         main(int(sys.argv[1]) if sys.argv[1:] else 2_000)

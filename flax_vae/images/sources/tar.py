@@ -28,10 +28,10 @@ class TarSource(FileSource):
     archive, of several archives below the name of its archive.
 
     Nothing is unpacked: an image is read by its position in the archive, from an index that is built once and kept.
-    So any process can read any image.  In training, every process draws crops from all images, and makes those of its
-    own devices: what is shared is the number of the example in the batch, so that the result is a pure function of
-    seed, step and number whatever the number of processes.  In `flax-vae encode`, a shard of latents is made of
-    consecutive images of equal size, so that each process mostly reads a few archives of its own, in order.
+    So any process can read any image.  In training, processes divide the examples of a batch, not the archives: each
+    example is drawn from all images, as a pure function of seed, step and its number, so that a run does not depend on
+    the number of processes.  In `flax-vae encode`, a shard of latents holds consecutive images of equal size, so that
+    each process mostly reads a few archives that the others do not, in order.
     """
 
     def __init__(self, address: str):

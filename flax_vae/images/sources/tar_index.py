@@ -136,7 +136,7 @@ def _build(opened: IO[bytes], where: str) -> TarIndex:
                 names[name] = member.offset_data, member.size
                 suffix = os.path.splitext(name)[1].lower()
                 if suffix in SUFFIXES:
-                    looks[name] = pool.submit(_look, content, name)
+                    looks[name] = pool.submit(_describe, content, name)
                     waiting.append(looks[name])
                     if len(waiting) > _AHEAD:
                         waiting.popleft().result()
@@ -182,11 +182,11 @@ def _members(opened: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, bytes | None]
             raise ValueError("it goes on after its end, as several archives in one file do")
 
 
-def _look(content: bytes, name: str) -> _Look:
+def _describe(content: bytes, name: str) -> _Look:
     digests = b"".join(bytes.fromhex(file_digest(content, whole=whole)[1]) for whole in (True, False))
     try:
         return _Look(image_size(content, name), digests)
-    except DataError:  # which whoever uses the image meets again
+    except DataError:  # raised again where the image is used
         return _Look((0, 0), digests)
 
 

@@ -50,6 +50,7 @@ def cache(monkeypatch, tmp_path):
     names = ("compilation_cache_dir", "enable_compilation_cache", "persistent_cache_min_compile_time_secs")
     before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("FLAX_VAE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     jax.config.update("jax_compilation_cache_dir", None)
     yield tmp_path / "cache" / "flax-vae" / "programs"
