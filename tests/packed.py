@@ -25,14 +25,16 @@ def pack(folder: Path, kind: str, into: Path) -> str:
         return str(folder)
     if kind == "tar":
         with tarfile.open(into / "images.tar", "w") as archive:
-            for index in range(len(source)):
-                archive.add(folder / source.name(index), source.name(index))
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                archive.add(path, path.relative_to(folder).as_posix())
         return str(into / "images.tar")
     if kind == "parquet":
         import pyarrow
         from pyarrow import parquet
 
-        table = pyarrow.table({"image": [{"bytes": one, "path": None} for one in contents], "label": labels})
+        captions = [source.caption(index) for index in range(len(source))]
+        images = [{"bytes": one, "path": None} for one in contents]
+        table = pyarrow.table({"image": images, "label": labels, "caption": pyarrow.array(captions, pyarrow.string())})
         parquet.write_table(table, into / "images.parquet", row_group_size=100)
         return str(into / "images.parquet")
     if kind == "arrayrecord":

@@ -350,9 +350,36 @@ def arrays(folder: Path) -> Kind:
     return kind
 
 
+def packed(folder: Path) -> Kind:
+    """A tar and a table of small images with labels and captions."""
+    from flax_vae.images import open_images
+    from tests.packed import pack
+
+    source = folder / "source" / "a"
+    source.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (8, 8 + number)).save(source / f"{number}.png")
+        (source / f"{number}.txt").write_text(f"number {number}")
+    folder = folder / "packed"
+    folder.mkdir()
+    for kind in ("tar", "parquet"):
+        pack(source.parent, kind, folder)
+
+    def read(path: Path) -> None:
+        for file in sorted(path.iterdir()):
+            if file.read_bytes() != sound[file]:
+                images = open_images(str(file))
+                for index in range(min(len(images), 3)):
+                    images.label(index), images.caption(index), images[index]
+
+    kind = in_folder(folder, read)
+    sound = kind.files
+    return kind
+
+
 KINDS = [
     *(safetensors, sharded, msgpack, pickled, pickled_before_1_6, model_folder, diffusers_folder, checkpoint, manifest),
-    *(latents, settings_json, settings_yaml, run_config, metrics, images, arrays),
+    *(latents, settings_json, settings_yaml, run_config, metrics, images, arrays, packed),
 ]
 NEED_TORCH = (pickled, pickled_before_1_6)
 

@@ -23,12 +23,14 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from flax_vae.convert.console import available_cpus, printable
+from flax_vae.convert.errors import one_line
 from flax_vae.convert.files import atomic_file, cache_folder, is_address, open_at, stamp_at
 from flax_vae.errors import DataError
 from flax_vae.images.formats import SUFFIXES
 from flax_vae.images.read import StorageError, file_digest, image_size
 
 _FORMAT = 1
+_MOST_IMAGE = 1 << 30  # bytes of an image; larger ones are refused where they are used
 _MOST_LABEL = 32  # bytes of a .cls file, which the index holds itself
 _AHEAD = 64  # images whose headers are being read
 _MOST_CHECKED = 1 << 20  # bytes after the end that are compared with zero
@@ -124,26 +126,28 @@ def _build(opened: IO[bytes], where: str) -> TarIndex:
     links = 0
     try:
         with ThreadPoolExecutor(available_cpus(), thread_name_prefix="headers") as pool:
-            for member, content in _members(opened):
+            for member in _members(opened):
                 name = member.name.lstrip("/").removeprefix("./")
                 if member.isdir() or "/" in name:
                     folders.add(name.partition("/")[0])
-                if content is None:
+                if not member.isreg():
                     links += not member.isdir()
                     continue
                 if name in names:
                     raise DataError(f"{where} has two members {printable(name)!r}; pack it again, with each once")
                 names[name] = member.offset_data, member.size
                 suffix = os.path.splitext(name)[1].lower()
-                if suffix in SUFFIXES:
-                    looks[name] = pool.submit(_describe, content, name)
+                if suffix in SUFFIXES and member.size <= _MOST_IMAGE:
+                    looks[name] = pool.submit(_describe, _content(opened, member), name)
                     waiting.append(looks[name])
                     if len(waiting) > _AHEAD:
                         waiting.popleft().result()
                 elif suffix == ".cls" and member.size <= _MOST_LABEL:
-                    numbers[name] = content
-    except (tarfile.TarError, EOFError, UnicodeError, ValueError) as error:
-        raise DataError(f"{where} is not a whole tar archive ({error}); get it again, or pack it again") from error
+                    numbers[name] = _content(opened, member)
+    except (tarfile.TarError, EOFError, MemoryError, OverflowError, UnicodeError, ValueError) as error:
+        raise DataError(
+            f"{where} is not a whole tar archive ({one_line(error)}); get it again, or pack it again"
+        ) from error
     found = [looks[name].result() if name in looks else _NOT_AN_IMAGE for name in names]
     return TarIndex(
         list(names),
@@ -157,20 +161,18 @@ def _build(opened: IO[bytes], where: str) -> TarIndex:
     )
 
 
-def _members(opened: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Yields each member in order, with the content of a regular file, and checks that the archive ends as one."""
+def _members(opened: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """Yields each member in order, and checks that the archive ends as one."""
+    size = opened.seek(0, os.SEEK_END)
+    opened.seek(0)
     with tarfile.open(fileobj=opened, mode="r:") as archive:
         while (member := archive.next()) is not None:
             archive.members = []  # pyright: ignore[reportAttributeAccessIssue] - it would keep all of them in memory
-            content = None
-            if member.isreg():
-                if member.issparse():
-                    raise ValueError(f"its member {printable(member.name)!r} is sparse")
-                opened.seek(member.offset_data)
-                content = opened.read(member.size)
-                if len(content) != member.size:
-                    raise ValueError(f"it ends within {printable(member.name)!r}")
-            yield member, content
+            if member.issparse():
+                raise ValueError(f"its member {printable(member.name)!r} is sparse")
+            if member.isreg() and not 0 <= member.size <= size - member.offset_data:
+                raise ValueError(f"it ends within {printable(member.name)!r}")
+            yield member
         # `tarfile` takes a damaged header for the end.
         opened.seek(archive.offset)
         end = opened.read(tarfile.BLOCKSIZE)
@@ -180,6 +182,11 @@ def _members(opened: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, bytes | None]
             raise ValueError(f"the header at byte {archive.offset:,} is damaged")
         if any(opened.read(_MOST_CHECKED)):
             raise ValueError("it goes on after its end, as several archives in one file do")
+
+
+def _content(opened: IO[bytes], member: tarfile.TarInfo) -> bytes:
+    opened.seek(member.offset_data)
+    return opened.read(member.size)
 
 
 def _describe(content: bytes, name: str) -> _Look:
