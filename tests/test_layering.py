@@ -18,7 +18,7 @@ import pytest
 MAY_IMPORT = {
     "flax_vae.convert": {
         *("huggingface_hub", "ml_dtypes", "msgpack", "numpy", "rich", "safetensors", "tensorstore", "torch"),
-        "tyro",
+        *("array_record", "tyro"),
         *("etils", "fsspec"),  # addresses of buckets, inside functions
     },
     "torch_ref": {

@@ -13,23 +13,29 @@ import numpy as np
 from flax_vae.convert.errors import ArgumentError, FileError
 from flax_vae.convert.formats import read_metadata, read_tensors
 from flax_vae.convert.latents.index import LatentIndex, ShardRecord, read_latent_index
-from flax_vae.convert.latents.shard import checksum, columns_sha256, name_of, require_listed
+from flax_vae.convert.latents.shard import caption_of, checksum, columns_sha256, label_of, name_of, require_listed
 
 AxisOrder = Literal["hwc", "chw"]
 
 # Maximum number of mapped shards.  Each uses one open file, of which a process usually has 1,024.
 _MAPPED = 256
+# How shards of other formats are read.
+_READERS = {
+    "arrayrecord": "read them with grain and flax_vae.convert.latents.read_record",
+    "npz": "read them with numpy.load",
+    "pt": "read them with torch.load",
+}
 _THREADS = 16  # threads that check the headers of shards, which is mostly waiting
 
 
 class LatentDataset:
     """The latents of a folder, by position from 0: random access from any number of threads or processes.
 
-    An entry is a dictionary: `latent`, or `mean` and `logvar` if moments were stored, float arrays `h w c`; `name`,
-    path of the image in the source folder; `height` and `width` of the encoded image in pixels, which fills the upper
-    left of a padded one; `flipped`, whether the entry is the mirror image; `number`, position of the image in the
-    sorted list of the source.  A latent or a sample is scaled, as returned by `AutoEncoder.encode`; mean and logvar are
-    raw.
+    An entry is a dictionary: `latent`, or `mean` and `logvar` or `std` if these were stored, float arrays `h w c`;
+    `name`, path of the image in the source folder; `height` and `width` of the encoded image in pixels, which fills the
+    upper left of a padded one; `flipped`, whether the entry is the mirror image; `number`, position of the image in the
+    sorted list of the source; and if the source has them `label`, -1 for none, and `caption`.  A latent or a sample is
+    scaled, as returned by `AutoEncoder.encode`; mean, logvar and std are raw.
 
     Shards are mapped into memory on first use.  Entries are sorted by the size of their latent.
 
@@ -85,6 +91,12 @@ class LatentDataset:
             raise ArgumentError(f"layout={layout!r} must be 'hwc' or 'chw'", field="layout", value=layout)
         self.folder = Path(folder)
         self.index: LatentIndex = read_latent_index(folder)
+        if self.index.storage != "safetensors":
+            raise FileError(
+                f"the latents in {folder} are stored as {self.index.storage}; {_READERS[self.index.storage]}, or "
+                "encode the images with --format safetensors",
+                path=folder,
+            )
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(lambda shard: require_listed(self.folder, shard), self.index.shards))
         self.statistics = self.index.statistics
@@ -161,7 +173,7 @@ class LatentDataset:
                 while len(self._mapped) >= _MAPPED:  # arrays in use keep their map alive
                     self._mapped.popitem(last=False)
                 record = self.index.shards[number]
-                self._mapped[number] = shard = _Shard(self.folder, record, self.index.encoding.parts, self._verify)
+                self._mapped[number] = shard = _Shard(self.folder, record, self.index, self._verify)
             self._mapped.move_to_end(number)
             return shard
 
@@ -169,9 +181,10 @@ class LatentDataset:
 class _Shard:
     """One mapped shard."""
 
-    def __init__(self, folder: Path, record: ShardRecord, parts: tuple[str, ...], verify: bool | None):
+    def __init__(self, folder: Path, record: ShardRecord, index: LatentIndex, verify: bool | None):
         self.record = record
         self._path = path = folder / record.file
+        parts, self._columns = index.encoding.parts, index.columns
         require_listed(folder, record)  # again: the file may have been replaced since
         self._tensors = tensors = read_tensors(path, verify=verify is True)
         expected = {name: record.entries for name in ("number", "height", "width", "flipped", "name_end")}
@@ -202,7 +215,11 @@ class _Shard:
             )
         values |= {"name": name}
         values |= {column: int(self._tensors[column][row]) for column in ("height", "width", "number")}
-        return values | {"flipped": bool(self._tensors["flipped"][row])}
+        values |= {"flipped": bool(self._tensors["flipped"][row])}
+        return values | {column: _OPTIONAL[column](self._tensors, row) for column in self._columns}
+
+
+_OPTIONAL = {"label": label_of, "caption": caption_of}
 
 
 def _sizes(shards: tuple[ShardRecord, ...]) -> dict[tuple[int, int], np.ndarray]:

@@ -5,14 +5,19 @@
     latents-00000.safetensors    a shard
     skipped.jsonl                images that could not be read, if any
     plan.json                    plan by which `flax-vae encode` resumes
-    images-00000.jsonl           name, height and width of each image of the plan; one more such file per --append
+    images-00000.jsonl           name, height and width of each image of the plan, and its label and caption if it has
+                                 one; one more such file per --append
+
+Shards of another format (`--format`, see `flax_vae.convert.latents.formats`) have a file `latents-00000.json` each,
+the seal, which the index lists instead.
 
 A shard holds one tensor `n h w c` per size of latent, not one per image: its header stays a few hundred bytes long for
 any number of images, and a tensor is a batch.  The properties of the entries are stored as columns: `number` of the
 image in the source, `height` and `width` of the encoded image in pixels, `flipped`, the UTF-8 bytes of all names and
-the end of each, `name` and `name_end`, `source_sha256` of the image file, and `crc32` of the latent.  Columns are
-memory-mapped like the latents and need no parsing, so millions of entries cost a reader neither time nor memory.  A
-shard and its entries are one file, so a single rename publishes both.
+the end of each, `name` and `name_end`, `source_sha256` of the image file, and `crc32` of the latent; if images have
+labels or captions, also `label`, and `caption` and `caption_end`.  Columns are memory-mapped like the latents and need
+no parsing, so millions of entries cost a reader neither time nor memory.  A shard and its entries are one file, so a
+single rename publishes both.
 
 The index holds its own digest, and for each shard its size and the digest of its header, which in turn holds the digest
 of the data.  A shard that was replaced, truncated or made by another run is therefore detected when the data set is
@@ -36,11 +41,12 @@ from flax_vae.convert.latents.statistics import LatentStatistics
 FORMAT = 2
 INDEX, STATISTICS, SKIPPED, PLAN = "index.json", "statistics.json", "skipped.jsonl", "plan.json"
 
-Store = Literal["mean", "moments", "sample"]
+Store = Literal["mean", "moments", "mean-std", "sample"]
+Storage = Literal["safetensors", "arrayrecord", "npz", "pt"]
 ImageCrop = Literal["center", "none"]
 StoreDtype = Literal["float32", "bfloat16", "float16"]
 _SELF = "sha256"  # key of the index's own digest
-_SHARD = re.compile(r"latents-\d{5,}\.safetensors")
+_SHARD = re.compile(r"latents-\d{5,}\.(safetensors|json)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class Encoding:
         matches too.
       architecture: Architecture of the autoencoder.
       store: Stored quantity: `"mean"` of the posterior or a `"sample"` of it, scaled as returned by
-        `AutoEncoder.encode`; or `"moments"`, the raw mean and logvar.  Tiny autoencoders have only the first.
+        `AutoEncoder.encode`; `"moments"`, the raw mean and logvar; or `"mean-std"`, the raw mean and standard
+        deviation.  Tiny autoencoders have only the first.
       dtype: Dtype of the stored values.
       compute_dtype: Computation dtype.
       multiple: Number of pixels that the sides of the images were padded to a multiple of.
@@ -85,13 +92,13 @@ class Encoding:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the arrays of an entry: `latent`, or `mean` and `logvar`."""
-        return ("mean", "logvar") if self.store == "moments" else ("latent",)
+        """Names of the arrays of an entry: `latent`, or `mean` and `logvar`, or `mean` and `std`."""
+        return {"moments": ("mean", "logvar"), "mean-std": ("mean", "std")}.get(self.store, ("latent",))
 
     @property
     def scaled(self) -> bool:
         """Whether the latents are scaled."""
-        return self.store != "moments"
+        return self.store in ("mean", "sample")
 
     @property
     def channels(self) -> int:
@@ -161,6 +168,8 @@ class LatentIndex:
       skipped: Number of images that could not be encoded.
       shards: Shards in order.
       statistics: Mean and deviation of each channel over all entries.
+      storage: Format of the shards.
+      columns: Which of `label` and `caption` the entries have.
     """
 
     encoding: Encoding
@@ -169,6 +178,8 @@ class LatentIndex:
     skipped: int
     shards: tuple[ShardRecord, ...]
     statistics: LatentStatistics
+    storage: Storage = "safetensors"
+    columns: tuple[str, ...] = ()
 
 
 def images_file(part: int) -> str:
@@ -188,6 +199,9 @@ def dump_index(index: LatentIndex) -> str:
     head = {"format": FORMAT, "encoding": encoding.to_dict()} | told
     head |= {"statistics": index.statistics.to_dict()}
     head |= {"entries": index.entries, "images": index.images, "skipped": index.skipped}
+    # Left out where they are the defaults, so that the index equals that of earlier versions.
+    head |= {} if index.storage == "safetensors" else {"storage": index.storage}
+    head |= {"columns": list(index.columns)} if index.columns else {}
     records = [asdict(shard) for shard in index.shards]
     head[_SELF] = _own_sha256(head | {"shards": records})
     shards = ",\n".join(f"    {json.dumps(record)}" for record in records)
@@ -214,6 +228,9 @@ def read_latent_index(folder: str | os.PathLike[str]) -> LatentIndex:
         shards = tuple(_shard_record(shard) for shard in values["shards"])
         encoding = Encoding.from_dict(values["encoding"])
         entries, images, skipped = (int(values[name]) for name in ("entries", "images", "skipped"))
+        storage, columns = values.get("storage", "safetensors"), tuple(values.get("columns", ()))
+        if storage not in get_args(Storage) or not set(columns) <= {"label", "caption"}:
+            raise ValueError(f"it has storage {storage!r} and columns {columns!r}")
         if sum(shard.entries for shard in shards) != entries:
             raise ValueError(f"its shards do not hold {entries} entries in total")
         statistics = None
@@ -224,7 +241,7 @@ def read_latent_index(folder: str | os.PathLike[str]) -> LatentIndex:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} is not the index of latents ({error}); get it again", path=path) from error
     statistics = statistics or _read_statistics(path.with_name(STATISTICS))
-    return LatentIndex(encoding, entries, images, skipped, shards, statistics)
+    return LatentIndex(encoding, entries, images, skipped, shards, statistics, storage, columns)
 
 
 def _own_sha256(values: Mapping[str, Any]) -> str:

@@ -17,6 +17,9 @@ from flax_vae.convert.latents.index import Run, ShardRecord, shard_file
 from flax_vae.convert.latents.statistics import ChannelStats
 
 COLUMNS = ("number", "height", "width", "flipped", "name", "name_end", "source_sha256", "crc32")
+# Columns of shards whose images have labels or captions.
+OPTIONAL_COLUMNS = ("label", "caption", "caption_end")
+NO_LABEL = -1
 
 
 class LatentEntry(NamedTuple):
@@ -29,6 +32,8 @@ class LatentEntry(NamedTuple):
       width: Width of the encoded image in pixels.
       flipped: Whether it is the mirror image.
       source_sha256: SHA-256 of the image file, 32 bytes.
+      label: Number of the class, `NO_LABEL` if the image has none; None if no image of the source has one.
+      caption: Text that describes the image, empty if it has none; None if no image of the source has one.
     """
 
     number: int
@@ -37,6 +42,8 @@ class LatentEntry(NamedTuple):
     width: int
     flipped: bool
     source_sha256: bytes
+    label: int | None = None
+    caption: str | None = None
 
 
 class Skip(NamedTuple):
@@ -69,11 +76,41 @@ class ShardContent:
     latents: list[dict[str, np.ndarray]] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Label of each entry, `NO_LABEL` for none, int64; None if no entry has one."""
+        if all(entry.label is None for entry in self.entries):
+            return None
+        return np.array([NO_LABEL if entry.label is None else entry.label for entry in self.entries], np.int64)
+
+    @property
+    def captions(self) -> list[str] | None:
+        """Caption of each entry, empty for none; None if no entry has one."""
+        if all(entry.caption is None for entry in self.entries):
+            return None
+        return [entry.caption or "" for entry in self.entries]
+
+    @property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Height, width and count of consecutive latents of one size.
+
+        Raises:
+          ValueError: If the latents are not sorted by size.
+        """
+        runs: dict[tuple[int, int], int] = {}
+        for batch in self.latents:
+            count, height, width, _ = next(iter(batch.values())).shape
+            if (height, width) in runs and (height, width) != next(reversed(runs)):
+                raise ValueError(f"latents of {height} x {width} are not consecutive; sort them by size")
+            runs[height, width] = runs.get((height, width), 0) + count
+        return [(*size, count) for size, count in runs.items()]
+
     def add(self, entries: Sequence[LatentEntry], latents: dict[str, np.ndarray]) -> None:
         """Appends a batch."""
         self.entries += entries
         self.latents.append(latents)
-        self.moments += ChannelStats.of(*latents.values())
+        mean, *spread = latents
+        self.moments += ChannelStats.of(latents[mean], **{part: latents[part] for part in spread})
 
 
 def write_shard(folder: Path, number: int, content: ShardContent, plan: str) -> None:
@@ -88,18 +125,16 @@ def write_shard(folder: Path, number: int, content: ShardContent, plan: str) -> 
     Raises:
       ValueError: If the latents are not sorted by size.
     """
-    runs: dict[tuple[int, int], list[dict[str, np.ndarray]]] = {}
-    for batch in content.latents:
-        shape = next(iter(batch.values())).shape
-        size = (shape[1], shape[2])
-        if size in runs and size != next(reversed(runs)):
-            raise ValueError(f"latents of {size[0]} x {size[1]} are not consecutive; sort them by size")
-        runs.setdefault(size, []).append(batch)
-    tensors: dict[str, ArrayLike] = {
-        f"{part}/{height}x{width}": np.concatenate([batch[part] for batch in batches])
-        for (height, width), batches in runs.items()
-        for part in batches[0]
-    }
+    runs, batches = content.runs, iter(content.latents)
+    tensors: dict[str, ArrayLike] = {}
+    for height, width, count in runs:
+        together = []
+        while count > 0:
+            together.append(next(batches))
+            count -= len(next(iter(together[-1].values())))
+        tensors |= {
+            f"{part}/{height}x{width}": np.concatenate([batch[part] for batch in together]) for part in together[0]
+        }
     names = [os.fsencode(entry.name) for entry in content.entries]
     columns: dict[str, np.ndarray] = {
         "number": np.array([entry.number for entry in content.entries], np.int64),
@@ -112,12 +147,17 @@ def write_shard(folder: Path, number: int, content: ShardContent, plan: str) -> 
         "crc32": np.array([crc for batch in content.latents for crc in _checksums(batch)], np.uint32),
     }
     columns["source_sha256"] = columns["source_sha256"].reshape(len(content.entries), 32)
-    counts = [(*size, sum(len(next(iter(batch.values()))) for batch in batches)) for size, batches in runs.items()]
+    if content.labels is not None:
+        columns["label"] = content.labels
+    if content.captions is not None:
+        captions = [caption.encode("utf-8", "surrogateescape") for caption in content.captions]
+        columns["caption"] = np.frombuffer(b"".join(captions), np.uint8)
+        columns["caption_end"] = np.cumsum([len(caption) for caption in captions], dtype=np.int64)
     metadata = {
         "plan": plan,
         "shard": str(number),
         "columns_sha256": columns_sha256(columns),
-        "runs": json.dumps(counts),
+        "runs": json.dumps(runs),
         "moments": content.moments.dumps(),
         "skipped": json.dumps(content.skipped),
     }
@@ -127,7 +167,7 @@ def write_shard(folder: Path, number: int, content: ShardContent, plan: str) -> 
 def columns_sha256(tensors: Mapping[str, np.ndarray]) -> str:
     """Returns the SHA-256 of the columns of a shard; each latent has a checksum of its own."""
     digest = hashlib.sha256()
-    for name in COLUMNS:
+    for name in (*COLUMNS, *(name for name in OPTIONAL_COLUMNS if name in tensors)):
         digest.update(np.ascontiguousarray(tensors[name]).tobytes())
     return digest.hexdigest()
 
@@ -199,8 +239,22 @@ def read_sources(path: Path) -> dict[str, str]:
 
 def name_of(tensors: Mapping[str, np.ndarray], row: int) -> str:
     """Returns the name of the image of an entry."""
-    ends = tensors["name_end"]
-    return os.fsdecode(tensors["name"][int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes())
+    return os.fsdecode(_text(tensors, "name", row))
+
+
+def caption_of(tensors: Mapping[str, np.ndarray], row: int) -> str:
+    """Returns the caption of the image of an entry, empty for none."""
+    return _text(tensors, "caption", row).decode("utf-8", "surrogateescape") if "caption" in tensors else ""
+
+
+def label_of(tensors: Mapping[str, np.ndarray], row: int) -> int:
+    """Returns the label of the image of an entry, `NO_LABEL` for none."""
+    return int(tensors["label"][row]) if "label" in tensors else NO_LABEL
+
+
+def _text(tensors: Mapping[str, np.ndarray], column: str, row: int) -> bytes:
+    ends = tensors[f"{column}_end"]
+    return tensors[column][int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes()
 
 
 def require_listed(folder: Path, record: ShardRecord) -> None:

@@ -39,8 +39,8 @@ class ChannelStats:
         return cls(0, np.zeros(channels), np.zeros(channels), np.zeros(channels))
 
     @classmethod
-    def of(cls, mean: np.ndarray, logvar: np.ndarray | None = None) -> "ChannelStats":
-        """Returns the statistics of latents `... c`, or of posteriors with log variances `... c`."""
+    def of(cls, mean: np.ndarray, logvar: np.ndarray | None = None, *, std: np.ndarray | None = None) -> "ChannelStats":
+        """Returns the statistics of latents `... c`, or of posteriors with log variances or deviations `... c`."""
         values = np.asarray(mean, np.float64).reshape(-1, mean.shape[-1])
         if not len(values):
             return cls.nothing(mean.shape[-1])
@@ -48,6 +48,8 @@ class ChannelStats:
         variance = np.zeros(mean.shape[-1])
         if logvar is not None:
             variance = np.exp(np.asarray(logvar, np.float64)).reshape(values.shape).sum(axis=0)
+        if std is not None:
+            variance = np.square(np.asarray(std, np.float64)).reshape(values.shape).sum(axis=0)
         return cls(len(values), centre, np.square(values - centre).sum(axis=0), variance)
 
     def __add__(self, other: "ChannelStats") -> "ChannelStats":

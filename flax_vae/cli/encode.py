@@ -25,8 +25,8 @@ _POLL_SECONDS = 2.0
 class LatentFlags:
     """What is stored of each image."""
 
-    store: Literal["mean", "moments", "sample"] = "mean"
-    """Scaled mean of the posterior; unscaled mean and logvar; or a scaled sample."""
+    store: Literal["mean", "moments", "mean-std", "sample"] = "mean"
+    """Scaled mean of the posterior; unscaled mean and logvar; unscaled mean and deviation; or a scaled sample."""
     seed: Annotated[int, arg(metavar="S")] = 0
     """Sampling seed.  A sample depends only on the seed and the number of the image."""
     resize: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: images keep their size)")] = None
@@ -62,6 +62,9 @@ class LatentFlags:
 class ShardFlags:
     """What is written to DST."""
 
+    format: Literal["safetensors", "arrayrecord", "npz", "pt"] = "safetensors"
+    """Format of the files: for LatentDataset and flax-vae decode; for grain; for numpy.load; one file per image for
+    torch.load, as in the training code of MeanFlow."""
     shard_size: Annotated[int, arg(metavar="N")] = 1024
     """Maximum number of images per file; an unfinished file is lost when the command is killed."""
     skip_bad: Annotated[int, arg(metavar="N")] = 0
@@ -151,6 +154,7 @@ def _run(flags: EncodeFlags) -> int:
         params,
         encoding,
         grouping,
+        storage=output.format,
         skip_bad=output.skip_bad,
         append=output.append,
         force=output.force,

@@ -140,6 +140,8 @@ class LatentEncoder:
         posterior = model.reg.posterior(moments)
         if self._encoding.store == "moments":
             return {"mean": posterior.mean, "logvar": posterior.logvar}
+        if self._encoding.store == "mean-std":
+            return {"mean": posterior.mean, "std": posterior.std}
         if self._encoding.seed is None:
             return {"latent": model.scale(posterior.mode())}
         _, height, width, channels = posterior.mean.shape

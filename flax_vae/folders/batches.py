@@ -18,12 +18,16 @@ class ImageEntry:
       name: Name within the source.
       height: Height in pixels, upright.
       width: Width in pixels, upright.
+      label: Number of the class, `NO_LABEL` if the image has none; None if no image of the source has one.
+      caption: Text that describes the image, empty if it has none; None if no image of the source has one.
     """
 
     number: int
     name: str
     height: int
     width: int
+    label: int | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ class BatchLimits:
                 raise UserError(f"{name}={value} must be at least 1")
 
 
-def plan_shards(pictures: Sequence[ImageEntry], multiple: int, grouping: BatchLimits) -> tuple[Shard, ...]:
+def plan_shards(
+    pictures: Sequence[ImageEntry], multiple: int, grouping: BatchLimits, *, one_size: bool = False
+) -> tuple[Shard, ...]:
     """Sorts images by padded size, and divides them into batches and shards.
 
     Each size needs a compiled program, so its batches are made equally large: 17 images with at most 16 per batch make
@@ -95,6 +101,7 @@ def plan_shards(pictures: Sequence[ImageEntry], multiple: int, grouping: BatchLi
       pictures: Images in order of their numbers.
       multiple: Number of pixels; sides are padded to multiples of it.
       grouping: Limits of batches and shards.
+      one_size: Whether all images of a shard must have one padded size.
     """
     buckets: dict[tuple[int, int], list[ImageEntry]] = {}
     for picture in pictures:
@@ -107,7 +114,9 @@ def plan_shards(pictures: Sequence[ImageEntry], multiple: int, grouping: BatchLi
     shards: list[list[Batch]] = []
     room = 0
     for batch in batches:
-        if not shards or len(batch.pictures) > room:
+        first = shards[-1][0] if shards else None
+        apart = one_size and first is not None and (first.height, first.width) != (batch.height, batch.width)
+        if not shards or apart or len(batch.pictures) > room:
             shards.append([])
             room = grouping.shard_size
         shards[-1].append(batch)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.console import printable
@@ -22,13 +22,12 @@ from flax_vae.convert.latents import (
     LatentStatistics,
     ShardContent,
     ShardNotes,
+    ShardStorage,
+    Storage,
     dump_index,
     images_file,
     read_latent_index,
-    read_notes,
-    read_sources,
-    shard_file,
-    write_shard,
+    shard_storage,
 )
 from flax_vae.errors import DataError, UserError
 from flax_vae.folders.batches import BatchLimits, Shard
@@ -36,9 +35,8 @@ from flax_vae.folders.output_folder import plan_sha256, read_plan, require_empty
 from flax_vae.folders.parts import Part, resolve_parts
 from flax_vae.images import ImageScan, in_threads
 
-OURS = re.compile(
-    r"plan\.json|index\.json|statistics\.json|skipped\.jsonl|images-\d{5,}\.jsonl|latents-\d{5,}\.safetensors"
-)
+_BESIDE_SHARDS = r"plan\.json|index\.json|statistics\.json|skipped\.jsonl|images-\d{5,}\.jsonl"
+OURS = re.compile("|".join([_BESIDE_SHARDS, *(shard_storage(name).files for name in get_args(Storage))]))
 _FORMAT = 2  # format of the plan; format 1 had no digests of the images
 _REMEDY = "give the same again, choose another folder, or begin anew with --force"
 
@@ -51,17 +49,25 @@ class DataSet:
       folder: Folder of the data set.
       parts: Images of the plan.
       shards: Shards of all parts.
+      storage: Format of the shards.
       plans: SHA-256 of the settings and images that determine a shard, by its number.
     """
 
     folder: Path
     parts: Sequence[Part]
     shards: Sequence[Shard]
+    storage: ShardStorage
     plans: Mapping[int, str]
 
     @classmethod
     def begin(
-        cls, folder: Path, found: ImageScan, encoding: Encoding, grouping: BatchLimits, append: bool
+        cls,
+        folder: Path,
+        found: ImageScan,
+        encoding: Encoding,
+        grouping: BatchLimits,
+        storage: ShardStorage,
+        append: bool,
     ) -> "DataSet":
         """Writes the plan, or compares it with that of an earlier start and extends it.
 
@@ -70,6 +76,8 @@ class DataSet:
             `flax_vae.folders.parts.resolve_parts`.
         """
         settings = {"format": _FORMAT, "encoding": encoding.to_dict(), "grouping": asdict(grouping)}
+        if storage.storage != "safetensors":  # left out as in plans of earlier versions
+            settings["storage"] = storage.storage
         earlier = read_plan(folder, PLAN, _REMEDY)
         records: list[dict[str, Any]] = []
         if earlier is None:
@@ -94,19 +102,19 @@ class DataSet:
         shards: list[Shard] = []
         plans: dict[int, str] = {}
         for part in parts:
-            added = part.shards(len(shards), encoding.multiple, grouping)
+            added = part.shards(len(shards), encoding.multiple, grouping, one_size=storage.one_size)
             # Independent of later parts, so that shards stay valid when images are appended.
             plan = plan_sha256(settings | {"first": part.first, "images": part.record})
             plans |= {shard.number: plan for shard in added}
             shards += added
-        return cls(folder, parts, shards, plans)
+        return cls(folder, parts, shards, storage, plans)
 
     def whole(self, shards: Sequence[Shard]) -> dict[int, ShardNotes]:
         """Returns the shards that exist, by their headers; a damaged shard counts as missing."""
         found = {}
         for shard in shards:
             with contextlib.suppress(FileNotFoundError, FileError):
-                notes = read_notes(self.folder / shard_file(shard.number))
+                notes = self.storage.notes(self.folder, shard.number)
                 if (notes.plan, notes.number) == (self.plans[shard.number], shard.number):
                     found[shard.number] = notes
         return found
@@ -129,7 +137,7 @@ class DataSet:
         changed: list[str] = []
         for number, notes in list(done.items()):
             try:
-                encoded = read_sources(self.folder / shard_file(number))
+                encoded = self.storage.sources(self.folder, number)
             except FileError:
                 del done[number]
                 continue
@@ -148,7 +156,7 @@ class DataSet:
                 f"{len(changed):,} images in {found.source.where} changed since they were encoded "
                 f"({some(sorted(changed))}); restore them, choose another folder, or begin anew with --force"
             )
-        files = (shard_file(shard.number) for shard in shards if shard.number not in done)
+        files = (self.storage.file(shard.number) for shard in shards if shard.number not in done)
         return done, tuple(file for file in files if (self.folder / file).exists())
 
     def withdraw_index(self, todo: Sequence[Shard]) -> None:
@@ -158,13 +166,13 @@ class DataSet:
         except FileNotFoundError:
             return
         except FileError:
-            listed = {shard_file(shard.number) for shard in todo}
-        if any(shard_file(shard.number) in listed for shard in todo):
+            listed = {self.storage.file(shard.number) for shard in todo}
+        if any(self.storage.file(shard.number) in listed for shard in todo):
             (self.folder / INDEX).unlink(missing_ok=True)
 
     def write(self, number: int, content: ShardContent) -> None:
         """Writes a shard."""
-        write_shard(self.folder, number, content, self.plans[number])
+        self.storage.write(self.folder, number, content, self.plans[number])
 
     def complete(self, found: ImageScan, encoding: Encoding, notes: list[ShardNotes]) -> None:
         """Writes statistics, skipped images and, last, the index, unless the files are up to date."""
@@ -197,8 +205,11 @@ class DataSet:
             raise UserError(str(error)) from error
         yield STATISTICS, json.dumps(statistics.to_dict(), indent=2) + "\n"
         records = tuple(note.record for note in notes)
-        entries, images = sum(record.entries for record in records), sum(len(part.rows) for part in self.parts)
-        index = LatentIndex(encoding, entries, images - len(skipped), len(skipped), records, statistics)
+        entries = sum(record.entries for record in records)
+        rows = [row for part in self.parts for row in part.rows]
+        columns = tuple(name for name in ("label", "caption") if any(getattr(row, name) is not None for row in rows))
+        images = len(rows) - len(skipped)
+        index = LatentIndex(encoding, entries, images, len(skipped), records, statistics, self.storage.storage, columns)
         yield INDEX, dump_index(index)
 
 

@@ -22,7 +22,7 @@ from flax_vae.autoencoder import Model
 from flax_vae.convert.console import Progress
 from flax_vae.convert.errors import ArgumentError
 from flax_vae.convert.files import remove_content
-from flax_vae.convert.latents import Encoding, shard_file
+from flax_vae.convert.latents import Encoding, ShardStorage, Storage, shard_storage
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import LatentEncoder, weights_sha256
 from flax_vae.folders.batches import BatchLimits, Shard, programs
@@ -72,6 +72,7 @@ def encode_folder(
     encoding: Encoding,
     grouping: BatchLimits | None = None,
     *,
+    storage: Storage = "safetensors",
     skip_bad: int = 0,
     append: bool = False,
     force: bool = False,
@@ -93,6 +94,8 @@ def encode_folder(
       params: Parameters of the model; those of the decoder may be missing.
       encoding: Settings of the encoding; see `encoding_of`.
       grouping: Limits of batches and shards; None takes the defaults.
+      storage: Format of the files: `"safetensors"`, which `LatentDataset` reads and `decode_folder` decodes;
+        `"arrayrecord"`, `"npz"` or `"pt"`, see `flax_vae.convert.latents.formats`.
       skip_bad: Number of images that may be skipped because they cannot be read; one more ends the call.
       append: Whether to encode images that were added to the source since the first start, into new shards; existing
         shards stay unchanged.  Until it is complete, readers use the data set without the new images.
@@ -107,8 +110,11 @@ def encode_folder(
       UserError: If `source` holds no images or too many damaged ones, encoded images were removed or changed,
         `destination` holds other files, was started with other settings or is being written by another process, or a
         latent is not finite.
+      ArgumentError: If `storage` is unknown, or cannot hold the dtype of `encoding`.
       OSError: If a shard cannot be written, for example because the disk is full.
     """
+    shards = shard_storage(storage)
+    shards.require(encoding.dtype)
     if not 0 <= process < processes:
         raise UserError(f"process={process} of processes={processes} must be from 0 to {processes - 1}")
     if force and processes > 1:
@@ -129,7 +135,7 @@ def encode_folder(
     place = replaced(destination, OURS) if force else continued(destination)
     with locked(destination, shared=processes > 1), place as folder:
         try:
-            data_set = DataSet.begin(folder, found, encoding, grouping, append)
+            data_set = DataSet.begin(folder, found, encoding, grouping, shards, append)
             mine = data_set.shards[process::processes]
             done, damaged = data_set.intact(mine, found)
         except StorageError:
@@ -138,14 +144,14 @@ def encode_folder(
             if folder == destination:
                 raise
             remove_content(folder)  # left by an unfinished --force with other settings
-            data_set = DataSet.begin(folder, found, encoding, grouping, append)
+            data_set = DataSet.begin(folder, found, encoding, grouping, shards, append)
             mine, done, damaged = data_set.shards, {}, ()
-        remove_partial_files(folder, OURS if processes == 1 else _named(mine))
+        remove_partial_files(folder, OURS if processes == 1 else _named(shards, mine))
         for reason in (skip.reason for notes in done.values() for skip in notes.skipped):
             skips.add(reason)
         todo = [shard for shard in mine if shard.number not in done]
         begun, busy_time = time.monotonic(), BusyTime()
-        for line in (*found.source.notes, *programs(todo, encoding.multiple)):
+        for line in (*found.source.notes, *found.source.label_notes, *programs(todo, encoding.multiple)):
             tell(line)
         if todo:
             data_set.withdraw_index(todo)
@@ -206,8 +212,8 @@ def encoding_of(model: Model, params: dict[str, Any], **settings: Any) -> Encodi
     )
 
 
-def _named(shards: Sequence[Shard]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(shard_file(shard.number)) for shard in shards) or "(?!)")
+def _named(storage: ShardStorage, shards: Sequence[Shard]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(storage.file(shard.number)) for shard in shards) or "(?!)")
 
 
 def _images(shards: Sequence[Shard]) -> int:

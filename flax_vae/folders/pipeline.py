@@ -225,7 +225,10 @@ class EncodePipeline:
         """Starts the computation of the images and of their mirror images."""
         computed = []
         for flipped in (False, True)[: 1 + self.encoding.flip]:
-            entries = [LatentEntry(p.number, p.name, p.height, p.width, flipped, sha256) for p, sha256, _ in good]
+            entries = [
+                LatentEntry(p.number, p.name, p.height, p.width, flipped, sha256, p.label, p.caption)
+                for p, sha256, _ in good
+            ]
             images = np.stack([one.views[int(flipped)] for one in good])
             numbers = np.array([2 * entry.number + flipped for entry in entries], np.uint32)
             if self._is_large(batch):
