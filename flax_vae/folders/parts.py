@@ -100,18 +100,18 @@ def images_of(found: ImageScan) -> list[PlannedImage]:
       DataError: If a label or a caption is damaged.
       StorageError: If one cannot be fetched.
     """
-    source, said, errors = found.source, {}, []
+    source, annotations, errors = found.source, {}, []
     for index, text in in_threads(lambda index: (source.label(index), source.caption(index)), found.sizes):
         if isinstance(text, DataError):
             errors.append(text)
         else:
-            said[index] = text
+            annotations[index] = text
     require_storage(errors)
     if errors:
         raise DataError(shorten_sentences(map(str, errors)))
     nothing = None, None
     return [
-        PlannedImage(name, *found.sizes.get(index, nothing), *said.get(index, nothing))
+        PlannedImage(name, *found.sizes.get(index, nothing), *annotations.get(index, nothing))
         for name, index in found.positions.items()
     ]
 
