@@ -408,7 +408,7 @@ def test_appended_images_leave_existing_shards_unchanged(tmp_path, model, weight
                 raise OSError(28, "No space left on device")
             written.append(write_shard(folder, number, *rest))
 
-        patch.setattr("flax_vae.folders.data_set.write_shard", write)
+        patch.setattr("flax_vae.convert.latents.storage.write_shard", write)
         with pytest.raises(OSError, match="No space"):
             encode(source, other, model, **call, call={"append": True})
     assert len(list(other.glob("latents-*"))) == 3 and len(LatentDataset(other)) == 6
@@ -444,7 +444,7 @@ def test_force_keeps_the_old_data_set_until_the_new_one_is_complete(tmp_path, mo
             write_shard(*args)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("flax_vae.folders.data_set.write_shard", write)
+            patch.setattr("flax_vae.convert.latents.storage.write_shard", write)
             with pytest.raises(OSError, match="No space"):
                 encode(source, folder, model, flip=True, **call, call={"force": True})
         assert contents(folder) == old and list(LatentDataset(folder, verify=True))
