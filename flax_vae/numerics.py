@@ -86,6 +86,7 @@ class Numerics:
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             convolution=convolution if padding_mode == "zeros" else partial(convolution, padding_mode=padding_mode),
+            round_kernel=not upsample,  # which sums the weights before it rounds them
         )
 
     def dense(self, features: int) -> Dense:

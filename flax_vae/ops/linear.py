@@ -55,6 +55,7 @@ class Conv(nn.Module):
       kernel_init: Initializer of the kernel.
       bias_init: Initializer of the bias.
       convolution: Function that convolves; it has the arguments of `jax.lax.conv_general_dilated`.
+      round_kernel: Whether the kernel is rounded to the computation dtype before; else `convolution` does it.
     """
 
     features: int
@@ -67,6 +68,7 @@ class Conv(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros_init()
     convolution: Callable[..., Array] = lax.conv_general_dilated
+    round_kernel: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
@@ -74,7 +76,8 @@ class Conv(nn.Module):
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
-        x, kernel, _ = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, rounded, _ = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        kernel = rounded if self.round_kernel else kernel
         strides = (self.strides, self.strides)
 
         def convolve(x: Array, kernel: Array) -> Array:
@@ -98,7 +101,8 @@ def _plus_bias(function: Callable[[Array, Array], Array], x: Array, kernel: Arra
         return add(function(x, kernel), bias)
 
     def rounded_once(x: Array, kernel: Array, bias: Array) -> Array:
-        return as_written(*(array.astype(jnp.float32) for array in (x, kernel, bias))).astype(x.dtype)
+        arrays = (x, kernel.astype(x.dtype), bias)
+        return as_written(*(array.astype(jnp.float32) for array in arrays)).astype(x.dtype)
 
     if x.dtype.itemsize >= 4:
         return as_written(x, kernel, bias)

@@ -1,14 +1,30 @@
-"""Nearest-neighbour upsampling with the convolution that follows it."""
+"""Nearest-neighbour upsampling with the convolution that follows it.
+
+Both together are a transposed convolution of the small map with stride 2, whose 4x4 kernel consists of sums of the 3x3
+kernel's weights: 4/9 of the arithmetic, forwards and backwards.  Its gradients are strided convolutions.
+"""
 
 from functools import partial
 from typing import Any, Literal
 
 import jax
+from jax import lax
 from jaxtyping import Array, Float
 
 from flax_vae.ops.broadcasting import broadcast
+from flax_vae.ops.conv_method import (
+    LAYOUT,
+    ConvFunction,
+    ConvSpec,
+    xla_convolution,
+    xla_input_gradient,
+    xla_kernel_gradient,
+)
 from flax_vae.ops.convolution import convolve
 from flax_vae.ops.cpu.folded_upsampling import convolve_corners
+from flax_vae.ops.folded_kernels import transposed_kernel, transposed_kernel_gradient
+from flax_vae.ops.linear_maps import bilinear, vary_together
+from flax_vae.ops.reflection import replicated
 
 
 def upsample_and_convolve(
@@ -23,7 +39,8 @@ def upsample_and_convolve(
 
     Args:
       x: Map before upsampling.
-      kernel: Kernel of the upsampled map.
+      kernel: Kernel of the upsampled map, in the dtype of `x` or a wider one.  Its weights are summed in float32 at
+        least, and rounded once to the dtype of `x`.
       window_strides: Strides of the convolution; always 1.
       padding: Padding of the convolution; always one pixel on every side.
       padding_mode: With what the upsampled map is padded.
@@ -36,15 +53,112 @@ def upsample_and_convolve(
         raise ValueError(f"window_strides={window_strides}, padding={padding}; expected (1, 1), ((1, 1), (1, 1))")
 
     def as_written(x: Array, kernel: Array) -> Array:
-        return convolve(_doubled(x), kernel, window_strides, padding, padding_mode=padding_mode, **options)
+        return convolve(
+            _doubled(x), kernel.astype(x.dtype), window_strides, padding, padding_mode=padding_mode, **options
+        )
 
-    if x.dtype.itemsize < 4:  # summing weights rounds once more, which half precision would show
-        return as_written(x, kernel)
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=partial(convolve_corners, padding_mode=padding_mode, **options), default=as_written
-    )
+    ways = {platform: partial(way, padding_mode=padding_mode, **options) for platform, way in WAYS.items()}
+    if x.dtype.itemsize < 4:  # a CPU computes half precision in float32, but rounds what it passes on
+        ways.pop("cpu", None)
+    return lax.platform_dependent(x, kernel, **ways, default=as_written)
 
 
 def _doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     b, h, w, c = x.shape
     return broadcast(x.reshape(b, h, 1, w, 1, c), (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def _convolve_transposed(
+    forward: ConvFunction,
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "3 3 i o"],
+    *,
+    padding_mode: Literal["zeros", "reflect"] = "zeros",
+    precision: lax.PrecisionLike = None,
+    dimension_numbers: Any = None,  # always that of `convolve`
+) -> Float[Array, "b 2*h 2*w o"]:
+    """Returns the 3x3 convolution of an upsampled map, as a transposed convolution.
+
+    Args:
+      forward: Function that computes it.  It receives the strided convolution of which it is the gradient by the input.
+      x: Map before upsampling.
+      kernel: Kernel of the upsampled map.
+      padding_mode: With what the upsampled map is padded.
+      precision: Precision of products.
+      dimension_numbers: Layout.
+    """
+    side = 1
+    if padding_mode == "reflect":
+        # The two outermost rows of the upsampled map are equal, so that its reflection is a copy of the map's edge.
+        x, side = replicated(x, ((1, 1), (1, 1))), 3
+    b, h, w, i = x.shape
+    o = kernel.shape[-1]
+    spec = ConvSpec(
+        jax.ShapeDtypeStruct((b, 2 * h - 2 * side + 2, 2 * w - 2 * side + 2, o), x.dtype),
+        jax.ShapeDtypeStruct((4, 4, o, i), x.dtype),
+        strides=(2, 2),
+        padding=((side, side), (side, side)),
+        precision=precision,
+    )
+
+    def input_gradient(kernel: Array, d_out: Array) -> Array:
+        return xla_convolution(spec, d_out, _strided_kernel(spec, kernel))
+
+    def kernel_gradient(x: Array, d_out: Array) -> Array:
+        d_kernel = xla_kernel_gradient(spec, d_out, x)
+        return transposed_kernel_gradient(_turned(d_kernel)).astype(kernel_dtype)
+
+    kernel_dtype = kernel.dtype
+    return bilinear(partial(forward, spec), input_gradient, kernel_gradient)(x, kernel)
+
+
+def _turned(kernel: Array) -> Array:
+    """Returns a kernel turned by 180 degrees, with its channels exchanged."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _strided_kernel(spec: ConvSpec, kernel: Float[Array, "3 3 i o"]) -> Float[Array, "4 4 o i"]:
+    return _turned(transposed_kernel(kernel)).astype(spec.kernel.dtype)
+
+
+def _by_input_gradient(
+    spec: ConvSpec, x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]
+) -> Float[Array, "b h2 w2 o"]:
+    """Returns the transposed convolution as XLA maps it onto a library's gradient of the strided one.
+
+    On an H200 with 512 channels and a batch of 32, cuDNN's takes 1.58 ms from 64 x 64 to 128 x 128, where repeating the
+    pixels and convolving takes 3.65, and four 2x2 convolutions 2.33.
+    """
+    # XLA recognises the gradient by a kernel that is reversed, which it would otherwise fold into the sums.
+    return xla_input_gradient(spec, lax.optimization_barrier(_strided_kernel(spec, kernel)), x)
+
+
+def _by_corners(
+    spec: ConvSpec, x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]
+) -> Float[Array, "b h2 w2 o"]:
+    """Returns the transposed convolution as four convolutions that write their pixels of each square.
+
+    XLA for TPUs multiplies the zeros between the inputs of a transposed convolution, which takes 1.8 times as long as
+    repeating the pixels and convolving.
+    """
+    (b, height, width, o), (beyond, _) = spec.x.shape, spec.padding[0]
+    h, w, beyond = height // 2, width // 2, beyond // 2
+    corners = transposed_kernel(kernel).astype(x.dtype)
+    out, x, corners = vary_together(lax.empty((b, h, 2, w, 2, o), x.dtype), x, corners)
+    for row in (0, 1):
+        for column in (0, 1):
+            padding = tuple((1 - first - beyond, first - beyond) for first in (row, column))
+            pixels = lax.conv_general_dilated(
+                x, corners[row::2, column::2], (1, 1), padding, dimension_numbers=LAYOUT, precision=spec.precision
+            )
+            out = lax.dynamic_update_slice(out, pixels.reshape(b, h, 1, w, 1, o), (0, 0, row, 0, column, 0))
+    # Without the barrier, what follows is computed in the layout of squares, and copied out of it.
+    return lax.optimization_barrier(out.reshape(spec.x.shape))
+
+
+# The ways of platforms, from those that measurements or the compiler show to be fastest.  Others compute as written.
+WAYS = {
+    "cpu": convolve_corners,
+    "cuda": partial(_convolve_transposed, _by_input_gradient),
+    "tpu": partial(_convolve_transposed, _by_corners),
+}

@@ -11,12 +11,16 @@ from jax.interpreters import partial_eval
 
 from flax_vae.convert.errors import ArgumentError
 
+# Names that programs give to a platform of devices.
+_PLATFORMS = {"gpu": ("cuda", "rocm")}
+
 
 class TracedProgram:
     """A function as JAX has traced it, whose operations are counted on all devices; a multiply-add counts as two.
 
     Counts the body of a loop for every iteration, and calls of a device's library, which compilers' own counts do not.
-    Where platforms compute a result differently, it counts the longest way, which is the one without shortcuts.
+    Where platforms compute a result differently, it counts the way of a platform, or the longest, which is the one
+    without shortcuts.
     """
 
     def __init__(self, function: Any, *args: Any):
@@ -31,18 +35,19 @@ class TracedProgram:
         self._jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
         self._traced: dict[int, Jaxpr] = {}
 
-    def operations(self, *, recomputed: bool = True, longest: bool = True) -> int:
+    def operations(self, *, recomputed: bool = True, longest: bool = True, platform: str | None = None) -> int:
         """Returns the operations of one call.
 
         Args:
           recomputed: Whether what rematerialisation computes again counts again.
           longest: Whether a condition counts as the longest of its branches, which is the one with an active
             discriminator, or as the shortest.
+          platform: Platform whose way of computing is counted, as devices name it; None counts the longest way.
 
         Raises:
           ValueError: If there is a loop of unknown length.
         """
-        return _Counter(recomputed, longest, self._traced).of(self._jaxpr)
+        return _Counter(recomputed, longest, _PLATFORMS.get(platform, (platform,)), self._traced).of(self._jaxpr)
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,13 @@ class _Counter:
     Attributes:
       recomputed: See there.
       longest: See there.
+      platforms: Names of the platform, of which programs know one at most.
       traced: Functions of `linear` equations that were traced, by the equation's `id`.
     """
 
     recomputed: bool
     longest: bool
+    platforms: tuple[str | None, ...]
     traced: dict[int, Jaxpr]
 
     def of(self, jaxpr: Jaxpr) -> int:
@@ -81,9 +88,13 @@ class _Counter:
         return equation.params["length"] * self.of(equation.params["jaxpr"].jaxpr)
 
     def _cond(self, equation: Any) -> int:
-        by_platform = equation.params.get("branches_platforms") is not None
-        choose = max if self.longest or by_platform else min
-        return choose(self.of(branch.jaxpr) for branch in equation.params["branches"])
+        branches = [branch.jaxpr for branch in equation.params["branches"]]
+        ways = equation.params.get("branches_platforms")
+        if ways is not None and self.platforms != (None,):
+            own = [way is not None and any(name in way for name in self.platforms) for way in ways]
+            return self.of(branches[own.index(True) if True in own else ways.index(None)])
+        choose = max if self.longest or ways is not None else min
+        return choose(map(self.of, branches))
 
     def _while(self, equation: Any) -> int:
         if self.of(equation.params["body_jaxpr"].jaxpr):

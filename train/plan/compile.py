@@ -115,8 +115,9 @@ def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float 
     step = partial(train_step, components=components, config=config)
     compiled = parallel.compile(step)
     lowered = compiled.lower(state, batch, constants)
-    operations = compiled.program(state, batch, constants).operations() / target.count
-    memory, traffic = _compile(lowered, compiler_options(target.devices[0].platform))
+    platform = target.devices[0].platform
+    operations = compiled.program(state, batch, constants).operations(platform=platform) / target.count
+    memory, traffic = _compile(lowered, compiler_options(platform))
     chip = find_chip(target.kind)
     return Plan(
         name=name,

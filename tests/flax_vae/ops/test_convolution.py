@@ -1,15 +1,18 @@
 """The faster ways to convolve give XLA's own numbers and gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flax_vae.ops import convolution
+from flax_vae.ops import convolution, upsampling
 from flax_vae.ops.conv_method import ConvSpec, xla_convolution
 from flax_vae.ops.convolution import CPU_METHODS, convolve
 from flax_vae.ops.cpu import channel_runs, kernel_gradient, small_maps, winograd
 from flax_vae.ops.upsampling import upsample_and_convolve
+from flax_vae.train.devices.count_flops import TracedProgram
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 SAME = ((1, 1), (1, 1))
@@ -176,23 +179,55 @@ def test_highest_precision_never_takes_winograd():
         assert "tensor<16x512x512xf32>" not in program()
 
 
-def test_upsampling_is_four_convolutions_of_the_small_map(x64):
-    x, kernel = draw(5, 3, (3, 3))
-
-    def as_written(x, kernel):
-        return xla(x.repeat(2, axis=1).repeat(2, axis=2), kernel, 1, SAME)
-
-    def ours(x, kernel):
-        return upsample_and_convolve(x, kernel, (1, 1), SAME, dimension_numbers=LAYOUT)
-
-    assert_same(ours, as_written, (x, kernel))
-    program = jax.jit(ours).lower(x, kernel).as_text()
-    assert program.count("stablehlo.convolution") == 4 and "10x6x4xf64" not in program  # the large map never exists
+def upsample(x, kernel, **options):
+    return upsample_and_convolve(x, kernel, (1, 1), SAME, dimension_numbers=LAYOUT, **options)
 
 
-def test_upsampling_in_half_precision_rounds_no_sums_of_weights():
-    inputs = draw(3, 3, (3, 3), "bfloat16")
-    program = jax.jit(lambda x, k: upsample_and_convolve(x, k, (1, 1), SAME, dimension_numbers=LAYOUT)).lower(*inputs)
+def doubled(x):
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+@pytest.mark.parametrize("platform", upsampling.WAYS)
+@pytest.mark.parametrize("size", [(5, 3), (1, 2)])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_upsampling(x64, monkeypatch, platform, size, mode):
+    monkeypatch.setitem(upsampling.WAYS, "cpu", upsampling.WAYS[platform])
+    plain = reflect_and_convolve if mode == "reflect" else xla
+    inputs = draw(*size, (3, 3))
+    assert_same(partial(upsample, padding_mode=mode), lambda x, kernel: plain(doubled(x), kernel, 1, SAME), inputs)
+    singles = [array.astype("float32") for array in inputs]
+    expected = plain(doubled(inputs[0]), inputs[1], 1, SAME)
+    np.testing.assert_allclose(upsample(*singles, padding_mode=mode), expected, rtol=0, atol=1e-5 * np.std(expected))
+
+
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 4), ("cuda", 1), ("tpu", 4)])
+def test_upsampling_has_four_ninths_of_the_arithmetic(x64, platform, convolutions):
+    """The small map is convolved, never the large one; what is counted without a platform is the model as written."""
+    inputs = draw(5, 3, (3, 3))
+    program = jax.jit(upsample).trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
+    assert program.count("stablehlo.convolution") == convolutions and "10x6x4xf64" not in program
+    if platform != "cpu":
+        plain = 2 * (2 * 10 * 6 * 5) * 9 * 4
+        forward = TracedProgram(upsample, *inputs)
+        assert forward.operations(platform=platform) == plain * 4 / 9
+        assert forward.operations() == plain
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_upsampling_in_half_precision_rounds_weights_once(monkeypatch, platform):
+    """Sums of float32 weights, rounded once, are as close to the exact result as rounded weights are."""
+    x, kernel = draw(16, 16, (3, 3), "float32")
+    x = x.astype("bfloat16")
+    exact = xla(doubled(x).astype("float32"), kernel, 1, SAME)
+    written = xla(doubled(x), kernel.astype("bfloat16"), 1, SAME)
+    ours, back = jax.vjp(partial(upsampling.WAYS[platform]), x, kernel)
+    assert ours.dtype == "bfloat16" and [each.dtype for each in back(ours)] == ["bfloat16", "float32"]
+    errors = [np.std(np.asarray(each, "float32") - exact) for each in (ours, written)]
+    assert errors[0] < 1.05 * errors[1]
+
+
+def test_upsampling_in_half_precision_on_a_cpu_is_not_folded():
+    program = jax.jit(upsample).lower(*draw(3, 3, (3, 3), "bfloat16"))
     assert program.as_text().count("stablehlo.convolution") == 1
 
 
@@ -233,18 +268,11 @@ def test_reflection(x64, size, stride, padding):
     assert_same(ours, lambda *inputs: reflect_and_convolve(*inputs, stride, padding), draw(*size, (3, 3)))
 
 
-@pytest.mark.parametrize("size", [(3, 5), (1, 2)])
-def test_upsampling_before_a_reflection(x64, size):
-    def doubled(x, kernel):
-        return reflect_and_convolve(x.repeat(2, 1).repeat(2, 2), kernel, 1, SAME)
-
-    def ours(x, kernel):
-        return upsample_and_convolve(x, kernel, (1, 1), SAME, padding_mode="reflect", dimension_numbers=LAYOUT)
-
-    assert_same(ours, doubled, draw(*size, (3, 3)))
-    x, kernel = draw(*size, (3, 3), "bfloat16")  # not folded
-    exact = doubled(x.astype("float64"), kernel.astype("float64"))
-    np.testing.assert_allclose(ours(x, kernel).astype("float64"), exact, rtol=0, atol=0.1)
+def test_upsampling_before_a_reflection_in_half_precision():
+    x, kernel = draw(3, 5, (3, 3), "bfloat16")
+    exact = reflect_and_convolve(doubled(x).astype("float32"), kernel.astype("float32"), 1, SAME)
+    ours = upsample(x, kernel, padding_mode="reflect").astype("float32")
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize(("size", "padding"), [((1, 4), SAME), ((4, 1), SAME), ((4, 4), ((2, 2), (1, 1)))])

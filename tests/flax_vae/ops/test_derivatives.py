@@ -10,6 +10,7 @@ import pytest
 from flax_vae import AutoEncoder
 from flax_vae import attention as attention_module
 from flax_vae.attention import attention, full_attention
+from flax_vae.ops import upsampling
 from flax_vae.ops.attention_tiles import Tile, tiled_attention
 from flax_vae.ops.broadcasting import broadcast
 from flax_vae.ops.convolution import convolve
@@ -74,6 +75,8 @@ PATHS = {
         {},
     ),
     "upsampling": (upsampled, plain_upsampled, (MAP, KERNEL), {}),
+    "upsampling, transposed": (upsampling.WAYS["cuda"], plain_upsampled, (MAP, KERNEL), {}),
+    "upsampling, by corners": (upsampling.WAYS["tpu"], plain_upsampled, (MAP, KERNEL), {}),
     "norm and swish": (norm, plain_norm, ((2, 5, 3, 12), (12,), (12,)), {}),
     "attention in tiles": (lambda *qkv: tiled_attention(*qkv, Tile(4, 5)), full_attention, QKV, {}),
     "attention, one tile of queries": (lambda *qkv: tiled_attention(*qkv, Tile(16, 5)), full_attention, QKV, {}),
