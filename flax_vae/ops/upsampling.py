@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -133,27 +134,48 @@ def _by_input_gradient(
     return xla_input_gradient(spec, lax.optimization_barrier(_strided_kernel(spec, kernel)), x)
 
 
+# Compiled for v5e, in thousands of estimated cycles, 512 channels from 64 x 64 to 128 x 128 between two convolutions.
+# Batch 8: as written 12,482, in place 8,546, spread and added 8,584 with three times the traffic; batch 1: 2,881, 3,860
+# and 2,616.  The compiler keeps eight images beside each other, and then writes whole runs of channels in place.
+BATCH_IN_PLACE = 8
+
+
 def _by_corners(
     spec: ConvSpec, x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]
 ) -> Float[Array, "b h2 w2 o"]:
-    """Returns the transposed convolution as four convolutions that write their pixels of each square.
+    """Returns the transposed convolution as four convolutions, each of which computes one pixel of each square.
 
     XLA for TPUs multiplies the zeros between the inputs of a transposed convolution, which takes 1.8 times as long as
-    repeating the pixels and convolving.
+    convolving the upsampled map.
     """
-    (b, height, width, o), (beyond, _) = spec.x.shape, spec.padding[0]
-    h, w, beyond = height // 2, width // 2, beyond // 2
+    beyond = spec.padding[0][0] // 2
     corners = transposed_kernel(kernel).astype(x.dtype)
-    out, x, corners = vary_together(lax.empty((b, h, 2, w, 2, o), x.dtype), x, corners)
-    for row in (0, 1):
-        for column in (0, 1):
-            padding = tuple((1 - first - beyond, first - beyond) for first in (row, column))
-            pixels = lax.conv_general_dilated(
-                x, corners[row::2, column::2], (1, 1), padding, dimension_numbers=LAYOUT, precision=spec.precision
-            )
-            out = lax.dynamic_update_slice(out, pixels.reshape(b, h, 1, w, 1, o), (0, 0, row, 0, column, 0))
+
+    def pixels(row: int, column: int) -> Array:
+        padding = [(1 - first - beyond, first - beyond) for first in (row, column)]
+        corner = corners[row::2, column::2]
+        return lax.conv_general_dilated(x, corner, (1, 1), padding, dimension_numbers=LAYOUT, precision=spec.precision)
+
+    join = _in_place if len(x) % BATCH_IN_PLACE == 0 else _spread_and_added
     # Without the barrier, what follows is computed in the layout of squares, and copied out of it.
-    return lax.optimization_barrier(out.reshape(spec.x.shape))
+    return lax.optimization_barrier(join({at: pixels(*at) for at in ((0, 0), (0, 1), (1, 0), (1, 1))}))
+
+
+def _in_place(pixels: dict[tuple[int, int], Array]) -> Array:
+    b, h, w, c = pixels[0, 0].shape
+    out, *_ = vary_together(lax.empty((b, h, 2, w, 2, c), pixels[0, 0].dtype), *pixels.values())
+    for (row, column), corner in pixels.items():
+        out = lax.dynamic_update_slice(out, corner.reshape(b, h, 1, w, 1, c), (0, 0, row, 0, column, 0))
+    return out.reshape(b, 2 * h, 2 * w, c)
+
+
+def _spread_and_added(pixels: dict[tuple[int, int], Array]) -> Array:
+    zero = jnp.zeros((), pixels[0, 0].dtype)
+    spread = [
+        lax.pad(corner, zero, ((0, 0, 0), (row, 1 - row, 1), (column, 1 - column, 1), (0, 0, 0)))
+        for (row, column), corner in pixels.items()
+    ]
+    return spread[0] + spread[1] + spread[2] + spread[3]
 
 
 # The ways of platforms, from those that measurements or the compiler show to be fastest.  Others compute as written.

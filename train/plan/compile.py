@@ -47,8 +47,8 @@ class Plan:
       config: Settings of the run.
       memory: Memory on each device.
       fits: Whether that fits the device; None if the size of its memory is unknown.
-      operations: Operations of one step on one device, from `flax_vae.train.devices.count_flops`, with those that
-        rematerialisation computes again.
+      operations: Operations of one step on one device as it computes them, from `flax_vae.train.devices.count_flops`,
+        with those that rematerialisation computes again.
       traffic: Bytes between a device and its memory as counted by the compiler, which counts the body of a loop once;
         None if it does not count them.
       dollars: Price of one device per hour, if known.

@@ -187,10 +187,11 @@ def doubled(x):
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
-@pytest.mark.parametrize("platform", upsampling.WAYS)
+@pytest.mark.parametrize(("platform", "in_place"), [("cpu", 8), ("cuda", 8), ("tpu", 8), ("tpu", 2)])
 @pytest.mark.parametrize("size", [(5, 3), (1, 2)])
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_upsampling(x64, monkeypatch, platform, size, mode):
+def test_upsampling(x64, monkeypatch, platform, in_place, size, mode):
+    monkeypatch.setattr(upsampling, "BATCH_IN_PLACE", in_place)
     monkeypatch.setitem(upsampling.WAYS, "cpu", upsampling.WAYS[platform])
     plain = reflect_and_convolve if mode == "reflect" else xla
     inputs = draw(*size, (3, 3))
