@@ -47,7 +47,7 @@ class TracedProgram:
         Raises:
           ValueError: If there is a loop of unknown length.
         """
-        return _Counter(recomputed, longest, _PLATFORMS.get(platform, (platform,)), self._traced).of(self._jaxpr)
+        return _Counter(recomputed, longest, _PLATFORMS.get(platform or "", (platform,)), self._traced).of(self._jaxpr)
 
 
 @dataclass(frozen=True)
