@@ -15,18 +15,19 @@ from flax_vae.finite import require_finite
 from flax_vae.images import ImageScores
 from flax_vae.train.build import load_start, load_start_training, make_components, make_constants, make_state
 from flax_vae.train.config import TrainConfig
-from flax_vae.train.data import Batches, Photographs
+from flax_vae.train.data import Batches, Photographs, validation_images
 from flax_vae.train.devices import (
     Parallel,
     agreement,
     facts_of_run,
     facts_of_start,
+    gather_values,
     make_parallel,
     peak_flops,
     require_same_state,
 )
 from flax_vae.train.errors import NotFiniteError, RunError
-from flax_vae.train.evaluation import HeldOutEvaluation
+from flax_vae.train.evaluation import LOGGED_AS, MORE_IS_BETTER, BestScore, Validation
 from flax_vae.train.report import (
     Loggers,
     Metrics,
@@ -49,8 +50,8 @@ class Outcome(NamedTuple):
     Attributes:
       state: State after the last update.
       step: Number of updates done.
-      scores: `psnr` (decibels), `ssim` and, if it is part of the loss, `lpips` of the held-out photograph; empty if the
-        run was stopped, and in all processes but the first.
+      scores: `psnr` (decibels), `ssim` and, if they are measured, `lpips` and `rfid` of the validation images or of the
+        held-out photograph; empty if the run was stopped, and in all processes but the first.
       stopped_by: Signal that stopped the run, or None.
     """
 
@@ -90,6 +91,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = Fal
                 warning = stack.enter_context(lock(run.path)) if first else None
                 setup = _set_up(config, run, accept_changed_data)
                 facts |= facts_of_run(setup.config, setup.listing, setup.constants)
+                facts["validation image"] = setup.validate.facts
             return _train(run, setup, stop, [warning] if warning else [])
     except BaseException:
         for folder in made:  # `rmdir` removes empty folders only, so a run that has started stays
@@ -109,7 +111,7 @@ class _Setup(NamedTuple):
       changes: Differences from the settings and images that the run started with.
       components: Model, optimisers and discriminator.
       constants: Constants of the losses.
-      evaluate: Evaluator of the held-out image.
+      validate: Evaluation of the validation images, or of the held-out one.
     """
 
     config: TrainConfig
@@ -119,7 +121,7 @@ class _Setup(NamedTuple):
     changes: list[str]
     components: Components
     constants: dict[str, Any]
-    evaluate: HeldOutEvaluation
+    validate: Validation
 
 
 def _set_up(config: TrainConfig, run: RunDirectory, accept: bool) -> _Setup:
@@ -129,16 +131,17 @@ def _set_up(config: TrainConfig, run: RunDirectory, accept: bool) -> _Setup:
     photographs, listing, changes = open_data(config, run, accept=accept)
     config = replace(config, data=replace(config.data, held_out=photographs.held_out_name))
     components, constants = make_components(config), make_constants(config.loss)
-    evaluate = HeldOutEvaluation(
-        config, photographs.held_out_source(), parallel.local_devices[0], constants.get("lpips")
-    )
-    return _Setup(config, parallel, photographs, listing, changes, components, constants, evaluate)
+    judging = validation_images(config.validation, config.data)
+    validate = Validation(config, judging, parallel, constants.get("lpips"))
+    return _Setup(config, parallel, photographs, listing, changes, components, constants, validate)
 
 
 def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]) -> Outcome:
     first = jax.process_index() == 0
-    config, parallel, photographs, listing, changes, components, constants, evaluate = setup
-    with Checkpoints(run.checkpoints, keep=config.keep, best=("psnr", "max")) as checkpoints:
+    config, parallel, photographs, listing, changes, components, constants, validate = setup
+    metric, patience = config.validation.metric, config.validation.patience
+    criterion = LOGGED_AS.get(metric, metric), "max" if MORE_IS_BETTER[metric] else "min"
+    with Checkpoints(run.checkpoints, keep=config.keep, best=criterion) as checkpoints:
         # Restore the newest checkpoint, or create the initial state.
         start = checkpoints.newest_good() or 0
         if start > config.steps:
@@ -146,6 +149,8 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
                 f"{run.path} holds {start} steps, more than steps={config.steps}; set steps to {start} or more"
             )
         state = _restore_or_create(checkpoints, start, config, components, parallel, notes)
+        best = BestScore.restored(checkpoints.scores(start))
+        end = start if best.ended(patience) else config.steps
         constants = parallel.replicate(constants)
         if first:
             run.begin(config, listing, changes)
@@ -155,7 +160,7 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
         step_fn = parallel.compile(partial(train_step, components=components, config=config))
         local = parallel.local_slice(config.batch_size)
         batches = Batches(
-            photographs, config.seed, start, config.steps, config.batch_size, parallel.place_batch,
+            photographs, config.seed, start, end, config.batch_size, parallel.place_batch,
             share=slice(local.start, local.stop),
         )  # fmt: skip
 
@@ -166,17 +171,18 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
             notes = [*checkpoints.problems, *metrics.problems, *photographs.source.notes, *notes]
             if changes:
                 notes.append(f"changed since this run began: {', '.join(changes)}")
-            _print_header(reporter, config, run, photographs, parallel, state, start, notes)
+            _print_header(reporter, config, run, photographs, validate, parallel, state, start, notes)
             reported = _print_skipped(reporter, photographs, 0)
             peak = peak_flops(parallel.devices[0].device_kind)
             speed = Speed(config.batch_size, len(parallel.devices), peak, config.gan.start)
+            step, row = start, None  # row: scores of the last evaluation, if it was in this process
             for step, batch in enumerate(batches, start=start + 1):
                 state, scores = step_fn(state, batch, constants)
                 if step == start + 1:
                     jax.block_until_ready(scores)
                     speed.begin(step)
 
-                last, stopping = step == config.steps, stop.asked(step)
+                last, stopping, better = step == config.steps, stop.asked(step), False
                 log = last or step % config.log_every == 0
                 evaluates = last or step % config.eval_every == 0
                 save = last or stopping or step % config.save_every == 0
@@ -193,30 +199,43 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
                     reporter.scores(step, numbers, speed.seconds_left(config.steps - step))
                     numbers |= speed.read(step_fn.operations)
                 if evaluates:
-                    numbers |= _evaluate(evaluate, parallel, state, step, run, reporter)
+                    row = _evaluate(validate, config, parallel, state, step, run, reporter)
+                    numbers |= row
+                    before, best = best, best.after(step, row.get(criterion[0]), metric)
+                    # The best of a validation set is kept, whenever it comes.
+                    better = config.validation.data is not None and best.step != before.step
+                    last = last or best.ended(patience)
                 if log or evaluates:
                     metrics.write(step, numbers)
                 loggers.show(step, numbers, run.sample(step) if evaluates else None)
-                if save:
+                if save or last or better:
                     require_same_state(state, step)
-                    checkpoints.save(step, state, config, wait=last or stopping, scores=numbers)
-                if evaluates or save:
+                    checkpoints.save(step, state, config, wait=last or stopping, scores=numbers | best.stored())
+                if evaluates or save or better:
                     speed.begin(step)
-                if stopping and not last:
+                if last:
+                    break
+                if stopping:
                     return Outcome(state, step, {}, stop.signum)
 
+            if step < config.steps:
+                reporter.line(
+                    f"ended after step {step} of {config.steps}: {patience} evaluations without a better {metric} than "
+                    f"that of step {best.step}"
+                )
             params = parallel.gather(state.eval_params())
-            if not first:
-                return Outcome(state, config.steps, {})
-            row = _final_scores(run, config.steps) or _evaluate(evaluate, parallel, state, config.steps, run, reporter)
+            if row is None:  # nothing was left to train
+                row = _final_scores(run, step) or _evaluate(validate, config, parallel, state, step, run, reporter)
+        if not first:
+            return Outcome(state, step, {})
         if not row:
             raise NotFiniteError(
-                f"{run.path}: the reconstruction of the held-out photograph is not finite after step {config.steps}, "
-                "so nothing is exported; start again in another workdir with a lower learning rate"
+                f"{run.path}: a {_name_of(config)} reconstruction is not finite after step {step}, so nothing is "
+                "exported; start again in another workdir with a lower learning rate"
             )
         _export(run, components.model, params)
         write_report(run.path)
-    return Outcome(state, config.steps, _only_scores(row))
+    return Outcome(state, step, _only_scores(row))
 
 
 def _restore_or_create(
@@ -275,18 +294,22 @@ def _print_header(
     config: TrainConfig,
     run: RunDirectory,
     photographs: Photographs,
+    validate: Validation,
     parallel: Parallel,
     state: TrainState,
     start: int,
     notes: list[str],
 ) -> None:
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    judged = f"{photographs.held_out_name} held out"
+    if config.validation.data is not None:
+        judged = f"{len(validate.sizes):,} of {config.validation.data} for validation"
     count, platform = len(parallel.devices), parallel.devices[0].platform
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     processes += f", {config.devices_per_image} per image" if config.devices_per_image > 1 else ""
     reporter.line(
-        f"{run.path}: {weights:,} parameters; {len(photographs.names)} photographs and {photographs.held_out_name} "
-        f"held out; {count} {platform} device{'s' if count > 1 else ''}{processes} ({config.parallel})"
+        f"{run.path}: {weights:,} parameters; {len(photographs.names)} photographs and {judged}; {count} {platform} "
+        f"device{'s' if count > 1 else ''}{processes} ({config.parallel})"
     )
     peak = peak_flops(parallel.devices[0].device_kind)
     if peak is not None:
@@ -313,43 +336,53 @@ _PROBLEMS = 10  # images printed at a time; all are counted
 
 
 def _evaluate(
-    evaluate: HeldOutEvaluation, parallel: Parallel, state: TrainState, step: int, run: RunDirectory, reporter: Reporter
+    validate: Validation,
+    config: TrainConfig,
+    parallel: Parallel,
+    state: TrainState,
+    step: int,
+    run: RunDirectory,
+    reporter: Reporter,
 ) -> dict[str, float]:
-    """Evaluates the held-out photograph and saves a picture of it; returns no scores if they are not finite."""
-    params = parallel.gather(state.eval_params())
-    if jax.process_index():
-        return {}
+    """Evaluates the state and saves a picture; returns no scores if they are not finite.  All processes call it."""
     try:
-        comparison = evaluate(params)
+        validated = validate(parallel.gather(state.eval_params()))
+        raw = validate(parallel.gather(state.params)).scores if config.validation.raw else {}
     except NotFiniteError as error:
         reporter.line(f"step {step}: {error}")
         return {}
-    save_comparisons(run.sample(step), [comparison])
-    known = {name: getattr(comparison.scores, name) for name in ("psnr", "ssim", "lpips")}
-    scores = {name: score for name, score in known.items() if score is not None}
-    reporter.line(f"step {step}: held-out {describe_scores(scores)}")
-    return {_LOGGED_AS.get(name, name): score for name, score in scores.items()}
+    if jax.process_index() == 0:
+        save_comparisons(run.sample(step), validated.shown)
+    reporter.line(f"step {step}: {_name_of(config)} {describe_scores(validated.scores)}")
+    if raw:
+        reporter.line(f"step {step}: {_name_of(config)} {describe_scores(raw)}, by the raw weights")
+    scores = {LOGGED_AS.get(name, name): score for name, score in validated.scores.items()}
+    return scores | {f"raw_{name}": score for name, score in raw.items()}
 
 
-# The loss has a term of the name `lpips`, which is computed on training crops.
-_LOGGED_AS = {"lpips": "held_out_lpips"}
+def _name_of(config: TrainConfig) -> str:
+    return "held-out" if config.validation.data is None else "validation"
 
 
 def describe_scores(scores: dict[str, float]) -> str:
     """Returns the scores of an evaluation in one phrase."""
     image = ImageScores("", 0, 0, scores["psnr"], scores.get("ssim"), scores.get("lpips"))
-    return ", ".join(image.in_words())
+    return ", ".join([*image.in_words(), *([f"rFID {scores['rfid']:.4f}"] if "rfid" in scores else [])])
 
 
 def _final_scores(run: RunDirectory, step: int) -> dict[str, float] | None:
-    """Returns the logged scores of the last step, if it was evaluated."""
-    rows = [row for row in read_metrics(run.metrics) if row["step"] == step and isinstance(row.get("psnr"), float)]
+    """Returns the logged scores of the last step, if it was evaluated, as the first process read them."""
+    rows = []
+    if jax.process_index() == 0:
+        rows = [row for row in read_metrics(run.metrics) if row["step"] == step and isinstance(row.get("psnr"), float)]
+    if jax.process_count() > 1:
+        rows = gather_values(rows)[0]
     return rows[-1] if rows else None
 
 
 def _only_scores(row: Mapping[str, float]) -> dict[str, float]:
     """Returns the scores of an evaluation, by their own names."""
-    logged = {name: _LOGGED_AS.get(name, name) for name in ("psnr", "ssim", "lpips")}
+    logged = {name: LOGGED_AS.get(name, name) for name in MORE_IS_BETTER}
     return {name: row[there] for name, there in logged.items() if there in row}
 
 

@@ -1,11 +1,14 @@
 """Encodes images to the posterior mean and decodes them again.  Any size; pads to the model's factor."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from flax_vae.autoencoder import Model
@@ -38,11 +41,12 @@ def reconstruct(
     time: float | None = None,
     *,
     in_bands: bool = False,
+    mesh: Mesh | None = None,
 ) -> Reconstruction:
     """Encodes images to the mode of the posterior, or to the latent of a model without one, and decodes it.
 
     Images are padded to multiples of the model's factor by repeating their last row and column, and cropped again.  A
-    program is compiled for every image shape.
+    program of the encoder and one of the decoder are compiled for every image shape.
 
     Args:
       model: Autoencoder.
@@ -50,6 +54,8 @@ def reconstruct(
       images: 8-bit RGB images of any height and width.
       time: Time of all images, for models that are conditioned on a time.
       in_bands: Whether to decode in bounded memory, which is slower; see `flax_vae.decode_in_bands`.
+      mesh: Devices of this process that hold `params` and divide the images evenly; None for one device.  Each device
+        computes its images as it computes them alone, to the last bit.
 
     Raises:
       UserError: If the time is missing, or the model takes none.
@@ -58,11 +64,13 @@ def reconstruct(
     height, width = images.shape[1:3]
     condition = same_time(len(images), time, model.params)
     x = to_float(pad_to_factor(images, model.params.factor))
-    z, mean, logvar = _encode(model, params, x, condition)
+    if mesh is not None:
+        x, condition = jax.device_put((x, condition), NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    z, mean, logvar = _encode(model, mesh, params, x, condition)
     if in_bands:
         decoded = decode_in_bands(model, params, z, condition)
     else:
-        decoded = jax.device_get(_decode(model, params, z, condition))
+        decoded = jax.device_get(_decode(model, mesh, params, z, condition))
     return Reconstruction(decoded[:, :height, :width].astype(np.float32), *jax.device_get((mean, logvar)))
 
 
@@ -86,8 +94,27 @@ def needs_bands(params: Architecture, height: int, width: int, dtype: Dtype = jn
     return rows * columns * channels * jnp.dtype(dtype).itemsize > _LARGE_MAP
 
 
-@jax.jit(static_argnums=0)
-def _encode(model: Model, params: Any, images: Array, time: Array | None) -> tuple[Array, Array, Array | None]:
+@jax.jit(static_argnums=(0, 1))
+def _encode(
+    model: Model, mesh: Mesh | None, params: Any, images: Array, time: Array | None
+) -> tuple[Array, Array, Array | None]:
+    return _on_each(mesh, partial(_encoded, model))(params, images, time)
+
+
+@jax.jit(static_argnums=(0, 1))
+def _decode(model: Model, mesh: Mesh | None, params: Any, z: Array, time: Array | None) -> Array:
+    return _on_each(mesh, partial(_decoded, model))(params, z, time)
+
+
+def _on_each(mesh: Mesh | None, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function of one device for the images of all devices of a mesh."""
+    if mesh is None:
+        return function
+    images = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), images, images), out_specs=images)
+
+
+def _encoded(model: Model, params: Any, images: Array, time: Array | None) -> tuple[Array, Array, Array | None]:
     if not model.params.has_posterior:
         z = cast(Array, model.apply({"params": params}, images, time, method="encode"))
         return z, cast(Array, model.apply({"params": params}, z, method="unscale")), None
@@ -96,6 +123,5 @@ def _encode(model: Model, params: Any, images: Array, time: Array | None) -> tup
     return z, posterior.mean, posterior.logvar
 
 
-@jax.jit(static_argnums=0)
-def _decode(model: Model, params: Any, z: Array, time: Array | None) -> Array:
+def _decoded(model: Model, params: Any, z: Array, time: Array | None) -> Array:
     return cast(Array, model.apply({"params": params}, z, time, method="decode"))

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,7 +26,7 @@ from flax_vae.train.errors import RunError, TrainError
 if TYPE_CHECKING:  # they load JAX: not for --help
     from flax_vae.autoencoder import Model
     from flax_vae.images import Comparison, ImageSource
-    from flax_vae.train.config import TrainConfig
+    from flax_vae.train.config import TrainConfig, ValidationConfig
     from flax_vae.train.evaluation import Evaluation, PerceptualDistance
 
 PROG = "flax-vae-train eval"
@@ -54,24 +54,37 @@ class ImageFlags:
         arg(
             metavar="DATA",
             help=f"Images of any size: {ADDRESSES}.",
-            help_behavior_hint="(default: the image that the run held out)",
+            help_behavior_hint="(default: the validation images of the run, or the image that it held out)",
         ),
     ] = None
+    resize: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: images keep their size)")] = None
+    """Resize the shorter side to this number of pixels first, as `flax-vae encode` does."""
+    crop: Annotated[
+        Literal["center", "none"] | None, arg(metavar="{center,none}", help_behavior_hint="(default: center)")
+    ] = None
+    """Measure the N x N square in the centre of a resized image, or all of it."""
     limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None
     """Number of images, the first ones."""
-    batch_size: Annotated[int, arg(metavar="N", aliases=("--batch",))] = 1
-    """Largest number of images of one size that are computed together."""
+    batch_size: Annotated[
+        int | None, arg(metavar="N", aliases=("--batch",), help_behavior_hint="(default: that of the run, elsewhere 8)")
+    ] = None
+    """Largest number of images of one size that a device computes together."""
 
 
 @dataclass(frozen=True)
 class ScoreFlags:
     """Scores beside PSNR and SSIM."""
 
-    lpips: Literal["alex", "vgg", "none"] = "alex"
+    lpips: Annotated[
+        Literal["alex", "vgg", "none"] | None,
+        arg(metavar="{alex,vgg,none}", help_behavior_hint="(default: that of the run, elsewhere alex)"),
+    ] = None
     """Network of LPIPS; papers report alex."""
     lpips_weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the extra lpips)")] = None
     """Weights of LPIPS: a state dict of PyTorch's lpips.LPIPS."""
-    features: Annotated[str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: no rFID)")] = None
+    features: Annotated[
+        str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: that of the run, elsewhere no rFID)")
+    ] = None
     """Measure rFID with this function from 8-bit images (b, h, w, 3) to features (b, d), such as Inception's."""
 
 
@@ -95,7 +108,8 @@ class ResultFlags:
 class EvalFlags:
     """Measures reconstructions: PSNR, SSIM and LPIPS of every image, statistics of the latents, and rFID.
 
-    Reconstructs every image whole, from the mode of its posterior, and compares 8-bit images.
+    Reconstructs every image whole, from the mode of its posterior, and compares 8-bit images.  Images of more than 32
+    sizes are padded to as many.
     """
 
     models: Annotated[
@@ -160,41 +174,40 @@ def _run(flags: EvalFlags) -> int:
 
         check_scalable(folders[0])
     # JAX and Pillow: only now, when there is something to compute.
-    from flax_vae.images import open_images, scan_images
     from flax_vae.inference import load_model
     from flax_vae.ops import cache_for_command
     from flax_vae.train.evaluation import comparison
 
     cache_for_command(flags.model.compilation_cache)
-    source = open_images(flags.images.data) if flags.images.data is not None else _held_out(models[0])
+    settings, source = _images(flags, models[0])
     for note in source.notes:
         print(note, file=sys.stderr)
-    count = len(source) if flags.images.limit is None else min(flags.images.limit, len(source))
-    scan_images(source, range(count)).require_sound()
-    perceptual, lpips_missing = _load_lpips(flags)
+    count = len(source)
+    perceptual, lpips_missing = _load_lpips(settings)
     if perceptual is None and flags.output.worst_by == "lpips":
         raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")
     if len(folders) == 1:
-        return _one(flags, folders[0], source, count, perceptual, lpips_missing)
+        return _one(flags, settings, folders[0], source, perceptual, lpips_missing)
     load = partial(
         load_model, preset=flags.model.preset, dtype="float32", raw_weights=flags.model.raw_weights, rgb=True
     )
     loaded = [load(str(folder)) for folder in folders]  # all of them, before the first takes its time
     evaluations = [
-        _evaluation(flags, run, *model, perceptual=perceptual) for run, model in zip(models, loaded, strict=True)
+        _evaluation(flags, settings, run, *model, perceptual=perceptual)
+        for run, model in zip(models, loaded, strict=True)
     ]
     with Progress(len(models) * count) as progress:
         reports = [evaluation(source, count, lambda _: progress.add(1)) for evaluation in evaluations]
     print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
-    print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or flags.scores.lpips}")
+    print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or settings.lpips}")
     return 0
 
 
 def _one(
     flags: EvalFlags,
+    settings: "ValidationConfig",
     where: Path,
     source: "ImageSource",
-    count: int,
     perceptual: "PerceptualDistance | None",
     lpips_missing: str,
 ) -> int:
@@ -212,9 +225,9 @@ def _one(
     )
     from flax_vae.train.report import save_comparisons
 
-    meter = None if flags.scores.features is None else FrechetMeter(load_extractor(flags.scores.features))
+    meter = None if settings.features is None else FrechetMeter(load_extractor(settings.features))
     model, params = load_model(str(where), flags.model.preset, "float32", raw_weights=flags.model.raw_weights, rgb=True)
-    evaluate = _evaluation(flags, flags.models[0], model, params, perceptual=perceptual, frechet=meter)
+    evaluate = _evaluation(flags, settings, flags.models[0], model, params, perceptual=perceptual, frechet=meter)
     worst: list[Comparison] = []
 
     def look(comparison: "Comparison") -> None:
@@ -224,11 +237,11 @@ def _one(
             worst.sort(key=lambda seen: badness(seen.scores, flags.output.worst_by))
             del worst[flags.output.worst :]
 
-    with Progress(count) as progress:
-        report = evaluate(source, count, look)
+    with Progress(len(source)) as progress:
+        report = evaluate(source, len(source), look)
 
     print("\n".join([*table(report, flags.output.worst_by), "", *latent_lines(report.latents, model.params)]))
-    print(f"LPIPS: {lpips_missing or flags.scores.lpips}")
+    print(f"LPIPS: {lpips_missing or settings.lpips}")
     print(f"rFID: {rfid_line(report, meter)}")
     if flags.output.grid:
         save_comparisons(flags.output.grid, worst)
@@ -237,31 +250,54 @@ def _one(
         scaled = write_scale(where, report.latents)
         print(f"{where / 'config.json'}: scale_factor {scaled.scale_factor}, shift_factor {scaled.shift_factor}")
     if flags.output.json:
-        net = None if perceptual is None else flags.scores.lpips
+        net = None if perceptual is None else settings.lpips
         write_report_json(flags.output.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)
     return 0
 
 
-def _evaluation(flags: EvalFlags, run: Path, model: "Model", params: Any, **meters: Any) -> "Evaluation":
+def _evaluation(
+    flags: EvalFlags, settings: "ValidationConfig", run: Path, model: "Model", params: Any, **meters: Any
+) -> "Evaluation":
+    import jax
+
     from flax_vae.train.evaluation import Evaluation
 
     time = flags.model.time
     if time is None:
         config = _run_config(run)
         time = config.time.evaluate_at if config else 0.0
-    return Evaluation(model, params, flags.images.batch_size, time, flags.model.bands or None, **meters)
+    devices = tuple(jax.local_devices())
+    return Evaluation(model, params, settings.batch_size, time, flags.model.bands or None, devices=devices, **meters)
 
 
-def _held_out(run: Path) -> "ImageSource":
-    """Returns a source of the one image that a run has never trained on."""
-    from flax_vae.train.data import held_out_image
+def _images(flags: EvalFlags, run: Path) -> "tuple[ValidationConfig, ImageSource]":
+    """Returns settings and images: those that the run was validated with, except for what flags say."""
+    from flax_vae.train.config import DataConfig, ValidationConfig
+    from flax_vae.train.data import validation_images
 
+    images, weights = flags.images, flags.scores.lpips_weights
+    flagged: dict[str, Any] = {
+        "resize": images.resize, "crop": images.crop, "batch_size": images.batch_size, "lpips": flags.scores.lpips,
+        "features": flags.scores.features, "lpips_weights": None if weights is None else str(weights),
+    }  # fmt: skip
+    given = {name: value for name, value in flagged.items() if value is not None}
+    if images.crop is not None and images.resize is None:
+        raise TrainError(f"--crop {images.crop} needs --resize N, the side of the crop in pixels")
+    if images.data is not None:
+        settings = ValidationConfig(data=images.data, images=images.limit, **given)
+        return settings, validation_images(settings, DataConfig())
     config = _run_config(run)
     if config is None:
         raise TrainError(
             f"{run} is not in a run directory, which would say what was held out; name the images with --data"
         )
-    return held_out_image(config.data)
+    for name in ("resize", "features"):
+        if config.validation.data is None and name in given:
+            raise TrainError(f"--{name} {given[name]} needs images; {run} held out a single one: name some with --data")
+    settings = replace(config.validation, **given)
+    if images.limit is not None and settings.data is not None:
+        settings = replace(settings, images=min(images.limit, settings.images or images.limit))
+    return settings, validation_images(settings, config.data)
 
 
 def _run_config(path: Path) -> "TrainConfig | None":
@@ -277,22 +313,20 @@ def _run_config(path: Path) -> "TrainConfig | None":
     return RunDirectory(run).stored_config() if (run / CHECKPOINTS).is_dir() else None
 
 
-def _load_lpips(flags: EvalFlags) -> "tuple[PerceptualDistance | None, str]":
+def _load_lpips(settings: "ValidationConfig") -> "tuple[PerceptualDistance | None, str]":
     """Returns the distance, or None and the reason in a few words."""
-    if flags.scores.lpips == "none":
+    if settings.lpips == "none":
         return None, "not asked for"
-    import jax
-
     from flax_vae.train.evaluation import perceptual_distance
     from flax_vae.train.losses import load_lpips_weights
 
     try:
-        weights = jax.device_put(load_lpips_weights(flags.scores.lpips, flags.scores.lpips_weights))
+        weights = load_lpips_weights(settings.lpips, settings.lpips_weights)
     except TrainError as error:
-        if flags.scores.lpips_weights is not None:
+        if settings.lpips_weights is not None:
             raise
         return None, str(error)
-    return perceptual_distance(weights, flags.scores.lpips), ""
+    return perceptual_distance(weights, settings.lpips), ""
 
 
 if __name__ == "__main__":

@@ -30,9 +30,15 @@ SHORT_NAMES = {
     "optim.accumulate": "--accumulate",
     "optim.ema_decay": "--ema-decay",
     "loss.kl_weight": "--kl-weight",
+    "validation.data": "--validation",
+    "validation.images": "--validation-images",
+    "validation.patience": "--patience",
 }
 
-_HELP = {"data.folder": f"Images of any size: {ADDRESSES}.  Image files are {FORMATS}."}
+_HELP = {
+    "data.folder": f"Images of any size: {ADDRESSES}.  Image files are {FORMATS}.",
+    "validation.data": f"Images that judge the run: {ADDRESSES}.",
+}
 # tyro would write {None}|STR; None is accepted where a setting may have no value.
 _METAVARS = {
     bool | None: "{True,False}",
@@ -41,7 +47,11 @@ _METAVARS = {
     tuple[int, ...] | None: "[INT [INT ...]]",
     tuple[float, ...] | None: "[FLOAT [FLOAT ...]]",
 }
-_DEFAULTS = {"data.folder": "the shipped photographs", "data.held_out": "the last image by name"}
+_DEFAULTS = {
+    "data.folder": "the shipped photographs",
+    "data.held_out": "the last image by name",
+    "validation.data": "the held-out image",
+}
 
 AnyFlags = TypeVar("AnyFlags")
 

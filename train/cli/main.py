@@ -119,7 +119,8 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
         return 128 + outcome.stopped_by
     if outcome.scores:  # the first process has them
         print(
-            f"held-out photograph: {describe_scores(outcome.scores)}; "
+            f"{'held-out photograph' if config.validation.data is None else 'validation'}: "
+            f"{describe_scores(outcome.scores)}; "
             f"model in {workdir / 'export'} ({time.monotonic() - begun:.0f} s)"
         )
     return 0

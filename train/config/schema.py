@@ -18,6 +18,7 @@ class DataConfig:
       folder: Address of the images, see `flax_vae.images.open_images`; None for the photographs of the package.
       held_out: Name of the image that is evaluated and never trained on: a path inside the folder, or an index from 0
         for other addresses; None for `chelsea.jpg` of the photographs of the package, and for the last image elsewhere.
+        With validation images, an image is held out only if it is named.
       crop_size: Side of the random square crops in pixels.
       shuffle_channels: Whether to permute red, green and blue at random, which multiplies the colours of a few
         photographs.
@@ -236,6 +237,63 @@ class TimeConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Images that judge the run, and what follows from their scores.
+
+    Attributes:
+      data: Address of the images, see `flax_vae.images.open_images`; None evaluates one photograph that is held out
+        from training.
+      images: Number of images, the first ones; None for all.
+      resize: Length in pixels that the shorter side of each image is resized to first, see
+        `flax_vae.images.resize_image`; None keeps the size.
+      crop: Part of a resized image: the square in its `center`, or all of it (`none`).
+      batch_size: Largest number of images of one size that a device computes together.
+      lpips: Network of LPIPS: `alex` as in papers, `vgg`, or `none`.  The held-out photograph is measured by the
+        network of the loss, if LPIPS is part of it.
+      lpips_weights: File with the weights of LPIPS; None for those of the `lpips` extra.
+      features: Function `module:function` from 8-bit images (b, h, w, 3) to features (b, d), for rFID; None measures
+        none.
+      raw: Whether to evaluate the raw weights too, beside their moving average.
+      metric: Score that decides which checkpoint is the best, which is kept.
+      patience: Successive evaluations without a better score after which the run ends; None never ends it.
+
+    Raises:
+      ValueError: If a number is out of range, or a setting lacks another that it needs.
+    """
+
+    data: str | None = None
+    images: int | None = None
+    resize: int | None = None
+    crop: Literal["center", "none"] = "center"
+    batch_size: int = 8
+    lpips: Literal["alex", "vgg", "none"] = "alex"
+    lpips_weights: str | None = None
+    features: str | None = None
+    raw: bool = False
+    metric: Literal["psnr", "ssim", "lpips", "rfid"] = "psnr"
+    patience: int | None = None
+
+    def __post_init__(self):
+        check_types(self)
+        numbers = {name: getattr(self, name) for name in ("images", "resize", "batch_size", "patience")}
+        at_least(1, **{name: value for name, value in numbers.items() if value is not None})
+        for name in ("images", "resize", "features"):
+            if self.data is None and getattr(self, name) is not None:
+                raise ArgumentError(
+                    f"validation.{name}={getattr(self, name)!r} needs images; name them with validation.data "
+                    "(--validation)",
+                    field=name,
+                    value=getattr(self, name),
+                )
+        if self.metric == "rfid" and self.features is None:
+            raise ArgumentError(
+                "validation.metric='rfid' needs a feature network; name it with validation.features", field="metric"
+            )
+        if self.metric == "lpips" and self.data is not None and self.lpips == "none":
+            raise ArgumentError("validation.metric='lpips' needs validation.lpips 'alex' or 'vgg'", field="metric")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Settings of a run.
 
@@ -246,6 +304,7 @@ class TrainConfig:
       loss: Loss; see `LossConfig`.
       gan: Discriminator; see `GanConfig`.
       time: Times; see `TimeConfig`.
+      validation: Evaluation during the run; see `ValidationConfig`.
       start_from: File or folder with the initial weights, or a model on the Hugging Face hub,
         `hf:org/name[/folder or file][@revision]`, as for `flax_vae.from_pretrained`; the state of Adam in a PyTorch
         checkpoint is used too.  None for random weights.
@@ -265,7 +324,7 @@ class TrainConfig:
       remat: Activations that the backward pass computes again, which saves memory and costs time; see
         `flax_vae.AutoEncoder`.
       log_every: Updates between two lines of `metrics.jsonl`.
-      eval_every: Updates between two evaluations on the held-out image.
+      eval_every: Updates between two evaluations on the validation images, or on the held-out one.
       save_every: Updates between two checkpoints.
       keep: Newest checkpoints to keep, in addition to the best one and the newest that a later finite update proves.
       max_skipped: Successive updates that may be skipped because the loss or gradient is not finite; more stop the run.
@@ -284,6 +343,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     gan: GanConfig = field(default_factory=GanConfig)
     time: TimeConfig = field(default_factory=TimeConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     start_from: str | None = None
     raw_weights: bool = False
     graft: bool = False
@@ -344,6 +404,13 @@ class TrainConfig:
             )
 
     def _check_together(self) -> None:
+        if self.validation.raw and not self.optim.ema_decay:
+            raise ArgumentError("validation.raw=True needs a moving average to compare with; set optim.ema_decay")
+        if self.validation.metric == "lpips" and self.validation.data is None and not self.loss.lpips_weight:
+            raise ArgumentError(
+                "validation.metric='lpips' needs validation images (--validation), or LPIPS in the loss",
+                field="metric",
+            )
         if self.zero and self.parallel != "mesh":
             raise ArgumentError(f"zero=True needs parallel='mesh', not {self.parallel!r}")
         if self.devices_per_image > 1 and self.parallel != "mesh":
@@ -399,7 +466,14 @@ class TrainConfig:
         return cls(**{**fields, **parts})
 
 
-_PARTS = {"data": DataConfig, "optim": OptimConfig, "loss": LossConfig, "gan": GanConfig, "time": TimeConfig}
+_PARTS = {
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "loss": LossConfig,
+    "gan": GanConfig,
+    "time": TimeConfig,
+    "validation": ValidationConfig,
+}
 
 
 # Names that settings had in earlier versions; files written then are still read.

@@ -9,7 +9,7 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.train.data.listing import data_listing, digest_of_listing, find_changes, how_listed
-    from flax_vae.train.data.photographs import Photographs, held_out_image
+    from flax_vae.train.data.photographs import Photographs, held_out_image, validation_images
     from flax_vae.train.data.prefetch import Batches
     from flax_vae.train.data.shipped import shipped_photographs
 else:
@@ -24,4 +24,5 @@ __all__ = [
     "held_out_image",
     "how_listed",
     "shipped_photographs",
+    "validation_images",
 ]

@@ -15,13 +15,15 @@ from flax_vae.convert.console import printable
 from flax_vae.images import (
     ImageSource,
     ImageSubset,
+    ResizedSource,
     StorageError,
     in_threads,
+    open_images,
     require_storage,
     scan_images,
     to_float,
 )
-from flax_vae.train.config import DataConfig
+from flax_vae.train.config import DataConfig, ValidationConfig
 from flax_vae.train.data.crops import WORDS, cut, fitted_size, resize_shorter_side, uniform_below
 from flax_vae.train.data.refusals import TooSmallError, refusal, too_many
 from flax_vae.train.data.shipped import open_photographs
@@ -31,35 +33,38 @@ SHIPPED_HELD_OUT = "chelsea.jpg"
 
 
 class Photographs:
-    """A source of images, one of which is held out.  Threads may draw crops concurrently.
+    """A source of images, one of which may be held out.  Threads may draw crops concurrently.
 
     All headers are read first, so that files that cannot be used are reported before the run begins.
 
     Attributes:
-      held_out_name: Name of the one photograph that is not trained on.
+      held_out_name: Name of the one photograph that is not trained on, or None.
       source: Source of all images, the held-out one included.
     """
 
-    def __init__(self, config: DataConfig, *, keep_bytes: int = 1 << 30):
+    def __init__(self, config: DataConfig, *, keep_bytes: int = 1 << 30, hold_out: bool = True):
         """Opens the source and checks the images.
 
         Args:
           config: Settings of the data.
           keep_bytes: Size of decoded photographs that stay in memory; more of them are decoded when drawn.
+          hold_out: Whether to hold one out even if `config` does not name it.
 
         Raises:
-          DataError: If the source or the held-out image does not exist, there are fewer than two images, or the
-            held-out image or, unless `config` says to skip them, another is damaged or smaller than the crop.
+          DataError: If the source or the held-out image does not exist, there is none to train on, or the held-out
+            image or, unless `config` says to skip them, another is damaged or smaller than the crop.
         """
         self._config = config
         self.source = open_photographs(config.folder)
-        if len(self.source) < 2:
+        hold_out = hold_out or config.held_out is not None
+        if len(self.source) < 2 and hold_out:
             raise DataError(
                 f"{self.source.where} holds {len(self.source)} images; training needs at least two, one of them to "
                 f"be held out{''.join(f'; {note}' for note in self.source.notes)}"
             )
-        self._held_out = _choose_held_out(config, self.source)
-        self.held_out_name = printable(self.source.name(self._held_out))
+        self._held_out = _choose_held_out(config, self.source) if hold_out else None
+        self.held_out_name = None if self._held_out is None else printable(self.source.name(self._held_out))
+        self._total = len(self.source) - hold_out  # images to train on
         self._kept: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -86,7 +91,13 @@ class Photographs:
         return self.held_out_source()[0]
 
     def held_out_source(self) -> ImageSource:
-        """Returns the source of that photograph alone."""
+        """Returns the source of that photograph alone.
+
+        Raises:
+          DataError: If none is held out.
+        """
+        if self._held_out is None:
+            raise DataError(f"no image of {self.source.where} is held out; name one with --held-out")
         return _HeldOut(self.source, self._held_out, self._config.resize)
 
     def crop(self, seed: int, step: int, index: int) -> UInt8[np.ndarray, "s s 3"]:
@@ -104,8 +115,8 @@ class Photographs:
             entropy = (seed, step, index, attempt) if attempt else (seed, step, index)
             # Raw words of SeedSequence, not a Generator: NumPy promises that these never change between versions.
             words = np.random.SeedSequence(entropy).generate_state(WORDS)
-            drawn = uniform_below(len(self.source) - 1, words[0])
-            photograph = self._read(drawn + (drawn >= self._held_out))
+            drawn = uniform_below(self._total, words[0])
+            photograph = self._read(drawn + (self._held_out is not None and drawn >= self._held_out))
             if photograph is not None:
                 return cut(photograph, words, self._config)
             attempt += 1
@@ -143,6 +154,8 @@ class Photographs:
 
     def _refused_held_out(self, errors: Mapping[int, DataError]) -> str | None:
         """Returns what is wrong with the held-out image, if anything, and suggests another."""
+        if self._held_out is None:
+            return None
         try:
             self.held_out()
         except StorageError:
@@ -155,7 +168,7 @@ class Photographs:
 
     def _refusal(self, errors: Mapping[int, DataError], held_out: str | None = None) -> DataError:
         ordered = [errors[index] for index in sorted(errors)]
-        return refusal(self.source.where, ordered, len(self.source) - 1, self._config.crop_size, held_out)
+        return refusal(self.source.where, ordered, self._total, self._config.crop_size, held_out)
 
     def _read(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
         """Returns a photograph ready to be cropped, or None if it has to be skipped."""
@@ -192,7 +205,7 @@ class Photographs:
         return height, width
 
     def _check_count(self) -> None:
-        total = len(self.source) - 1
+        total = self._total
         # 1% of sixty photographs is less than one: a few may always be skipped, but never most of them.
         most = max(self._config.max_bad_fraction * total, min(self._config.max_bad_count, total // 2))
         if len(self._bad) > most:
@@ -225,6 +238,22 @@ def held_out_image(config: DataConfig) -> ImageSource:
     """
     source = open_photographs(config.folder)
     return _HeldOut(source, _choose_held_out(config, source), config.resize)
+
+
+def validation_images(validation: ValidationConfig, data: DataConfig) -> ImageSource:
+    """Returns the images by which a run is judged: those of `validation`, or else the one that it holds out.
+
+    Raises:
+      DataError: If the address holds no image, or the held-out image does not exist.
+    """
+    if validation.data is None:
+        return held_out_image(data)
+    source = open_images(validation.data)
+    if validation.resize is not None:
+        source = ResizedSource(source, validation.resize, validation.crop)
+    if validation.images is not None and validation.images < len(source):
+        source = ImageSubset(source, range(validation.images), source.where)
+    return source
 
 
 def _choose_held_out(config: DataConfig, source: ImageSource) -> int:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.train.devices.agreeing import agreement, facts_of_run, facts_of_start, require_same_state
+    from flax_vae.train.devices.agreeing import (
+        agreement,
+        facts_of_run,
+        facts_of_start,
+        gather_float64,
+        gather_values,
+        require_same_state,
+    )
     from flax_vae.train.devices.chips import Chip, find_chip, peak_flops
     from flax_vae.train.devices.compiled_step import StepOperations
     from flax_vae.train.devices.parallel import Parallel, make_parallel
@@ -24,6 +31,8 @@ __all__ = [
     "facts_of_run",
     "facts_of_start",
     "find_chip",
+    "gather_float64",
+    "gather_values",
     "join_processes",
     "leave",
     "make_parallel",

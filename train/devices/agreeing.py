@@ -27,7 +27,7 @@ _CHUNK = 4096
 _SHOW = 3  # number of differences shown in one error
 _PACKAGES = ("flax", "jax", "jaxlib", "optax", "orbax-checkpoint")
 # Paths may differ between machines; their content is compared instead.
-_ADDRESSES = ("data.folder", "start_from", "loss.lpips_weights")
+_ADDRESSES = ("data.folder", "start_from", "loss.lpips_weights", "validation.data", "validation.lpips_weights")
 SETTINGS = "settings"
 _LONGEST = 40  # characters of a value in an error
 _ABSENT = object()
@@ -120,6 +120,16 @@ def gather_values(value: Any) -> list[Any]:
     data, sizes = _encode(value)
     rows = _gather(data)
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def gather_float64(array: np.ndarray) -> np.ndarray:
+    """Returns arrays of equal shape from all processes, stacked, with all bits, which JAX would round to 32.
+
+    Raises:
+      RunError: If a process does not take part in time, or the numbers of devices per process differ.
+    """
+    words = np.ascontiguousarray(array, np.float64).reshape(-1).view(np.uint32)
+    return np.ascontiguousarray(_gather(words)).view(np.float64).reshape(-1, *array.shape)
 
 
 def _broadcast(value: Any, process: int) -> Any:

@@ -9,18 +9,22 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.train.evaluation.fid import FrechetMeter, load_extractor
-    from flax_vae.train.evaluation.held_out import HeldOutEvaluation
     from flax_vae.train.evaluation.measured_scale import check_scalable, write_scale
     from flax_vae.train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_report_json
-    from flax_vae.train.evaluation.whole_images import Evaluation, PerceptualDistance, perceptual_distance
+    from flax_vae.train.evaluation.validation import LOGGED_AS, MORE_IS_BETTER, BestScore, Validation
+    from flax_vae.train.evaluation.whole_images import SCORES, Evaluation, PerceptualDistance, perceptual_distance
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "BestScore",
     "Evaluation",
     "FrechetMeter",
-    "HeldOutEvaluation",
+    "LOGGED_AS",
+    "MORE_IS_BETTER",
     "PerceptualDistance",
+    "SCORES",
+    "Validation",
     "badness",
     "check_scalable",
     "comparison",

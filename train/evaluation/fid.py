@@ -7,6 +7,7 @@ The result is comparable with published numbers only if the features are those o
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import numpy as np
@@ -101,6 +102,17 @@ class FrechetMeter:
     def dimension(self) -> int:
         """Dimension of the features; 0 before the first batch."""
         return self._statistics[0].mean.size if self._statistics else 0
+
+    def merge(self, gather: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Adds the features of all processes; a collective call of all of them.
+
+        Args:
+          gather: Function that returns the float64 arrays of all processes, stacked; see
+            `flax_vae.train.devices.gather_float64`.
+        """
+        dimension = int(gather(np.array([self.dimension], np.float64)).max())  # a process may have had no image
+        own = self._statistics or (RunningCovariance(dimension), RunningCovariance(dimension))
+        self._statistics = own[0].merged(gather), own[1].merged(gather)
 
     def distance(self) -> float | None:
         """Returns the distance, or None for fewer than two images."""

@@ -1,5 +1,6 @@
 """Collects statistics of latents and of vectors in float64, batch by batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from flax_vae.convert.errors import ArgumentError, FlaxVaeError
 from flax_vae.convert.latents import ChannelStats
 from flax_vae.train.errors import TrainError
 
+_ROWS = 128  # rows of a covariance that processes exchange at a time
 ACTIVE = 0.01  # variance of the posterior's mean over the data, above which a channel counts as active
 
 
@@ -43,6 +45,24 @@ class RunningCovariance:
         self._scatter += centred.T @ centred + np.outer(delta, delta) * (self.count * count / total)
         self.mean = self.mean + delta * (count / total)
         self.count = total
+
+    def merged(self, gather: Callable[[np.ndarray], np.ndarray]) -> "RunningCovariance":
+        """Returns the statistics of the vectors of all processes, by rows of the covariance, to need little memory.
+
+        Args:
+          gather: Function that returns the float64 arrays of all processes, stacked.
+        """
+        whole = RunningCovariance(self.mean.size)
+        counts, means = gather(np.array([self.count], np.float64))[:, 0], gather(self.mean)
+        if not counts.sum():
+            return whole
+        whole.count, whole.mean = int(counts.sum()), np.average(means, axis=0, weights=counts)
+        apart = means - whole.mean
+        for first in range(0, self.mean.size, _ROWS):
+            rows = slice(first, first + _ROWS)
+            between = np.einsum("p,pi,pj->ij", counts, apart[:, rows], apart)
+            whole._scatter[rows] = gather(self._scatter[rows]).sum(axis=0) + between
+        return whole
 
     def covariance(self, *, correction: int = 0) -> Float[np.ndarray, "d d"]:
         """Returns the sum of products about the mean, divided by `count - correction`.

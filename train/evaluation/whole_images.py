@@ -1,33 +1,45 @@
-"""Evaluates a model on images: reconstructs each of them whole, from the mode of its posterior, and measures it."""
+"""Evaluates a model on images: reconstructs each of them whole, from the mode of its posterior, and measures it.
 
-import math
+An evaluation compiles at most three programs for each of at most `flax_vae.train.evaluation.batches.MOST_SIZES` sizes:
+encoder, decoder and LPIPS.  Images of other sizes are padded.  Images that do not fit into memory otherwise need the
+programs of `decode_in_bands` too.
+"""
+
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, UInt8
 
 from flax_vae.autoencoder import Model
-from flax_vae.convert.console import printable
+from flax_vae.convert.console import available_cpus, printable
 from flax_vae.images import (
     Comparison,
     ImageScores,
     ImageSource,
     compare_images,
     padded_size,
+    scan_images,
     to_float,
     to_uint8,
 )
 from flax_vae.inference import Reconstruction, needs_bands, reconstruct
 from flax_vae.train.errors import DataError, NotFiniteError
+from flax_vae.train.evaluation.batches import ImageBatch, plan_batches
 from flax_vae.train.evaluation.fid import FrechetMeter
 from flax_vae.train.evaluation.statistics import PosteriorStats, PosteriorSummary
 from flax_vae.train.losses import lpips, smallest_side, stages_of
 
-_HELD_BYTES = 1 << 30  # images that wait for others of their size
+SCORES = ("psnr", "ssim", "lpips")
+_AXIS = "images"
+
+Image = UInt8[np.ndarray, "h w 3"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Report:
 
     Attributes:
       images: Scores of each image, in the order of the source.
-      latents: Statistics of the latents; those of images that were padded include their padding.
+      latents: Statistics of the latents, those of the padding to the model's factor included.
       rfid: Fréchet distance between the features of the reconstructions and of the originals; None if it was not
         asked for or there is only one image.
     """
@@ -46,47 +58,90 @@ class Report:
     rfid: float | None
 
     def mean(self) -> dict[str, float | None]:
-        """Returns the mean of each score over the images that have it, or None; PSNR is averaged in decibels."""
-        scores = {name: [getattr(image, name) for image in self.images] for name in ("psnr", "ssim", "lpips")}
-        known = {name: [value for value in values if value is not None] for name, values in scores.items()}
-        return {name: sum(values) / len(values) if values else None for name, values in known.items()}
+        """Returns the mean of each score; see `mean_scores`."""
+        return mean_scores(self.images)
+
+
+def mean_scores(images: Sequence[ImageScores]) -> dict[str, float | None]:
+    """Returns the mean of each score over the images that have it, or None; PSNR is averaged in decibels."""
+    scores = {name: [getattr(image, name) for image in images] for name in SCORES}
+    known = {name: [value for value in values if value is not None] for name, values in scores.items()}
+    return {name: sum(values) / len(values) if values else None for name, values in known.items()}
 
 
 class PerceptualDistance(NamedTuple):
     """A perceptual distance.
 
     Attributes:
-      distance: Function of two batches of images in [-1, 1] that returns one number per pair.
+      distance: Function of two batches of images in [-1, 1], of the height and width of the part of each pair that is
+        compared, and of a mesh that divides the pairs; returns one number per pair.
       smallest_side: Smallest height and width of the images, in pixels.
     """
 
-    distance: Callable[[Float[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w 3"]], Float[Array, " b"]]
+    distance: Callable[
+        [Float[np.ndarray, "b h w 3"], Float[np.ndarray, "b h w 3"], Int[np.ndarray, "b 2"], Mesh], Float[Array, " b"]
+    ]
     smallest_side: int
 
 
 def perceptual_distance(weights: dict[str, Any], net: Literal["vgg", "alex"]) -> PerceptualDistance:
-    """Returns LPIPS, compiled for each size of images.
+    """Returns LPIPS, compiled once for images padded to equal size.
 
     Args:
-      weights: Weights on a device; see `flax_vae.train.losses.load_lpips_weights`.
+      weights: Weights; see `flax_vae.train.losses.load_lpips_weights`.
       net: Network that the weights belong to.
     """
-    return PerceptualDistance(partial(jax.jit(partial(lpips, net=net)), weights), smallest_side(stages_of(net)))
+    placed: dict[Mesh, Any] = {}
+
+    def distance(a: Any, b: Any, sizes: Any, mesh: Mesh) -> Float[Array, " b"]:
+        if mesh not in placed:
+            placed[mesh] = jax.device_put(weights, NamedSharding(mesh, PartitionSpec()))
+        pairs = jax.device_put((a, b, sizes), NamedSharding(mesh, PartitionSpec(_AXIS)))
+        return _lpips(net, mesh, placed[mesh], *pairs)
+
+    return PerceptualDistance(distance, smallest_side(stages_of(net)))
+
+
+@jax.jit(static_argnums=(0, 1))
+def _lpips(net: Literal["vgg", "alex"], mesh: Mesh, weights: Any, a: Array, b: Array, sizes: Array) -> Array:
+    def each(weights: Any, a: Array, b: Array, sizes: Array) -> Array:
+        return lpips(weights, a, b, net=net, sizes=sizes)
+
+    pairs = PartitionSpec(_AXIS)
+    specs = (PartitionSpec(), pairs, pairs, pairs)
+    return jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=pairs)(weights, a, b, sizes)
+
+
+Round = tuple[ImageBatch, ...]  # batches of one size that are computed at the same time, each on a device of its own
+
+
+class _Made(NamedTuple):
+    """Reconstructions of a batch in 8 bits, the distances from the originals, and the posteriors."""
+
+    images: list[Image]
+    distances: list[float | None]
+    mean: Float[np.ndarray, "b H W z"]
+    logvar: Float[np.ndarray, "b H W z"] | None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of one model.
+    """An evaluation of one model on the devices of this process.
+
+    Batches do not depend on the number of devices, and each is computed on one device as it is computed there alone.
+    PSNR and SSIM are those of 8-bit images, in float64, of each image alone.  On devices of one kind the scores are
+    therefore equal to the last bit, however many there are.
 
     Attributes:
       model: Autoencoder.
-      params: Parameters of the autoencoder.
-      batch_size: Number of images that are reconstructed together, if there are enough of one size.
+      params: Parameters of the autoencoder, in host memory or on devices of this process.
+      batch_size: Largest number of images of one padded size that a device computes together.
       time: Time for a model that is conditioned on one.
-      in_bands: Whether to decode in bounded memory, which is slower; see `flax_vae.decode_in_bands`.  None decides for
-        each image by its size.
+      in_bands: Whether to decode in bounded memory, which is slower; see `flax_vae.decode_in_bands`.  None decides by
+        the size of the images.
       perceptual: Distance for LPIPS; None measures no LPIPS.
       frechet: Meter for rFID; None measures no rFID.
+      devices: Devices of this process that compute; None means the first one.
     """
 
     model: Model
@@ -96,6 +151,7 @@ class Evaluation:
     in_bands: bool | None = None
     perceptual: PerceptualDistance | None = None
     frechet: FrechetMeter | None = None
+    devices: tuple[Any, ...] | None = None
 
     def __call__(self, source: ImageSource, count: int, look: Callable[[Comparison], None] = lambda _: None) -> Report:
         """Measures the first `count` images.
@@ -110,96 +166,202 @@ class Evaluation:
           NotFiniteError: If a reconstruction holds NaN or infinite values.
           TrainError: If the feature extractor is faulty, or the latents are all equal or not finite.
         """
-        if not min(count, len(source)):
-            raise DataError(f"{source.where} holds no image; an evaluation needs at least one")
-        compiled: dict[tuple[int, int], set[int]] = {}
-        scores: dict[int, ImageScores] = {}
+        devices = 1 if self.devices is None else len(self.devices)
         latents = PosteriorStats(self.model.params.z_channels)
-        for indices, originals in _by_size(source, min(count, len(source)), self.batch_size):
-            # An incomplete batch is filled up if a larger program has been compiled already.
-            height, width = originals.shape[1:3]
-            sizes = compiled.setdefault(padded_size(height, width, self.model.params.factor), set())
-            size = min((size for size in sizes if size >= len(originals)), default=len(originals))
-            sizes.add(size)
-            comparisons, made = self.compare(source, indices, originals, size)
-            latents.add(made.mean, made.logvar)
-            if self.frechet is not None:
-                self.frechet.add(originals, np.stack([comparison.reconstruction for comparison in comparisons]))
-            for index, comparison in zip(indices, comparisons, strict=True):
-                scores[index] = comparison.scores
-                look(comparison)
+        scores = self.measure(source, self.rounds(image_sizes(source, count), devices), look, latents)
         rfid = None if self.frechet is None else self.frechet.distance()
         return Report([scores[index] for index in sorted(scores)], latents.result(), rfid)
 
-    def compare(
-        self,
-        source: ImageSource,
-        indices: Sequence[int],
-        originals: UInt8[np.ndarray, "b h w 3"],
-        size: int | None = None,
-    ) -> tuple[list[Comparison], Reconstruction]:
-        """Reconstructs images of one size and compares them with the originals in 8 bits.
-
-        Images are padded to multiples of the model's factor by repeating their last row and column, and the
-        reconstructions are cropped.  Each padded size is compiled once.
+    def rounds(self, sizes: dict[int, tuple[int, int]], devices: int) -> list[Round]:
+        """Divides images into rounds.
 
         Args:
-          source: Source of the images, for their names.
-          indices: Number of each image in the source.
-          originals: Images.
-          size: Number of images to compile for, at least `b`; None means `b`.
+          sizes: Height and width of each image, by its number.
+          devices: Number of devices of a process.
+        """
+        rounds = []
+        batches = plan_batches(sizes, self.batch_size, self.model.params.factor)
+        for _, group in groupby(batches, key=lambda batch: (batch.height, batch.width)):
+            equal = tuple(group)
+            each = 1 if self._in_bands(equal[0]) else devices
+            rounds += [equal[first : first + each] for first in range(0, len(equal), each)]
+        return rounds
+
+    def measure(
+        self,
+        source: ImageSource,
+        rounds: Sequence[Round],
+        look: Callable[[Comparison], None] = lambda _: None,
+        latents: PosteriorStats | None = None,
+    ) -> dict[int, ImageScores]:
+        """Measures the images of some rounds; adds them to `frechet`, if there is one.
+
+        Args:
+          source: Source of the images.
+          rounds: Result of `rounds`, or a part of it.
+          look: Function that is called with each image and its reconstruction.
+          latents: Statistics that gain the posteriors.
 
         Returns:
-          Comparison of each image, and the reconstructions with their posteriors.
+          Scores of each image, by its number.
 
         Raises:
+          DataError: If an image cannot be read.
           NotFiniteError: If a reconstruction holds NaN or infinite values.
+          TrainError: If the feature extractor is faulty.
         """
-        count, (height, width) = len(originals), originals.shape[1:3]
-        filled = np.pad(originals, ((0, (size or count) - count), (0, 0), (0, 0), (0, 0)), mode="edge")
+        params = _Placed(self.params, tuple(jax.local_devices()[:1]) if self.devices is None else self.devices)
+        scores: dict[int, ImageScores] = {}
+        with ThreadPoolExecutor(available_cpus(), thread_name_prefix="evaluate") as threads:
+            for batches, originals in _read_ahead(threads, source, rounds):
+                for batch, made in zip(batches, self._reconstruct(source, params, batches, originals), strict=True):
+                    shown = [originals[index] for index in batch.indices]
+                    names = [printable(source.name(index)) for index in batch.indices]
+                    comparisons = list(threads.map(compare_images, names, shown, made.images, made.distances))
+                    if latents is not None:
+                        self._add_latents(latents, shown, made)
+                    if self.frechet is not None:
+                        _add_features(self.frechet, comparisons)
+                    for index, comparison in zip(batch.indices, comparisons, strict=True):
+                        scores[index] = comparison.scores
+                        look(comparison)
+        return scores
+
+    def _reconstruct(
+        self, source: ImageSource, params: "_Placed", batches: Round, originals: dict[int, Image]
+    ) -> Iterator[_Made]:
+        """Yields the reconstructions of each batch of a round."""
+        height, width, size, _ = batches[0]
+        in_bands = self._in_bands(batches[0])
+        devices = params.devices[: 1 if in_bands else None]
+        mesh = Mesh(np.array(devices), (_AXIS,))
+        # Incomplete batches repeat their last image, and incomplete rounds their last batch.
+        filled = [(*batch.indices, *batch.indices[-1:] * (size - len(batch.indices))) for batch in batches]
+        filled += filled[-1:] * (len(devices) - len(batches))
+        slots = [index for indices in filled for index in indices]
+        images = np.stack([_padded(originals[index], height, width) for index in slots])
         time = None if self.model.params.time_emb_dim is None else self.time
-        in_bands = needs_bands(self.model.params, height, width) if self.in_bands is None else self.in_bands
-        made = reconstruct(self.model, self.params, filled, time, in_bands=in_bands)
-        made = jax.tree.map(lambda part: part[:count], made)
-        for index, image in zip(indices, made.images, strict=True):
+        made = reconstruct(self.model, params.on(mesh), images, time, in_bands=in_bands, mesh=mesh)
+        self._check(source, slots, made)
+        reconstructions = to_uint8(made.images)
+        sizes = [(originals[index].shape[0], originals[index].shape[1]) for index in slots]
+        distances = self._distances(reconstructions, images, sizes, mesh)
+        for first, batch in zip(range(0, len(slots), size), batches, strict=False):
+            which = slice(first, first + len(batch.indices))
+            yield _Made(
+                [image[:h, :w] for image, (h, w) in zip(reconstructions[which], sizes[which], strict=True)],
+                distances[which],
+                made.mean[which],
+                None if made.logvar is None else made.logvar[which],
+            )
+
+    def _in_bands(self, batch: ImageBatch) -> bool:
+        return needs_bands(self.model.params, batch.height, batch.width) if self.in_bands is None else self.in_bands
+
+    def _check(self, source: ImageSource, slots: Sequence[int], made: Reconstruction) -> None:
+        for index, image in zip(slots, made.images, strict=True):
             if not np.isfinite(image).all():
                 raise NotFiniteError(
                     f"the reconstruction of {source.printable_name(index)} holds NaN or infinite values; expected "
                     "finite ones: use other weights"
                 )
-        reconstructions = to_uint8(made.images)
-        distances = self._distances(originals, reconstructions)
-        names = [printable(source.name(index)) for index in indices]
-        return list(map(compare_images, names, originals, reconstructions, distances)), made
 
     def _distances(
-        self, originals: UInt8[np.ndarray, "b h w 3"], reconstructions: UInt8[np.ndarray, "b h w 3"]
+        self,
+        reconstructions: UInt8[np.ndarray, "b h w 3"],
+        originals: UInt8[np.ndarray, "b h w 3"],
+        sizes: Sequence[tuple[int, int]],
+        mesh: Mesh,
     ) -> list[float | None]:
-        if self.perceptual is None or min(originals.shape[1:3]) < self.perceptual.smallest_side:
-            return [None] * len(originals)
+        """Returns LPIPS of each pair, None for images that are too small."""
+        none: list[float | None] = [None] * len(sizes)
+        if self.perceptual is None or all(min(size) < self.perceptual.smallest_side for size in sizes):
+            return none
         # In 8 bits, as PSNR and SSIM: others measure this number from PNG files.
-        distances = self.perceptual.distance(to_float(reconstructions), to_float(originals))
-        return np.asarray(distances, np.float64).tolist()
+        pair = to_float(reconstructions), to_float(originals)
+        distances = np.asarray(self.perceptual.distance(*pair, np.array(sizes, np.int32), mesh), np.float64).tolist()
+        least = self.perceptual.smallest_side
+        return [value if min(size) >= least else None for value, size in zip(distances, sizes, strict=True)]
+
+    def _add_latents(self, latents: PosteriorStats, shown: Sequence[Image], made: _Made) -> None:
+        """Adds the posteriors of images, without those of padding beyond the model's factor."""
+        factor = self.model.params.factor
+        side = factor // self.model.params.patch
+        for index, image in enumerate(shown):
+            rows, columns = (length // side for length in padded_size(image.shape[0], image.shape[1], factor))
+            part = (slice(index, index + 1), slice(rows), slice(columns))
+            latents.add(made.mean[part], None if made.logvar is None else made.logvar[part])
 
 
-def _by_size(
-    source: ImageSource, count: int, batch_size: int
-) -> Iterator[tuple[list[int], UInt8[np.ndarray, "b h w 3"]]]:
-    """Yields batches of images of one size, with their numbers, in the order in which batches become full."""
-    waiting: dict[tuple[int, ...], list[int]] = {}
-    images: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
-    held = 0
-    for index in range(count):
-        images[index] = image = source[index]
-        waiting.setdefault(image.shape, []).append(index)
-        held += image.nbytes
-        shape = image.shape
-        if len(waiting[shape]) < batch_size:
-            if held <= _HELD_BYTES:
-                continue
-            shape = max(waiting, key=lambda shape: math.prod(shape) * len(waiting[shape]))
-        indices = waiting.pop(shape)
-        held -= math.prod(shape) * len(indices)
-        yield indices, np.stack([images.pop(index) for index in indices])
-    for indices in waiting.values():
-        yield indices, np.stack([images.pop(index) for index in indices])
+class _Placed:
+    """Parameters on the devices that compute, without a second copy on those that hold them."""
+
+    def __init__(self, params: Any, devices: tuple[Any, ...]):
+        self.devices, self._params = devices, params
+        self._on: dict[Mesh, Any] = {}
+
+    def on(self, mesh: Mesh) -> Any:
+        """Returns the parameters on each device of a mesh."""
+        if mesh not in self._on:
+            self._on[mesh] = jax.tree.map(partial(_replicated, mesh), self._params)
+        return self._on[mesh]
+
+
+def _replicated(mesh: Mesh, leaf: Any) -> jax.Array:
+    place, devices = NamedSharding(mesh, PartitionSpec()), list(mesh.devices.flat)
+    copies = {}
+    if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
+        copies = {shard.device: shard.data for shard in leaf.addressable_shards}
+    if not all(device in copies for device in devices):
+        return jax.device_put(leaf, place)
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, [copies[device] for device in devices])
+
+
+def image_sizes(source: ImageSource, count: int | None = None) -> dict[int, tuple[int, int]]:
+    """Returns height and width of each of the first `count` images, or of all, by its number.
+
+    Raises:
+      DataError: If there are none, or one of them cannot be read.
+    """
+    count = len(source) if count is None else min(count, len(source))
+    if count < 1:
+        raise DataError(f"{source.where} holds no image; an evaluation needs at least one")
+    found = scan_images(source, range(count))
+    found.require_sound()
+    return found.sizes
+
+
+def _read_ahead(
+    threads: ThreadPoolExecutor, source: ImageSource, rounds: Sequence[Round]
+) -> Iterator[tuple[Round, dict[int, Image]]]:
+    """Yields each round with its images, by their numbers; those of the next round are read meanwhile."""
+
+    def begin(batches: Round) -> dict[int, Future[Image]]:
+        return {index: threads.submit(_read, source, index, batch) for batch in batches for index in batch.indices}
+
+    coming = begin(rounds[0]) if rounds else {}
+    for batches, following in zip(rounds, [*rounds[1:], None], strict=True):
+        here, coming = coming, {} if following is None else begin(following)
+        yield batches, {index: image.result() for index, image in here.items()}
+
+
+def _read(source: ImageSource, index: int, batch: ImageBatch) -> Image:
+    image = source[index]
+    height, width = image.shape[:2]
+    if height > batch.height or width > batch.width:
+        raise DataError(f"{source.label(index)} is {height} x {width}, larger than its header said; save it again")
+    return image
+
+
+def _padded(image: Image, height: int, width: int) -> Image:
+    """Pads an image at the bottom and on the right by repeating the last row and column."""
+    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge")
+
+
+def _add_features(meter: FrechetMeter, comparisons: Sequence[Comparison]) -> None:
+    """Adds pairs to a meter, which takes those of one size together."""
+    sizes: dict[tuple[int, ...], list[Comparison]] = {}
+    for comparison in comparisons:
+        sizes.setdefault(comparison.original.shape, []).append(comparison)
+    for equal in sizes.values():
+        meter.add(np.stack([pair.original for pair in equal]), np.stack([pair.reconstruction for pair in equal]))

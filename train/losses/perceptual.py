@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flax_vae.convert.errors import ArgumentError
 from flax_vae.ops import Conv
@@ -94,6 +94,7 @@ def lpips(
     *,
     net: NetName = "vgg",
     dtype: Dtype | None = None,
+    sizes: Int[Array, "b 2"] | None = None,
 ) -> Float[Array, " b"]:
     """Returns the perceptual distance of each pair of images; 0 for equal images, mostly below 1.
 
@@ -107,12 +108,14 @@ def lpips(
       net: `"vgg"` for training, `"alex"` for the values that papers report.
       dtype: Dtype of the convolutions, bfloat16 for example; None infers it from images and parameters.  All other
         computations are in at least float32.
+      sizes: Height and width of the part at the top left of each pair that is compared, as if it had been cut out; one
+        program then serves images of all sizes.  None compares whole images.
 
     Raises:
       ValueError: If the images are not RGB, differ in shape or are too small for the network, or if the network is
         unknown.
     """
-    return Lpips(stages_of(net), dtype).apply({"params": params}, a, b)  # pyright: ignore[reportReturnType]
+    return Lpips(stages_of(net), dtype).apply({"params": params}, a, b, sizes)  # pyright: ignore[reportReturnType]
 
 
 class Lpips(nn.Module):
@@ -133,12 +136,20 @@ class Lpips(nn.Module):
         self.net = Features(self.stages, self.dtype)
         self.lin = [Head() for _ in self.stages]
 
-    def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
+    def __call__(
+        self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"], sizes: Int[Array, "b 2"] | None = None
+    ) -> Float[Array, " b"]:
         """Returns the distance of each pair of images; see `lpips`."""
         _check(self.stages, a.shape, b.shape)
         # Two passes instead of a joint one: the gradient of `a` alone then needs no backward pass for `b`.
-        taps = zip(self.lin, self.net(_standardise(a)), self.net(_standardise(b)), strict=True)
-        distances = [head((_to_unit_length(x) - _to_unit_length(y)) ** 2) for head, x, y in taps]
+        taps = zip(
+            self.lin,
+            self.net(_standardise(a), sizes),
+            self.net(_standardise(b), sizes),
+            _tap_sizes(self.stages, sizes),
+            strict=True,
+        )
+        distances = [head((_to_unit_length(x) - _to_unit_length(y)) ** 2, size) for head, x, y, size in taps]
         return jnp.sum(jnp.stack(distances), axis=0)
 
 
@@ -156,12 +167,22 @@ class Features(nn.Module):
     dtype: Dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 3"]) -> list[Float[Array, "b h2 w2 c"]]:
-        """Returns the taps, finest first."""
+    def __call__(
+        self, x: Float[Array, "b h w 3"], sizes: Int[Array, "b 2"] | None = None
+    ) -> list[Float[Array, "b h2 w2 c"]]:
+        """Returns the taps, finest first.
+
+        Args:
+          x: Standardised images.
+          sizes: Height and width of the part of each image to use; taps are 0 outside of it.
+        """
         taps = []
+        x = _inside(x, sizes)  # beyond its edge an image is 0, as the padding of convolutions is
         for number, stage in enumerate(self.stages, start=1):
             if stage.pool:
                 x = nn.max_pool(x, (stage.pool, stage.pool), strides=(2, 2))
+                sizes = _after_pool(sizes, stage)
+                x = _inside(x, sizes)
             for index, width in zip(stage.numbers, stage.widths, strict=True):
                 side = (stage.padding, stage.padding)
                 conv = Conv(
@@ -172,7 +193,8 @@ class Features(nn.Module):
                     dtype=self.dtype,
                     name=f"slice{number}_{index}",
                 )
-                x = nn.relu(conv(x))
+                sizes = _after_conv(sizes, stage)
+                x = _inside(nn.relu(conv(x)), sizes)
             taps.append(x)
         return taps
 
@@ -184,11 +206,14 @@ class Head(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-        """Returns one value per image."""
+    def __call__(self, x: Float[Array, "b h w c"], sizes: Int[Array, "b 2"] | None = None) -> Float[Array, " b"]:
+        """Returns one value per image, averaged over its part of `sizes`, outside of which `x` is 0."""
         kernel = self.param("kernel", nn.initializers.ones, (1, 1, x.shape[-1], 1))
         # Not a 1x1 convolution: an accelerator would round its inputs to bfloat16.
-        return jnp.mean(jnp.sum(x * kernel.reshape(1, 1, 1, -1), axis=-1), axis=(1, 2))
+        weighed = jnp.sum(x * kernel.reshape(1, 1, 1, -1), axis=-1)
+        if sizes is None:
+            return jnp.mean(weighed, axis=(1, 2))
+        return jnp.sum(weighed, axis=(1, 2)) / jnp.prod(sizes, axis=1).astype(weighed.dtype)
 
 
 def _standardise(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -204,6 +229,34 @@ def _to_unit_length(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     off = square == 0
     norm = jnp.where(off, 0, jnp.sqrt(jnp.where(off, 1, square)))
     return x / (norm + _EPS)
+
+
+def _after_conv(sizes: Any, stage: Stage) -> Any:
+    """Returns height and width after a convolution; None for whole images."""
+    return None if sizes is None else (sizes + 2 * stage.padding - stage.kernel) // stage.stride + 1
+
+
+def _after_pool(sizes: Any, stage: Stage) -> Any:
+    return None if sizes is None else (sizes - stage.pool) // 2 + 1
+
+
+def _tap_sizes(stages: Stages, sizes: Int[Array, "b 2"] | None) -> list[Any]:
+    """Returns height and width of each tap."""
+    found = []
+    for stage in stages:
+        sizes = _after_pool(sizes, stage) if stage.pool else sizes
+        for _ in stage.widths:
+            sizes = _after_conv(sizes, stage)
+        found.append(sizes)
+    return found
+
+
+def _inside(x: Float[Array, "b h w c"], sizes: Int[Array, "b 2"] | None) -> Float[Array, "b h w c"]:
+    """Returns a map that is 0 outside of the part of `sizes`."""
+    if sizes is None:
+        return x
+    rows, columns = (jnp.arange(side)[None] < sizes[:, axis, None] for axis, side in enumerate(x.shape[1:3]))
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
 
 
 def _check(stages: Stages, a: tuple[int, ...], b: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ import jax
 
 from flax_vae.train.build import load_start, load_start_training, make_components, make_constants, make_state
 from flax_vae.train.config import TrainConfig, format_yaml
-from flax_vae.train.data import Photographs, shipped_photographs
+from flax_vae.train.data import Photographs, shipped_photographs, validation_images
 from flax_vae.train.devices import Parallel, make_parallel
 from flax_vae.train.report import require_loggers
 from flax_vae.train.run import RunDirectory, open_data
@@ -86,7 +86,11 @@ def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, p
 
 def _files(config: TrainConfig, workdir: Path, photographs: Photographs) -> Iterator[str]:
     yield f"  {len(photographs.names):,} images in {config.data.folder or shipped_photographs()}"
-    yield f"  {photographs.held_out_name}, which is held out"
+    if photographs.held_out_name is not None:
+        yield f"  {photographs.held_out_name}, which is held out"
+    if config.validation.data is not None:
+        images = len(validation_images(config.validation, config.data))
+        yield f"  {images:,} images in {config.validation.data}, for validation"
     if photographs.problems:
         yield f"  none of {len(photographs.problems):,} that cannot be used, such as: {photographs.problems[0]}"
     if config.loss.lpips_weight:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ _SCORES = (
     ("psnr", "PSNR, dB", ".2f", True),
     ("ssim", "SSIM", ".3f", True),
     ("held_out_lpips", "LPIPS", ".4f", False),
+    ("rfid", "rFID", ".4f", False),
 )
 
 
@@ -83,7 +85,7 @@ def write_run_comparison(paths: Sequence[Path], output: Path) -> list[str]:
     runs = [_read(index, name, path, notes) for index, (name, path) in enumerate(zip(names, different, strict=True))]
     comparable = len({run.photograph for run in runs}) == 1
     if not comparable:
-        notes.append("the runs held out different photographs, so their scores do not compare")
+        notes.append("the runs were evaluated on different images, so their scores do not compare")
     columns, zeros = page.number_columns([row for run in runs for row in run.rows])
     settings = {run.place: _settings(run.config) for run in runs}
     known = list(dict.fromkeys(name for flat in settings.values() for name in flat))
@@ -134,6 +136,8 @@ def _read(index: int, name: str, path: Path, notes: list[str]) -> _Run:
     listing = run.stored_listing() or {}
     held_out = config.data.held_out
     photograph = None if held_out is None else listing.get(held_out, held_out)
+    if config.validation.data is not None:
+        photograph = str(replace(config.validation, batch_size=1, raw=False, metric="psnr", patience=None))
     read = _Run(index, name, str(path), config, lines.rows, samples, photograph, False)
     return read._replace(finished=run.export.is_dir() and read.step >= config.steps)
 

@@ -14,7 +14,12 @@ from flax_vae.train.run import RunDirectory
 
 REPORT = "report.html"
 _MOST_SAMPLES = 8
-_TILES = (("psnr", "PSNR", "dB", ".2f"), ("ssim", "SSIM", "", ".3f"), ("held_out_lpips", "LPIPS", "", ".4f"))
+_TILES = (
+    ("psnr", "PSNR", "dB", ".2f"),
+    ("ssim", "SSIM", "", ".3f"),
+    ("held_out_lpips", "LPIPS", "", ".4f"),
+    ("rfid", "rFID", "", ".4f"),
+)
 
 
 def write_report(path: Path) -> Path:

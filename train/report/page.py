@@ -38,6 +38,7 @@ _PANELS = (
     Panel("SSIM", "held out", re.compile(r"ssim")),
     Panel("Gradient", "global norm before the clip", re.compile(r"grad.*norm|norm.*grad"), may_log=True),
     Panel("Discriminator", "", re.compile(r"^(disc|d_|g_|gan|adv|generator|hinge|adaptive)|logits")),
+    Panel("rFID", "", re.compile(r"rfid"), may_log=True),
     Panel("LPIPS", "", re.compile(r"lpips|perceptual"), may_log=True),
     Panel("KL", "nats per image", re.compile(r"(^|[_/])kl($|_)"), may_log=True),
     Panel("Loss", "", re.compile(r"(^|[_/])(loss|l1|mse|charbonnier|nll|rec)($|[_/])"), may_log=True),
@@ -47,7 +48,7 @@ _PANELS = (
     Panel("MFU", "share of the peak in bfloat16 without sparsity", re.compile(r"^mfu$")),
 )
 # Order of the charts, the most important first.
-_ORDER = ("Loss", "PSNR", "SSIM", "LPIPS", "KL", "Discriminator", "Gradient", "Learning rate", "Speed")
+_ORDER = ("Loss", "PSNR", "SSIM", "LPIPS", "rFID", "KL", "Discriminator", "Gradient", "Learning rate", "Speed")
 
 _WORDS = {
     "l1": "L1 distance",
@@ -59,6 +60,11 @@ _WORDS = {
     "logvar": "learned log variance",
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "rfid": "rFID",
+    "raw_psnr": "PSNR of the raw weights",
+    "raw_ssim": "SSIM of the raw weights",
+    "raw_lpips": "held-out LPIPS of the raw weights",
+    "raw_rfid": "rFID of the raw weights",
     "d_loss": "loss of the discriminator",
     "g_loss": "adversarial loss",
     "d_weight": "weight of the adversarial loss",

@@ -90,6 +90,10 @@ class Checkpoints:
         """Step with the best score, the earliest of equals; None if none has a score."""
         return self._best_of(find_steps(self._folder))
 
+    def scores(self, step: int) -> Mapping[str, float]:
+        """Returns the numbers that were saved with a step; none if there is no such step."""
+        return self._scores.get(step, {})
+
     def newest_good(self) -> int | None:
         """Returns the newest intact step; to be called before the first save.
 

@@ -9,13 +9,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.files import atomic_file, loads_object, read_object, read_verified
-from flax_vae.train.config import TrainConfig, config_differences
+from flax_vae.train.config import TrainConfig, ValidationConfig, config_differences
 from flax_vae.train.data import digest_of_listing, find_changes
 from flax_vae.train.errors import RunError
 
@@ -31,6 +31,7 @@ _HOW = frozenset(
         *("steps", "parallel", "zero", "devices_per_image", "remat", "log_every", "eval_every", "save_every", "keep"),
         *("max_skipped", "tensorboard", "wandb", "data.folder", "data.held_out"),
         *("data.bad_files", "data.max_bad_fraction", "data.max_bad_count"),
+        *(f"validation.{setting.name}" for setting in fields(ValidationConfig) if setting.name != "patience"),
     }
 )
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # gs://bucket/run, of which a Path keeps one slash
@@ -149,6 +150,13 @@ class RunDirectory:
             raise RunError(
                 f"{self.path} holds a run of {steps[-1]} steps with another start ({', '.join(origin)}); choose "
                 "another workdir for a new run, or restore the setting to resume",
+                path=self.path,
+            )
+        trained_on_all = stored.validation.data is not None and stored.data.held_out is None
+        if steps and trained_on_all and config.validation.data is None and config.data.held_out is None:
+            raise RunError(
+                f"{self.path} holds a run without a held-out image, so it cannot resume without validation images; "
+                f"name some with --validation, such as {stored.validation.data}",
                 path=self.path,
             )
         changed = [line for line in changes if line.partition(":")[0] not in _HOW]

@@ -25,7 +25,7 @@ def open_data(
     """
     stored, before = run.stored_config(), run.stored_listing()
     try:
-        photographs = Photographs(config.data)
+        photographs = Photographs(config.data, hold_out=config.validation.data is None)
     except StorageError:
         raise
     except DataError as error:

@@ -12,6 +12,7 @@ from flax_vae.train.config.schema import (
     OptimConfig,
     TimeConfig,
     TrainConfig,
+    ValidationConfig,
     config_differences,
 )
 
@@ -33,6 +34,7 @@ def test_every_field_survives_json():
         loss=LossConfig("mse", "sum", 0.5, 0.1, False, 1.0, "alex", "lpips.pth", True, 0.5),
         gan=GanConfig(0.5, 3, "non_saturating", False, 1.0, 16, 2, 1e-3, 0.4, 0.8),
         time=TimeConfig("logit_normal", 1.0, 2.0, 1.5),
+        validation=ValidationConfig("judges", 5, 32, "none", 2, "vgg", "lpips.pth", "numpy:mean", True, "rfid", 4),
         start_from="flux1",
         raw_weights=True,
         graft=True,

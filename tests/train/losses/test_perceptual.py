@@ -243,3 +243,17 @@ def test_published_weights_give_the_distance_of_the_reference(net, distance):
     b = np.stack([np.cos(x / 3) * np.sin(y / 4), np.sin(y / 9), np.cos((x - y) / 6)], -1)
     a, b = (jnp.asarray(image[None], jnp.float32) for image in (a, b))
     assert jax.jit(partial(lpips, net=net))(load_lpips_weights(net), a, b)[0] == pytest.approx(distance, rel=1e-5)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_parts_of_images_have_the_distance_of_the_parts_cut_out(net):
+    stages = tuple(replace(stage, widths=(4,) * len(stage.widths)) for stage in NETS[net])
+    params = from_torch_names(random_tensors(stages), stages)
+    a, b = random_images(70, 83)
+    distance = jax.jit(lambda a, b, sizes=None: Lpips(stages).apply({"params": params}, a, b, sizes))
+    sizes = [(70, 83), (65, 47)]
+    parts = distance(a, b, jnp.array(sizes))
+    for index, (height, width) in enumerate(sizes):
+        cut = (images[index : index + 1, :height, :width] for images in (a, b))
+        np.testing.assert_allclose(parts[index : index + 1], distance(*cut), rtol=1e-5)
+    np.testing.assert_array_equal(distance(a, b, jnp.array([sizes[0]] * 2))[1] != parts[1], True)
