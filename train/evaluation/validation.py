@@ -186,7 +186,7 @@ class BestScore:
 
         Args:
           step: Step of the evaluation.
-          score: Its score; None if it has none, because a reconstruction was not finite.
+          score: Score of the evaluation; None if a reconstruction was not finite.
           metric: Name of the score, which decides whether more is better.
         """
         if score is None or math.isnan(score):
@@ -195,7 +195,7 @@ class BestScore:
         return BestScore(score, step) if better else replace(self, waited=self.waited + 1)
 
     def ended(self, patience: int | None) -> bool:
-        """Returns whether so many evaluations were no better that the run ends."""
+        """Returns whether the run ends, because `patience` evaluations did not improve the score."""
         return patience is not None and self.waited >= patience
 
     def stored(self) -> dict[str, float]:

@@ -85,7 +85,7 @@ def write_run_comparison(paths: Sequence[Path], output: Path) -> list[str]:
     runs = [_read(index, name, path, notes) for index, (name, path) in enumerate(zip(names, different, strict=True))]
     comparable = len({run.photograph for run in runs}) == 1
     if not comparable:
-        notes.append("the runs were evaluated on different images, so their scores do not compare")
+        notes.append("the runs held out different images, so their scores do not compare")
     columns, zeros = page.number_columns([row for run in runs for row in run.rows])
     settings = {run.place: _settings(run.config) for run in runs}
     known = list(dict.fromkeys(name for flat in settings.values() for name in flat))
