@@ -129,7 +129,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def sources(count: int, side: int = 96) -> None:
+def sources(count: int, side: int = 80) -> None:
     """Prints the table of encoding each kind of source, in turns with the model alone."""
     import jax
 
@@ -174,23 +174,25 @@ def sources(count: int, side: int = 96) -> None:
             opened = time.perf_counter()
             target, limits = Path(name) / "latents" / kind, BatchLimits(BATCH)
             encode_folder(addresses[kind], target, model, params, encoding, limits)
+            ended = time.perf_counter()
             values = hashlib.sha256()
             for entry in LatentDataset(target):
                 values.update(entry["latent"].tobytes())
             latents[kind] = values.hexdigest()
-            return opened - begun, time.perf_counter() - opened
+            return opened - begun, ended - opened
 
         alone, rows = [by_the_model()], []
-        for kind in KINDS:
-            rows.append((kind, *by_the_command(kind)))
-            alone.append(by_the_model())
+        for number, kind in enumerate(KINDS):
+            rows.append((kind, *by_the_command(kind), len(alone)))
+            if number % 2 or kind == KINDS[-1]:
+                alone.append(by_the_model())
         print(describe("cpu"))
         print(f"tiny, {count:,} JPEG images of {side} x {side}, batches of {BATCH}; compiling included:")
         print(f"  decoding the JPEG files alone   {decoding:6.1f} s in {available_cpus()} threads")
         print(f"  the model alone                 {min(alone):6.1f} to {max(alone):.1f} s")
-        print("  source         opening    encoding    beyond the model before and after it")
-        for row, (kind, opening, seconds) in enumerate(rows):
-            beyond = seconds / ((alone[row] + alone[row + 1]) / 2) - 1
+        print("  source         opening    encoding    beyond the model, before and after")
+        for kind, opening, seconds, after in rows:
+            beyond = seconds / ((alone[after - 1] + alone[after]) / 2) - 1
             print(f"  {kind:<12} {opening:7.2f} s {seconds:9.1f} s {beyond:9.1%}")
         print(f"  equal latents: {'yes' if len(set(latents.values())) == 1 else 'NO'}, of {len(latents)} sources")
 
