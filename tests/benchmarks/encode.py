@@ -129,7 +129,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def sources(count: int, side: int = 80) -> None:
+def sources(count: int, side: int = 56) -> None:
     """Prints the table of encoding each kind of source, in turns with the model alone."""
     import jax
 
