@@ -12,15 +12,18 @@ SUFFIXES = (".cls", ".json", ".txt")  # of files beside an image, as WebDataset 
 LABEL_KEYS, CAPTION_KEYS = ("label", "cls"), ("caption", "text")  # in a .json file; the first that is there
 MOST_CLASSES = 1 << 31  # labels are stored as 32-bit integers elsewhere
 MOST_BYTES = 1 << 20  # of a file beside an image
+LABEL_LIST = "dataset.json"  # at the top, as the data sets of StyleGAN and EDM have it
+_MOST_LISTED = 1 << 28  # bytes of that file
 
 
 class Annotations:
     """Labels and captions of image files, read when they are asked for.
 
     Labels come from one place for all images, decided once, from the first of these that is there:
-      1. files `.cls` beside images, each a number from 0;
-      2. the number `label` or `cls` in the `.json` files beside images, if the first of those has one;
-      3. the folders at the top, numbered from 0 in the order of their sorted names, as torchvision's `ImageFolder`
+      1. the list `labels` in a file `dataset.json` at the top, of pairs of a name and a number from 0;
+      2. files `.cls` beside images, each a number from 0;
+      3. the number `label` or `cls` in the `.json` files beside images, if the first of those has one;
+      4. the folders at the top, numbered from 0 in the order of their sorted names, as torchvision's `ImageFolder`
          does.  Images in folders below them belong to the folder at the top.  Folders without images have numbers too.
     An image for which that place has nothing has no label; neither has one outside the folders.
 
@@ -37,7 +40,7 @@ class Annotations:
         images: Sequence[str],
         folders: Collection[str],
         others: Collection[str],
-        read: Callable[[str], bytes],
+        read: Callable[[str, int], bytes],
         key_of: Callable[[str], str],
         inside: Callable[[str], str] = lambda name: name,
     ):
@@ -47,7 +50,7 @@ class Annotations:
           images: Names of the images, paths with `/`.
           folders: Names of the folders at the top.
           others: Names of other files.
-          read: Function that returns the content of one of the others.
+          read: Function that returns the content of one of the others, called with its name and the largest size.
           key_of: Function that returns the part of a name that an image shares with the files beside it.
           inside: Function that returns a name as it is below the folder or archive that holds the folders at the top.
 
@@ -56,9 +59,13 @@ class Annotations:
         """
         keys = {key_of(name) for name in images}
         self.files = frozenset(name for name in others if name.endswith(SUFFIXES) and key_of(name) in keys)
+        self._listed: dict[str, Any] | None = None
         self._images, self._read, self._key_of, self._inside = images, read, key_of, inside
         self.classes: tuple[str, ...] = ()
-        self._labels = self._origin(folders)
+        if LABEL_LIST in others:
+            self._listed = self._list()
+        self._labels = LABEL_LIST if self._listed is not None else self._origin(folders)
+        self.files |= {LABEL_LIST} if self._labels == LABEL_LIST else set()
         if self._labels == "folders":
             self.classes = tuple(sorted(folders))
         self._numbers = {name: number for number, name in enumerate(self.classes)}
@@ -71,6 +78,9 @@ class Annotations:
           DataError: If the file that holds it is damaged.
         """
         name = self._images[index]
+        if self._listed is not None:
+            value = self._listed.get(name)
+            return None if value is None else label_number(value, f"{LABEL_LIST}[{printable(name)}]")
         if self._labels == "folders":
             return self._numbers.get(self._folder(name))
         if self._labels == ".cls":
@@ -106,9 +116,19 @@ class Annotations:
             return ".json"
         return "folders" if folders else None
 
+    def _list(self) -> dict[str, Any] | None:
+        """Returns the labels in `dataset.json` by name; None if it has none."""
+        try:
+            pairs = loads_object(self._read(LABEL_LIST, _MOST_LISTED)).get("labels")
+            return None if pairs is None else {str(name): label for name, label in pairs}
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{LABEL_LIST} is not a list of labels ({error}); correct or remove it") from error
+
     def _notes(self) -> list[str]:
         if self._labels is None:
             return []
+        if self._labels == LABEL_LIST:
+            return [f"labels are the numbers in {LABEL_LIST}"]
         if self._labels != "folders":
             return [f"labels are the numbers in {self._labels} files beside images"]
         used = {self._folder(name) for name in self._images}
@@ -133,7 +153,7 @@ class Annotations:
 
     def _content(self, name: str, suffix: str) -> bytes | None:
         file = self._beside(name, suffix)
-        return self._read(file) if file in self.files else None
+        return self._read(file, MOST_BYTES) if file in self.files else None
 
     def _text(self, name: str, suffix: str) -> str | None:
         content = self._content(name, suffix)

@@ -13,7 +13,7 @@ from flax_vae.convert.files import address_below, is_address, list_at
 from flax_vae.errors import DataError
 from flax_vae.images.formats import FORMATS, SUFFIXES, UNREAD
 from flax_vae.images.read import StorageError, fetch_content, file_content, image_size
-from flax_vae.images.sources.annotations import MOST_BYTES, Annotations
+from flax_vae.images.sources.annotations import Annotations
 from flax_vae.images.sources.protocol import FileSource
 
 _HEAD = 1 << 16  # bytes of an object that are fetched for its size
@@ -137,10 +137,10 @@ class FolderSource(FileSource):
                 return image_size(head, name)
         return super().size(index)
 
-    def _annotation(self, name: str) -> bytes:
+    def _annotation(self, name: str, most: int) -> bytes:
         if self._address is not None:
-            return fetch_content(address_below(self._address, name), printable(name), 0, MOST_BYTES)
-        return file_content(self._folder / name, printable(name), most=MOST_BYTES)
+            return fetch_content(address_below(self._address, name), printable(name), 0, most)
+        return file_content(self._folder / name, printable(name), most=most)
 
 
 def list_bucket(address: str) -> ImageFolder:

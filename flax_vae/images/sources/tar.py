@@ -10,7 +10,7 @@ from flax_vae.images.formats import SUFFIXES, UNREAD
 from flax_vae.images.read import StorageError, fetch_content
 from flax_vae.images.scan import in_threads
 from flax_vae.images.sources.addresses import file_name, files_at, split_options
-from flax_vae.images.sources.annotations import MOST_BYTES, Annotations
+from flax_vae.images.sources.annotations import Annotations
 from flax_vae.images.sources.protocol import FileSource
 from flax_vae.images.sources.tar_index import TarIndex, tar_index
 
@@ -109,10 +109,10 @@ class TarSource(FileSource):
         found = self._indices[number]
         return int(found.sizes[row]), found.digests[row, 0 if whole else 1].tobytes().hex()
 
-    def _annotation(self, name: str) -> bytes:
+    def _annotation(self, name: str, most: int) -> bytes:
         number, row = self._others[name]
         kept = self._indices[number].numbers.get(self._indices[number].names[row])
-        return self._read(number, row, MOST_BYTES) if kept is None else kept
+        return self._read(number, row, most) if kept is None else kept
 
     def _read(self, number: int, row: int, most: int | None = None) -> bytes:
         index = self._indices[number]

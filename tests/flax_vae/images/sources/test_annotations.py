@@ -75,6 +75,18 @@ def test_files_beside_images_give_labels_and_captions(tmp_path):
     assert labels(open_images(str(tmp_path))) == {"3.png": None, "a/1.png": None, "a/2.v1.png": 3}
 
 
+def test_a_list_of_labels_at_the_top_comes_first(tmp_path):
+    write(tmp_path, "00000/1.png", "00000/2.png", "00001/3.png")
+    pairs = [["00000/1.png", 7], ["00000/2.png", 0]]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": pairs}))
+    source = open_images(str(tmp_path))
+    assert labels(source) == {"00000/1.png": 7, "00000/2.png": 0, "00001/3.png": None}
+    assert (source.classes, source.label_notes) == ((), ("labels are the numbers in dataset.json",))
+    assert source.notes == []
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": None}))
+    assert labels(open_images(str(tmp_path)))["00001/3.png"] == 1
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -84,6 +96,8 @@ def test_files_beside_images_give_labels_and_captions(tmp_path):
         ("1.json", b"[1]", "1.json is not a JSON object"),
         ("1.json", b'{"caption": 3}', "1.json has the caption 3; expected a string"),
         ("1.txt", b"\xff\xfe", "1.txt is not UTF-8 text"),
+        ("dataset.json", b'{"labels": [1]}', "dataset.json is not a list of labels"),
+        ("dataset.json", b'{"labels": [["1.png", [0, 1]]]}', r"dataset.json.1.png. has the label \[0, 1\]"),
     ],
 )
 def test_damaged_labels_and_captions_are_refused_by_name(tmp_path, file, content, message):
