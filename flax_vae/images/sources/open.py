@@ -28,7 +28,8 @@ def open_images(address: str) -> ImageSource:
         - `FILE.parquet[,column=image][,label=label][,caption=text]`, tables of encoded images (the `parquet` extra);
           see `ParquetSource`;
         - `FILE.npy` or `FILE.npz`, uint8 of shape (n, h, w, 3) or (n, h, w, 1); see `ArraySource`;
-        - `FILE.array_record`, whose records are encoded images (the `arrayrecord` extra);
+        - `FILE.array_record`, whose records are encoded images or TensorFlow's examples (the `arrayrecord` extra), with
+          the options of a table; see `ArrayRecordSource`;
         - `hf:NAME`, with the options of a table and `split=train`, a Hugging Face data set, where NAME is a name on the
           hub, a folder that `save_to_disk` wrote, or one that `load_dataset` understands (the `datasets` extra).
         Several archives, tables or ArrayRecord files are one source, written with braces, `{000..099}` or `{a,b}`, or
@@ -55,12 +56,12 @@ def _open(address: str) -> ImageSource:
         return TarSource(address)
     if place.endswith(".parquet"):
         return ParquetSource(address)
+    if ".array_record" in file_name(place):
+        return ArrayRecordSource(address)
     if place != address:
         split_options(address, ())  # refuses them
     if address.endswith((".npy", ".npz")):
         return ArraySource(address)
-    if ".array_record" in file_name(address):
-        return ArrayRecordSource(address)
     if is_address(address) and os.path.splitext(address)[1].lower() not in SUFFIXES:
         return FolderSource(address)
     if not is_address(address) and not os.path.exists(address):

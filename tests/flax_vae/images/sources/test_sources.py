@@ -253,6 +253,54 @@ def test_damaged_records_are_named_and_damaged_files_refused(tmp_path):
         open_images(address)
 
 
+def message(*fields):
+    """Encodes fields of bytes and integers as protocol buffers do."""
+
+    def varint(value):
+        value &= (1 << 64) - 1
+        parts = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
+        return bytes([part | 128 for part in parts[:-1]] + parts[-1:])
+
+    return b"".join(
+        varint(number << 3) + varint(value)
+        if isinstance(value, int)
+        else varint(number << 3 | 2) + varint(len(value)) + value
+        for number, value in fields
+    )
+
+
+def example(packed=True, **features):
+    """A `tf.train.Example` after its definition, in `example.proto`."""
+
+    def feature(value):
+        if isinstance(value, bytes):
+            return message((1, message((1, value))))
+        number = message((1, value))
+        return message((3, message((1, number[1:])) if packed else number))
+
+    return message((1, b"".join(message((1, message((1, n.encode()), (2, feature(v))))) for n, v in features.items())))
+
+
+def test_examples_of_tensorflow_have_labels_and_captions(tmp_path):
+    records = [
+        example(image=encoded(IMAGES[0]), label=300, text="été".encode()),
+        example(image=encoded(IMAGES[1]), label=-1, packed=False),
+        example(file_name=b"x", label=1 << 20, packed=False, picture=encoded(IMAGES[2])),
+        encoded(IMAGES[3]),
+    ]
+    address = write_records(tmp_path / "data", records)
+    source = open_images(address)
+    for index in (0, 1, 3):
+        np.testing.assert_array_equal(source[index], IMAGES[index])
+    assert [source.label(index) for index in range(4)] == [300, None, 1 << 20, None]
+    assert [source.caption(index) for index in range(4)] == ["été", None, None, None]
+    with pytest.raises(
+        DataError, match=r"\[2\] has no encoded image; its features: file_name, label, picture; name one"
+    ):
+        source[2]
+    np.testing.assert_array_equal(open_images(f"{address},column=picture")[2], IMAGES[2])
+
+
 @pytest.mark.parametrize("write", [write_folder, write_npy, write_saved, write_records])
 def test_grain_accepts_a_source(tmp_path, write):
     grain = pytest.importorskip("grain")
