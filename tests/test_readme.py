@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, in a folder where the first command has left its model."""
+"""The Python of README and guides runs as it stands there, in a folder where the first command has left its model."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+GUIDES = sorted(README.parent.glob("docs/guides/*.md"))
+
+
+def examples_of(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+EXAMPLES = examples_of(README)
 PRESET_ROWS = re.findall(
     r"^\| (.+?) \| (.+?) \| (.+?) \|$",
     README.read_text("utf-8").partition("| your model |")[2].partition("\n\n")[0],
@@ -54,6 +61,17 @@ def test_example_runs(index, after_training, capsys):
         3: "16 16",
     }
     assert re.fullmatch(expected[index], printed), printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_guide_runs(page, after_training, capsys):
+    names: dict = {}
+    for example in examples_of(page):
+        exec(compile(example, page.name, "exec"), names)
+    # Each ends by printing what it computed.
+    numbers = re.findall(r"-?\d+\.\d+|nan|inf", capsys.readouterr().out.splitlines()[-1])
+    assert numbers and not {"nan", "inf"} & set(numbers)
 
 
 def test_presets_have_the_scale_and_shift_of_the_table():
