@@ -64,6 +64,12 @@ FAST = (
     *("test_language.py", "test_layering.py", "test_readme.py"),
 )
 
+# Folders and files of `-m gpu`, besides the tests marked so: numbers and gradients, and what chooses by platform.
+ON_GPU = (
+    *("flax_vae/ops/", "flax_vae/test_attention.py", "flax_vae/test_half_precision.py"),
+    *("parity/test_attention_paths.py", "parity/test_blocks.py", "parity/test_gradients.py", "parity/test_models.py"),
+)
+
 
 def pytest_report_header():
     return "torch: found" if HAVE_TORCH else "torch: not installed, so everything marked torch is left out"
@@ -105,7 +111,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marker
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    backend = jax.default_backend()
     for item in items:
         if PARITY in item.path.parents:
             item.add_marker("torch")
@@ -113,6 +120,13 @@ def pytest_collection_modifyitems(items):
         left_out = item.get_closest_marker("slow") or item.get_closest_marker("torch")
         if file.startswith(FAST) and not left_out:
             item.add_marker("fast")
+        if config.getoption("markexpr") == "gpu" and file.startswith(ON_GPU):
+            item.add_marker("gpu")
+        for platform in ("cpu", "gpu"):
+            if backend != platform and item.get_closest_marker(platform):
+                item.add_marker(
+                    pytest.mark.skip(reason=f"is about a {platform.upper()}; JAX computes on a {backend.upper()}")
+                )
         published = item.get_closest_marker("published")
         if published and not all((WEIGHTS / name).is_dir() for name in published.args):
             item.add_marker(pytest.mark.skip(reason="FLAX_VAE_WEIGHTS names no folder with these published weights"))

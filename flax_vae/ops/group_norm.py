@@ -119,9 +119,29 @@ def statistics(x: Float[Array, "b h w c"], groups: int, epsilon: float) -> tuple
     Sums over the positions of each channel first, because processors are slow at sums over the few channels of a group.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = _group_mean(x.mean((1, 2)), groups)
-    variance = _group_mean(jnp.square(x - _per_channel(mean)).mean((1, 2)), groups)
+    mean, variance = lax.platform_dependent(
+        x, cpu=functools.partial(_moments, groups, False), default=functools.partial(_moments, groups, True)
+    )
     return mean, lax.rsqrt(variance + epsilon)
+
+
+def _moments(groups: int, corrected: bool, x: Float[Array, "b h w c"]) -> tuple[Array, Array]:
+    """Returns mean and variance of each channel's group.
+
+    Args:
+      groups: Number of groups.
+      corrected: Whether the mean difference from the mean, which the pass for the variance sums too, is added to it.
+        An accelerator may add numbers one after the other, which costs the mean of 4,096 numbers around 10,000 up to
+        0.006; the order of XLA's sums on a CPU costs 0.0003.
+      x: Map.
+    """
+    mean = _group_mean(x.mean((1, 2)), groups)
+    apart = x - _per_channel(mean)
+    variance = _group_mean(jnp.square(apart).mean((1, 2)), groups)
+    if corrected:
+        rest = _group_mean(apart.mean((1, 2)), groups)
+        mean, variance = mean + rest, jnp.maximum(variance - jnp.square(rest), 0)
+    return mean, variance
 
 
 def _group_mean(per_channel: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:

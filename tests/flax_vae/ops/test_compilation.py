@@ -12,6 +12,7 @@ import pytest
 from flax_vae.ops import compilation
 
 
+@pytest.mark.cpu
 def test_a_training_step_is_ordered_for_memory_on_a_cpu(optimised):
     optimizer = optax.adam(1e-3)
     weights = [jnp.zeros((256, 256))] * 12

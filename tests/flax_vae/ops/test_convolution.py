@@ -70,6 +70,7 @@ def test_values_and_gradients(x64, monkeypatch, size, kernel, stride, padding, l
     assert_same(ours, lambda x, kernel: xla(x, kernel, stride, padding), draw(*size, kernel))
 
 
+@pytest.mark.cpu
 @CASES
 def test_small_maps_are_multiplied_by_the_whole_kernel(x64, monkeypatch, size, kernel, stride, padding):
     monkeypatch.setattr(small_maps, "LEAST_NUMBERS", 1)
@@ -95,6 +96,7 @@ def test_maps_are_small_beside_large_kernels_only():
     assert not is_small(spec_of((1, 8, 8, 256), (3, 3, 256, 256)))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("size", [(2, 2), (6, 4), (8, 10)])
 def test_winograd_gives_values_and_gradients(x64, monkeypatch, size):
     monkeypatch.setattr(winograd, "LEAST_NUMBERS", 1)
@@ -167,6 +169,7 @@ def test_other_layouts_are_refused():
         convolve(x, kernel, (1, 1), SAME, dimension_numbers=("NCHW", "OIHW", "NCHW"))
 
 
+@pytest.mark.cpu
 def test_highest_precision_never_takes_winograd():
     x, kernel = jnp.zeros((1, 32, 32, 512)), jnp.zeros((3, 3, 512, 512))
 
@@ -227,11 +230,13 @@ def test_upsampling_in_half_precision_rounds_weights_once(monkeypatch, platform)
     assert errors[0] < 1.05 * errors[1]
 
 
+@pytest.mark.cpu
 def test_upsampling_in_half_precision_on_a_cpu_is_not_folded():
     program = jax.jit(upsample).lower(*draw(3, 3, (3, 3), "bfloat16"))
     assert program.as_text().count("stablehlo.convolution") == 1
 
 
+@pytest.mark.cpu
 def test_highest_precision_splits_the_channels(x64, monkeypatch):
     monkeypatch.setattr(channel_runs, "LONGEST_RUN", 9)
     x, kernel = draw(5, 4, (3, 3), "float32")

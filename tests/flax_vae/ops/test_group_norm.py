@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from flax_vae.ops import group_norm
 from flax_vae.ops.group_norm import GroupNorm
 
 
@@ -46,6 +47,21 @@ def test_a_large_mean_costs_no_digits(x64):
     np.testing.assert_allclose(ours("with_swish")(*inputs), exact, atol=2e-3)
     fast = nn.GroupNorm(4, epsilon=1e-6).apply({"params": inputs[0]}, inputs[1])
     assert np.abs(jax.nn.silu(fast) - exact).max() > 0.1
+
+
+def test_accelerators_correct_a_mean_that_lost_digits(monkeypatch):
+    x = draw("float32", mean=1e4, shape=(1, 64, 64, 12))[1]
+    exact = np.asarray(x, "float64").reshape(4096, 4, 3)
+    mean, variance = (array.repeat(3) for array in (exact.mean((0, 2)), exact.var((0, 2))))
+
+    def moments(corrected):
+        lost = iter([0.006])
+        monkeypatch.setattr(group_norm, "_group_mean", lambda *args: group_mean(*args) + next(lost, 0))
+        return group_norm._moments(4, corrected, x)
+
+    group_mean = group_norm._group_mean
+    np.testing.assert_allclose(moments(True), [mean[None], variance[None]], rtol=0, atol=1e-3)
+    assert np.abs(np.asarray(moments(False)[0]) - mean).max() > 5e-3
 
 
 def test_half_precision_keeps_float32_statistics():
