@@ -349,7 +349,9 @@ def _read(source: ImageSource, index: int, batch: ImageBatch) -> Image:
     image = source[index]
     height, width = image.shape[:2]
     if height > batch.height or width > batch.width:
-        raise DataError(f"{source.label(index)} is {height} x {width}, larger than its header said; save it again")
+        raise DataError(
+            f"{source.printable_name(index)} is {height} x {width}, larger than its header said; save it again"
+        )
     return image
 
 

@@ -89,7 +89,7 @@ class ArrayRecordSource(FileSource):
 
 
 def read_example(content: bytes) -> dict[str, bytes | int] | None:
-    """Returns the features of a `tf.train.Example` that hold one string or one integer, or None for other records.
+    """Returns the first string or integer of each feature of a `tf.train.Example`, or None for other records.
 
     Source: tensorflow/core/example/example.proto and feature.proto, and the encoding of protocol buffers.
     """
