@@ -111,7 +111,7 @@ class TarSource(FileSource):
 
     def _annotation(self, name: str, most: int) -> bytes:
         number, row = self._others[name]
-        kept = self._indices[number].numbers.get(self._indices[number].names[row])
+        kept = self._indices[number].text(row)
         return self._read(number, row, most) if kept is None else kept
 
     def _read(self, number: int, row: int, most: int | None = None) -> bytes:

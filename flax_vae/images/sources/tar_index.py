@@ -1,4 +1,4 @@
-"""Indices of tar archives: where each member lies, with size, digest and label of images; built once, and kept.
+"""Indices of tar archives: where each member lies, with what is known of images; built once, and kept.
 
 Building reads the whole archive once, in order, which is how a bucket is read fastest.  An index is kept in the user's
 cache folder (`flax_vae.convert.files.cache_folder`), because archives often lie where users cannot write.  It is
@@ -20,18 +20,20 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from flax_vae.convert.console import available_cpus, printable
 from flax_vae.convert.errors import one_line
-from flax_vae.convert.files import atomic_file, cache_folder, is_address, open_at, stamp_at
+from flax_vae.convert.files import atomic_file, cache_folder, is_address, loads_object, open_at, stamp_at
 from flax_vae.errors import DataError
 from flax_vae.images.formats import SUFFIXES
 from flax_vae.images.read import StorageError, file_digest, image_size
+from flax_vae.images.sources.annotations import CAPTION_KEYS, LABEL_KEYS, MOST_BYTES
+from flax_vae.images.sources.annotations import SUFFIXES as ANNOTATION_SUFFIXES
 
-_FORMAT = 1
+_FORMAT = 2  # format 1 held no captions
 _MOST_IMAGE = 1 << 30  # bytes of an image; larger ones are refused where they are used
-_MOST_LABEL = 32  # bytes of a .cls file, which the index holds itself
+_MOST_TEXT = 4096  # bytes of a label or a caption that the index holds itself
 _AHEAD = 64  # images whose headers are being read
 _MOST_CHECKED = 1 << 20  # bytes after the end that are compared with zero
 _COMPRESSED = {
@@ -53,7 +55,9 @@ class TarIndex:
       sizes: Number of bytes of the content.
       pixels: Height and width of an image, upright; 0 for other files and for images whose header cannot be read.
       digests: SHA-256 of an image, of the whole and of both ends; see `flax_vae.images.read.file_digest`.
-      numbers: Content of the `.cls` files, by name.
+      texts: Content of short `.cls` and `.txt` files, and the labels and captions of `.json` files, one after another.
+      text_ends: Position in `texts` after the content of each file.
+      kept: Whether `texts` holds the content of each file.
       folders: Names of the folders at the top.
       links: Number of links and other members that are not files.
     """
@@ -63,9 +67,17 @@ class TarIndex:
     sizes: Int[np.ndarray, " n"]
     pixels: Int[np.ndarray, "n 2"]
     digests: UInt8[np.ndarray, "n 2 32"]
-    numbers: dict[str, bytes]
+    texts: bytes
+    text_ends: Int[np.ndarray, " n"]
+    kept: Bool[np.ndarray, " n"]
     folders: list[str]
     links: int
+
+    def text(self, row: int) -> bytes | None:
+        """Returns the content of a file beside an image, or None if the index does not hold it."""
+        if not self.kept[row]:
+            return None
+        return self.texts[self.text_ends[row - 1] if row else 0 : self.text_ends[row]]
 
 
 class _Look(NamedTuple):
@@ -121,7 +133,7 @@ def _build(opened: IO[bytes], where: str) -> TarIndex:
     names: dict[str, tuple[int, int]] = {}
     looks: dict[str, Future[_Look]] = {}
     waiting: deque[Future[_Look]] = deque()
-    numbers: dict[str, bytes] = {}
+    texts: dict[str, bytes] = {}
     folders: set[str] = set()
     links = 0
     try:
@@ -142,8 +154,9 @@ def _build(opened: IO[bytes], where: str) -> TarIndex:
                     waiting.append(looks[name])
                     if len(waiting) > _AHEAD:
                         waiting.popleft().result()
-                elif suffix == ".cls" and member.size <= _MOST_LABEL:
-                    numbers[name] = _content(opened, member)
+                elif suffix in ANNOTATION_SUFFIXES and member.size <= MOST_BYTES:
+                    text = _short(suffix, _content(opened, member))
+                    texts |= {} if text is None else {name: text}
     except (tarfile.TarError, EOFError, MemoryError, OverflowError, UnicodeError, ValueError) as error:
         raise DataError(
             f"{where} is not a whole tar archive ({one_line(error)}); get it again, or pack it again"
@@ -155,7 +168,9 @@ def _build(opened: IO[bytes], where: str) -> TarIndex:
         np.array([size for _, size in names.values()], np.int64),
         np.array([look.size for look in found], np.int32).reshape(-1, 2),
         np.frombuffer(b"".join(look.digests for look in found), np.uint8).reshape(-1, 2, 32),
-        numbers,
+        b"".join(texts.get(name, b"") for name in names),
+        np.cumsum([len(texts.get(name, b"")) for name in names], dtype=np.int64),
+        np.array([name in texts for name in names], np.bool_),
         sorted(folder for folder in folders if folder not in ("", ".") and not folder.startswith(".")),
         links,
     )
@@ -189,6 +204,17 @@ def _content(opened: IO[bytes], member: tarfile.TarInfo) -> bytes:
     return opened.read(member.size)
 
 
+def _short(suffix: str, content: bytes) -> bytes | None:
+    """Returns what the index holds of a file beside an image; None if it is long or damaged."""
+    if suffix == ".json":
+        try:
+            values = loads_object(content)
+        except ValueError:  # raised again where the label is used
+            return None
+        content = json.dumps({key: values[key] for key in (*LABEL_KEYS, *CAPTION_KEYS) if key in values}).encode()
+    return content if len(content) <= _MOST_TEXT else None
+
+
 def _describe(content: bytes, name: str) -> _Look:
     digests = b"".join(bytes.fromhex(file_digest(content, whole=whole)[1]) for whole in (True, False))
     try:
@@ -205,23 +231,21 @@ def _load(file: Path, stamp: str) -> TarIndex | None:
             if (about["format"], about["stamp"]) != (_FORMAT, stamp):
                 return None
             names = arrays["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1]
-            numbers = {names[int(row)]: value.encode("latin-1") for row, value in about["numbers"].items()}
-            columns = {name: arrays[name] for name in ("offsets", "sizes", "pixels", "digests")}
+            columns = {name: arrays[name] for name in ("offsets", "sizes", "pixels", "digests", "text_ends", "kept")}
+            texts = arrays["texts"].tobytes()
             if any(len(column) != len(names) for column in columns.values()):
                 return None
-            return TarIndex(names, **columns, numbers=numbers, folders=about["folders"], links=about["links"])
+            return TarIndex(names, **columns, texts=texts, folders=about["folders"], links=about["links"])
     except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _store(file: Path, stamp: str, index: TarIndex) -> None:
-    rows = {name: row for row, name in enumerate(index.names) if name in index.numbers}
     about = {
         "format": _FORMAT,
         "stamp": stamp,
         "folders": index.folders,
         "links": index.links,
-        "numbers": {rows[name]: content.decode("latin-1") for name, content in index.numbers.items()},
     }
     buffer = io.BytesIO()
     np.savez(
@@ -232,6 +256,9 @@ def _store(file: Path, stamp: str, index: TarIndex) -> None:
         sizes=index.sizes,
         pixels=index.pixels,
         digests=index.digests,
+        texts=np.frombuffer(index.texts, np.uint8),
+        text_ends=index.text_ends,
+        kept=index.kept,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file, force=True) as partial:

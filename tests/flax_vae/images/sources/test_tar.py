@@ -113,7 +113,11 @@ def test_an_index_is_built_once_and_again_when_the_archive_changes(tmp_path, mon
     address = write(tmp_path / "x.tar", samples([0, 1]))
     first, second = open_images(address), open_images(address)
     assert len(built) == 1
-    assert [second.digest(0), second.size(1), second.label(1)] == [first.digest(0), first.size(1), first.label(1)]
+    for ask in ("digest", "size", "label", "caption"):
+        assert [getattr(second, ask)(index) for index in (0, 1)] == [getattr(first, ask)(index) for index in (0, 1)]
+    with monkeypatch.context() as unread:
+        unread.setattr("flax_vae.images.sources.tar.fetch_content", None)
+        assert (second.label(1), second.caption(1), second.size(1)) == (11, "number 1", SIZES[1])
 
     write(tmp_path / "x.tar", samples([2, 3]))
     assert open_images(address).size(0) == SIZES[2] and len(built) == 2
@@ -142,6 +146,21 @@ def test_one_ending_is_chosen_of_samples_with_several_images(tmp_path):
     chosen = open_images(f"{address},image=rgb.png")
     assert (len(chosen), chosen.caption(0)) == (1, "both")
     assert [sample_key(name) for name in ("a.b/c.d.e", "c")] == ["a.b/c", "c"]
+
+
+def test_long_captions_and_damaged_labels_are_read_where_they_lie(tmp_path):
+    members = {"1.png": encoded(PIXELS[0]), "1.txt": b"long " * 2000, "2.png": encoded(PIXELS[1]), "2.txt": b""}
+    members |= {"2.json": json.dumps({"label": 3, "size": [1, 2], "caption": "unused"}).encode()}
+    address = write(tmp_path / "x.tar", members)
+    for _ in range(2):  # of an index that was built, and of one that was kept
+        source = open_images(address)
+        assert [source.caption(index) for index in (0, 1)] == [("long " * 2000).strip(), ""]
+        assert [source.label(index) for index in (0, 1)] == [None, 3]
+    source = open_images(write(tmp_path / "y.tar", {"1.png": encoded(PIXELS[0]), "1.txt": b"a", "1.cls": b"cat"}))
+    with pytest.raises(DataError, match="1.cls has the label 'cat'"):
+        source.label(0)
+    with pytest.raises(DataError, match="1.json is not a JSON object"):
+        open_images(write(tmp_path / "z.tar", {"1.png": encoded(PIXELS[0]), "1.json": b"["}))
 
 
 def damaged(content, how):
