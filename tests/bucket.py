@@ -1,7 +1,8 @@
 """A bucket on this machine: `gs://bucket`, of a Cloud Storage emulator in a process of its own.
 
 `python -m tests.bucket` serves until its standard input ends, and prints its port.  The emulator knows no conditions on
-the generation of an object, by which the real store makes "create only if absent", so they are added here.
+the generation of an object, by which the real store makes "create only if absent", and does not say the generation of
+what is read; both are added here.
 """
 
 import os
@@ -31,6 +32,7 @@ def served() -> Iterator[str]:
         [sys.executable, "-m", "tests.bucket"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # it reports every client that was killed
         text=True,
         cwd=Path(__file__).parents[1],
     )
@@ -50,22 +52,28 @@ def served() -> Iterator[str]:
 def _serve() -> None:
     from gcp_storage_emulator.handlers import objects
 
-    insert = objects.insert
+    insert, download = objects.insert, objects.download
+
+    def generation(storage, request, name):
+        try:
+            return storage.get_file_obj(request.params["bucket_name"], name)["generation"]
+        except Exception:  # its classes of an object that is missing differ by what is missing
+            return "0"
 
     def conditional(request, response, storage, *rest, **named):
         expected = request.query.get("ifGenerationMatch")
         if expected is not None:
             name = request.query.get("name") or [(request.data.get("meta") or request.data)["name"]]
-            try:
-                found = storage.get_file_obj(request.params["bucket_name"], name[0])["generation"]
-            except Exception:  # its classes of an object that is missing differ by what is missing
-                found = "0"
-            if expected[0] != found:
+            if expected[0] != generation(storage, request, name[0]):
                 response.status = HTTPStatus.PRECONDITION_FAILED
                 return None
         return insert(request, response, storage, *rest, **named)
 
-    objects.insert = conditional  # before the server puts it into its table
+    def told(request, response, storage, *rest, **named):
+        response["x-goog-generation"] = generation(storage, request, request.params["object_id"])
+        return download(request, response, storage, *rest, **named)
+
+    objects.insert, objects.download = conditional, told  # before the server puts them into its table
     from gcp_storage_emulator import server
 
     server.server.HTTPServer.request_queue_size = (

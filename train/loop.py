@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flax_vae import AutoEncoder, save_pretrained
+from flax_vae.convert.files import is_address, put_folder, scratch_folder
 from flax_vae.finite import require_finite
 from flax_vae.images import ImageScores
 from flax_vae.train.build import load_start, load_start_training, make_components, make_constants, make_state
@@ -39,7 +40,15 @@ from flax_vae.train.report import (
     save_comparisons,
     write_report,
 )
-from flax_vae.train.run import Checkpoints, RunDirectory, StopRequest, lock, open_data, stop_requests
+from flax_vae.train.run import (
+    Checkpoints,
+    Hold,
+    RunDirectory,
+    StopRequest,
+    hold_directory,
+    open_data,
+    stop_requests,
+)
 from flax_vae.train.state import TrainState
 from flax_vae.train.step import FINITE, Components, Scores, train_step
 
@@ -61,7 +70,7 @@ class Outcome(NamedTuple):
     stopped_by: int | None = None
 
 
-def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False) -> Outcome:
+def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False, take_over: bool = False) -> Outcome:
     """Trains an autoencoder for `config.steps` updates; resumes from the checkpoints in `workdir`, if there are any.
 
     A run that was interrupted and resumed ends with the same weights as an uninterrupted one.  SIGTERM, SIGUSR1 and
@@ -71,8 +80,10 @@ def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = Fal
 
     Args:
       config: Settings of the run.
-      workdir: Run directory; created if missing, and removed again if the run cannot start.
+      workdir: Run directory, also the address of one in a bucket; created if missing, and removed again if the run
+        cannot start.
       accept_changed_data: Whether a run may resume with other images than it started with.
+      take_over: Whether to take a directory in a bucket over from a trainer that seems to use it.
 
     Returns:
       The final state and its scores.
@@ -82,17 +93,17 @@ def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = Fal
         images have changed, the disk is full, or too many consecutive updates are not finite.
     """
     run, first = RunDirectory(workdir), jax.process_index() == 0
-    made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+    made = [] if is_address(run.path) else [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
     try:
         with stop_requests() as stop, contextlib.ExitStack() as stack:
             with agreement() as facts:  # before any operation that waits for another process
                 config = run.fixed(config)
                 run.check(config)  # before the lock file is created
-                warning = stack.enter_context(lock(run.path)) if first else None
+                hold = stack.enter_context(hold_directory(run.path, take_over=take_over)) if first else Hold()
                 setup = _set_up(config, run, accept_changed_data)
                 facts |= facts_of_run(setup.config, setup.listing, setup.constants)
                 facts["validation image"] = setup.validate.facts
-            return _train(run, setup, stop, [warning] if warning else [])
+            return _train(run, setup, stop, hold)
     except BaseException:
         for folder in made:  # `rmdir` removes empty folders only, so a run that has started stays
             with contextlib.suppress(OSError):
@@ -136,12 +147,12 @@ def _set_up(config: TrainConfig, run: RunDirectory, accept: bool) -> _Setup:
     return _Setup(config, parallel, photographs, listing, changes, components, constants, validate)
 
 
-def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]) -> Outcome:
-    first = jax.process_index() == 0
+def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, hold: Hold) -> Outcome:
+    first, notes = jax.process_index() == 0, [*hold.notes]
     config, parallel, photographs, listing, changes, components, constants, validate = setup
     metric, patience = config.validation.metric, config.validation.patience
     criterion = LOGGED_AS.get(metric, metric), "max" if MORE_IS_BETTER[metric] else "min"
-    with Checkpoints(run.checkpoints, keep=config.keep, best=criterion) as checkpoints:
+    with Checkpoints(run.checkpoints, keep=config.keep, best=criterion, require_held=hold.require_held) as checkpoints:
         # Restore the newest checkpoint, or create the initial state.
         start = checkpoints.newest_good() or 0
         if start > config.steps:
@@ -210,6 +221,7 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, notes: list[str]
                 loggers.show(step, numbers, run.sample(step) if evaluates else None)
                 if save or last or better:
                     require_same_state(state, step)
+                    metrics.flush()
                     checkpoints.save(step, state, config, wait=last or stopping, scores=numbers | best.stored())
                 if evaluates or save or better:
                     speed.begin(step)
@@ -390,7 +402,12 @@ def _export(run: RunDirectory, model: AutoEncoder, params: dict[str, Any]) -> No
     """Writes the model folder; replaces one from an earlier end of the run, when `steps` was smaller."""
     require_finite(params, f"the model of {run.path}")
     try:
-        save_pretrained(run.export, model, params, force=True)
+        if not is_address(run.export):
+            save_pretrained(run.export, model, params, force=True)
+            return
+        with scratch_folder() as scratch:
+            save_pretrained(scratch / run.export.name, model, params)
+            put_folder(scratch / run.export.name, run.export)
     except OSError as error:
         raise RunError(f"{run.export} cannot be written ({error}); correct that, then start again") from error
 

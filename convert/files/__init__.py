@@ -8,24 +8,7 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.convert.files.address import (
-        ListedFile,
-        Place,
-        address_below,
-        address_errors,
-        address_of,
-        as_path,
-        create_at,
-        exists_at,
-        is_address,
-        list_at,
-        open_at,
-        read_at,
-        remove_at,
-        size_at,
-        stamp_at,
-        write_at,
-    )
+    from flax_vae.convert.files.address import Place, address_below, address_errors, address_of, as_path, is_address
     from flax_vae.convert.files.archive import check_members
     from flax_vae.convert.files.atomic import beside, partial_of, restore, scratch_folder, shortened
     from flax_vae.convert.files.cache import cache_folder, local_copy
@@ -42,6 +25,21 @@ if TYPE_CHECKING:
         note_on_number,
         read_manifest,
         read_verified,
+    )
+    from flax_vae.convert.files.objects import (
+        ListedFile,
+        copy_at,
+        create_at,
+        exists_at,
+        fetch_folder,
+        list_at,
+        open_at,
+        put_folder,
+        read_at,
+        remove_at,
+        size_at,
+        stamp_at,
+        write_at,
     )
     from flax_vae.convert.files.regular import read_bytes, require_regular
     from flax_vae.convert.files.whole_file import atomic_file
@@ -63,11 +61,14 @@ __all__ = [
     "address_errors",
     "address_of",
     "as_path",
+    "copy_at",
     "create_at",
     "exists_at",
+    "fetch_folder",
     "is_address",
     "list_at",
     "open_at",
+    "put_folder",
     "read_at",
     "remove_at",
     "size_at",

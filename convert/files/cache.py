@@ -6,7 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from flax_vae.convert.files.address import Place, address_of, is_address, open_at, stamp_at
+from flax_vae.convert.files.address import Place, address_of, is_address
+from flax_vae.convert.files.objects import open_at, stamp_at
 from flax_vae.convert.files.whole_file import atomic_file
 
 

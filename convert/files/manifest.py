@@ -2,7 +2,8 @@
 
 Orbax finds few flipped bits by itself and restores the others silently.  `flax_vae.train.run.manifest` writes the
 manifest into the folder of a step before orbax gives that folder its final name, so a step without one is older than
-manifests or of another origin.
+manifests or of another origin.  In a bucket, where nothing can be renamed, the manifest is the last object of a step,
+and a folder without one is what an interrupted process left.
 """
 
 import hashlib
@@ -10,10 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
-from flax_vae.convert.errors import FileError
+from flax_vae.convert.errors import AddressError, FileError
+from flax_vae.convert.files.address import address_errors, is_address
 from flax_vae.convert.files.json import read_object
+from flax_vae.convert.files.objects import open_at, read_at
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -43,6 +46,7 @@ def read_manifest(step: Path) -> Manifest | None:
 
     Raises:
       FileError: if it is damaged.
+      AddressError: if its bucket cannot be reached.
     """
     try:
         content = read_object(step / MANIFEST)
@@ -52,6 +56,8 @@ def read_manifest(step: Path) -> Manifest | None:
         return Manifest(content["files"], content["scores"], content.get("step"))
     except FileNotFoundError:
         return None
+    except AddressError:  # says nothing about the step
+        raise
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise FileError(f"{MANIFEST} is damaged ({error or type(error).__name__})") from error
 
@@ -65,10 +71,13 @@ def read_verified(step: Path, name: str) -> bytes:
 
     Raises:
       FileError: If the file is not what the manifest says, or there is no manifest.
+      AddressError: If its bucket cannot be reached.
     """
     manifest = read_manifest(step)
     try:
-        content = (step / name).read_bytes()
+        content = read_at(step / name)
+    except AddressError:
+        raise
     except OSError as error:
         raise FileError(f"{step / name} cannot be read ({error.strerror})") from error
     if manifest is None or manifest.files.get(name) != hashlib.sha256(content).hexdigest():
@@ -84,6 +93,9 @@ def find_damage(step: Path) -> str | None:
 
     Returns:
       None if the step is as it was written, or what is wrong with it, in half a sentence.
+
+    Raises:
+      AddressError: if its bucket cannot be reached, which says nothing about the step.
     """
     try:
         manifest = read_manifest(step)
@@ -92,7 +104,7 @@ def find_damage(step: Path) -> str | None:
     if manifest is None:
         return UNVERIFIED
     # The folder's own name, also where it was given as "." or through a link.
-    name = step.resolve().name
+    name = step.name if is_address(step) else step.resolve().name
     if manifest.step is not None and is_number(name) and int(name) != manifest.step:
         return f"its {MANIFEST} is that of step {manifest.step}: the folder was renamed or copied"
     wrong = []
@@ -102,6 +114,8 @@ def find_damage(step: Path) -> str | None:
                 wrong.append(f"{name} has changed")
         except FileNotFoundError:
             wrong.append(f"{name} is missing")
+        except AddressError:
+            raise
         except (OSError, ValueError) as error:
             wrong.append(f"{name} cannot be read ({error})")
     if not wrong:
@@ -142,8 +156,8 @@ def digest_file(step: Path, name: str) -> str:
     if name == _METADATA:
         content = read_object(step / name)
         return digest_of({key: value for key, value in content.items() if key != _ADDED})
-    with open(step / name, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with address_errors(step / name), open_at(step / name) as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

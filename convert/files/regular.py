@@ -5,15 +5,23 @@ import stat
 from pathlib import Path
 
 from flax_vae.convert.errors import FileError
+from flax_vae.convert.files.address import address_errors, address_of, connect, is_address
 
 
 def require_regular(path: str | os.PathLike[str]) -> int:
-    """Returns the size in bytes of a regular file, or of the one that a link leads to.
+    """Returns the size in bytes of a regular file, of the one that a link leads to, or of an object in a bucket.
 
     Raises:
       FileNotFoundError: If there is no such file.
       FileError: If it is a folder, a pipe, a socket or a device.
+      AddressError: If the bucket cannot be reached.
     """
+    if is_address(path):
+        with address_errors(path):
+            info = connect(path).info(address_of(path))
+        if info["type"] == "directory":
+            raise FileError(f"{address_of(path)} is a folder; expected an object", path=path)
+        return info["size"]
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -25,7 +33,7 @@ def require_regular(path: str | os.PathLike[str]) -> int:
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Returns the content of a regular file.
+    """Returns the content of a regular file, or of an object in a bucket.
 
     Args:
       path: The file.
@@ -38,4 +46,7 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
     size = require_regular(path)
     if size > limit:
         raise FileError(f"{path} has {size:,} bytes; expected at most {limit:,} in a file of this kind", path=path)
+    if is_address(path):
+        with address_errors(path):
+            return connect(path).cat_file(address_of(path))
     return Path(path).read_bytes()

@@ -1,5 +1,6 @@
 """Draws original, reconstruction and difference side by side, with scores above them."""
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from jaxtyping import Int16
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from flax_vae.convert.files import atomic_file
+from flax_vae.convert.files import atomic_file, create_at, is_address, write_at
 from flax_vae.images.scores import Comparison
 
 PANELS = "panels"  # key of a drawing's `info`, and of a PNG file's text: what is drawn where, to cut it out again
@@ -103,14 +104,19 @@ def stack(rows: Sequence[Image.Image], layout: PanelLayout) -> Image.Image:
 
 
 def save_png(path: str | os.PathLike[str], picture: Image.Image, *, force: bool = False) -> None:
-    """Writes a PNG file atomically, with the places of its panels, if it has any, as text.
+    """Writes a PNG file, or an object in a bucket, whole, with the places of its panels, if it has any, as text.
 
     Raises:
-      OSError: As `flax_vae.convert.files.atomic_file`.
+      OSError: As `flax_vae.convert.files.atomic_file` and `create_at`.
     """
     text = PngInfo()
     if picture.info.get(PANELS):
         text.add_itxt(PANELS, json.dumps(picture.info[PANELS]))
+    if is_address(path):
+        content = io.BytesIO()
+        picture.save(content, format="PNG", pnginfo=text)
+        (write_at if force else create_at)(path, content.getvalue())
+        return
     with atomic_file(path, force=force) as file:
         picture.save(file, format="PNG", pnginfo=text)
 

@@ -58,7 +58,7 @@ class Trainers:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()  # it ends with its input
 
-    def __call__(self, workdir: Path, signum: int = 0, touch: int = 0) -> End:
+    def __call__(self, workdir: Path | str, signum: int = 0, touch: int = 0) -> End:
         """Trains until the end, or until a signal is sent before the `touch`-th operation on its files."""
         assert self._process.stdin is not None and self._process.stdout is not None
         request = {"workdir": str(workdir), "signum": signum, "touch": touch}
@@ -67,7 +67,7 @@ class Trainers:
 
 
 def start(
-    workdir: Path, *, devices: int, count: int = 1, words: Sequence[Sequence[str]] | None = None
+    workdir: Path | str, *, devices: int, count: int = 1, words: Sequence[Sequence[str]] | None = None
 ) -> list[subprocess.Popen[str]]:
     """Starts `flax-vae-train` in several processes that train together; each writes both outputs into one pipe.
 
@@ -108,18 +108,23 @@ _TOUCHES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "
 
 def _strike(workdir: str, signum: int, touch: int, note: Path) -> None:
     """Sends this process a signal before its `touch`-th operation on the files of a run."""
-    count = 0
+    count, remote = 0, workdir.startswith("gs://")
+
+    def touches(event: str, args: tuple) -> bool:
+        if remote:  # each request of gcsfs, reading ones too; the emulator closes every connection
+            return event == "socket.connect"
+        if event not in _TOUCHES or not str(args[0]).startswith(workdir):
+            return False
+        return event != "open" or bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
     def watch(event: str, args: tuple) -> None:
         nonlocal count
-        if event not in _TOUCHES or not str(args[0]).startswith(workdir):
-            return
-        if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        if not touches(event, args):
             return
         count += 1
         if count == touch:
             count += 1  # the note is written once
-            note.write_text(f"{event} {re.sub(re.escape(workdir), '', str(args[0]))}")
+            note.write_text(f"{event} {re.sub(re.escape(workdir), '', str(args[1 if remote else 0]))}")
             os.kill(os.getpid(), signum)
 
     sys.addaudithook(watch)

@@ -73,8 +73,9 @@ class RunFlags(RecipeFlags):
         Path | None,
         arg(
             metavar="DIR",
-            help="Run directory; a run that was begun there is resumed with its own settings, except those given by "
-            "flags.  NAME is the preset, or else the name of the file in --config or --start-from.",
+            help="Run directory, or gs://bucket/folder; a run that was begun there is resumed with its own settings, "
+            "except those given by flags.  NAME is the preset, or else the name of the file in --config or "
+            "--start-from.",
             help_behavior_hint="(default: runs/NAME)",
         ),
     ] = None
@@ -82,6 +83,8 @@ class RunFlags(RecipeFlags):
     """Print the whole configuration, sizes, memory and the files that would be read; write nothing."""
     accept_changed_data: bool = False
     """Resume although images were added, removed or edited since the run began; config.json records it."""
+    take_over: bool = False
+    """Take a run in a bucket over from a trainer that has ended; the error that refuses a start says when."""
     compilation_cache: CacheOption = None
 
 

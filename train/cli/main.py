@@ -52,10 +52,11 @@ def _main(words: list[str]) -> int:
 
 
 def _work(flags: Flags) -> int:
+    from flax_vae.convert.files import as_path
     from flax_vae.train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
 
     with _together(flags):
-        workdir = flags.run.workdir or default_workdir(flags)
+        workdir = as_path(flags.run.workdir or default_workdir(flags))
         config = resolve(flags, workdir)
     return _show(config, workdir, flags) if flags.run.dry_run else _run(config, workdir, flags)
 
@@ -113,7 +114,7 @@ def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
 
     cache_for_command(flags.run.compilation_cache)
     require_devices()
-    outcome = train(config, workdir, accept_changed_data=flags.run.accept_changed_data)
+    outcome = train(config, workdir, accept_changed_data=flags.run.accept_changed_data, take_over=flags.run.take_over)
     if outcome.stopped_by is not None:
         print(f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there")
         return 128 + outcome.stopped_by

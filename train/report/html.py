@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flax_vae.convert.files import as_path, is_address, read_at
 from flax_vae.convert.table import expand
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.errors import RunError
@@ -34,8 +35,9 @@ def write_report(path: Path) -> Path:
     Raises:
       RunError: If the directory holds no run, or the file cannot be written.
     """
+    path = as_path(path)
     run = RunDirectory(path)
-    config = run.stored_config() if path.is_dir() else None
+    config = run.stored_config() if is_address(path) or path.is_dir() else None
     if config is None:
         raise RunError(f"{path} holds no run; expected a run directory with config.json")
     rows = read_metrics(run.metrics)
@@ -43,7 +45,7 @@ def write_report(path: Path) -> Path:
     page.write_page(
         path / REPORT,
         "report.html.jinja",
-        name=path.resolve().name,
+        name=path.name if is_address(path) else path.resolve().name,
         config=config,
         step=max((row["step"] for row in rows), default=0),
         tiles=_tiles(config, rows),
@@ -92,7 +94,7 @@ def _samples(samples: dict[int, Path], rows: list[dict[str, Any]]) -> list[tuple
     for step in page.evenly(list(samples), _MOST_SAMPLES):
         score = f" · PSNR {psnr[step]:.2f} dB" if step in psnr else ""
         name = f"step {step:,}" if step >= 0 else samples[step].stem
-        found.append((name, score, page.embedded(samples[step].read_bytes())))
+        found.append((name, score, page.embedded(read_at(samples[step]))))
     return found
 
 

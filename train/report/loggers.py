@@ -1,6 +1,7 @@
 """Loggers of other programs that a run also writes its scores and pictures to."""
 
 import contextlib
+import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from flax_vae.convert.files import exists_at, read_at
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.report.tensorboard import TensorBoard, load_writer
 from flax_vae.train.report.wandb import WeightsAndBiases, load_wandb
@@ -97,8 +99,8 @@ class Loggers:
         for name, logger in list(self._open.items()):
             with self._reported(name):
                 logger.scalars(step, scores)
-                if picture is not None and picture.exists():
-                    with Image.open(picture) as image:
+                if picture is not None and exists_at(picture):
+                    with Image.open(io.BytesIO(read_at(picture))) as image:
                         logger.image(step, "held_out", np.asarray(image))
 
     @contextlib.contextmanager

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax_vae.convert.errors import AddressError
+from flax_vae.convert.files import read_at
 from flax_vae.train.errors import RunError
 
 _CHECK = "crc32"  # key of the line's checksum, in hexadecimal; a string, so that charts do not treat it as a score
@@ -42,9 +44,11 @@ def read_lines(path: Path) -> Lines:
       RunError: If the file cannot be read at all.
     """
     try:
-        content = path.read_bytes()
+        content = read_at(path)
     except FileNotFoundError:
         return Lines([], [], b"")
+    except AddressError:
+        raise
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); move it away") from error
     *lines, unfinished = content.split(b"\n")

@@ -1,5 +1,6 @@
 """Reports metrics: lines with scores, a progress bar on a terminal, and `metrics.jsonl` for programs."""
 
+import contextlib
 import math
 import sys
 import time
@@ -8,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.console import Progress
-from flax_vae.convert.files import atomic_file
+from flax_vae.convert.files import is_address, read_at, write_at
 from flax_vae.train.errors import RunError
 from flax_vae.train.report.metrics_lines import read_lines, step_of, to_line
 
 _SHOWN = ("loss", "l1", "mse", "charbonnier", "kl", "lpips", "d_loss", "d_weight", "grad_norm", "learning_rate")
+_FLUSH_SECONDS = 30  # between two writes of the whole file into a bucket
 
 
 class Metrics:
     """Writes `metrics.jsonl`: one object per line, `step` first, one line per step.
 
     On resume, lines after the step of the checkpoint are removed, because they are written again.  Damaged lines are
-    moved to `metrics.jsonl.damaged`.
+    moved to `metrics.jsonl.damaged`.  In a bucket, where nothing can be appended, the file is written whole, at
+    intervals and by `flush`.
 
     Attributes:
       problems: A sentence about damaged lines, if there were any.
@@ -38,6 +41,8 @@ class Metrics:
         """
         self._path, self._write = path, write
         self.problems: list[str] = []
+        self._lines: list[str] | None = None  # of a file in a bucket
+        self._flushed = time.monotonic()
         if not write:
             return
         lines = read_lines(path)
@@ -48,9 +53,9 @@ class Metrics:
         try:
             if damaged:
                 self._set_aside(damaged, len(lines.rows))
-            with atomic_file(path, force=True) as file:
-                rows = [row for row in lines.rows if row["step"] <= resumed_step]
-                file.write_text("".join(map(to_line, rows)), encoding="utf-8")
+            kept = [to_line(row) for row in lines.rows if row["step"] <= resumed_step]
+            write_at(path, "".join(kept).encode())
+            self._lines = kept if is_address(path) else None
         except OSError as error:
             raise RunError(
                 f"{path} cannot be written ({error.strerror or error}); correct that, then start again"
@@ -58,14 +63,33 @@ class Metrics:
 
     def write(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds a line; values that are not finite are left out, because JSON cannot express them."""
-        if self._write:
+        if not self._write:
+            return
+        line = to_line({"step": step, **scores})
+        if self._lines is None:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(to_line({"step": step, **scores}))
+                file.write(line)
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is not written yet, of a file in a bucket: before a checkpoint that these lines precede.
+
+        Raises:
+          AddressError: If it cannot be written.
+        """
+        if self._write and self._lines is not None:
+            write_at(self._path, "".join(self._lines).encode())
+            self._flushed = time.monotonic()
 
     def _set_aside(self, damaged: list[bytes], good: int) -> None:
         aside = self._path.with_name(f"{self._path.name}.damaged")
-        with aside.open("ab") as file:
-            file.writelines(line + b"\n" for line in damaged)
+        before = b""
+        with contextlib.suppress(FileNotFoundError):
+            before = read_at(aside)
+        write_at(aside, before + b"".join(line + b"\n" for line in damaged))
         self.problems.append(
             f"{self._path}: {len(damaged)} of {len(damaged) + good} lines were damaged, or repeated a step; "
             f"moved to {aside.name}"

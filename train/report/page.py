@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flax_vae.convert.files import atomic_file
+from flax_vae.convert.files import list_at, write_at
 from flax_vae.train.errors import RunError
 from flax_vae.train.report import curves
 
@@ -124,7 +124,8 @@ def median_speed(rows: Sequence[dict[str, Any]]) -> float | None:
 
 def find_samples(folder: Path) -> dict[int, Path]:
     """Returns the pictures of a run by their steps, in ascending order; -1 is the step of a name without a number."""
-    found = {_step_of(path): path for path in sorted(folder.glob("*.png"))} if folder.is_dir() else {}
+    names = [entry.name for entry in list_at(folder) if entry.name.endswith(".png")]
+    found = {_step_of(folder / name): folder / name for name in names}
     return dict(sorted(found.items()))
 
 
@@ -172,8 +173,7 @@ def write_page(path: Path, template: str, **names: Any) -> None:
     """
     page = _templates().get_template(template).render(plot=curves, **names)
     try:
-        with atomic_file(path, force=True) as file:
-            file.write_text(page, encoding="utf-8")
+        write_at(path, page.encode())
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error}); correct that, then write it again", path=path) from error
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from flax_vae.convert.files import read_at
 from flax_vae.images import PANELS, Comparison, PanelLayout, draw_comparison, save_png, stack
 from flax_vae.train.errors import RunError
 
@@ -50,7 +51,7 @@ def read_comparisons(path: Path) -> list[Reconstructed]:
       RunError: If the file cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = read_at(path)
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
             return _rows(picture) or [Reconstructed("", [], b"", content)]

@@ -3,8 +3,11 @@
 Each checkpoint is written under a temporary name, gets a manifest of its files (`flax_vae.train.run.manifest`) and is
 then renamed; only then is an older one deleted.  A process that is killed at any moment therefore leaves complete
 checkpoints behind.  Later damage on disk is detected before a checkpoint is restored.
+
+In a bucket, where nothing can be renamed, a checkpoint has its final name at once, and its manifest is written last.
 """
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -18,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from flax_vae.convert.errors import FileError, shorten_sentences
-from flax_vae.convert.files import read_manifest
+from flax_vae.convert.files import MANIFEST, exists_at, is_address, read_manifest
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.errors import RunError
 from flax_vae.train.run.manifest import write_manifest
@@ -26,6 +29,8 @@ from flax_vae.train.run.recovery import (
     decided_by_the_first_process,
     find_newest_good,
     find_steps,
+    remove_step,
+    remove_unsealed,
     require_whole,
     set_aside_diverged,
 )
@@ -44,7 +49,14 @@ class Checkpoints:
       problems: A sentence for each step that `newest_good` could not use.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, best: tuple[str, Literal["max", "min"]] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        best: tuple[str, Literal["max", "min"]] | None = None,
+        require_held: Callable[[], None] = lambda: None,
+    ):
         """Prepares the folder, which is created at the first save.
 
         One further step is always kept: the newest that a later finite update has shown to be good.  A run that
@@ -54,6 +66,8 @@ class Checkpoints:
           folder: Folder of the checkpoints.
           keep: Number of latest steps to keep.
           best: Name of a score, and whether its maximum or minimum is best; that step is kept too.
+          require_held: Function that raises if another trainer has taken the run over; called before a step in a bucket
+            is sealed.
 
         Raises:
           RunError: If `keep` is less than 1.
@@ -61,7 +75,7 @@ class Checkpoints:
         if keep < 1:
             raise RunError(f"keep={keep} would keep no checkpoint; expected at least 1")
         self.problems: list[str] = []
-        self._folder, self._keep, self._best = folder, keep, best
+        self._folder, self._keep, self._best, self._require_held = folder, keep, best, require_held
         self._good: set[int] = set()  # verified in this process
         self._saving: tuple[int, Mapping[str, float]] | None = None
         self._scores = {step: self._read_scores(step) for step in find_steps(self._folder)}
@@ -194,15 +208,23 @@ class Checkpoints:
     @cached_property
     def _manager(self) -> ocp.CheckpointManager:
         # Created late, so that damaged steps are renamed by `newest_good` first.
+        remote = is_address(self._folder)
+        if remote:
+            decided_by_the_first_process(lambda: remove_unsealed(self._folder))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Policy(self._to_keep),
-            cleanup_tmp_directories=True,  # incomplete folders of a killed process
+            # Orbax deletes in a bucket in any order, and only with the right to read the bucket's own settings.
+            preservation_policy=_Policy(self._to_keep if not remote else lambda steps: {*steps}),
+            cleanup_tmp_directories=not remote,  # incomplete folders of a killed process
             enable_async_checkpointing=True,
             lightweight_initialize=True,
-            async_options=ocp.options.AsyncOptions(timeout_secs=_patience(), post_finalization_callback=self._seal),
+            async_options=ocp.options.AsyncOptions(
+                timeout_secs=_patience(), post_finalization_callback=None if remote else self._seal
+            ),
+            temporary_path_class=_sealed_last(self._folder, self._seal_in_bucket) if remote else None,
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self._folder.resolve(), options=options, item_handlers=handlers)
+        folder = self._folder if remote else self._folder.resolve()
+        return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
     def _close(self) -> None:
         manager = self.__dict__.pop("_manager", None)
@@ -215,6 +237,16 @@ class Checkpoints:
         step, scores = self._saving
         (unfinished,) = self._folder.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*")
         write_manifest(unfinished, scores, step)
+
+    def _seal_in_bucket(self) -> None:
+        """Writes the manifest, and removes the steps that are kept no longer; called in one process after orbax."""
+        assert self._saving is not None
+        step, scores = self._saving
+        self._require_held()
+        write_manifest(self._folder / str(step), scores, step)
+        steps = find_steps(self._folder)
+        for old in set(steps) - self._to_keep(steps):
+            remove_step(self._folder / str(old))
 
     def set_aside(self, since: int) -> int | None:
         """Renames steps with diverged weights to `diverged-STEP`, if there is an older step.
@@ -266,6 +298,23 @@ def _patience() -> int:
     the machine has slept, while a checkpoint is written.  Several processes keep them, for one of them may have ended.
     """
     return _CENTURY if jax.process_count() == 1 else ocp.options.AsyncOptions.timeout_secs
+
+
+def _sealed_last(folder: Path, seal: Callable[[], None]) -> type[ocp.path.atomicity_types.TemporaryPath]:
+    """Returns the class by which orbax writes a step in a bucket: under its final name, sealed when it is complete."""
+
+    class SealedPath(ocp.path.atomicity.CommitFileTemporaryPath):
+        async def finalize(self) -> None:
+            await super().finalize()
+            if os.fspath(self.get_final().parent) == os.fspath(folder):  # and not that of an item inside the step
+                await asyncio.to_thread(seal)
+
+        @classmethod
+        async def validate_final(cls, final_path: Any) -> None:
+            if not await asyncio.to_thread(exists_at, final_path / MANIFEST):
+                raise ocp.path.atomicity.ValidationError(f"{final_path} has no {MANIFEST}")
+
+    return SealedPath
 
 
 class _Policy(ocp.checkpoint_managers.PreservationPolicy):

@@ -6,15 +6,25 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import atomic_file, loads_object, read_object, read_verified
+from flax_vae.convert.errors import AddressError, FileError
+from flax_vae.convert.files import (
+    address_of,
+    as_path,
+    exists_at,
+    is_address,
+    list_at,
+    loads_object,
+    read_at,
+    read_object,
+    read_verified,
+    write_at,
+)
 from flax_vae.train.config import TrainConfig, ValidationConfig, config_differences
 from flax_vae.train.data import digest_of_listing, find_changes
 from flax_vae.train.errors import RunError
@@ -34,7 +44,6 @@ _HOW = frozenset(
         *(f"validation.{setting.name}" for setting in fields(ValidationConfig) if setting.name != "patience"),
     }
 )
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # gs://bucket/run, of which a Path keeps one slash
 
 
 class RunDirectory:
@@ -52,10 +61,16 @@ class RunDirectory:
         """Stores the paths; reads and writes nothing.
 
         Raises:
-          RunError: If `path` is an address such as gs://bucket/run, for which a local folder would be created.
+          RunError: If `path` is an address of another store than Google Cloud Storage.
+          AddressError: If it is one there, and its client is not installed.
         """
-        if _ADDRESS.match(path.as_posix()):
-            raise RunError(f"{path} is an address, not a folder; mount the bucket and name a folder in it", path=path)
+        if is_address(path) and not address_of(path).startswith("gs://"):
+            raise RunError(
+                f"{address_of(path)} cannot hold a run: orbax saves in folders and gs:// buckets only; use one of "
+                "them, or mount this one and name a folder in it",
+                path=path,
+            )
+        path = as_path(path)
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples"
@@ -69,7 +84,7 @@ class RunDirectory:
     @property
     def steps(self) -> list[int]:
         """Numbers of the checkpoints, damaged or not, in ascending order; a run without any has trained nothing."""
-        if not self.checkpoints.is_dir():
+        if not exists_at(self.checkpoints):
             return []
         from flax_vae.train.run.recovery import find_steps  # imports JAX, which reading a configuration does not need
 
@@ -83,10 +98,11 @@ class RunDirectory:
         Raises:
           RunError: If `config.json` cannot be parsed, or the directory holds something else.
         """
-        if self.path.exists() and not self.path.is_dir():
+        entries = [entry.name for entry in list_at(self.path)]
+        if not entries and exists_at(self.path) and not self.path.is_dir():
             raise RunError(f"{self.path} is a file; expected a directory for the run", path=self.path)
         file = self.path / CONFIG
-        if file.is_file():
+        if CONFIG in entries:
             try:
                 return TrainConfig.from_dict(_without_history(read_object(file)))
             except (AttributeError, TypeError, ValueError) as error:
@@ -98,7 +114,6 @@ class RunDirectory:
             with suppress(FileError, AttributeError, TypeError, ValueError):  # damaged, or of another program
                 content = read_verified(self.checkpoints / str(step), "config/metadata")
                 return TrainConfig.from_dict(loads_object(content))
-        entries = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
         ours = tuple(f"{name}." for name in _OURS)
         strangers = sorted(name for name in entries if name not in _OURS and not name.startswith((".", *ours)))
         if strangers:
@@ -213,12 +228,14 @@ class RunDirectory:
         """
         file = self.path / DATA
         try:
-            content = json.loads(file.read_bytes())
+            content = json.loads(read_at(file))
             if content["sha256"] != digest_of_listing(content["images"]):
                 raise ValueError("its SHA-256 does not match")
             return content["images"]
         except FileNotFoundError:
             return None
+        except AddressError:  # says nothing about the file
+            raise
         except (AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             raise RunError(
                 f"{file} is damaged ({error or type(error).__name__}); restore a copy, or remove it to accept the data "
@@ -241,11 +258,13 @@ class RunDirectory:
         if self.steps and changes:
             history.append({"after_step": self.steps[-1], "changed": list(changes)})
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not is_address(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
             self._write(CONFIG, config.to_dict() | ({HISTORY: history} if history else {}), indent=2)
             if listing is not None:
                 self._write(DATA, {"sha256": digest_of_listing(listing), "images": dict(listing)}, indent=0)
-            self.samples.mkdir(exist_ok=True)
+            if not is_address(self.path):
+                self.samples.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(
                 f"{self.path} cannot be written ({error}); choose another workdir", path=self.path
@@ -253,17 +272,19 @@ class RunDirectory:
 
     def history(self) -> list[dict[str, Any]]:
         """Returns which settings were `changed`, and `after_step` how many; nothing if `config.json` does not tell."""
-        with suppress(AttributeError, OSError, TypeError, ValueError):
-            return list(json.loads((self.path / CONFIG).read_bytes()).get(HISTORY, []))
-        return []
+        try:
+            return list(json.loads(read_at(self.path / CONFIG)).get(HISTORY, []))
+        except AddressError:
+            raise
+        except (AttributeError, OSError, TypeError, ValueError):
+            return []
 
     def _write(self, name: str, content: dict[str, Any], *, indent: int) -> None:
-        text = json.dumps(content, indent=indent) + "\n"
-        with suppress(OSError, ValueError):
-            if (self.path / name).read_text(encoding="utf-8") == text:
+        text = (json.dumps(content, indent=indent) + "\n").encode()
+        with suppress(OSError):
+            if read_at(self.path / name) == text:
                 return
-        with atomic_file(self.path / name, force=True) as file:
-            file.write_text(text, encoding="utf-8")
+        write_at(self.path / name, text)
 
 
 def _without_history(fields: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax_vae.convert.files import FORMAT, MANIFEST, atomic_file, digest_file, digest_of, is_number, partial_of
+from flax_vae.convert.files import (
+    FORMAT,
+    MANIFEST,
+    as_path,
+    digest_file,
+    digest_of,
+    is_address,
+    is_number,
+    list_at,
+    partial_of,
+    write_at,
+)
 
 _COMMITTED = "commit_success.txt"  # added by orbax afterwards, which also checks that it is there
 
@@ -17,7 +28,7 @@ def write_manifest(
 ) -> None:
     """Records the files in the folder of a step as correct; reads them all, at about 1.4 GB/s.
 
-    The manifest is written under a temporary name and renamed when it is on disk.
+    The manifest is written whole: under a temporary name that is renamed, or as one object of a bucket.
 
     Args:
       step: Folder of the step.
@@ -28,18 +39,17 @@ def write_manifest(
       OSError: If the files cannot be read or the manifest cannot be written.
       ValueError: If the metadata in the folder are damaged.
     """
-    folder = Path(step)
-    name = folder.resolve().name
+    folder = as_path(step)
+    name = folder.name if is_address(folder) else folder.resolve().name
     if number is None and is_number(name):
         number = int(name)
     finite = {name: float(value) for name, value in (scores or {}).items() if math.isfinite(value)}
     content: dict[str, Any] = {"format": FORMAT, "step": number, "files": _digests(folder), "scores": finite}
     content["sha256"] = digest_of(content)
-    with atomic_file(folder / MANIFEST, force=True) as file:
-        file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_at(folder / MANIFEST, json.dumps(content, indent=1).encode())
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    paths = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    paths = [entry.name for entry in list_at(folder, recursive=True)]
     ours = {MANIFEST, f"{MANIFEST}.tmp", _COMMITTED}  # earlier versions left the second one
     return {name: digest_file(folder, name) for name in paths if name not in ours and partial_of(name) != MANIFEST}

@@ -7,16 +7,48 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from flax_vae.convert.files import MANIFEST, find_damage, is_number, note_on_number
+from flax_vae.convert.files import (
+    MANIFEST,
+    copy_at,
+    exists_at,
+    find_damage,
+    is_address,
+    is_number,
+    list_at,
+    note_on_number,
+    remove_at,
+)
 from flax_vae.train.errors import RunError
 
 _FAILED, _NONE = -2, -1
 
 
 def find_steps(folder: Path) -> list[int]:
-    """Returns the steps under their final names, intact or not, the earliest first."""
-    names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if is_number(name))
+    """Returns the steps under their final names, intact or not, the earliest first.
+
+    In a bucket, a folder without a manifest is not a step.
+    """
+    return [step for step, sealed in _list_steps(folder) if sealed]
+
+
+def _list_steps(folder: Path) -> list[tuple[int, bool]]:
+    """Returns the folders that are called by a number, and whether they are steps."""
+    steps = sorted(int(entry.name) for entry in list_at(folder) if entry.folder and is_number(entry.name))
+    return [(step, not is_address(folder) or exists_at(folder / str(step) / MANIFEST)) for step in steps]
+
+
+def remove_unsealed(folder: Path) -> None:
+    """Removes what interrupted processes left of steps in a bucket; elsewhere, orbax does it."""
+    if is_address(folder):
+        for step, sealed in _list_steps(folder):
+            if not sealed:
+                remove_at(folder / str(step), recursive=True)
+
+
+def remove_step(path: Path) -> None:
+    """Removes a step in a bucket, its manifest first, so that what an interrupted process leaves is not a step."""
+    remove_at(path / MANIFEST)
+    remove_at(path, recursive=True)
 
 
 def find_newest_good(folder: Path, problems: list[str]) -> int | None:
@@ -38,7 +70,7 @@ def find_newest_good(folder: Path, problems: list[str]) -> int | None:
         damage = _damage(folder / str(step))
         if damage is None:
             for newer, sentence in bad.items():
-                kind = "corrupt" if (folder / str(newer) / MANIFEST).exists() else "unverified"
+                kind = "corrupt" if exists_at(folder / str(newer) / MANIFEST) else "unverified"
                 problems.append(f"{sentence}; it is now called {_move_aside(folder / str(newer), kind).name}")
             note = note_on_number(folder / str(step))
             problems.extend([note] if note else [])
@@ -112,17 +144,22 @@ def decided_by_the_first_process(decide: Callable[[], int | None]) -> int | None
 
 
 def _damage(path: Path) -> str | None:
-    if not path.is_dir():
+    if not exists_at(path):
         return "the step does not exist"
     return find_damage(path)
 
 
 def _move_aside(path: Path, kind: str) -> Path:
     target, count = path.with_name(f"{kind}-{path.name}"), 1
-    while target.exists():
+    while exists_at(target):
         count += 1
         target = path.with_name(f"{kind}-{path.name}-{count}")
     try:
-        return path.rename(target)
+        if not is_address(path):
+            return path.rename(target)
+        for entry in list_at(path, recursive=True):
+            copy_at(path / entry.name, target / entry.name)
+        remove_step(path)
+        return target
     except OSError as error:
         raise RunError(f"{path} is {kind} and cannot be renamed ({error}); move it away", path=path) from error

@@ -75,7 +75,7 @@ def test_what_a_dry_run_prints_is_a_file_of_settings(tmp_path, monkeypatch, caps
 def test_processes_join_before_they_train(tmp_path, monkeypatch, capsys, args, members):
     calls = []
 
-    def train(config, workdir, *, accept_changed_data):
+    def train(config, workdir, *, accept_changed_data, take_over):
         calls.append((config, workdir, accept_changed_data))
         return Outcome(None, 400, {})  # as every process but the first gets it
 

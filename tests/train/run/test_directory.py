@@ -61,7 +61,7 @@ def test_a_run_resumes_from_any_incomplete_directory(run, small, entries):
 
 
 def test_config_is_written_first(run, small, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.write_text", fail)
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
     with pytest.raises(RunError, match="cannot be written"):
         run.begin(small, LISTING)
     assert list(run.path.iterdir()) == []
