@@ -1,5 +1,6 @@
 """The benchmark command, end to end on its smallest row, and what it computes from its measurements."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from flax_vae import Encoder
 from flax_vae.convert import PRESETS
 from tests.benchmarks import attention_memory
 from tests.benchmarks.flops import decode_flops, encode_flops
+from tests.benchmarks.machine import installed
 from tests.benchmarks.rows import CPU_ROWS, DIFFUSERS, EXTRAS, GPU_ROWS, REF, Row, chosen, matrix_bytes, peers_of
 from tests.benchmarks.table import render
 from tests.benchmarks.turns import Outcome, Taken
@@ -20,20 +22,29 @@ from tests.benchmarks.turns import Outcome, Taken
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_command_measures_a_row():
-    words = [sys.executable, "-m", "tests.benchmarks", "--rows", "forward-tiny-32", "--rounds", "1"]
+@pytest.mark.cpu
+def test_the_command_measures_a_row(tmp_path):
+    """In bfloat16 as on a GPU, on whatever there is."""
+    file = tmp_path / "measured.json"
+    words = [sys.executable, "-m", "tests.benchmarks", "--rows", "encode-tiny", "--rounds", "1", "--json", str(file)]
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("forward ")]
-    work, preset, px, seconds, peak, compiling, *_ = line.split()
-    assert (work, preset, px) == ("forward", "tiny", "32"), done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("encode ")]
+    work, preset, px, batch, seconds, peak, compiling, *_ = line.split()
+    assert (work, preset, px, batch) == ("encode", "tiny", "32", "x2"), done.stderr
     assert float(seconds) > 0 and float(peak) > 0.1 and float(compiling) > 0
+    (row,) = json.loads(file.read_text())["rows"]
+    ours = row["contenders"]["ours"]
+    assert row["name"] == "encode-tiny-32-b2" and ours["median"] == pytest.approx(float(seconds), abs=1e-3)
+    assert ours["traffic"] > 0 and set(row["contenders"]) >= ({"torch SDPA"} if installed("torch") else set())
 
 
 def test_an_unknown_row_is_refused():
     with pytest.raises(ValueError, match="nothing-like-it"):
         chosen(CPU_ROWS, ["nothing-like-it"])
+    with pytest.raises(ValueError, match="--rows 'decode-flux2' is for a GPU, and JAX computes on a CPU here"):
+        chosen(CPU_ROWS, ["decode-flux2"], GPU_ROWS)
 
 
 def test_rows_are_chosen_by_glob_or_by_a_piece_of_the_name():
@@ -54,7 +65,7 @@ def test_a_peer_that_cannot_do_a_row_is_left_out_with_the_reason():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("preset", ["tiny", "seed", "flux1", "sd1", "kl-f16"])
+@pytest.mark.parametrize("preset", ["tiny", "seed", "flux1", "sd1", "kl-f16", "flux2-small-decoder"])
 def test_operations_are_those_that_torch_counts(preset):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -106,9 +117,9 @@ def test_the_table_divides_by_the_fastest_peer():
         "torch SDPA": Taken([2.5, 3.0, 2.9], 2 * 10**9),
     }
     outcomes = [Outcome(Row("decode", "flux1", 256), taken, []), Outcome(Row("forward", "seed", 64), {}, [])]
-    names, first, second = render(outcomes, ceiling=1000.0, markdown=False)
+    names, first, second = render(outcomes, dict.fromkeys(("matmul", "conv", "copy"), 1000.0), markdown=False)
     assert first.split()[3:6] == ["2.00", "1.00", "4.0"]
     assert first.split()[-7:] == ["8.00", "/", "3.00", "2.90", "/", "2.00", "1.45"]
     assert second.split() == ["forward", "seed", "64", *["-"] * 7]
     assert "diffusers" not in names
-    assert len(render(outcomes, ceiling=None, markdown=True)) == 4
+    assert len(render(outcomes, {}, markdown=True)) == 4

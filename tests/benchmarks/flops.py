@@ -14,8 +14,9 @@ from flax_vae.convert.architecture.discriminator import KERNEL, DiscriminatorPar
 def work_flops(work: str, record: AutoEncoderParams, px: int, batch: int = 1) -> int:
     """Of one call of a row's work; a training step is three forward passes, the optimiser nothing."""
     decode = decode_flops(record, px)
-    forward = encode_flops(record, px) + decode
-    return batch * {"forward": forward, "training": 3 * forward}.get(work, decode)
+    encode = encode_flops(record, px)
+    forward = encode + decode
+    return batch * {"encode": encode, "forward": forward, "training": 3 * forward}.get(work, decode)
 
 
 def encode_flops(record: AutoEncoderParams, px: int) -> int:
@@ -35,11 +36,11 @@ def encode_flops(record: AutoEncoderParams, px: int) -> int:
 def decode_flops(record: AutoEncoderParams, px: int) -> int:
     """Of the decoder for one square image of that side."""
     px //= 2 ** (record.num_levels - 1)
-    width, z = record.widths[-1], record.z_channels
+    width, z = record.up_widths[-1], record.z_channels
     total = _conv(z, z, px, 1) if record.quant_conv else 0
     total += _conv(z, width, px, 3) + _middle(width, px)
     for level in reversed(range(record.num_levels)):
-        out = record.widths[level]
+        out = record.up_widths[level]
         total += _blocks((width, *[out] * (record.num_res_blocks + 1)), px, record.attends(level))
         width = out
         if level:

@@ -1,6 +1,7 @@
-"""This machine: its name, and what it reaches at most in a matrix product and in a convolution.
+"""This machine: its name, and what it reaches at most in a matrix product, in a convolution and in a copy.
 
-`python -m tests.benchmarks.machine jax | torch` prints one framework's ceilings as JSON, in GFLOP/s.
+`python -m tests.benchmarks.machine jax | torch` prints one framework's ceilings as JSON, products in GFLOP/s and the
+copy in GB/s, read and written.
 """
 
 import importlib.metadata
@@ -60,7 +61,15 @@ def jax_ceilings() -> dict[str, float]:
     dimensions = ("NHWC", "HWIO", "NHWC")
     matmul = jax.jit(jnp.matmul)
     conv = jax.jit(lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=dimensions))
-    return _gflops(size, batch, lambda: matmul(a, a).block_until_ready(), lambda: conv(x, kernel).block_until_ready())
+    copy = jax.jit(lambda x: x + 1)
+    return _ceilings(
+        size,
+        batch,
+        lambda: matmul(a, a).block_until_ready(),
+        lambda: conv(x, kernel).block_until_ready(),
+        lambda: copy(a).block_until_ready(),
+        a.nbytes,
+    )
 
 
 def torch_ceilings() -> dict[str, float]:
@@ -76,17 +85,30 @@ def torch_ceilings() -> dict[str, float]:
     wait = torch.cuda.synchronize if gpu else lambda: None
     torch.set_num_threads(cores())
     with torch.inference_mode():
-        return _gflops(size, batch, lambda: (a @ a, wait()), lambda: (torch.conv2d(x, kernel, padding=1), wait()))
+        return _ceilings(
+            size,
+            batch,
+            lambda: (a @ a, wait()),
+            lambda: (torch.conv2d(x, kernel, padding=1), wait()),
+            lambda: (a + 1, wait()),
+            a.nbytes,
+        )
 
 
 def _sizes(accelerated: bool) -> tuple[int, int, str]:
     return (8192, 32, "bfloat16") if accelerated else (2048, 1, "float32")
 
 
-def _gflops(size: int, batch: int, matmul: Callable, conv: Callable) -> dict[str, float]:
+def _ceilings(
+    size: int, batch: int, matmul: Callable, conv: Callable, copy: Callable, size_bytes: int
+) -> dict[str, float]:
     """The best of many calls each: a ceiling is what the machine can do when nothing disturbs it."""
-    work = {"matmul": (2 * size**3, matmul), "conv": (2 * 9 * 128 * 128 * batch * 128**2, conv)}
-    return {name: flops / _shortest(call) / 1e9 for name, (flops, call) in work.items()}
+    work = {
+        "matmul": (2 * size**3, matmul),
+        "conv": (2 * 9 * 128 * 128 * batch * 128**2, conv),
+        "copy": (2 * size_bytes, copy),
+    }
+    return {name: amount / _shortest(call) / 1e9 for name, (amount, call) in work.items()}
 
 
 def _shortest(call: Callable) -> float:

@@ -18,8 +18,10 @@ from tests.benchmarks.rows import Row
 Call = Callable[[], Any]
 
 
-def build(row: Row, plain: bool) -> tuple[Call, float | None]:
-    """Returns the work as a call that waits for its result, and the seconds of compiling it.
+def build(row: Row, plain: bool) -> tuple[Call, float | None, float | None]:
+    """Returns the work as a call that waits for its result, the seconds of compiling it, and the bytes that it moves.
+
+    The bytes are those that the compiler counts, the body of a loop once.
 
     Args:
       row: the work.
@@ -30,7 +32,8 @@ def build(row: Row, plain: bool) -> tuple[Call, float | None]:
     """
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is one of the things measured
     model = AutoEncoder(row.record, dtype=jnp.bfloat16 if row.half else None)
-    params = random_params(model, without=("encoder",) if row.work == "bands" else ())
+    without = {"bands": ("encoder",), "decode": ("encoder",), "encode": ("decoder",)}
+    params = random_params(model, without.get(row.work, ()))
     rng = np.random.default_rng(1)
     latents = jnp.asarray(rng.standard_normal(row.latent_shape, np.float32))
     images = jnp.asarray(rng.uniform(-1, 1, (row.batch, row.px, row.px, row.record.in_channels)).astype(np.float32))
@@ -40,15 +43,24 @@ def build(row: Row, plain: bool) -> tuple[Call, float | None]:
         from flax_vae.inference.banded_decode import decode_in_bands
 
         # It compiles its pieces by itself, so its first call has the compilation in it.
-        return lambda: jax.block_until_ready(decode_in_bands(model, params, latents)), None
-    if row.work == "forward":
-        compiled, seconds = _compile(lambda p, x: model.apply({"params": p}, x, sample=False), params, images)
-        return lambda: jax.block_until_ready(compiled(params, images)), seconds
-    compiled, seconds = _compile(lambda p, z: model.apply({"params": p}, z, method="decode"), params, latents)
-    return lambda: jax.block_until_ready(compiled(params, latents)), seconds
+        return lambda: jax.block_until_ready(decode_in_bands(model, params, latents)), None, None
+    if row.work in ("forward", "encode"):
+        method = "encode" if row.work == "encode" else None
+        inputs = images
+
+        def work(params: dict, x: jax.Array) -> jax.Array:
+            return model.apply({"params": params}, x, sample=False, method=method)
+    else:
+        inputs = latents
+
+        def work(params: dict, x: jax.Array) -> jax.Array:
+            return model.apply({"params": params}, x, method="decode")
+
+    compiled, *numbers = _compile(work, params, inputs)
+    return lambda: jax.block_until_ready(compiled(params, inputs)), *numbers
 
 
-def _training(model: AutoEncoder, params: dict, images: jax.Array) -> tuple[Call, float]:
+def _training(model: AutoEncoder, params: dict, images: jax.Array) -> tuple[Call, float, float | None]:
     optimizer = optax.adamw(**ADAMW)
 
     def loss(params: dict, images: jax.Array) -> jax.Array:
@@ -62,7 +74,7 @@ def _training(model: AutoEncoder, params: dict, images: jax.Array) -> tuple[Call
         return (optax.apply_updates(params, updates), moments), value
 
     state = params, optimizer.init(params)
-    compiled, seconds = _compile(step, state, images, donate_argnums=0)
+    compiled, *numbers = _compile(step, state, images, donate_argnums=0)
 
     def call() -> jax.Array:
         nonlocal state
@@ -70,10 +82,10 @@ def _training(model: AutoEncoder, params: dict, images: jax.Array) -> tuple[Call
         jax.block_until_ready(state)
         return value
 
-    return call, seconds
+    return call, *numbers
 
 
-def _compile(function: Callable, *args: Any, **options: Any) -> tuple[Callable, float]:
+def _compile(function: Callable, *args: Any, **options: Any) -> tuple[Callable, float, float | None]:
     start = time.perf_counter()
     # Compiled as `flax_vae.train.devices.parallel` compiles its step.
     options["compiler_options"] = compiler_options(jax.default_backend())
@@ -85,7 +97,7 @@ def _compile(function: Callable, *args: Any, **options: Any) -> tuple[Callable, 
     if jax.default_backend() == "cpu" and memory is not None and memory.temp_size_in_bytes > free_bytes():
         needed, free = memory.temp_size_in_bytes / 1e9, free_bytes() / 1e9
         raise MemoryError(f"the compiled program needs {needed:.1f} GB, {free:.1f} are free")
-    return compiled, seconds
+    return compiled, seconds, (compiled.cost_analysis() or {}).get("bytes accessed")
 
 
 def random_params(model: AutoEncoder, without: tuple[str, ...] = ()) -> dict:

@@ -12,9 +12,12 @@ from flax_vae.convert.errors import ConversionError
 from flax_vae.convert.weights.diffusers_config import write_diffusers_config
 
 OURS = "ours"
-REF, SDPA, COMPILE, DIFFUSERS = "torch_ref", "torch SDPA", "torch compile", "diffusers"
+REF, SDPA, COMPILE, AUTOTUNE = "torch_ref", "torch SDPA", "torch compile", "torch max-autotune"
+DIFFUSERS = "diffusers"
 PEERS = (REF, SDPA, COMPILE, DIFFUSERS)
-NEEDS = {REF: "torch", SDPA: "torch", COMPILE: "torch", DIFFUSERS: "diffusers"}
+COMPILED = (COMPILE, AUTOTUNE)
+ALL_PEERS = (*PEERS, AUTOTUNE)
+NEEDS = {peer: "diffusers" if peer == DIFFUSERS else "torch" for peer in ALL_PEERS}
 
 # The shipped reference makes whole attention matrices; beyond this it is left out instead of filling the machine.
 LARGEST_MATRIX = 2e9
@@ -27,7 +30,8 @@ class Row:
     """One piece of work, the same for all who take part.
 
     Attributes:
-      work: `"forward"` (posterior mean and decode), `"decode"`, `"bands"` (decode in bounded memory) or `"training"`.
+      work: `"forward"` (posterior mean and decode), `"encode"` (posterior mean), `"decode"`, `"bands"` (decode in
+        bounded memory) or `"training"`.
       preset: the architecture, always without time.
       px: side of the square image.
       batch: images.
@@ -35,7 +39,7 @@ class Row:
       calls: timed calls in each turn, one right after the other as in a real loop; long rows make one.
       warm: whether an untimed call comes first in each turn; long rows do without.
       peers: who may take part beside ours; see `peers_of`.
-      half: bfloat16 arithmetic on a GPU, parameters float32.
+      half: bfloat16 arithmetic; our parameters and those that are trained are float32.
       listed: whether a run without `--rows` includes it.
     """
 
@@ -53,7 +57,7 @@ class Row:
     @property
     def name(self) -> str:
         """What `--rows` matches."""
-        return f"{self.work}-{self.preset}-{self.px}"
+        return f"{self.work}-{self.preset}-{self.px}" + (f"-b{self.batch}" if self.batch > 1 else "")
 
     @property
     def record(self) -> AutoEncoderParams:
@@ -81,20 +85,43 @@ CPU_ROWS = (
     Row("bands", "flux1", 1024, rounds=1, peers=(SDPA,), warm=False),
     Row("bands", "flux1", 2048, rounds=1, peers=(), warm=False),
     Row("forward", "tiny", 32, rounds=1, peers=(REF, SDPA), listed=False),
+    Row("encode", "tiny", 32, batch=2, rounds=1, peers=(SDPA,), half=True, listed=False),
     Row("training", "tiny", 64, rounds=3, listed=False),
     Row("bands", "tiny", 64, rounds=1, peers=(), warm=False, listed=False),
 )
+
+
+def _on_gpu(work: str, preset: str, px: int, batch: int, *, also: tuple[str, ...] = ()) -> Row:
+    return Row(work, preset, px, batch, rounds=10, peers=(REF, SDPA, COMPILE, *also), half=True)
+
+
+# Choosing among kernels takes PyTorch minutes, so it takes part where the peer that it may beat is a published model's.
 GPU_ROWS = (
-    Row("forward", "flux1", 256, batch=32, rounds=10, half=True),
-    Row("training", "flux1", 256, batch=16, rounds=10, half=True),
+    _on_gpu("encode", "flux1", 256, 64),
+    _on_gpu("encode", "flux1", 512, 8),
+    _on_gpu("decode", "flux1", 512, 8, also=(AUTOTUNE, DIFFUSERS)),
+    _on_gpu("decode", "flux1", 1024, 1, also=(AUTOTUNE,)),
+    _on_gpu("decode", "flux1", 1024, 4),
+    _on_gpu("decode", "flux1", 2048, 1),
+    _on_gpu("decode", "flux2", 1024, 1),
+    _on_gpu("decode", "flux2-small-decoder", 1024, 1),
+    _on_gpu("forward", "flux1", 256, 32, also=(AUTOTUNE,)),
+    _on_gpu("forward", "seed", 128, 8),
+    _on_gpu("training", "flux1", 256, 16),
+    _on_gpu("training", "seed", 128, 4),
 )
 
 
-def chosen(rows: Sequence[Row], patterns: Sequence[str]) -> tuple[list[Row], list[str]]:
+def chosen(rows: Sequence[Row], patterns: Sequence[str], elsewhere: Sequence[Row] = ()) -> tuple[list[Row], list[str]]:
     """Returns the rows and the extras that any of the patterns matches, as a glob or a piece of the name.
 
+    Args:
+      rows: the rows of this machine.
+      patterns: what `--rows` says.
+      elsewhere: rows of machines with a GPU, or without one if this has one.
+
     Raises:
-      ValueError: if a pattern matches nothing.
+      ValueError: if a pattern matches nothing that can be measured here.
     """
     if not patterns:
         return [row for row in rows if row.listed], list(EXTRAS)
@@ -105,6 +132,9 @@ def chosen(rows: Sequence[Row], patterns: Sequence[str]) -> tuple[list[Row], lis
     names = [row.name for row in rows]
     for pattern in patterns:
         if not any(matches(name, pattern) for name in (*names, *EXTRAS)):
+            if there := [row for row in elsewhere if matches(row.name, pattern)]:
+                needs, has = ("GPU", "a CPU") if there[0].half else ("CPU", "another device")
+                raise ValueError(f"--rows {pattern!r} is for a {needs}, and JAX computes on {has} here")
             raise ValueError(f"--rows {pattern!r} matches none of {', '.join((*names, *EXTRAS))}")
 
     def wanted(name: str) -> bool:

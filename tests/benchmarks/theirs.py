@@ -12,7 +12,7 @@ import torch_ref.layers
 from flax_vae.convert.architecture.autoencoder import AutoEncoderParams
 from flax_vae.convert.weights.diffusers_config import write_diffusers_config
 from tests.benchmarks.process import ADAMW, cores
-from tests.benchmarks.rows import COMPILE, DIFFUSERS, REF, Row
+from tests.benchmarks.rows import AUTOTUNE, COMPILED, DIFFUSERS, REF, Row
 
 Call = Callable[[], Any]
 
@@ -21,59 +21,55 @@ def build(row: Row, contender: str) -> Call:
     """Returns the work as a call that waits for its result; `torch.compile` compiles in the first one."""
     torch.set_num_threads(cores())
     torch.manual_seed(0)
-    device = "cuda" if row.half else "cpu"
+    device = "cuda" if row.half and torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = contender != REF
     # as shipped, or channels last and without attention matrices; diffusers attends that way by itself
     layout = torch.contiguous_format if contender == REF else torch.channels_last
     if contender not in (REF, DIFFUSERS):
         torch_ref.layers.attention = sdpa
     model = Diffusers(row.record) if contender == DIFFUSERS else torch_ref.AutoEncoder(row.record)
-    model = model.to(device, memory_format=layout)
+    # Trained parameters stay float32; others are held in the dtype of the arithmetic, and not cast at each call.
+    held = torch.bfloat16 if row.half and row.work != "training" else torch.float32
+    model = model.to(device, held, memory_format=layout)
     images = torch.empty(row.batch, row.record.in_channels, row.px, row.px).uniform_(-1, 1)
     batch, height, width, channels = row.latent_shape
     latents = torch.randn(batch, channels, height, width)
-    images, latents = (x.to(device, memory_format=layout) for x in (images, latents))
+    images, latents = (x.to(device, held, memory_format=layout) for x in (images, latents))
 
     def reconstruct() -> Tensor:
         return model(images, sample=False)
 
+    def encode() -> Tensor:
+        return model.encode(images, sample=False)
+
     def decode() -> Tensor:
         return model.decode(latents)
 
-    work = reconstruct if row.work in ("forward", "training") else decode
-    if contender == COMPILE:
-        model.forward, model.decode = torch.compile(model.forward), torch.compile(model.decode)
+    work = {"forward": reconstruct, "training": reconstruct, "encode": encode}.get(row.work, decode)
+    if contender in COMPILED:
+        mode = "max-autotune" if contender == AUTOTUNE else "default"
+        for method in ("forward", "encode", "decode"):
+            setattr(model, method, torch.compile(getattr(model, method), mode=mode))
     if row.work == "training":
         # the default makes one pass over memory per operation, the fused one a single pass per tensor
         optimizer = adamw(model, fused=None if contender == REF else True)
-        work = _training(work, optimizer, images, row.half)
+        work = _training(work, optimizer, images, device, row.half)
     else:
-        work = _inference(work, row.half)
+        work = torch.inference_mode()(work)
 
     def call() -> Tensor:
         result = work()
-        if row.half:
+        if device == "cuda":
             torch.cuda.synchronize()
         return result
 
     return call
 
 
-def _precision(half: bool) -> contextlib.AbstractContextManager:
-    return torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext()
-
-
-def _inference(work: Call, half: bool) -> Call:
-    def call() -> Tensor:
-        with torch.inference_mode(), _precision(half):
-            return work()
-
-    return call
-
-
-def _training(work: Call, optimizer: torch.optim.Optimizer, images: Tensor, half: bool) -> Call:
+def _training(work: Call, optimizer: torch.optim.Optimizer, images: Tensor, device: str, half: bool) -> Call:
     def call() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        with _precision(half):
+        with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
             loss = F.l1_loss(work().float(), images)
         loss.backward()
         optimizer.step()
@@ -113,7 +109,11 @@ class Diffusers(nn.Module):
         """Images of scaled latents."""
         return self.vae.decode(z / self.record.scale_factor + self.record.shift_factor).sample
 
+    def encode(self, x: Tensor, sample: bool) -> Tensor:
+        """Scaled latents, the posterior's mean or a sample."""
+        z = self.vae.encode(x).latent_dist.sample() if sample else self.vae.encode(x).latent_dist.mode()
+        return self.record.scale_factor * (z - self.record.shift_factor)
+
     def forward(self, x: Tensor, sample: bool) -> Tensor:
         """Images decoded from the posterior's mean."""
-        z = self.vae.encode(x).latent_dist.sample() if sample else self.vae.encode(x).latent_dist.mode()
-        return self.decode(self.record.scale_factor * (z - self.record.shift_factor))
+        return self.decode(self.encode(x, sample))

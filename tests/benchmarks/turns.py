@@ -77,12 +77,21 @@ class Process:
 
 @dataclass
 class Taken:
-    """Seconds of one contender's timed calls, peak bytes of its process, seconds of compiling and of a first call."""
+    """What one contender took.
+
+    Attributes:
+      seconds: of its timed calls.
+      peak: bytes of its process or its device.
+      compile_s: seconds of compiling.
+      first_s: seconds of a first call, in which PyTorch compiles.
+      traffic: bytes that a call moves between the device and its memory, as our compiler counts them.
+    """
 
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
     compile_s: float | None = None
     first_s: float | None = None
+    traffic: float | None = None
 
     @property
     def median(self) -> float:
@@ -135,7 +144,7 @@ def measure(row: Row, rounds: int) -> Outcome:
 
 def _start(process: Process, row: Row, name: str, taken: Taken) -> None:
     built = process.ask(do="build", contender=name, row=dataclasses.asdict(row))
-    taken.compile_s, taken.first_s = built["compile_s"], built["first_s"]
+    taken.compile_s, taken.first_s, taken.traffic = built["compile_s"], built["first_s"], built["traffic"]
     parts = {"compiled in": taken.compile_s, "first call": taken.first_s}
     log(f"  {name:14} " + (", ".join(f"{what} {s:.2f} s" for what, s in parts.items() if s is not None) or "built"))
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.benchmarks.process import die_first, peak_bytes
-from tests.benchmarks.rows import COMPILE, OURS, Row
+from tests.benchmarks.rows import COMPILED, OURS, Row
 
 PLAIN = "ours plain"  # the plain path where a row decodes in bands
 
@@ -35,18 +35,18 @@ class Worker:
     def build(self, contender: str, row: dict) -> dict:
         """Makes the model and, unless the row is long, a call that is not counted."""
         work = Row(**row)
-        compile_s = None
+        compile_s = traffic = None
         if contender in (OURS, PLAIN):
             from tests.benchmarks import ours
 
-            self.call, compile_s = ours.build(work, plain=contender == PLAIN)
+            self.call, compile_s, traffic = ours.build(work, plain=contender == PLAIN)
         else:
             from tests.benchmarks import theirs
 
             self.call = theirs.build(work, contender)
         self.peak = _device_peak(contender) if work.half else peak_bytes
-        first = self.run()["seconds"] if work.warm or contender == COMPILE else None
-        return {"compile_s": compile_s, "first_s": first}
+        first = self.run()["seconds"] if work.warm or contender in COMPILED else None
+        return {"compile_s": compile_s, "first_s": first, "traffic": traffic}
 
     def run(self) -> dict:
         """One timed call."""
@@ -62,13 +62,15 @@ class Worker:
 
 
 def _device_peak(contender: str) -> Callable[[], int]:
+    """Peak of memory on the GPU; that of the process where there is none."""
     if contender == OURS:
         import jax
 
-        return lambda: jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+        device = jax.local_devices()[0]
+        return peak_bytes if device.platform == "cpu" else lambda: device.memory_stats()["peak_bytes_in_use"]
     import torch
 
-    return torch.cuda.max_memory_allocated
+    return torch.cuda.max_memory_allocated if torch.cuda.is_available() else peak_bytes
 
 
 def main() -> None:
