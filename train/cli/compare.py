@@ -33,7 +33,7 @@ class CompareFlags:
         Positional[tuple[Path, ...]],
         arg(
             metavar="RUN...",
-            help="Run directories, finished or in progress, at most twelve.",
+            help="Run directories, also in buckets, finished or in progress; at most twelve.",
             help_behavior_hint="(required)",
         ),
     ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax_vae.convert.files import address_of, exists_at, is_address
 from flax_vae.convert.table import expand
 from flax_vae.train.config import TrainConfig, flatten_config
 from flax_vae.train.errors import RunError
@@ -66,7 +67,8 @@ def write_run_comparison(paths: Sequence[Path], output: Path) -> list[str]:
     """Writes a page that compares runs; they may differ in everything, be in progress, or be a single one.
 
     Args:
-      paths: Run directories, at most twelve.  One that is given twice is shown once.
+      paths: Run directories, also addresses of those in buckets; at most twelve.  One that is given twice is shown
+        once.
       output: Path of the HTML file, which replaces an older one only when it is complete.
 
     Returns:
@@ -76,7 +78,7 @@ def write_run_comparison(paths: Sequence[Path], output: Path) -> list[str]:
       RunError: If a directory holds no run, or the file cannot be written.
     """
     notes: list[str] = []
-    different = list(dict.fromkeys(path.resolve() for path in paths))
+    different = list(dict.fromkeys(path if is_address(path) else path.resolve() for path in paths))
     if len(different) < len(paths):
         notes.append("a run that was given twice is shown once")
     if not different or len(different) > _MOST_RUNS:
@@ -118,7 +120,7 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 def _read(index: int, name: str, path: Path, notes: list[str]) -> _Run:
     run = RunDirectory(path)
-    config = run.stored_config() if path.is_dir() else None
+    config = run.stored_config() if is_address(path) or path.is_dir() else None
     if config is None:
         raise RunError(f"{path} holds no run; expected a run directory with config.json", path=path)
     lines = read_lines(run.metrics)
@@ -138,8 +140,8 @@ def _read(index: int, name: str, path: Path, notes: list[str]) -> _Run:
     photograph = None if held_out is None else listing.get(held_out, held_out)
     if config.validation.data is not None:
         photograph = str(replace(config.validation, batch_size=1, raw=False, metric="psnr", patience=None))
-    read = _Run(index, name, str(path), config, lines.rows, samples, photograph, False)
-    return read._replace(finished=run.export.is_dir() and read.step >= config.steps)
+    read = _Run(index, name, address_of(path), config, lines.rows, samples, photograph, False)
+    return read._replace(finished=exists_at(run.export) and read.step >= config.steps)
 
 
 def _settings(config: TrainConfig) -> dict[str, str]:

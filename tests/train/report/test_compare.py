@@ -6,11 +6,13 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flax_vae.convert.files import write_at
 from flax_vae.images.scores import compare_images
 from flax_vae.train.cli.main import main
 from flax_vae.train.errors import RunError
@@ -171,3 +173,14 @@ def test_command_writes_the_page_and_refuses_what_is_no_run(tmp_path, small, cap
     assert "nowhere holds no run" in capsys.readouterr().err and not (tmp_path / "other.html").exists()
     with pytest.raises(RunError, match="0 runs; pass 1 to 12"):
         write_run_comparison([], tmp_path / "page.html")
+
+
+def test_a_run_in_a_bucket_is_shown_as_one_in_a_folder(tmp_path, small, bucket):
+    run, there = make_run(tmp_path / "here", small), f"{bucket}/compared/there"
+    for path in filter(Path.is_file, run.path.rglob("*")):
+        write_at(f"{there}/{path.relative_to(run.path).as_posix()}", path.read_bytes())
+    assert main(["compare", str(run.path), there, "--output", str(tmp_path / "page.html")]) == 0
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert f"there: {there}" in page.texts and "Loss: here, there over steps" in charts(page)
+    sources = [image["src"] for image in page.of("img")]
+    assert len(sources) == 9 and sources[1::3] == sources[2::3]  # beside each original
