@@ -40,8 +40,8 @@ def upsample_and_convolve(
 
     Args:
       x: Map before upsampling.
-      kernel: Kernel of the upsampled map, in the dtype of `x` or a wider one.  Its weights are summed in float32 at
-        least, and rounded once to the dtype of `x`.
+      kernel: Kernel of the upsampled map, in any dtype.  Its weights are summed in the wider of both dtypes, in float32
+        at least, and rounded once to the dtype of `x`.
       window_strides: Strides of the convolution; always 1.
       padding: Padding of the convolution; always one pixel on every side.
       padding_mode: With what the upsampled map is padded.
@@ -52,6 +52,8 @@ def upsample_and_convolve(
     """
     if (*window_strides, *padding) != (1, 1, (1, 1), (1, 1)):
         raise ValueError(f"window_strides={window_strides}, padding={padding}; expected (1, 1), ((1, 1), (1, 1))")
+
+    kernel = kernel.astype(jnp.promote_types(kernel.dtype, x.dtype))
 
     def as_written(x: Array, kernel: Array) -> Array:
         return convolve(

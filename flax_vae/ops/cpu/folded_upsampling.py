@@ -26,7 +26,7 @@ def convolve_corners(
       options: Options of `convolve`.
     """
     paddings = [((1 - row, row), (1 - column, column)) for row in (0, 1) for column in (0, 1)]
-    kernels = corner_kernels(kernel)
+    kernels = [corner.astype(x.dtype) for corner in corner_kernels(kernel)]
     if padding_mode == "reflect":
         # The two outermost rows of the upsampled map are equal, so that its reflection is a copy of the map's edge.
         maps = [replicated(x, padding) for padding in paddings]

@@ -8,6 +8,7 @@ import pytest
 
 from flax_vae import AutoEncoder
 from flax_vae.inference.over_devices import decode_over_devices, moments_over_devices
+from flax_vae.ops import upsampling
 from tests.flax_vae.random_models import PLAIN, apart, random_inputs, random_params
 
 TOLERANCE = 1e-5  # of the RMS
@@ -26,8 +27,14 @@ def assert_split_and_equal(ours, expected):
     assert apart(ours, expected) <= TOLERANCE
 
 
-@pytest.mark.parametrize("record", [TIMED, PATCHED, REFLECTED], ids=["attention and time", "latent norm", "reflection"])
-def test_decoding_over_devices(record):
+@pytest.mark.parametrize(
+    ("record", "platform"),
+    [(TIMED, "cuda"), (PATCHED, "cpu"), (REFLECTED, "tpu")],
+    ids=["attention and time", "latent norm", "reflection"],
+)
+def test_decoding_over_devices(monkeypatch, record, platform):
+    """With upsampling as each platform computes it."""
+    monkeypatch.setitem(upsampling.WAYS, "cpu", upsampling.WAYS[platform])
     model = AutoEncoder(record)
     params = random_params(model)
     inputs = random_inputs(record, (1, 6, 3), record.latent_channels)

@@ -217,6 +217,17 @@ def test_upsampling_has_four_ninths_of_the_arithmetic(x64, platform, convolution
         assert forward.operations() == plain
 
 
+@pytest.mark.parametrize("platform", upsampling.WAYS)
+@pytest.mark.parametrize(
+    ("of_x", "of_kernel"), [("float64", "float32"), ("float32", "float64"), ("bfloat16", "float32")]
+)
+def test_upsampling_rounds_to_the_dtype_of_the_map(x64, monkeypatch, platform, of_x, of_kernel):
+    monkeypatch.setitem(upsampling.WAYS, "cpu", upsampling.WAYS[platform])
+    x, kernel = draw(3, 3, (3, 3), of_x)[0], draw(3, 3, (3, 3), of_kernel)[1]
+    out, back = jax.vjp(upsample, x, kernel)
+    assert [out.dtype, *(each.dtype for each in back(out))] == [of_x, of_x, of_kernel]
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_upsampling_in_half_precision_rounds_weights_once(monkeypatch, platform):
     """Sums of float32 weights, rounded once, are as close to the exact result as rounded weights are."""
