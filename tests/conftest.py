@@ -27,6 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import hypothesis
 import jax
 import pytest
+from jax._src import compiler
 
 from tests.bucket import served
 
@@ -45,6 +46,21 @@ if jax.default_backend() != "cpu":
 # below, and of memory, is measured as users compile: see `optimised` below. So is every command in its own process.
 if jax.default_backend() == "cpu":
     jax.config.update("jax_disable_most_optimizations", True)
+
+# XLA's earlier code generator of fusions takes two thirds of the time for such programs; newer releases do not have it.
+# JAX has no setting for it that holds for all programs of a process, and a variable would hold for those that are
+# compiled as users do.
+_compile_options = compiler.get_compile_options
+
+
+def _quick_compile_options(*args, env_options_overrides=None, backend=None, **options):
+    if backend is not None and backend.platform == "cpu" and jax.config.read("jax_disable_most_optimizations"):
+        env_options_overrides = {"xla_cpu_use_fusion_emitters": False} | (env_options_overrides or {})
+    return _compile_options(*args, env_options_overrides=env_options_overrides, backend=backend, **options)
+
+
+if jax.__version_info__ < (0, 11):
+    compiler.get_compile_options = _quick_compile_options
 
 # The same examples on every machine; no deadline, because the first call of anything compiles.
 hypothesis.settings.register_profile("tests", derandomize=True, deadline=None, database=None)
