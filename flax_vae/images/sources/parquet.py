@@ -119,7 +119,13 @@ class ParquetSource(FileSource):
         number = int(np.searchsorted(self._firsts, index, side="right")) - 1
         while self._groups[number].first > index:  # a group without rows begins where the next one does
             number -= 1
-        return self._values(number, column, index)[index - self._groups[number].first].as_py()
+        try:
+            return self._values(number, column, index)[index - self._groups[number].first].as_py()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.printable_name(index)} has text in column {printable(column)} that is not UTF-8 "
+                f"({error.reason}); correct or remove it"
+            ) from error
 
     def _values(self, number: int, column: str, index: int) -> Any:
         """Returns a column of a row group; of several threads that ask for one, the first reads it."""
@@ -147,7 +153,7 @@ class ParquetSource(FileSource):
             with self._opened(self._names[rows.file]) as opened:
                 file = self._parquet.ParquetFile(opened, metadata=self._footers[rows.file], pre_buffer=True)
                 return file.read_row_group(rows.group, columns=[column]).column(0).combine_chunks()
-        except (OSError, self._pyarrow.ArrowException) as error:
+        except (OSError, UnicodeError, self._pyarrow.ArrowException) as error:
             # Never skipped as a bad image is: a whole group of rows cannot be read.
             raise StorageError(
                 f"{self.printable_name(index)} cannot be read ({one_line(error)}); check "
@@ -158,8 +164,10 @@ class ParquetSource(FileSource):
         name = printable(self._names[number])
         try:
             with self._opened(self._names[number]) as opened:
-                return self._parquet.ParquetFile(opened).metadata
-        except (FileNotFoundError, IsADirectoryError, self._pyarrow.ArrowException) as error:
+                footer = self._parquet.ParquetFile(opened).metadata
+                footer.schema.to_arrow_schema()  # raises if names or types are damaged
+                return footer
+        except (FileNotFoundError, IsADirectoryError, UnicodeError, self._pyarrow.ArrowException) as error:
             raise DataError(
                 f"{name} cannot be read as Parquet ({one_line(error)}); give the address of a table"
             ) from error
