@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flax_vae.convert.files.address import Place, address_below, address_errors, address_of, as_path, is_address
     from flax_vae.convert.files.archive import check_members
     from flax_vae.convert.files.atomic import beside, partial_of, restore, scratch_folder, shortened
+    from flax_vae.convert.files.bucket_lock import BucketLock, is_lock
     from flax_vae.convert.files.cache import cache_folder, local_copy
     from flax_vae.convert.files.json import finite_json, loads_object, read_object
     from flax_vae.convert.files.lock import open_locked, release
@@ -55,6 +56,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "BucketLock",
     "ListedFile",
     "Place",
     "address_below",
@@ -85,6 +87,7 @@ __all__ = [
     "digest_of",
     "find_damage",
     "finite_json",
+    "is_lock",
     "is_number",
     "loads_object",
     "local_copy",

@@ -11,7 +11,9 @@ from typing import Any, Literal, SupportsIndex, get_args
 import numpy as np
 
 from flax_vae.convert.errors import ArgumentError, FileError
+from flax_vae.convert.files import Place, as_path, is_address
 from flax_vae.convert.formats import read_metadata, read_tensors
+from flax_vae.convert.latents.bucket import local_shard, require_sizes
 from flax_vae.convert.latents.index import LatentIndex, ShardRecord, read_latent_index
 from flax_vae.convert.latents.shard import caption_of, checksum, columns_sha256, label_of, name_of, require_listed
 
@@ -37,10 +39,11 @@ class LatentDataset:
     sorted list of the source; and if the source has them `label`, -1 for none, and `caption`.  A latent or a sample is
     scaled, as returned by `AutoEncoder.encode`; mean, logvar and std are raw.
 
-    Shards are mapped into memory on first use.  Entries are sorted by the size of their latent.
+    Shards are mapped into memory on first use; those of a bucket are copied first, to the folder
+    `flax_vae.convert.files.cache_folder()`, which processes share.  Entries are sorted by the size of their latent.
 
     Attributes:
-      folder: Folder of the data set.
+      folder: Folder of the data set; an `epath.Path` in a bucket.
       index: Content of `index.json`; `index.encoding` describes how the latents were made.
       statistics: Mean and standard deviation of each channel over all entries.
       sizes: Positions of the entries by (height, width) of their latent.
@@ -65,16 +68,16 @@ class LatentDataset:
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: Place,
         *,
         layout: AxisOrder = "hwc",
         dtype: str | None = "float32",
         verify: bool | None = None,
     ):
-        """Reads the index, and compares the header of each shard with it.
+        """Reads the index, and compares the header of each shard with it, or its length if it is in a bucket.
 
         Args:
-          folder: Folder written by `flax-vae encode`.
+          folder: Folder written by `flax-vae encode`, or its address in a bucket, `gs://bucket/latents` for example.
           layout: Axis order of an entry's arrays: `"hwc"` as in Flax, or `"chw"` as in PyTorch.
           dtype: Dtype of the returned arrays, which are writable copies; None returns read-only views of the file, in
             its dtype.
@@ -85,11 +88,12 @@ class LatentDataset:
         Raises:
           FileNotFoundError: If the folder is not a latent data set, or not a complete one.
           FileError: If its index is damaged, or a shard is missing, truncated, or does not match the index.
+          AddressError: If the bucket cannot be reached.
           ValueError: If the layout is unknown.
         """
         if layout not in get_args(AxisOrder):
             raise ArgumentError(f"layout={layout!r} must be 'hwc' or 'chw'", field="layout", value=layout)
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.index: LatentIndex = read_latent_index(folder)
         if self.index.storage != "safetensors":
             raise FileError(
@@ -97,8 +101,11 @@ class LatentDataset:
                 "encode the images with --format safetensors",
                 path=folder,
             )
-        with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda shard: require_listed(self.folder, shard), self.index.shards))
+        if is_address(folder):
+            require_sizes(folder, self.index.shards)
+        else:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(lambda shard: require_listed(self.folder, shard), self.index.shards))
         self.statistics = self.index.statistics
         self.sizes = _sizes(self.index.shards)
         self._layout, self._dtype, self._verify = layout, None if dtype is None else np.dtype(dtype), verify
@@ -160,7 +167,7 @@ class LatentDataset:
         vars(self).update(state, _mapped=OrderedDict(), _lock=threading.Lock())
 
     def __repr__(self) -> str:
-        return f"LatentDataset({str(self.folder)!r}): {len(self)} of {self.index.encoding.store}"
+        return f"LatentDataset({os.fspath(self.folder)!r}): {len(self)} of {self.index.encoding.store}"
 
     def _laid_out(self, array: np.ndarray) -> np.ndarray:
         array = array if self._layout == "hwc" else np.moveaxis(array, -1, 0)
@@ -173,7 +180,8 @@ class LatentDataset:
                 while len(self._mapped) >= _MAPPED:  # arrays in use keep their map alive
                     self._mapped.popitem(last=False)
                 record = self.index.shards[number]
-                self._mapped[number] = shard = _Shard(self.folder, record, self.index, self._verify)
+                folder = local_shard(self.folder, record) if is_address(self.folder) else self.folder
+                self._mapped[number] = shard = _Shard(folder, record, self.index, self._verify)
             self._mapped.move_to_end(number)
             return shard
 

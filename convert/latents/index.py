@@ -26,16 +26,14 @@ opened.  Data sets of the earlier format 1 have only the digest of the data.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from flax_vae.convert.architecture import Architecture, architecture_from_dict
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import read_object
+from flax_vae.convert.files import Place, address_below, address_of, exists_at, read_object
 from flax_vae.convert.latents.statistics import LatentStatistics
 
 FORMAT = 2
@@ -209,18 +207,22 @@ def dump_index(index: LatentIndex) -> str:
     return f'{text},\n  "shards": [\n{shards}\n  ]\n}}\n'
 
 
-def read_latent_index(folder: str | os.PathLike[str]) -> LatentIndex:
+def read_latent_index(folder: Place) -> LatentIndex:
     """Reads `index.json`, without checking the shards.
+
+    Args:
+      folder: Folder of the data set, or its address in a bucket.
 
     Raises:
       FileNotFoundError: If the folder is not a latent data set, or not a complete one.
       FileError: If the file is damaged, of a later format, or names files other than shards beside it.
     """
-    path = Path(folder) / INDEX
-    if not path.is_file():
-        if path.with_name(PLAN).is_file():
-            raise FileNotFoundError(f"{folder} is not complete; run the same flax-vae encode again, which resumes it")
-        raise FileNotFoundError(f"{folder} holds no {INDEX}; expected a folder written by flax-vae encode")
+    path = address_below(folder, INDEX)
+    if not exists_at(path):
+        where = address_of(folder)
+        if exists_at(address_below(folder, PLAN)):
+            raise FileNotFoundError(f"{where} is not complete; run the same flax-vae encode again, which resumes it")
+        raise FileNotFoundError(f"{where} holds no {INDEX}; expected a folder written by flax-vae encode")
     try:
         values = read_object(path, 1 << 28)
         if values["format"] not in (1, FORMAT):
@@ -240,7 +242,7 @@ def read_latent_index(folder: str | os.PathLike[str]) -> LatentIndex:
             raise ValueError("its SHA-256 differs from its content")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} is not the index of latents ({error}); get it again", path=path) from error
-    statistics = statistics or _read_statistics(path.with_name(STATISTICS))
+    statistics = statistics or _read_statistics(address_below(folder, STATISTICS))
     return LatentIndex(encoding, entries, images, skipped, shards, statistics, storage, columns)
 
 
@@ -249,7 +251,7 @@ def _own_sha256(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _read_statistics(path: Path) -> LatentStatistics:
+def _read_statistics(path: str) -> LatentStatistics:
     """Reads the statistics of a data set of format 1."""
     try:
         return LatentStatistics.from_dict(read_object(path, 1 << 28))

@@ -6,6 +6,7 @@ statistics, skipped images, and the SHA-256 of every image.
 
 import hashlib
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import atomic_file, digest_of, loads_object, read_bytes
+from flax_vae.convert.files import atomic_file, digest_of, loads_object, read_at
 from flax_vae.convert.latents.index import Run, ShardRecord
 from flax_vae.convert.latents.shard import LatentEntry, ShardContent, ShardNotes, Skip
 from flax_vae.convert.latents.statistics import ChannelStats
@@ -41,6 +42,10 @@ class SealedShards(ShardStorage):
     def file(self, number: int) -> str:
         """Returns the name of the seal."""
         return f"latents-{number:05d}.json"
+
+    def others(self, folder: Path, number: int) -> list[str]:
+        """Returns the names of the files that the seal lists."""
+        return list(self._read(folder / self.file(number))[1]["files"])
 
     def require(self, dtype: str) -> None:
         """Does nothing: the format has every dtype."""
@@ -93,10 +98,12 @@ class SealedShards(ShardStorage):
 
     def _read(self, path: Path) -> tuple[bytes, dict[str, Any]]:
         try:
-            text = read_bytes(path, 1 << 30)
+            text = read_at(path)
             values = loads_object(text)
             if values.pop(_OWN) != digest_of(values) or values["storage"] != self.storage:
                 raise ValueError("it was changed")
+            if any(not re.fullmatch(self.data, name) for name in values["files"]):  # nothing else may be read
+                raise ValueError("it lists files of other names")
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path} is not the seal of a shard ({error}); encode it again", path=path) from error
         return text, values

@@ -30,6 +30,14 @@ class ShardStorage(Protocol):
     def file(self, number: int) -> str:
         """Returns the name of the file that is written last."""
 
+    def others(self, folder: Path, number: int) -> list[str]:
+        """Returns the names of the other files of a shard, as that file lists them.
+
+        Raises:
+          FileError: If that file is damaged.
+        """
+        return []
+
     @abstractmethod
     def require(self, dtype: str) -> None:
         """Checks that the format can be written.

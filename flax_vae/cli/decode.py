@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -28,10 +27,10 @@ class DecodeFlags:
     If it is interrupted, run the same command again to resume.  Mirror images are left out.
     """
 
-    source: Annotated[Positional[Path], arg(metavar="LATENTS")]
-    """Folder that flax-vae encode wrote."""
-    destination: Annotated[Positional[Path], arg(metavar="DST")]
-    """Folder for the images."""
+    source: Annotated[Positional[str], arg(metavar="LATENTS")]
+    """Folder that flax-vae encode wrote, or its address in a bucket."""
+    destination: Annotated[Positional[str], arg(metavar="DST")]
+    """Folder for the images, or its address in a bucket."""
     model: Section[DecoderFlags]
     compute: Section[ComputeFlags] = ComputeFlags()
 

@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
@@ -101,8 +100,8 @@ class EncodeFlags:
     source: Annotated[
         Positional[str], arg(metavar="SRC", help=f"Images of any size: {ADDRESSES}.  Image files are {FORMATS}.")
     ]
-    destination: Annotated[Positional[Path], arg(metavar="DST")]
-    """Folder for the latents."""
+    destination: Annotated[Positional[str], arg(metavar="DST")]
+    """Folder for the latents, or its address in a bucket, gs://bucket/latents for example."""
     model: Section[TimedModelFlags]
     latents: Section[LatentFlags] = LatentFlags()
     output: Section[ShardFlags] = ShardFlags()
@@ -168,7 +167,7 @@ def _run(flags: EncodeFlags) -> int:
     return 0
 
 
-def _tell(destination: Path, report: "EncodeReport") -> None:
+def _tell(destination: str, report: "EncodeReport") -> None:
     from flax_vae.convert.console import printable
 
     if report.images:
@@ -206,9 +205,10 @@ def _counted(found: int, encoded: int, skipped: int, now: int) -> str:
     return f"{found:,} image{'s' if found > 1 else ''} found: {'; '.join(parts)}"
 
 
-def _wait(destination: Path) -> None:
+def _wait(destination: str) -> None:
     """Waits until the data set is complete, because processes that JAX has joined must end together."""
+    from flax_vae.convert.files import address_below, exists_at
     from flax_vae.convert.latents import INDEX
 
-    while not (destination / INDEX).exists():
+    while not exists_at(address_below(destination, INDEX)):
         time.sleep(_POLL_SECONDS)

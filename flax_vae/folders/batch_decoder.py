@@ -1,5 +1,6 @@
 """Decodes batches of latents to image files; reads, decodes and writes concurrently."""
 
+import io
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from flax_vae.autoencoder import Model
 from flax_vae.conditioning import same_time
 from flax_vae.convert.console import Progress, printable
 from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import atomic_file
+from flax_vae.convert.files import write_at
 from flax_vae.convert.latents import Encoding, LatentDataset
 from flax_vae.errors import UserError
 from flax_vae.folders.batches import Batch, ImageEntry
@@ -167,5 +168,6 @@ class DecodePipeline:
             )
 
     def _write(self, picture: ImageEntry, pixels: np.ndarray) -> None:
-        with atomic_file(self.destination / self.targets[picture.number], force=True) as file:
-            Image.fromarray(pixels).save(file, format="PNG")
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, format="PNG")
+        write_at(self.destination / self.targets[picture.number], content.getvalue())

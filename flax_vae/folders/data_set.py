@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +12,7 @@ from typing import Any, get_args
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import ArgumentError, FileError
-from flax_vae.convert.files import atomic_file
+from flax_vae.convert.files import exists_at, read_at, remove_at, write_at
 from flax_vae.convert.latents import (
     INDEX,
     PLAN,
@@ -37,6 +38,7 @@ from flax_vae.images import ImageScan, in_threads
 
 _BESIDE_SHARDS = r"plan\.json|index\.json|statistics\.json|skipped\.jsonl|images-\d{5,}\.jsonl"
 OURS = re.compile("|".join([_BESIDE_SHARDS, *(shard_storage(name).files for name in get_args(Storage))]))
+_THREADS = 16  # that read the headers of shards, which is mostly waiting
 _FORMAT = 2  # format of the plan; format 1 had no digests of the images
 _REMEDY = "give the same again, choose another folder, or begin anew with --force"
 
@@ -46,7 +48,7 @@ class DataSet:
     """The shards of a plan, in a folder.
 
     Attributes:
-      folder: Folder of the data set.
+      folder: Folder of the data set; an `epath.Path` in a bucket.
       parts: Images of the plan.
       shards: Shards of all parts.
       storage: Format of the shards.
@@ -95,8 +97,8 @@ class DataSet:
                 raise UserError(f"{printable(folder / PLAN)} is damaged (it lists no images); {_REMEDY}")
         parts = resolve_parts(folder, found, records, append)
         for index, part in enumerate(parts):
-            if index >= len(records) or not (folder / images_file(index)).exists():
-                _write(folder / images_file(index), part.text)
+            if index >= len(records) or not exists_at(folder / images_file(index)):
+                write_at(folder / images_file(index), part.text.encode())
         if earlier is None or len(parts) > len(records):
             write_plan(folder, PLAN, settings | {"parts": [part.record for part in parts]})
         shards: list[Shard] = []
@@ -111,13 +113,15 @@ class DataSet:
 
     def whole(self, shards: Sequence[Shard]) -> dict[int, ShardNotes]:
         """Returns the shards that exist, by their headers; a damaged shard counts as missing."""
-        found = {}
-        for shard in shards:
+
+        def read(shard: Shard) -> ShardNotes | None:
             with contextlib.suppress(FileNotFoundError, FileError):
                 notes = self.storage.notes(self.folder, shard.number)
-                if (notes.plan, notes.number) == (self.plans[shard.number], shard.number):
-                    found[shard.number] = notes
-        return found
+                return notes if (notes.plan, notes.number) == (self.plans[shard.number], shard.number) else None
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = pool.map(read, shards)
+            return {shard.number: notes for shard, notes in zip(shards, found, strict=True) if notes is not None}
 
     def intact(self, shards: Sequence[Shard], found: ImageScan) -> tuple[dict[int, ShardNotes], tuple[str, ...]]:
         """Verifies the shards that exist, and the images that they were encoded from.
@@ -157,7 +161,7 @@ class DataSet:
                 f"({some(sorted(changed))}); restore them, choose another folder, or begin anew with --force"
             )
         files = (self.storage.file(shard.number) for shard in shards if shard.number not in done)
-        return done, tuple(file for file in files if (self.folder / file).exists())
+        return done, tuple(file for file in files if exists_at(self.folder / file))
 
     def withdraw_index(self, todo: Sequence[Shard]) -> None:
         """Removes the index if it lists a shard that is to be encoded again; appended images leave it valid."""
@@ -168,7 +172,7 @@ class DataSet:
         except FileError:
             listed = {self.storage.file(shard.number) for shard in todo}
         if any(self.storage.file(shard.number) in listed for shard in todo):
-            (self.folder / INDEX).unlink(missing_ok=True)
+            remove_at(self.folder / INDEX)
 
     def write(self, number: int, content: ShardContent) -> None:
         """Writes a shard."""
@@ -181,8 +185,8 @@ class DataSet:
             return  # another process has appended images, and will complete the data set
         for name, text in self._summaries(found, encoding, notes):
             path = self.folder / name
-            if not path.is_file() or path.read_bytes() != text.encode():
-                _write(path, text)
+            if not exists_at(path) or read_at(path) != text.encode():
+                write_at(path, text.encode())
 
     def _summaries(self, found: ImageScan, encoding: Encoding, notes: list[ShardNotes]) -> Iterator[tuple[str, str]]:
         unreadable = ((found.source.name(index), str(error)) for index, error in found.errors.items())
@@ -211,8 +215,3 @@ class DataSet:
         images = len(rows) - len(skipped)
         index = LatentIndex(encoding, entries, images, len(skipped), records, statistics, self.storage.storage, columns)
         yield INDEX, dump_index(index)
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path, force=True) as file:
-        file.write_text(text, encoding="utf-8")

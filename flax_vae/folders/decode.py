@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from flax_vae.autoencoder import Model
 from flax_vae.convert.architecture import AutoEncoderParams
 from flax_vae.convert.console import Progress
+from flax_vae.convert.files import Place, as_path, list_at
 from flax_vae.convert.latents import Encoding, LatentDataset, LatentIndex
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_decoder import BatchDecoder, DecodePipeline
@@ -44,8 +44,8 @@ class DecodeReport:
 
 
 def decode_folder(
-    source: Path,
-    destination: Path,
+    source: Place,
+    destination: Place,
     model: Model,
     params: dict[str, Any],
     grouping: BatchLimits | None = None,
@@ -60,8 +60,8 @@ def decode_folder(
     files are not decoded again.
 
     Args:
-      source: Folder of the data set.
-      destination: Folder for the images.
+      source: Folder of the data set, or its address in a bucket.
+      destination: Folder for the images, or its address in a bucket.
       model: Autoencoder.
       params: Parameters of the model.
       grouping: Limits of a batch; an image of more than `max_pixels` is decoded band by band.
@@ -73,6 +73,7 @@ def decode_folder(
       FileError: If it is damaged, or names files outside the folder.
       UserError: If another model encoded the latents, or if `destination` holds other files, was started with other
         settings or is being written by another process.
+      AddressError: If a bucket cannot be reached.
       OSError: If an image cannot be written, for example because the disk is full.
     """
     grouping = grouping or BatchLimits()
@@ -88,17 +89,19 @@ def decode_folder(
         "compute_dtype": "as the weights" if model.dtype is None else np.dtype(model.dtype).name,
         "grouping": {name: value for name, value in asdict(grouping).items() if name != "shard_size"},
     }
-    with locked(destination):
-        write_or_check_plan(destination, PLAN, plan, "give the same again, or choose another folder")
-        remove_partial_files(destination, _OURS)
-        missing = {number for number, target in targets.items() if not (destination / target).exists()}
+    folder = as_path(destination)
+    with locked(folder):
+        write_or_check_plan(folder, PLAN, plan, "give the same again, or choose another folder")
+        remove_partial_files(folder, _OURS)
+        present = {entry.name for entry in list_at(folder, recursive=True)}
+        missing = {number for number, target in targets.items() if str(target) not in present}
         batches = [batch for shard in plan_shards(pictures, encoding.multiple, grouping) for batch in shard.batches]
         # Complete batches, because results of other batch sizes may differ in the last bits.
         todo = [batch for batch in batches if any(picture.number in missing for picture in batch.pictures)]
         begun = time.monotonic()
         if todo:
             decoder = BatchDecoder(model, params, encoding, jax.local_devices() if devices is None else devices)
-            run = DecodePipeline(latents, decoder, grouping.max_pixels, destination, targets, missing)
+            run = DecodePipeline(latents, decoder, grouping.max_pixels, folder, targets, missing)
             with Progress(len(pictures), len(pictures) - len(missing)) as progress:
                 run(todo, progress)
     return DecodeReport(len(pictures), len(missing), time.monotonic() - begun)
@@ -119,7 +122,7 @@ def _index_sha256(index: LatentIndex) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _check_model(model: Model, params: dict[str, Any], encoding: Encoding, source: Path, other_model: bool) -> None:
+def _check_model(model: Model, params: dict[str, Any], encoding: Encoding, source: Place, other_model: bool) -> None:
     if model.params.out_ch != 3:
         raise UserError(f"the model gives images of {model.params.out_ch} channels; image files are written as RGB")
     theirs, ours = encoding.architecture, model.params

@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ import numpy as np
 from flax_vae.autoencoder import Model
 from flax_vae.convert.console import Progress
 from flax_vae.convert.errors import ArgumentError
-from flax_vae.convert.files import remove_content
+from flax_vae.convert.files import Place, as_path, remove_content
 from flax_vae.convert.latents import Encoding, ShardStorage, Storage, shard_storage
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import LatentEncoder, weights_sha256
@@ -66,7 +65,7 @@ class EncodeReport:
 
 def encode_folder(
     source: str | os.PathLike[str],
-    destination: Path,
+    destination: Place,
     model: Model,
     params: dict[str, Any],
     encoding: Encoding,
@@ -89,7 +88,7 @@ def encode_folder(
 
     Args:
       source: Address of the images; see `flax_vae.images.open_images`.
-      destination: Folder of the data set; see `flax_vae.convert.latents.index`.
+      destination: Folder of the data set, or its address in a bucket; see `flax_vae.convert.latents.index`.
       model: Autoencoder with the `dtype` of `encoding`.
       params: Parameters of the model; those of the decoder may be missing.
       encoding: Settings of the encoding; see `encoding_of`.
@@ -99,8 +98,8 @@ def encode_folder(
       skip_bad: Number of images that may be skipped because they cannot be read; one more ends the call.
       append: Whether to encode images that were added to the source since the first start, into new shards; existing
         shards stay unchanged.  Until it is complete, readers use the data set without the new images.
-      force: Whether to replace the data set in `destination`; for a single process only.  The old data set stays there
-        until the new one is complete.
+      force: Whether to replace the data set in `destination`; for a single process and a local folder only.  The old
+        data set stays there until the new one is complete.
       process: Index of this process, from 0; it computes every `processes`-th shard.
       processes: Number of processes.
       devices: `jax.Device`s of this process; None uses all.
@@ -111,9 +110,11 @@ def encode_folder(
         `destination` holds other files, was started with other settings or is being written by another process, or a
         latent is not finite.
       ArgumentError: If `storage` is unknown, or cannot hold the dtype of `encoding`.
+      AddressError: If a bucket cannot be reached.
       OSError: If a shard cannot be written, for example because the disk is full.
     """
-    shards = shard_storage(storage)
+    target = as_path(destination)
+    shards = shard_storage(storage, destination)
     shards.require(encoding.dtype)
     if not 0 <= process < processes:
         raise UserError(f"process={process} of processes={processes} must be from 0 to {processes - 1}")
@@ -132,8 +133,8 @@ def encode_folder(
         raise UserError(
             f"none of the {len(found.errors)} images in {found.source.where} can be read; expected valid images"
         )
-    place = replaced(destination, OURS) if force else continued(destination)
-    with locked(destination, shared=processes > 1), place as folder:
+    place = replaced(target, OURS) if force else continued(target)
+    with locked(target, member=process if processes > 1 else None), place as folder:
         try:
             data_set = DataSet.begin(folder, found, encoding, grouping, shards, append)
             mine = data_set.shards[process::processes]
@@ -141,7 +142,7 @@ def encode_folder(
         except StorageError:
             raise
         except UserError:
-            if folder == destination:
+            if folder == target:
                 raise
             remove_content(folder)  # left by an unfinished --force with other settings
             data_set = DataSet.begin(folder, found, encoding, grouping, shards, append)

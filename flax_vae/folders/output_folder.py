@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,20 @@ from typing import Any
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import shorten
 from flax_vae.convert.files import (
-    atomic_file,
+    BucketLock,
+    Place,
+    address_of,
     beside,
+    is_address,
+    is_lock,
+    list_at,
     open_locked,
     partial_of,
     read_object,
     release,
     replace_folder,
     restore,
+    write_at,
 )
 from flax_vae.errors import UserError
 
@@ -63,8 +70,7 @@ def read_plan(folder: Path, file: str, remedy: str) -> dict[str, Any] | None:
 
 def write_plan(folder: Path, file: str, plan: Mapping[str, Any]) -> None:
     """Writes a plan, or replaces that of an earlier start."""
-    with atomic_file(folder / file, force=True) as temporary:
-        temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    write_at(folder / file, (json.dumps(plan, indent=2) + "\n").encode())
 
 
 def require_empty(folder: Path, *files: str) -> None:
@@ -73,7 +79,8 @@ def require_empty(folder: Path, *files: str) -> None:
     Raises:
       UserError: If it holds anything else.
     """
-    others = [entry.name for entry in folder.iterdir() if entry.name not in files and not partial_of(entry.name)]
+    present = [entry.name for entry in list_at(folder)]
+    others = [name for name in present if name not in files and not partial_of(name) and not is_lock(name)]
     if others:
         raise UserError(
             f"{printable(folder)} holds something else ({some(sorted(map(printable, others)))}); choose an empty or a "
@@ -117,6 +124,19 @@ def require_ours(folder: Path, ours: re.Pattern[str]) -> bool:
     return bool(present)
 
 
+def refuse_to_replace(folder: Place) -> None:
+    """Refuses to replace the content of a folder in a bucket, where nothing can be renamed.
+
+    Raises:
+      UserError: If the folder is in a bucket.
+    """
+    if is_address(folder):
+        raise UserError(
+            f"{address_of(folder)} is in a bucket, where --force would mix old and new files; choose another address, "
+            "or remove its objects first"
+        )
+
+
 @contextlib.contextmanager
 def replaced(folder: Path, ours: re.Pattern[str]) -> Iterator[Path]:
     """Yields a new folder that replaces an existing one when the block ends.
@@ -131,6 +151,7 @@ def replaced(folder: Path, ours: re.Pattern[str]) -> Iterator[Path]:
     Raises:
       UserError: If the folder holds anything else, or is a mount point.
     """
+    refuse_to_replace(folder)
     target, fresh = _places(folder)
     if not require_ours(target, ours) and not fresh.exists():
         yield folder
@@ -151,6 +172,9 @@ def continued(folder: Path) -> Iterator[Path]:
     Args:
       folder: Folder, locked by the caller.
     """
+    if is_address(folder):
+        yield folder
+        return
     _, fresh = _places(folder)
     yield folder
     if fresh.exists():
@@ -164,31 +188,44 @@ def _places(folder: Path) -> tuple[Path, Path]:
 
 
 def remove_partial_files(folder: Path, ours: re.Pattern[str]) -> None:
-    """Removes partial files of a killed process with these names, also in sub-folders."""
+    """Removes partial files of a killed process with these names, also in sub-folders; a bucket has none."""
+    if is_address(folder):
+        return
     for path in folder.rglob(".*.partial"):
         if ours.fullmatch(partial_of(path.name) or ""):
             path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, member: int | None = None) -> Iterator[None]:
     """Locks a folder against other processes; creates it if it is missing.
 
-    The lock ends with the process.  On file systems without locks, the folder is not protected.
+    The lock ends with the process.  On file systems without locks, the folder is not protected.  In a bucket, a member
+    is protected against a second one of its number alone.
 
     Args:
-      folder: Output folder.
-      shared: Whether the lock is shared with other processes that also pass True.
+      folder: Output folder, or an `epath.Path` in a bucket.
+      member: Index of this process if several share the folder; they pass different ones.
 
     Raises:
       UserError: If another process works there, or it is a file.
     """
+    if is_address(folder):
+        try:
+            lock = BucketLock(folder if member is None else folder / f".lock-{member:05d}")
+        except BlockingIOError as error:
+            raise UserError(f"{error}; wait for its end", path=folder) from None
+        for note in lock.notes:
+            print(f"{address_of(folder)}: {note}", file=sys.stderr)
+        with lock:
+            yield
+        return
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another folder", path=folder)
     restore(folder.resolve())
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = open_locked(folder, folder=True, shared=shared)
+        descriptor = open_locked(folder, folder=True, shared=member is not None)
     except BlockingIOError:
         raise UserError(f"{folder} is being written by another process; wait for its end", path=folder) from None
     try:

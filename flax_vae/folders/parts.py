@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import shorten_sentences
+from flax_vae.convert.files import read_at
 from flax_vae.convert.latents import NO_LABEL, images_file
 from flax_vae.errors import DataError, UserError
 from flax_vae.folders.batches import BatchLimits, ImageEntry, Shard, plan_shards
@@ -171,7 +172,7 @@ def _refuse(folder: Path, found: ImageScan, gone: list[str], changed: list[str],
 
 def _read(path: Path, record: dict[str, Any]) -> tuple[PlannedImage, ...]:
     try:
-        content = path.read_bytes()
+        content = read_at(path)
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
             raise ValueError("its SHA-256 differs from that in the plan")
         return tuple(PlannedImage(*json.loads(line)) for line in content.splitlines())

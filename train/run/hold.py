@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flax_vae.convert.files import is_address
-from flax_vae.train.run.bucket_lock import BucketLock
-from flax_vae.train.run.lock_file import lock
+from flax_vae.convert.files import BucketLock, is_address
+from flax_vae.train.errors import RunError
+from flax_vae.train.run.lock_file import lock as lock_on_disk
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,28 @@ def hold_directory(folder: Path, *, take_over: bool = False) -> Iterator[Hold]:
       RunError: If another process holds it, or if it cannot be written.
     """
     if is_address(folder):
-        with BucketLock(folder, take_over=take_over) as held:
-            yield Hold(tuple(held.notes), held.require_held)
+        try:
+            lock = BucketLock(folder, take_over=take_over)
+        except BlockingIOError as error:
+            raise RunError(
+                f"{error}: it is training in this directory; wait for its end or choose another workdir.  If you are "
+                "sure that it has ended, --take-over goes on from its last checkpoint; the other one, if it lives, "
+                "then ends before it saves",
+                path=folder,
+            ) from None
+
+        def require_held() -> None:
+            try:
+                lock.require_held()
+            except BlockingIOError as error:
+                raise RunError(
+                    f"{error}, so this process ends without saving; it was taken for dead, or the other one was "
+                    "started with --take-over",
+                    path=folder,
+                ) from None
+
+        with lock:
+            yield Hold(tuple(lock.notes), require_held)
         return
-    with lock(folder) as warning:
+    with lock_on_disk(folder) as warning:
         yield Hold((warning,) if warning else ())

@@ -7,15 +7,14 @@ import sys
 import pytest
 
 from flax_vae.convert import PRESETS
-from flax_vae.convert.files import create_at, exists_at, list_at, read_at, remove_at, write_at
+from flax_vae.convert.files import bucket_lock, create_at, exists_at, list_at, read_at, remove_at, write_at
 from flax_vae.convert.files.manifest import MANIFEST
 from flax_vae.train.config.schema import TrainConfig
 from flax_vae.train.errors import RunError
 from flax_vae.train.report.metrics_log import Metrics, read_metrics
-from flax_vae.train.run import bucket_lock
-from flax_vae.train.run.bucket_lock import BucketLock
 from flax_vae.train.run.checkpoints import Checkpoints
 from flax_vae.train.run.directory import RunDirectory
+from flax_vae.train.run.hold import hold_directory
 from tests.train.run.test_checkpoints import assert_is_of, like, make_state
 
 RUN = TrainConfig(model=PRESETS["tiny"])
@@ -82,8 +81,7 @@ def test_a_step_that_another_trainer_took_over_is_not_sealed(run):
 
 HOLD = """
 import sys
-from flax_vae.convert.files import as_path
-from flax_vae.train.run.bucket_lock import BucketLock
+from flax_vae.convert.files import BucketLock, as_path
 with BucketLock(as_path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -101,11 +99,12 @@ def holder(run):
 
 
 def test_a_second_trainer_is_refused_until_the_first_has_ended(run, holder):
-    with pytest.raises(RunError, match=f"process {holder.pid} on .*last sign of life.*--take-over"):
-        BucketLock(run.path)
+    refused = f"process {holder.pid} on .*last sign of life.*--take-over"
+    with pytest.raises(RunError, match=refused), hold_directory(run.path):
+        pass
     holder.kill()
     holder.wait()
-    with BucketLock(run.path) as lock:  # this machine knows that it has ended
+    with hold_directory(run.path) as lock:  # this machine knows that it has ended
         assert f"taken over from process {holder.pid}" in lock.notes[0]
         lock.require_held()
         assert names(run.path) == [".lock-000002"]
@@ -113,7 +112,7 @@ def test_a_second_trainer_is_refused_until_the_first_has_ended(run, holder):
 
 
 def test_a_trainer_that_was_taken_over_ends(run):
-    with BucketLock(run.path) as first, BucketLock(run.path, take_over=True) as second:
+    with hold_directory(run.path) as first, hold_directory(run.path, take_over=True) as second:
         second.require_held()
         with pytest.raises(RunError, match="was taken over by process"):
             first.require_held()
@@ -135,7 +134,7 @@ def elsewhere(run, beats=0):
 def test_a_holder_elsewhere_is_taken_over_when_it_gives_no_sign_of_life(run, monkeypatch):
     monkeypatch.setattr(bucket_lock, "SILENT_SECONDS", 0.1)
     create_at(run.path / ".lock-000007", elsewhere(run))
-    with BucketLock(run.path) as lock:
+    with hold_directory(run.path) as lock:
         assert "gave no sign of life" in lock.notes[0]
         assert names(run.path) == [".lock-000008"]
 
@@ -145,8 +144,8 @@ def test_a_holder_elsewhere_that_gives_one_is_not(run, monkeypatch):
     monkeypatch.setattr(
         bucket_lock.time, "sleep", lambda seconds: write_at(run.path / ".lock-000007", elsewhere(run, 1))
     )
-    with pytest.raises(RunError, match="process 1 on far"):
-        BucketLock(run.path)
+    with pytest.raises(RunError, match="process 1 on far"), hold_directory(run.path):
+        pass
     assert names(run.path) == [".lock-000007"]
 
 

@@ -1,4 +1,4 @@
-"""Keeps a run directory in a bucket, which has no locks, for one trainer.
+"""Keeps a folder in a bucket, which has no locks, for one process.
 
 The holder is the object `.lock-NUMBER` with the highest number, which is created only if it is absent.  Its holder
 writes it again every few seconds, so that another machine, whose clock may be another one, can see whether it lives.
@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.errors import AddressError
-from flax_vae.convert.files import create_at, list_at, read_at, remove_at, write_at
-from flax_vae.train.errors import RunError
+from flax_vae.convert.files.objects import create_at, list_at, read_at, remove_at, write_at
 
 PREFIX = ".lock-"
 BEAT_SECONDS = 15
@@ -27,24 +26,25 @@ SILENT_SECONDS = 75  # without a sign of life, after which a holder elsewhere is
 
 
 class BucketLock:
-    """A run directory in a bucket that this process holds; a context manager.
+    """A folder in a bucket that this process holds; a context manager.
 
     Attributes:
       notes: A sentence about the holder before, if it was taken over.
     """
 
     def __init__(self, folder: Path, *, take_over: bool = False):
-        """Takes the directory.
+        """Takes the folder.
 
         A holder that has ended is taken over: one on this machine at once, and one elsewhere when it has given no sign
         of life for a while, which is waited for.
 
         Args:
-          folder: Run directory.
+          folder: The folder.
           take_over: Whether to take over from a holder in any case.
 
         Raises:
-          RunError: If another process holds it; names it, and says when it may be taken over.
+          BlockingIOError: If another process holds it; names it.
+          AddressError: If the bucket cannot be reached.
         """
         self.notes: list[str] = []
         self._folder, self._token, self._beats = folder, secrets.token_hex(8), 0
@@ -78,17 +78,14 @@ class BucketLock:
             remove_at(self._path)
 
     def require_held(self) -> None:
-        """Checks that no other trainer has taken the directory over.
+        """Checks that no other process has taken the folder over.
 
         Raises:
-          RunError: If one has.
+          BlockingIOError: If one has; names it.
         """
         newest = max(_numbers(self._folder), default=None)
         if newest is not None and newest != self._number:
-            raise RunError(
-                f"{self._folder} was taken over by {_describe(_read(self._folder, newest))}, so this process ends "
-                "without saving; it was taken for dead, or the other one was started with --take-over"
-            )
+            raise BlockingIOError(f"{self._folder} was taken over by {_describe(_read(self._folder, newest))}")
 
     @property
     def _path(self) -> Path:
@@ -121,7 +118,7 @@ def _require_ended(folder: Path, number: int, holder: dict[str, Any], take_over:
     """Returns a sentence about a holder that may be taken over.
 
     Raises:
-      RunError: If it may not.
+      BlockingIOError: If it may not.
     """
     who = _describe(holder)
     if take_over:
@@ -144,14 +141,8 @@ def _require_ended(folder: Path, number: int, holder: dict[str, Any], take_over:
     return f"taken over from {who}, which gave no sign of life for {SILENT_SECONDS} s"
 
 
-def _refusal(folder: Path, number: int, holder: dict[str, Any]) -> RunError:
-    path = folder / _name(number)
-    return RunError(
-        f"{path} is held by {_describe(holder)}: it is training in this directory; wait for its end or choose another "
-        "workdir.  If you are sure that it has ended, --take-over goes on from its last checkpoint; the other one, if "
-        "it lives, then ends before it saves",
-        path=path,
-    )
+def _refusal(folder: Path, number: int, holder: dict[str, Any]) -> BlockingIOError:
+    return BlockingIOError(f"{folder / _name(number)} is held by {_describe(holder)}")
 
 
 def _describe(holder: dict[str, Any]) -> str:
@@ -220,3 +211,8 @@ def _is_alive(pid: Any, started: str | None) -> bool:
     except OSError:  # of another user
         return True
     return True
+
+
+def is_lock(name: str) -> bool:
+    """Returns whether an object of this name, in a folder, belongs to a lock."""
+    return name.startswith(PREFIX)
