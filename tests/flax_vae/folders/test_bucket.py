@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from flax_vae.errors import UserError
 from flax_vae.folders.decode import decode_folder
 from tests.flax_vae.folders.test_encode import contents, encode, model, weights
 from tests.flax_vae.folders.test_storage import GROUPING, OTHERS, source
+from tests.packed import pack
 
 __all__ = ["model", "source", "weights"]  # fixtures
 
@@ -122,11 +124,13 @@ sys.exit(main(words))
 
 
 @pytest.mark.slow
-def test_encoding_to_a_bucket_killed_five_times_gives_the_bytes_of_a_local_one(source, weights, bucket, tmp_path):
+def test_encoding_a_tar_to_a_bucket_killed_five_times_gives_the_bytes_of_a_local_one(source, weights, bucket, tmp_path):
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_NUM_CPU_DEVICES": "1"}
+    tar = pack(source, "tar", tmp_path)
+    write_at(f"{bucket}/images.tar", Path(tar).read_bytes())
 
-    def start(destination, strike):
-        words = ["encode", source, destination, "--model", weights, "--batch-size", 2, "--shard-size", 2, "--flip"]
+    def start(destination, strike, images=f"{bucket}/images.tar"):
+        words = ["encode", images, destination, "--model", weights, "--batch-size", 2, "--shard-size", 2, "--flip"]
         command = [sys.executable, "-c", STRUCK, strike, *words]
         return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
 
@@ -141,5 +145,5 @@ def test_encoding_to_a_bucket_killed_five_times_gives_the_bytes_of_a_local_one(s
     ended = start(address, 0)
     assert ended.returncode == 0, ended.stderr
     assert "20 latents in gs://bucket/killed" in ended.stdout
-    assert start(tmp_path / "latents", 0).returncode == 0
+    assert start(tmp_path / "latents", 0, tar).returncode == 0
     assert objects(address) == contents(tmp_path / "latents")

@@ -140,6 +140,35 @@ def test_the_loader_of_meanflow_reads_files_of_pytorch(stored, ours):
 
 
 @pytest.mark.torch
+def test_loaders_of_pytorch_give_the_same_from_our_shards_and_from_npz(stored):
+    from torch.utils.data import ConcatDataset, DataLoader, Dataset
+
+    class Arrays(Dataset):
+        """One file of NumPy's arrays."""
+
+        def __init__(self, file):
+            with np.load(file) as arrays:
+                self.arrays = dict(arrays)
+
+        def __len__(self):
+            return len(self.arrays["labels"])
+
+        def __getitem__(self, index):
+            mean, std, label, name, flipped = (
+                self.arrays[key][index] for key in ("mean", "std", "labels", "names", "flipped")
+            )
+            return {"mean": mean, "std": std, "label": int(label), "name": str(name), "flipped": bool(flipped)}
+
+    files = sorted(stored["npz"].glob("*.npz"))
+    loaders = LatentDataset(stored["safetensors"]), ConcatDataset([Arrays(file) for file in files])
+    ours, theirs = (by_place(DataLoader(each, batch_size=None, shuffle=True)) for each in loaders)  # pyright: ignore
+    assert len(ours) == 20 and theirs.keys() == ours.keys()
+    for place, entry in theirs.items():
+        assert entry["label"] == ours[place]["label"]
+        assert all(entry[part].equal(ours[place][part]) for part in ("mean", "std"))
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_file_of_pytorch_holds_what_pytorch_would_write(dtype):
     import torch
