@@ -5,9 +5,11 @@ the generation of an object, by which the real store makes "create only if absen
 what is read; both are added here.
 """
 
+import http.server
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -46,6 +48,7 @@ def served() -> Iterator[str]:
             os.environ.pop(name)
             if name in before:
                 os.environ[name] = before[name]
+        server.kill()  # it may still wait for a client
         server.communicate()
 
 
@@ -76,9 +79,16 @@ def _serve() -> None:
     objects.insert, objects.download = conditional, told  # before the server puts them into its table
     from gcp_storage_emulator import server
 
-    server.server.HTTPServer.request_queue_size = (
-        128  # it answers one request at a time, and tensorstore asks in dozens
-    )
+    # One thread for each connection, because a client may open one and send nothing; one request at a time.
+    http.server.HTTPServer = http.server.ThreadingHTTPServer
+    http.server.ThreadingHTTPServer.request_queue_size = 128  # tensorstore asks in dozens
+    handle, turn = server.Router.handle, threading.Lock()
+
+    def in_turn(router, method):
+        with turn:
+            handle(router, method)
+
+    server.Router.handle = in_turn
     served = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
     served.start()
     print(served._api._httpd.server_address[1], flush=True)

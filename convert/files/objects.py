@@ -178,8 +178,7 @@ def put_folder(folder: Path, target: Place) -> None:
       AddressError: If one cannot be written.
     """
     for entry in sorted(list_at(folder, recursive=True), key=lambda entry: -entry.size):
-        with address_errors(target):
-            connect(target).put_file(str(folder / entry.name), address_below(target, *entry.name.split("/")))
+        write_at(address_below(target, *entry.name.split("/")), (folder / entry.name).read_bytes())
 
 
 def fetch_folder(source: Place, folder: Path) -> None:

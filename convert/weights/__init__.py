@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flax_vae.convert.weights.hub import find_config
     from flax_vae.convert.weights.load import load_weights, resolve_architecture
     from flax_vae.convert.weights.open import WeightFile, open_weights
-    from flax_vae.convert.weights.run_folder import CHECKPOINTS, EXPORT, find_export, is_run
+    from flax_vae.convert.weights.run_folder import CHECKPOINTS, EXPORT, find_export, is_run, local_weights
     from flax_vae.convert.weights.save import save_weights
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -47,6 +47,7 @@ __all__ = [
     "kept_keys",
     "load_folder",
     "load_weights",
+    "local_weights",
     "open_weights",
     "read_any_config",
     "read_config",

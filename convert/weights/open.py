@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flax_vae.convert.architecture import Architecture
-from flax_vae.convert.errors import FileError
-from flax_vae.convert.files import note_on_number, read_object, require_regular
+from flax_vae.convert.errors import ArgumentError, FileError
+from flax_vae.convert.files import address_below, is_address, note_on_number, read_object, require_regular
 from flax_vae.convert.formats import (
     ArrayLike,
     content_of,
@@ -30,7 +30,7 @@ from flax_vae.convert.weights.embedded import check_config, read_architecture
 from flax_vae.convert.weights.file_names import ACCEPTED, Kind, choose_models, is_diffusers_file, kind_of, pair_of
 from flax_vae.convert.weights.folder import CONFIG, LAYOUT, WEIGHTS, is_own_config, load_folder
 from flax_vae.convert.weights.hub import HubName, download, find
-from flax_vae.convert.weights.run_folder import find_export, is_run
+from flax_vae.convert.weights.run_folder import find_export, is_run, local_weights
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def open_weights(
     safetensors files are preferred over msgpack, and msgpack over pickles, which need PyTorch.
 
     Args:
-      path: File, folder, or name on the hub.
+      path: File, folder, name on the hub, or address of a file or folder in a bucket, which is copied first.
       verify: Whether to compare digests; see `flax_vae.convert.formats.read_tensors` and
         `flax_vae.convert.weights.orbax_steps.read_step`.
       variant: Name of the variant to take from a diffusers folder, `"fp16"` for example.
@@ -105,6 +105,14 @@ def open_weights(
         folder do not match its configuration.
       ValueError: If `revision` is given for a local path, or `revision` or `subfolder` twice.
     """
+    if is_address(path):
+        if revision:
+            raise ArgumentError(
+                f"revision={revision!r} is of a model on the Hugging Face hub; leave it out for {path}",
+                field="revision",
+            )
+        with local_weights(address_below(path, subfolder) if subfolder else path) as copy:
+            return open_weights(copy, verify=verify, variant=variant, raw_weights=raw_weights)
     place = find(path, revision, subfolder)
     if isinstance(place, HubName):
         place, variant = download(place, variant), None

@@ -139,21 +139,27 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def locate_model(path: Path) -> Path:
-    """Returns the export of a run directory, and any other path as it is.
+    """Returns the export of a run directory, a temporary copy of what lies in a bucket, and any other path as it is.
 
     Raises:
       RunError: If the run has not ended.
     """
     from flax_vae.convert.errors import FileError  # numpy, which --help does without
-    from flax_vae.convert.weights import find_export, is_run
+    from flax_vae.convert.files import is_address
+    from flax_vae.convert.weights import find_export, is_run, local_weights
 
     try:
+        if is_address(path):
+            with local_weights(path) as copy:
+                return find_export(copy) if is_run(copy) else copy
         return find_export(path) if is_run(path) else path
     except FileError as error:
         raise RunError(str(error)) from error
 
 
 def _run(flags: EvalFlags) -> int:
+    from flax_vae.convert.files import is_address
+
     images, output = flags.images, flags.output
     for name, value in [("limit", images.limit), ("batch_size", images.batch_size), ("worst", output.worst)]:
         if value is not None and value < 1:
@@ -168,6 +174,8 @@ def _run(flags: EvalFlags) -> int:
     if len(flags.models) > 1 and alone:
         raise TrainError(f"{alone[0]} needs exactly one model, not {len(flags.models)}")
     models = tuple(flags.models)
+    if output.write_scale and is_address(models[0]):
+        raise TrainError(f"--write-scale writes into a model folder on this machine, and not into {models[0]}")
     folders = [locate_model(path) for path in models]
     if flags.output.write_scale:
         from flax_vae.train.evaluation import check_scalable
@@ -302,15 +310,16 @@ def _images(flags: EvalFlags, run: Path) -> "tuple[ValidationConfig, ImageSource
 
 def _run_config(path: Path) -> "TrainConfig | None":
     """Returns the settings of the run that a path belongs to: its directory, its export or one of its checkpoints."""
+    from flax_vae.convert.files import as_path, exists_at
     from flax_vae.convert.weights import CHECKPOINTS, EXPORT
     from flax_vae.train.run import RunDirectory
 
-    run = path
+    path = run = as_path(path)
     if path.parent.name == CHECKPOINTS:
         run = path.parents[1]
     elif path.name == EXPORT:
         run = path.parent
-    return RunDirectory(run).stored_config() if (run / CHECKPOINTS).is_dir() else None
+    return RunDirectory(run).stored_config() if exists_at(run / CHECKPOINTS) else None
 
 
 def _load_lpips(settings: "ValidationConfig") -> "tuple[PerceptualDistance | None, str]":
