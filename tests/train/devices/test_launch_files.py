@@ -71,8 +71,8 @@ def test_slurm_script_requeues_only_after_a_stop(tmp_path):
     assert said == {0: "", 1: "", 143: "scontrol requeue 17"}
 
 
-def test_a_url_is_refused_as_workdir(capsys):
+def test_an_address_without_folders_is_refused_as_workdir(capsys):
     from flax_vae.train.cli.main import main
 
-    assert main(["--workdir", "gs://bucket/run"]) == 1
-    assert "mount the bucket" in capsys.readouterr().err
+    assert main(["--workdir", "ftp://host/run"]) == 1
+    assert "ftp://host/run cannot be used as a folder; expected a path, gs:// or s3://" in capsys.readouterr().err
