@@ -49,8 +49,8 @@ class Plan:
       fits: Whether that fits the device; None if the size of its memory is unknown.
       operations: Operations of one step on one device as it computes them, from `flax_vae.train.devices.count_flops`,
         with those that rematerialisation computes again.
-      traffic: Bytes between a device and its memory as counted by the compiler, which counts the body of a loop once;
-        None if it does not count them.
+      traffic: Bytes that a device's operations read and write as counted by the compiler, which counts the body of a
+        loop once, and also what stays in memory on a TPU's chip; None if it does not count them.
       dollars: Price of one device per hour, if known.
     """
 
@@ -71,6 +71,8 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Lower bound on the seconds per step: the larger of computing time and memory time at the peak (a roofline).
+
+        Where memory takes longer, it is a bound only as far as the compiler's traffic is that of the device's memory.
 
         Source: Williams, Waterman and Patterson 2009, "Roofline".
         """

@@ -13,9 +13,10 @@ _TEXT_COLUMNS = 3  # number of text columns, which come first
 
 LEGEND = """\
 state, work: GiB on each device of the state, batch and constants, and of all temporaries of a step.  GiB of: both and
-the program, of the memory of the device.  TFLOP: convolutions and products of one step on one device.  GB: traffic
-between it and its memory, as the compiler counts it (the body of a loop once).  s: lower bound per step, by the
-published bfloat16 peak or the published bandwidth, whichever takes longer; without communication between devices.
+the program, of the memory of the device.  TFLOP: convolutions and products of one step on one device.  GB: what
+its operations read and write, as the compiler counts it (the body of a loop once; also what stays on a TPU's chip).
+s: lower bound per step, by the published bfloat16 peak or the published bandwidth, whichever takes longer (by bandwidth
+it is too high by what stays on the chip); without communication between devices.
 img/s and $/M (price of training on a million images) follow from that, and from published prices on demand."""
 
 
