@@ -7,6 +7,7 @@ the edges of the map.
 Shapes: `n` rows of a band, `h w` height and width of a map, `c` channels, `t` width of the time embedding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -22,7 +23,7 @@ from flax_vae.attention import attention
 from flax_vae.convert.architecture import PaddingMode
 from flax_vae.layers import NORM_EPS, swish
 from flax_vae.ops import Conv as Convolution
-from flax_vae.ops import Dense, convolve, corner_kernels
+from flax_vae.ops import Dense, convolve, upsample_padded
 
 BandWeights = dict[str, Any]
 
@@ -78,7 +79,7 @@ class BandConv:
     def __call__(self, band: Band) -> Band:
         side = self.weights["kernel"].shape[0] // 2
         x = band.padded(self.padding_mode) if side else band.x
-        x = _convolve(x, self.weights, (side, side), self.dtype, self.padding_mode)
+        x = _convolve(x, self.weights, (side, side), self.dtype, partial(convolve, padding_mode=self.padding_mode))
         return Band(x, band.start + side, band.height)
 
 
@@ -138,35 +139,29 @@ class BandAttention:
 
 @struct.dataclass
 class BandUpsample:
-    """Nearest-neighbour upsampling and a 3x3 convolution, without the enlarged map and with 4/9 of the operations.
-
-    In the enlarged map a 3x3 kernel covers only 2x2 different pixels, so the weights for equal pixels are summed first.
-    Each of the four output pixels has its own sums.
-    """
+    """Nearest-neighbour upsampling and a 3x3 convolution, without the enlarged map; see `flax_vae.ops.upsampling`."""
 
     weights: BandWeights
     dtype: Dtype | None = struct.field(pytree_node=False)
     padding_mode: PaddingMode = struct.field(pytree_node=False, default="zeros")
 
+    def followed_by(self, pointwise: BandWeights) -> "BandUpsample":
+        """Returns this followed by a 1x1 convolution, as one operation."""
+        by = partial(jnp.einsum, precision="highest")
+        kernel = by("hwim,mo->hwio", self.weights["kernel"], pointwise["kernel"][0, 0])
+        bias = by("m,mo->o", self.weights["bias"], pointwise["kernel"][0, 0]) + pointwise["bias"]
+        return BandUpsample({"kernel": kernel, "bias": bias}, self.dtype, self.padding_mode)
+
     def reach(self, rows: int) -> int:
         return -(-rows // 2) + 1
 
     def __call__(self, band: Band) -> Band:
-        corners = [(below, right) for below in (0, 1) for right in (0, 1)]
         # The two outermost rows of the enlarged map are equal, so that its reflection is a copy of the map's edge.
         reflect = self.padding_mode == "reflect"
         x = band.padded("edge" if reflect else "zeros")
         x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge" if reflect else "constant")
-        pixels = [
-            _convolve(
-                x[:, below : x.shape[1] - 1 + below, right : x.shape[2] - 1 + right],
-                self.weights | {"kernel": kernel},
-                (0, 0),
-                self.dtype,
-            )
-            for (below, right), kernel in zip(corners, corner_kernels(self.weights["kernel"]), strict=True)
-        ]
-        x = rearrange(pixels, "(below right) b n w c -> b (n below) (w right) c", below=2)
+        side = self.weights["kernel"].shape[0] // 2
+        x = _convolve(x, self.weights, (side, side), self.dtype, upsample_padded)
         return Band(x, 2 * (band.start + 1), 2 * band.height)
 
 
@@ -187,11 +182,10 @@ class BandAdd:
 
 
 def _convolve(
-    x: Array, weights: BandWeights, padding: tuple[int, int], dtype: Dtype | None, padding_mode: PaddingMode = "zeros"
+    x: Array, weights: BandWeights, padding: tuple[int, int], dtype: Dtype | None, convolution: Callable[..., Array]
 ) -> Array:
     """Returns the convolution, padded to the left and right, and not padded above and below."""
     height, width, _, features = weights["kernel"].shape
-    convolution = partial(convolve, padding_mode=padding_mode)
     conv = Convolution(features, (height, width), padding=((0, 0), padding), dtype=dtype, convolution=convolution)
     return jnp.asarray(conv.apply({"params": weights}, x))
 
@@ -207,23 +201,44 @@ def reach_of(steps: tuple[BandOp, ...], rows: int = 0) -> int:
     return rows
 
 
+def widest_of(steps: tuple[BandOp, ...]) -> int:
+    """Returns the largest number of channels among the results of the convolutions of a sequence of operations."""
+    return max((leaf.shape[-1] for leaf in jax.tree.leaves(steps) if leaf.ndim == 4), default=1)
+
+
 def _through(steps: tuple[BandOp, ...], band: Band) -> Band:
     for step in steps:
         band = step(band)
     return band
 
 
-@partial(jax.jit, static_argnames=("height", "rows", "keep"))
+@partial(jax.jit, static_argnames=("heights", "rows", "keep"))
 def run_ops(
-    steps: tuple[BandOp, ...], x: Float[Array, "n w c"], start: Array, *, height: int, rows: int, keep: bool
+    branches: tuple[tuple[BandOp, ...], ...],
+    bands: tuple[Float[Array, "n w c"], ...],
+    starts: tuple[Array, ...],
+    *,
+    heights: tuple[int, ...],
+    rows: int,
+    keep: bool,
 ) -> tuple[Array | None, Array, Array]:
-    """Returns the output of the middle `rows` rows of `x` (if `keep`), and mean and squared deviation of each row.
+    """Returns the sum of branches (if `keep`), and mean and squared deviation of each of its rows.
 
-    The position is an argument instead of a constant, so that all bands of a map share a program.
+    Positions are arguments instead of constants, so that all bands of a map share a program.
+
+    Args:
+      branches: Operations of each branch, in order.
+      bands: Input of each branch; the middle `rows` rows of its output are added.
+      starts: Number of the first row of each band in its map.
+      heights: Heights of these maps.
+      rows: Number of rows of the result.
+      keep: Whether the sum is returned.
     """
-    band = _through(steps, Band(x[None], start, height))
-    rows *= band.height // height
-    y = band.crop((band.x.shape[1] - rows) // 2).x[0]
-    y32 = y.astype(jnp.promote_types(y.dtype, jnp.float32))  # at least float32
+    parts = []
+    for steps, x, start, height in zip(branches, bands, starts, heights, strict=True):
+        band = _through(steps, Band(x[None], start, height))
+        parts.append(band.crop((band.x.shape[1] - rows) // 2).x[0])
+    y = sum(parts[1:], parts[0])
+    y32 = jnp.asarray(y, jnp.promote_types(y.dtype, jnp.float32))  # at least float32
     mean = y32.mean(1)
     return y if keep else None, mean, jnp.square(y32 - mean[:, None]).sum(1)

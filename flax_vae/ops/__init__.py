@@ -19,10 +19,9 @@ if TYPE_CHECKING:
         require_devices,
     )
     from flax_vae.ops.convolution import convolve
-    from flax_vae.ops.folded_kernels import corner_kernels
     from flax_vae.ops.group_norm import GroupNorm
     from flax_vae.ops.linear import Conv, Dense
-    from flax_vae.ops.upsampling import upsample_and_convolve
+    from flax_vae.ops.upsampling import upsample_and_convolve, upsample_padded
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -38,9 +37,9 @@ __all__ = [
     "cache_for_command",
     "compiler_options",
     "convolve",
-    "corner_kernels",
     "release_compiler_memory",
     "require_devices",
     "tiled_attention",
     "upsample_and_convolve",
+    "upsample_padded",
 ]

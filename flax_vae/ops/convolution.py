@@ -66,18 +66,23 @@ def convolve(
         x, padding = reflected(x, padding), ((0, 0), (0, 0))
     if tuple(dimension_numbers) != LAYOUT:
         raise ValueError(f"dimension_numbers={dimension_numbers!r}; expected {LAYOUT}")
-    asked = jax.config.jax_default_matmul_precision if precision is None else precision  # type: ignore[attr-defined]
     spec = ConvSpec(
         *(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (x, kernel)),
         strides=tuple(window_strides),
         padding=tuple(padding),
         precision=precision,
-        exact=x.dtype == "float32" and asked in ("highest", "float32", jax.lax.Precision.HIGHEST),
+        exact=is_exact(x, precision),
     )
     forward = _chosen(spec, "forward")
     if spec.pointwise:  # JAX's derivatives of a matrix product are matrix products
         return forward(x, kernel)
     return bilinear(forward, _chosen(spec, "input_gradient"), _chosen(spec, "kernel_gradient"))(x, kernel)
+
+
+def is_exact(x: Array, precision: jax.lax.PrecisionLike) -> bool:
+    """Returns whether the full precision of float32 is asked for, by an argument or as JAX's default."""
+    asked = jax.config.jax_default_matmul_precision if precision is None else precision  # type: ignore[attr-defined]
+    return x.dtype == "float32" and asked in ("highest", "float32", jax.lax.Precision.HIGHEST)
 
 
 def _chosen(spec: ConvSpec, part: Literal["forward", "input_gradient", "kernel_gradient"]) -> Any:

@@ -22,7 +22,7 @@ from flax_vae.ops.conv_method import (
     xla_kernel_gradient,
 )
 from flax_vae.ops.convolution import convolve
-from flax_vae.ops.cpu.folded_upsampling import convolve_corners
+from flax_vae.ops.cpu.folded_upsampling import convolve_corners, convolve_padded, four_convolutions
 from flax_vae.ops.folded_kernels import transposed_kernel, transposed_kernel_gradient
 from flax_vae.ops.linear_maps import bilinear, vary_together
 from flax_vae.ops.reflection import replicated
@@ -64,6 +64,21 @@ def upsample_and_convolve(
     if x.dtype.itemsize < 4:  # a CPU computes half precision in float32, but rounds what it passes on
         ways.pop("cpu", None)
     return lax.platform_dependent(x, kernel, **ways, default=as_written)
+
+
+def upsample_padded(
+    x: Float[Array, "b h+2 w+2 i"], kernel: Float[Array, "3 3 i o"], *unused: Any, **options: Any
+) -> Float[Array, "b 2*h 2*w o"]:
+    """Does as `upsample_and_convolve`, of a map that has a pixel more on every side in place of padding.
+
+    Args:
+      x: Map before upsampling, padded.
+      kernel: Kernel of the upsampled map.
+      unused: Strides and padding of a convolution.
+      options: Options of `convolve`.
+    """
+    cpu, default = (partial(way, **options) for way in (convolve_padded, four_convolutions))
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
 def _doubled(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:

@@ -10,7 +10,7 @@ import pytest
 
 from flax_vae import AutoEncoder
 from flax_vae.inference import band_ops as bands
-from flax_vae.inference.banded_decode import Map, decode_in_bands
+from flax_vae.inference.banded_decode import MAP_BYTES, Map, decode_in_bands
 from tests.flax_vae.random_models import PLAIN, apart, random_inputs, random_params
 
 TOLERANCE = 1e-5  # of the RMS
@@ -37,15 +37,16 @@ def case(record):
 
 
 @pytest.mark.parametrize(
-    ("record", "band_rows"),
-    [(PLAIN, 1), (PLAIN, 3), (PLAIN, 64), (TIMED, 5), (SINUSOIDAL, 4), (PATCHED, 8)]
-    + [(REFLECTED, 1), (REFLECTED, 3), (REFLECTED, 64)],
+    ("record", "band_rows", "map_bytes"),
+    # With 0 bytes, intermediate results are computed again.
+    [(PLAIN, 1, 0), (PLAIN, 3, MAP_BYTES), (PLAIN, 64, 0), (TIMED, 5, 0), (SINUSOIDAL, 4, MAP_BYTES)]
+    + [(PATCHED, 8, MAP_BYTES), (REFLECTED, 1, MAP_BYTES), (REFLECTED, 3, 0), (REFLECTED, 64, MAP_BYTES)],
     ids=["one row", "no divisor of the height", "all rows", "attention and time", "sinusoidal time", "latent norm"]
     + ["reflection, one row", "reflection, no divisor", "reflection, all rows"],
 )
-def test_bands_give_an_equal_image(record, band_rows):
+def test_bands_give_an_equal_image(record, band_rows, map_bytes):
     model, params, inputs, expected = case(record)
-    images = decode_in_bands(model, params, *inputs, band_rows=band_rows)
+    images = decode_in_bands(model, params, *inputs, band_rows=band_rows, map_bytes=map_bytes)
     assert isinstance(images, np.ndarray)
     assert images.dtype == np.float32
     assert apart(images, expected) <= TOLERANCE
