@@ -259,7 +259,7 @@ def test_out_of_memory_is_one_line_and_other_errors_propagate(model, here, capsy
 
 
 def test_a_reconstruction_that_is_not_finite_is_refused(model, here, capsys, monkeypatch):
-    decode = lambda model, params, z, time: np.full((1, 14, 12, 3), np.nan)  # noqa: E731
+    decode = lambda model, mesh, params, z, time: np.full((1, 14, 12, 3), np.nan)  # noqa: E731
     monkeypatch.setattr("flax_vae.inference.reconstruction._decode", decode)
     Image.fromarray(PIXELS).save("photo.png")
     code, _, err = run(capsys, "photo.png", "--model", model)
