@@ -38,6 +38,7 @@ from flax_vae.images import ImageScan, in_threads
 
 _BESIDE_SHARDS = r"plan\.json|index\.json|statistics\.json|skipped\.jsonl|images-\d{5,}\.jsonl"
 OURS = re.compile("|".join([_BESIDE_SHARDS, *(shard_storage(name).files for name in get_args(Storage))]))
+SIGNS = (PLAN, INDEX, images_file(0))  # one of which is in every data set; other programs write 00000000.pt too
 _THREADS = 16  # that read the headers of shards, which is mostly waiting
 _FORMAT = 2  # format of the plan; format 1 had no digests of the images
 _REMEDY = "give the same again, choose another folder, or begin anew with --force"

@@ -12,20 +12,21 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from flax_vae.autoencoder import Model
-from flax_vae.convert.console import Progress
+from flax_vae.convert.console import Progress, printable
 from flax_vae.convert.errors import ArgumentError
-from flax_vae.convert.files import Place, as_path, remove_content
+from flax_vae.convert.files import Place, address_of, as_path, is_address, remove_content
 from flax_vae.convert.latents import Encoding, ShardStorage, Storage, shard_storage
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import LatentEncoder, weights_sha256
 from flax_vae.folders.batches import BatchLimits, Shard, programs
-from flax_vae.folders.data_set import OURS, DataSet
+from flax_vae.folders.data_set import OURS, SIGNS, DataSet
 from flax_vae.folders.output_folder import continued, locked, remove_partial_files, replaced
 from flax_vae.folders.pipeline import BusyTime, EncodePipeline, Skips
 from flax_vae.images import ResizedSource, StorageError, open_images, scan_images
@@ -107,8 +108,8 @@ def encode_folder(
 
     Raises:
       UserError: If `source` holds no images or too many damaged ones, encoded images were removed or changed,
-        `destination` holds other files, was started with other settings or is being written by another process, or a
-        latent is not finite.
+        `destination` is in `source`, holds other files, was started with other settings or is being written by another
+        process, or a latent is not finite.
       ArgumentError: If `storage` is unknown, or cannot hold the dtype of `encoding`.
       AddressError: If a bucket cannot be reached.
       OSError: If a shard cannot be written, for example because the disk is full.
@@ -124,6 +125,7 @@ def encode_folder(
         raise UserError(
             "append= (--append) keeps existing latents and force= (--force) replaces them; pass one of them"
         )
+    _require_apart(os.fspath(source), target)
     grouping = grouping or BatchLimits()
     images = open_images(os.fspath(source))
     found = scan_images(images if encoding.resize is None else ResizedSource(images, encoding.resize, encoding.crop))
@@ -133,7 +135,7 @@ def encode_folder(
         raise UserError(
             f"none of the {len(found.errors)} images in {found.source.where} can be read; expected valid images"
         )
-    place = replaced(target, OURS) if force else continued(target)
+    place = replaced(target, OURS, SIGNS) if force else continued(target)
     with locked(target, member=process if processes > 1 else None), place as folder:
         try:
             data_set = DataSet.begin(folder, found, encoding, grouping, shards, append)
@@ -211,6 +213,21 @@ def encoding_of(model: Model, params: dict[str, Any], **settings: Any) -> Encodi
     return Encoding(
         weights_sha256(params, DECODER_PARAMS), architecture, compute_dtype=compute, multiple=multiple, **settings
     )
+
+
+def _require_apart(source: str, target: Path) -> None:
+    """Refuses a destination in the folder of the images, where it would be numbered as a class by the next start."""
+    if is_address(source):
+        inside = address_of(target).startswith(f"{source.rstrip('/')}/")
+    else:
+        folder = Path(source).resolve()
+        inside = not is_address(target) and not target.is_file() and folder in target.resolve().parents
+    if inside:
+        raise UserError(
+            f"{printable(address_of(target))} is in {printable(source)}, whose folders are the classes of its images; "
+            "choose a folder outside, or move the latents there",
+            path=target,
+        )
 
 
 def _named(storage: ShardStorage, shards: Sequence[Shard]) -> re.Pattern[str]:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,13 @@ def require_same_plan(folder: Path, earlier: Mapping[str, Any], plan: Mapping[st
         raise UserError(f"{printable(folder)} was begun otherwise: {some(different)}; {remedy}", path=folder)
 
 
-def require_ours(folder: Path, ours: re.Pattern[str]) -> bool:
+def require_ours(folder: Path, ours: re.Pattern[str], signs: Sequence[str]) -> bool:
     """Checks that a folder holds only files with these names and partial files of a killed process.
 
     Args:
       folder: Folder to replace.
       ours: Pattern of the names of files that may be in it.
+      signs: Names of files one of which is in it, because other programs write files with the other names too.
 
     Returns:
       Whether the folder holds any file.
@@ -114,7 +115,8 @@ def require_ours(folder: Path, ours: re.Pattern[str]) -> bool:
       UserError: If the folder holds anything else.
     """
     present = sorted(entry.name for entry in folder.iterdir())
-    others = [name for name in present if not ours.fullmatch(name) and not partial_of(name)]
+    signed = not present or any(name in signs for name in present)
+    others = [name for name in present if not (signed and ours.fullmatch(name)) and not partial_of(name)]
     if others:
         raise UserError(
             f"{printable(folder)} holds something else ({some([*map(printable, others)])}) and is never replaced; "
@@ -138,7 +140,7 @@ def refuse_to_replace(folder: Place) -> None:
 
 
 @contextlib.contextmanager
-def replaced(folder: Path, ours: re.Pattern[str]) -> Iterator[Path]:
+def replaced(folder: Path, ours: re.Pattern[str], signs: Sequence[str]) -> Iterator[Path]:
     """Yields a new folder that replaces an existing one when the block ends.
 
     Until then the existing folder can be read.  If the block fails or the process is killed, the new folder stays
@@ -147,13 +149,14 @@ def replaced(folder: Path, ours: re.Pattern[str]) -> Iterator[Path]:
     Args:
       folder: Folder, locked by the caller.
       ours: Pattern of the names of files that may be in it.
+      signs: Names of files one of which is in it; see `require_ours`.
 
     Raises:
       UserError: If the folder holds anything else, or is a mount point.
     """
     refuse_to_replace(folder)
     target, fresh = _places(folder)
-    if not require_ours(target, ours) and not fresh.exists():
+    if not require_ours(target, ours, signs) and not fresh.exists():
         yield folder
         return
     if target.is_mount():

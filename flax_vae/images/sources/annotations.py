@@ -27,7 +27,8 @@ class Annotations:
          does.  Images in folders below them belong to the folder at the top.  Folders without images have numbers too.
     An image for which that place has nothing has no label; neither has one outside the folders.
 
-    A caption is the `.txt` file beside an image, or else `caption` or `text` in the `.json` file.
+    A caption is the `.txt` file beside an image, or else `caption` or `text` in the `.json` file.  Endings
+    may be in capitals.
 
     Attributes:
       classes: Names of the classes, if folders are the labels.
@@ -58,7 +59,11 @@ class Annotations:
           DataError: If a file that has to be read is damaged.
         """
         keys = {key_of(name) for name in images}
-        self.files = frozenset(name for name in others if name.endswith(SUFFIXES) and key_of(name) in keys)
+        besides = {name: key for name in others if name.lower().endswith(SUFFIXES) and (key := key_of(name)) in keys}
+        self.files = frozenset(name for name, key in besides.items() if name[len(key) :].lower() in SUFFIXES)
+        # Endings in capitals, as in `a.TXT` beside `a.JPG`, by the usual name.
+        capitals = sorted(name for name in self.files if not name.endswith(SUFFIXES))
+        self._capitals = {f"{besides[name]}{name[len(besides[name]) :].lower()}": name for name in capitals}
         self._listed: dict[str, Any] | None = None
         self._images, self._read, self._key_of, self._inside = images, read, key_of, inside
         self.classes: tuple[str, ...] = ()
@@ -109,7 +114,7 @@ class Annotations:
         return value
 
     def _origin(self, folders: Collection[str]) -> Literal[".cls", ".json", "folders"] | None:
-        if any(name.endswith(".cls") for name in self.files):
+        if any(name.lower().endswith(".cls") for name in self.files):
             return ".cls"
         first = next((name for name in self._images if self._beside(name, ".json") in self.files), None)
         if first is not None and _first(self._object(first), LABEL_KEYS) is not None:
@@ -149,7 +154,8 @@ class Annotations:
         return folder if slash else ""
 
     def _beside(self, name: str, suffix: str) -> str:
-        return f"{self._key_of(name)}{suffix}"
+        usual = f"{self._key_of(name)}{suffix}"
+        return usual if usual in self.files else self._capitals.get(usual, usual)
 
     def _content(self, name: str, suffix: str) -> bytes | None:
         file = self._beside(name, suffix)

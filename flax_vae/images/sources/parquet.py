@@ -218,7 +218,8 @@ class ParquetSource(FileSource):
         strings = [field.name for field in schema if _is_text(self._pyarrow, field.type)]
         given = options.get("caption")
         if given and given not in strings:
-            raise DataError(f"{self.where} has no column {given!r} of text; {suggest(given, strings, listed=True)}")
+            hint = suggest(given, strings, listed=True) if strings else "it has no column of text"
+            raise DataError(f"{self.where} has no column {given!r} of text; {hint}")
         return given or next((name for name in CAPTIONS if name in strings), None)
 
 
@@ -240,4 +241,7 @@ def _holds_images(pyarrow: Any, kind: Any) -> bool:
 
 
 def _is_text(pyarrow: Any, kind: Any) -> bool:
-    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+    types = pyarrow.types
+    if types.is_dictionary(kind):  # as pandas stores categories
+        return _is_text(pyarrow, kind.value_type)
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)

@@ -26,7 +26,9 @@ from flax_vae.convert.latents.shard import write_shard
 from flax_vae.errors import UserError
 from flax_vae.folders.batch_encoder import latent_noise
 from flax_vae.folders.batches import BatchLimits, ImageEntry, plan_shards
+from flax_vae.folders.data_set import OURS, SIGNS
 from flax_vae.folders.encode import encode_folder, encoding_of
+from flax_vae.folders.output_folder import replaced, require_ours
 from flax_vae.folders.pipeline import BusyTime
 from flax_vae.images.read import read_image
 from flax_vae.images.scan import scan_images
@@ -318,6 +320,9 @@ def test_a_complete_data_set_is_kept_and_other_settings_refused(one, tmp_path, m
         encode(source, source, model)
     with pytest.raises(UserError, match="is a file"):
         encode(source, source / "a.png", model)
+    with pytest.raises(UserError, match=r"whose folders are the classes of its images; choose a folder outside"):
+        encode(source, source / "latents", model)
+    assert not (source / "latents").exists()
 
 
 def invert(path):
@@ -632,3 +637,14 @@ def test_counts_add_up(weights, tmp_path, capsys):
     assert f"{promised} size" in capsys.readouterr().err
     index = LatentDataset(tmp_path / "latents").index
     assert (index.entries, index.images, index.skipped) == (24, 12, 3)
+
+
+def test_force_never_replaces_files_of_other_programs_that_have_our_names(tmp_path):
+    (tmp_path / "00000000.pt").write_bytes(b"latent of another program")
+    with (
+        pytest.raises(UserError, match=r"something else \(00000000.pt\) and is never replaced"),
+        replaced(tmp_path, OURS, SIGNS),
+    ):
+        pass
+    (tmp_path / "plan.json").write_text("{}")
+    assert require_ours(tmp_path, OURS, SIGNS)

@@ -75,6 +75,13 @@ def test_files_beside_images_give_labels_and_captions(tmp_path):
     assert labels(open_images(str(tmp_path))) == {"3.png": None, "a/1.png": None, "a/2.v1.png": 3}
 
 
+def test_endings_in_capitals_are_those_of_files_beside_images_too(tmp_path):
+    folder = write(tmp_path, "A.PNG", "b.png", **{"A.CLS": "5", "A.TXT": "first", "b.Txt": "b", "b.txt": "second"})
+    source = open_images(folder)
+    assert labels(source) == {"A.PNG": 5, "b.png": None}
+    assert [source.caption(index) for index in range(2)] == ["first", "second"]
+
+
 def test_a_list_of_labels_at_the_top_comes_first(tmp_path):
     write(tmp_path, "00000/1.png", "00000/2.png", "00001/3.png")
     pairs = [["00000/1.png", 7], ["00000/2.png", 0]]

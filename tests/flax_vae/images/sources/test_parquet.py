@@ -38,6 +38,8 @@ def test_labels_and_captions_are_columns(tmp_path):
     assert [source.caption(index) for index in range(5)] == ["a", "b", None, "d", "é"]
     assert (source.classes, source.label_notes) == ((), ("labels are the column label",))
     assert open_images(f"{address},label=n").label(4) == 9
+    categories = write(tmp_path / "y.parquet", caption=pyarrow.array(list("abcab")).dictionary_encode())
+    assert [open_images(categories).caption(index) for index in range(5)] == list("abcab")
     for index in reversed(range(5)):
         np.testing.assert_array_equal(source[index], PIXELS[index])
 
