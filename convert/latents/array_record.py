@@ -4,6 +4,7 @@ A record is a msgpack map with the keys of an entry of `LatentDataset`; an array
 `data`.  So msgpack and NumPy are all that another program needs.
 """
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from flax_vae.convert.errors import FileError
+from flax_vae.convert.errors import FileError, one_line
 from flax_vae.convert.extras import needed
 from flax_vae.convert.files import atomic_file
 from flax_vae.convert.latents.index import Storage
@@ -35,10 +36,13 @@ class ArrayRecordShards(SealedShards):
         """Writes one file."""
         name = f"latents-{number:05d}.array_record"
         with atomic_file(folder / name, force=True) as temporary:
-            writer = _writer()(str(temporary), _OPTIONS)
-            for (entry, parts), optional in zip(entry_rows(content), _optional(content), strict=True):
-                writer.write(_record(entry, parts, optional))
-            writer.close()
+            try:
+                writer = _writer()(str(temporary), _OPTIONS)
+                for (entry, parts), optional in zip(entry_rows(content), _optional(content), strict=True):
+                    writer.write(_record(entry, parts, optional))
+                writer.close()
+            except RuntimeError as error:  # of the package, for a full disk for example
+                raise OSError(errno.EIO, one_line(error)) from error
             return {name: file_sha256(temporary)}
 
 

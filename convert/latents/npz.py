@@ -23,8 +23,8 @@ class NpzShards(SealedShards):
     """Shards in `.npz` files, not compressed.
 
     The arrays are `latents` of shape (n, h, w, c), or `mean` and `logvar` or `std`; `names`, strings; `numbers` of the
-    images in the source; `heights` and `widths` of the originals in pixels; `flipped`; and where the source has them
-    `labels`, -1 for none, and `captions`, strings.
+    images in the source; `heights` and `widths` of the encoded images in pixels; `flipped`; and where the source has
+    them `labels`, -1 for none, and `captions`, strings.
     """
 
     storage: Storage = "npz"

@@ -206,6 +206,19 @@ def test_what_is_missing_or_damaged_is_encoded_again(storage, stored, source, mo
         LatentDataset(folder)
 
 
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, path, options): ...
+        def write(self, record): ...
+        def close(self):
+            raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr("flax_vae.convert.latents.array_record._writer", lambda: Full)
+    with pytest.raises(OSError, match=r"latents-00000.array_record could not be written: .*No space left on device"):
+        shard_storage("arrayrecord").write(tmp_path, 0, shard_content(), "plan")
+    assert not list(tmp_path.iterdir())
+
+
 def test_numpy_has_no_bfloat16(source, model, tmp_path):
     with pytest.raises(ValueError, match="NumPy's files have no bfloat16; store float16 or float32"):
         encode(source, tmp_path / "latents", model, dtype="bfloat16", call={"storage": "npz"})
