@@ -339,7 +339,9 @@ def _read_ahead(
     def begin(batches: Round) -> dict[int, Future[Image]]:
         return {index: threads.submit(_read, source, index, batch) for batch in batches for index in batch.indices}
 
-    coming = begin(rounds[0]) if rounds else {}
+    if not rounds:  # of several processes, one may have none
+        return
+    coming = begin(rounds[0])
     for batches, following in zip(rounds, [*rounds[1:], None], strict=True):
         here, coming = coming, {} if following is None else begin(following)
         yield batches, {index: image.result() for index, image in here.items()}
