@@ -22,7 +22,8 @@ class Annotations:
     Labels come from one place for all images, decided once, from the first of these that is there:
       1. the list `labels` in a file `dataset.json` at the top, of pairs of a name and a number from 0;
       2. files `.cls` beside images, each a number from 0;
-      3. the number `label` or `cls` in the `.json` files beside images, if the first of those has one;
+      3. the number `label` or `cls` in the `.json` files beside images, if the first of those has one (text, such as
+         the name of a class, is noted and not read);
       4. the folders at the top, numbered from 0 in the order of their sorted names, as torchvision's `ImageFolder`
          does.  Images in folders below them belong to the folder at the top.  Folders without images have numbers too.
     An image for which that place has nothing has no label; neither has one outside the folders.
@@ -65,6 +66,7 @@ class Annotations:
         capitals = sorted(name for name in self.files if not name.endswith(SUFFIXES))
         self._capitals = {f"{besides[name]}{name[len(besides[name]) :].lower()}": name for name in capitals}
         self._listed: dict[str, Any] | None = None
+        self._unread: str | None = None  # a label that is text
         self._images, self._read, self._key_of, self._inside = images, read, key_of, inside
         self.classes: tuple[str, ...] = ()
         if LABEL_LIST in others:
@@ -74,7 +76,8 @@ class Annotations:
         if self._labels == "folders":
             self.classes = tuple(sorted(folders))
         self._numbers = {name: number for number, name in enumerate(self.classes)}
-        self.notes = tuple(self._notes())
+        text = f"the labels of .json files are text ({self._unread!r:.80}) and are not read; write numbers from 0"
+        self.notes = (*([] if self._unread is None else [text]), *self._notes())
 
     def label(self, index: int) -> int | None:
         """Returns the number of an image's class, from 0.
@@ -117,7 +120,10 @@ class Annotations:
         if any(name.lower().endswith(".cls") for name in self.files):
             return ".cls"
         first = next((name for name in self._images if self._beside(name, ".json") in self.files), None)
-        if first is not None and _first(self._object(first), LABEL_KEYS) is not None:
+        value = None if first is None else _first(self._object(first), LABEL_KEYS)
+        if isinstance(value, str) and not value.isdigit():
+            self._unread = value
+        elif value is not None:
             return ".json"
         return "folders" if folders else None
 
@@ -138,7 +144,8 @@ class Annotations:
             return [f"labels are the numbers in {self._labels} files beside images"]
         used = {self._folder(name) for name in self._images}
         notes = [
-            f"labels are the {len(self.classes):,} folders at the top, sorted ({shorten(map(printable, self.classes))})"
+            f"labels are the {len(self.classes):,} folder{'s' if len(self.classes) != 1 else ''} at the top, sorted "
+            f"({shorten(map(printable, self.classes))})"
         ]
         outside = [printable(name) for name in self._images if not self._folder(name)]
         if outside:

@@ -82,6 +82,12 @@ def test_endings_in_capitals_are_those_of_files_beside_images_too(tmp_path):
     assert [source.caption(index) for index in range(2)] == ["first", "second"]
 
 
+def test_labels_that_are_text_are_told_and_not_read(tmp_path):
+    source = open_images(write(tmp_path, "a/1.png", "b/2.png", **{"b/2.json": json.dumps({"label": "cat"})}))
+    assert labels(source) == {"a/1.png": 0, "b/2.png": 1}
+    assert source.label_notes[0].startswith("the labels of .json files are text ('cat') and are not read")
+
+
 def test_a_list_of_labels_at_the_top_comes_first(tmp_path):
     write(tmp_path, "00000/1.png", "00000/2.png", "00001/3.png")
     pairs = [["00000/1.png", 7], ["00000/2.png", 0]]
