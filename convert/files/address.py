@@ -16,13 +16,15 @@ Place = str | os.PathLike[str]  # an address or a path
 # `pathlib` keeps one of two slashes, so `Path("gs://bucket/run")` is read as it was meant.  A letter is a drive.
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/+(?P<rest>.*)", re.DOTALL)
 _CLIENTS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}  # modules that an extra brings
+_PATHS = ("file", "local")  # schemes of this machine
+_NAMES = ("hf",)  # what begins so is a name on a hub, if a wrong one
 _FOLDERS = ("gs", "s3")  # schemes whose folders `etils.epath`, orbax and tensorstore all know
 
 
 def is_address(place: Place) -> bool:
     """Returns whether this is the address of a store, `gs://bucket/run` for example, and not a path on this machine."""
     match = _ADDRESS.fullmatch(os.fspath(place))
-    return match is not None and match["scheme"] not in ("file", "local")
+    return match is not None and match["scheme"] not in (*_PATHS, *_NAMES)
 
 
 def address_of(place: Place) -> str:
@@ -33,9 +35,9 @@ def address_of(place: Place) -> str:
     """
     text = os.fspath(place)
     match = _ADDRESS.fullmatch(text)
-    if match is None:
+    if match is None or match["scheme"] in _NAMES:
         return text
-    if match["scheme"] in ("file", "local"):
+    if match["scheme"] in _PATHS:
         return f"/{match['rest']}"
     return f"{match['scheme']}://{match['rest'].rstrip('/')}"
 

@@ -592,13 +592,14 @@ def test_folders_with_names_that_are_not_utf_8(one, weights, tmp_path, capsys):
     ("words", "message"),
     [
         (["nowhere", "dst"], "flax-vae encode: nowhere does not exist; give a folder"),
-        ([".", "dst"], "flax-vae encode: . holds no image file"),
+        (["empty", "dst"], "flax-vae encode: empty holds no image file"),
         ([".", "dst", "--batch-size", "0"], "flax-vae encode: batch_size=0 must be at least 1"),
         ([".", "dst", "--process", "0"], "flax-vae encode: --processes and --process need each other"),
     ],
 )
 def test_user_errors_are_one_line(words, message, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     assert cli.main(["encode", *words, "--model", str(weights)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(message)

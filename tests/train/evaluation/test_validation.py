@@ -199,7 +199,7 @@ def test_a_run_is_judged_by_its_validation_images_as_eval_judges_its_export(smal
     assert last["raw_psnr"] != last["psnr"] and first["psnr"] != last["psnr"]
     assert (tmp_path / "run" / "samples" / "step_0000002.png").exists()
     report = (tmp_path / "run" / "report.html").read_text()
-    assert ">rFID<" in report and "raw_psnr" in report
+    assert ">rFID<" in report and "PSNR of the raw weights" in report
 
     assert eval_cli.main([str(tmp_path / "run"), "--json", str(tmp_path / "all.json")]) == 0
     written = json.loads((tmp_path / "all.json").read_text())
