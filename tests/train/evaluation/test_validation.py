@@ -135,8 +135,12 @@ def brightness(images):
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory):
     """Returns a folder of twelve images of five sizes, most of them not multiples of the model's factor."""
-    folder, rng = tmp_path_factory.mktemp("judges"), np.random.default_rng(0)
-    for index in range(12):
+    return write_judges(tmp_path_factory.mktemp("judges"), 12)
+
+
+def write_judges(folder, count):
+    rng = np.random.default_rng(0)
+    for index in range(count):
         height, width = [(33, 40), (34, 39), (40, 33), (47, 48), (36, 70)][index % 5]
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{index:02}.png")
     return folder
@@ -165,7 +169,9 @@ def test_scores_do_not_depend_on_the_number_of_devices(small, weights, judges):
 
 
 @pytest.mark.slow
-def test_scores_are_equal_on_one_and_eight_devices_and_on_two_processes(small, judges, tmp_path):
+def test_scores_are_equal_on_one_and_eight_devices_and_on_two_processes(small, tmp_path):
+    (tmp_path / "judges").mkdir()
+    judges = write_judges(tmp_path / "judges", 64)
     settings = ValidationConfig(data=str(judges), batch_size=1, lpips="none", features=FEATURES)
     # Steps so small that they change no weight, which the number of devices would change by rounding.
     config = replace(small, optim=OptimConfig(learning_rate=1e-30), batch_size=8, steps=1, validation=settings)
@@ -181,7 +187,7 @@ def test_scores_are_equal_on_one_and_eight_devices_and_on_two_processes(small, j
         assert (row["psnr"], row["ssim"]) == (rows[0]["psnr"], rows[0]["ssim"])  # to the last bit
         assert row["rfid"] == pytest.approx(rows[0]["rfid"], rel=1e-9)
     assert rows[1]["rfid"] == rows[0]["rfid"]
-    assert f"12 of {judges} for validation; 1 cpu device" in texts[0][0]
+    assert f"64 of {judges} for validation; 1 cpu device" in texts[0][0]
 
 
 def test_a_run_is_judged_by_its_validation_images_as_eval_judges_its_export(small, judges, tmp_path, capsys):
