@@ -62,7 +62,7 @@ def reconstruction_loss(
     distance: str = "l1",
     kl_weight: float = 1e-6,
     perceptual: Perceptual | None = None,
-    lpips_weight: float = 1.0,
+    lpips_weight: float = 0.0,
     logvar: Float[Array, ""] | None = None,
     reduction: str = "mean",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -77,8 +77,8 @@ def reconstruction_loss(
       distance: Distance of two values: `l1`, `mse` or `charbonnier`.
       kl_weight: Weight of the divergence.
       perceptual: Function that returns the distance of each pair of images, such as
-        `functools.partial(lpips, params)`; None leaves it out.
-      lpips_weight: Weight of the perceptual distance.
+        `functools.partial(lpips, params)`; needed if `lpips_weight` is not zero.
+      lpips_weight: Weight of the perceptual distance; 0 leaves it out.
       logvar: Logarithm of the variance of the reconstruction; None is 0, and leaves it out of the terms.
       reduction: `mean` or `sum`; see the top of this file.
 
@@ -86,7 +86,7 @@ def reconstruction_loss(
       The loss; and its terms: `loss`, the distance under its own name, `kl`, and `lpips` and `logvar` if they are used.
 
     Raises:
-      ValueError: If a name is unknown.
+      ValueError: If a name is unknown, or a perceptual distance is weighted and not given.
 
     Source: CompVis/latent-diffusion `contperceptual.py`.
     """
@@ -98,7 +98,13 @@ def reconstruction_loss(
     values = images[0].size
     loss = DISTANCES[distance](reconstruction, images)
     terms = {distance: loss, "kl": divergence}
-    if perceptual is not None:
+    if lpips_weight:
+        if perceptual is None:
+            raise ArgumentError(
+                f"lpips_weight={lpips_weight} needs a perceptual distance; pass perceptual",
+                field="lpips_weight",
+                value=lpips_weight,
+            )
         terms["lpips"] = jnp.mean(perceptual(reconstruction, images))
         loss = loss + lpips_weight * terms["lpips"]
     if logvar is not None:

@@ -46,6 +46,8 @@ def test_perceptual_distance_is_added_before_the_variance_divides():
     expected = (np.abs(x - y).mean() + 0.5 * 0.5) / np.exp(0.3) + 0.3
     assert loss == pytest.approx(expected, rel=1e-6)
     assert terms["lpips"] == 0.5
+    with pytest.raises(ValueError, match="lpips_weight=0.5 needs a perceptual distance"):
+        reconstruction_loss(x, y, jnp.float32(0), lpips_weight=0.5)
     with pytest.raises(ValueError, match="distance='l2' must be one of l1, mse, charbonnier"):
         reconstruction_loss(x, y, jnp.float32(0), distance="l2")
 
