@@ -235,7 +235,10 @@ class Checkpoints:
         """Writes the manifest; called by orbax in one process after all have written, before the final rename."""
         assert self._saving is not None
         step, scores = self._saving
-        (unfinished,) = self._folder.glob(f"{step}{ocp.utils.TMP_DIR_SUFFIX}*")
+        pattern = f"{step}{ocp.utils.TMP_DIR_SUFFIX}*"
+        unfinished = next(self._folder.glob(pattern), None)
+        if unfinished is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._folder / pattern))
         write_manifest(unfinished, scores, step)
 
     def _seal_in_bucket(self) -> None:

@@ -1,5 +1,6 @@
 """Writes the manifest of a checkpoint, which `flax_vae.convert.files.manifest` reads and documents."""
 
+import errno
 import json
 import math
 import os
@@ -36,15 +37,18 @@ def write_manifest(
       number: Number of the step; None takes it from the name of the folder, if that is a number.
 
     Raises:
-      OSError: If the files cannot be read or the manifest cannot be written.
+      OSError: If there are no files, they cannot be read or the manifest cannot be written.
       ValueError: If the metadata in the folder are damaged.
     """
     folder = as_path(step)
     name = folder.name if is_address(folder) else folder.resolve().name
     if number is None and is_number(name):
         number = int(name)
+    files = _digests(folder)
+    if not files:  # the folder was deleted meanwhile: a manifest alone would pass for an intact step
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(folder))
     finite = {name: float(value) for name, value in (scores or {}).items() if math.isfinite(value)}
-    content: dict[str, Any] = {"format": FORMAT, "step": number, "files": _digests(folder), "scores": finite}
+    content: dict[str, Any] = {"format": FORMAT, "step": number, "files": files, "scores": finite}
     content["sha256"] = digest_of(content)
     write_at(folder / MANIFEST, json.dumps(content, indent=1).encode())
 

@@ -406,19 +406,33 @@ def test_a_full_disk_is_reported_and_older_steps_stay_intact(kept, small_files_o
 
 
 FAILURES = """
-import resource, shutil, sys
+import resource, shutil, sys, threading
 from pathlib import Path
 from flax_vae.convert.console import quiet_libraries
 quiet_libraries()
 import jax.numpy as jnp
 from tests.train.run.test_checkpoints import RUN
 from flax_vae.train.errors import RunError
+from flax_vae.train.run import checkpoints as module
 from flax_vae.train.run.checkpoints import Checkpoints
 
+write_manifest = module.write_manifest
+
+
+def write_after_deletion(unfinished, scores, step):
+    deleted.wait()
+    if fault == "deleted":  # also what was still written meanwhile
+        shutil.rmtree(folder, ignore_errors=True)
+    write_manifest(unfinished, scores, step)
+
+
+module.write_manifest = write_after_deletion  # otherwise a fast disk has the step complete before it is deleted
 state = {f"kernel_{index}": jnp.full((64, 64), index, jnp.float32) for index in range(100)}
 before = resource.getrlimit(resource.RLIMIT_FSIZE)
 for index, fault in enumerate(["full", "deleted"] * 3):
-    folder = Path(sys.argv[1], str(index))
+    folder, deleted = Path(sys.argv[1], str(index)), threading.Event()
+    if fault == "full":
+        deleted.set()
     try:
         with Checkpoints(folder) as checkpoints:
             if fault == "full":
@@ -426,6 +440,7 @@ for index, fault in enumerate(["full", "deleted"] * 3):
             checkpoints.save(5, state, RUN)
             if fault == "deleted":
                 shutil.rmtree(folder, ignore_errors=True)
+            deleted.set()
             checkpoints.save(10, state, RUN, wait=True)
     except RunError as error:
         print(fault, str(error).removeprefix(str(folder)))
@@ -455,6 +470,12 @@ def test_a_clock_set_forward_does_not_abort_a_save(kept, monkeypatch):
         checkpoints.save(15, make_state(15), RUN, wait=True)
     assert next(calls) > 1
     assert_is_of(15, recover(kept)[1])
+
+
+def test_a_deleted_step_gets_no_manifest(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_manifest(tmp_path / "5")
+    assert not (tmp_path / "5").exists()
 
 
 def test_without_its_manifest_no_step_is_complete(kept, monkeypatch):
