@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.futures import future
 
 from flax_vae.convert.errors import FileError, shorten_sentences
 from flax_vae.convert.files import MANIFEST, exists_at, is_address, read_manifest
@@ -87,6 +89,7 @@ class Checkpoints:
         try:
             self._close()  # waits for background writes
         except Exception as error:
+            _end_waiting_threads()
             if kind is None:  # otherwise the exception that is being raised is the one to report
                 raise RunError(
                     f"{self._folder}: the last checkpoint could not be written ({_reason(error)})", path=self._folder
@@ -201,6 +204,7 @@ class Checkpoints:
         except Exception as error:
             failed = self._saving[0] if self._saving else step  # the one before, if that was still being written
             self._scores.pop(failed, None)
+            _end_waiting_threads()
             raise RunError(
                 f"{self._folder}: no checkpoint of step {failed} ({_reason(error)})", path=self._folder
             ) from error
@@ -301,6 +305,22 @@ def _patience() -> int:
     the machine has slept, while a checkpoint is written.  Several processes keep them, for one of them may have ended.
     """
     return _CENTURY if jax.process_count() == 1 else ocp.options.AsyncOptions.timeout_secs
+
+
+def _end_waiting_threads() -> None:
+    """Ends the threads of a save that failed in a single process; Python would wait for them at exit.
+
+    If the folder of an item cannot be created, orbax's threads that were to write into it wait until they run out of
+    patience.  Only orbax itself can name them and what they wait for.  With several processes it would be the others'
+    signal too, and the patience is short.
+    """
+    if jax.process_count() > 1:
+        return
+    waiting = [thread for thread in threading.enumerate() if isinstance(thread, future._SignalingThread)]
+    for thread in waiting:
+        thread.cancel()
+    for thread in waiting:
+        future.set_signals(thread._receive_signals, operation_id=thread._operation_id)
 
 
 def _sealed_last(folder: Path, seal: Callable[[], None]) -> type[ocp.path.atomicity_types.TemporaryPath]:
