@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
+    from flax_vae.train.evaluation.equivariance import equivariance_psnr
     from flax_vae.train.evaluation.fid import FrechetMeter, load_extractor
     from flax_vae.train.evaluation.measured_scale import check_scalable, write_scale
     from flax_vae.train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_report_json
@@ -28,6 +29,7 @@ __all__ = [
     "badness",
     "check_scalable",
     "comparison",
+    "equivariance_psnr",
     "latent_lines",
     "load_extractor",
     "perceptual_distance",

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
         non_saturating_g,
         r1_penalty,
     )
-    from flax_vae.train.losses.latents import add_noise, transform_pair, variance_expansion
+    from flax_vae.train.losses.latents import (
+        QUARTERS,
+        SCALES,
+        add_noise,
+        reduced_size,
+        transform_pair,
+        variance_expansion,
+    )
     from flax_vae.train.losses.lpips_weights import load_lpips_weights, lpips_shapes
     from flax_vae.train.losses.perceptual import lpips, smallest_side, stages_of
     from flax_vae.train.losses.reconstruction import charbonnier, kl, l1, mse, reconstruction_loss
@@ -36,6 +43,8 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "QUARTERS",
+    "SCALES",
     "adaptive_weight",
     "add_noise",
     "at_least_float32",
@@ -53,6 +62,7 @@ __all__ = [
     "non_saturating_g",
     "r1_penalty",
     "reconstruction_loss",
+    "reduced_size",
     "smallest_side",
     "structural_similarity",
     "stages_of",
