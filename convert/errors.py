@@ -40,8 +40,8 @@ class AddressError(FlaxVaeError, OSError):
     """A bucket, or another store with addresses, cannot be reached or refuses what was asked for."""
 
 
-def suggest(name: Any, known: Iterable[Any], *, listed: bool | None = None) -> str:
-    """Returns the end of a message about an unknown name: the nearest known one, or all of them.
+def suggest(name: Any, known: Iterable[Any], *, listed: bool | None = None, most: int = 1) -> str:
+    """Returns the end of a message about an unknown name: the nearest known ones, or all of them.
 
     Of dotted names, one with an equal last part is the nearest: `lpips_weight` suggests `loss.lpips_weight`.
 
@@ -49,12 +49,14 @@ def suggest(name: Any, known: Iterable[Any], *, listed: bool | None = None) -> s
       name: Unknown name.
       known: Known names; None among them, which stands for "not given", is left out.
       listed: Whether to list the known names; None lists them if none is near.
+      most: Number of nearest names.
     """
     names = [str(other) for other in known if other is not None]
     last = str(name).rpartition(".")[2]
-    near = [other for other in names if other.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(str(name), names, n=1)
-    hints = [f"did you mean {near[0]!r}?"] if near else []
+    alike = [other for other in names if other.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(str(name), alike or names, n=most, cutoff=0.0 if alike else 0.6)
+    *others, last = [repr(other) for other in near] or [""]
+    hints = [f"did you mean {' or '.join([', '.join(others), last] if others else [last])}?"] if near else []
     if listed or (listed is None and not near):
         hints.append(f"expected one of {', '.join(names)}")
     return " ".join(hints)

@@ -31,7 +31,7 @@ def make_components(config: TrainConfig) -> Components:
     attention = "tiles" if config.devices_per_image > 1 else "auto"
     components = Components(
         model=AutoEncoder(config.model, dtype=dtype, remat=config.remat, attention=attention),
-        optimizer=make_optimizer(config.optim, config.steps),
+        optimizer=make_optimizer(config.optim, config.steps, config.rate_factors),
         schedule=make_schedule(config.optim, config.steps),
     )
     if not config.gan.weight:
@@ -99,7 +99,7 @@ def _create(
     if adam is None:
         return state
     mu, nu = (
-        with_logvar(trained_part(moments, config.trainable), 0.0, config.loss.learn_logvar)
+        with_logvar(trained_part(moments, config.trained), 0.0, config.loss.learn_logvar)
         for moments in (adam.mu, adam.nu)
     )
     return replace(state, opt_state=write_adam_state(state.opt_state, AdamState(adam.count, mu, nu)))

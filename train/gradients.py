@@ -13,9 +13,10 @@ from flax_vae.discriminator import Discriminator
 from flax_vae.train.conditioning import sample_times
 from flax_vae.train.config import GanConfig, TrainConfig
 from flax_vae.train.losses import adaptive_weight, at_least_float32, choose, kl, lpips, r1_penalty, reconstruction_loss
-from flax_vae.train.state import TrainState, trained_part, with_logvar
+from flax_vae.train.state import TrainState, trained_part, with_logvar, with_part
 
 Scores = dict[str, Float[Array, ""]]
+_LAST_KERNEL = "decoder/conv_out/kernel"
 Average = Callable[[Any], Any]
 
 
@@ -105,7 +106,7 @@ def gradients(
         scores = scores | adversarial.scores | {"d_weight": weight}
 
     (part,) = losses.pull_back((to_images, losses.to_kl))
-    autoencoder = with_logvar(part, losses.to_logvar, config.loss.learn_logvar)
+    autoencoder = with_logvar(trained_part(part, config.trained), losses.to_logvar, config.loss.learn_logvar)
     if adversarial is None:
         return Gradients(autoencoder, None, None, scores)
     return Gradients(autoencoder, adversarial.discriminator, adversarial.batch_stats, scores)
@@ -159,7 +160,7 @@ def _losses(
     time = sample_times(key, index, model.params, config.time)
 
     def reconstruct(part: dict[str, Any]) -> tuple[Float[Array, "b h w c"], Float[Array, ""]]:
-        apply = cast(Callable[..., Any], partial(model.apply, {"params": {**state.params, **part}}))
+        apply = cast(Callable[..., Any], partial(model.apply, {"params": with_part(state.params, part)}))
         # Encoding
         # In bfloat16, normal samples take only 128 different values, and a sum loses its last digits.
         posterior = jax.tree.map(at_least_float32, apply(images, time, method="posterior"))
@@ -181,7 +182,9 @@ def _losses(
             logvar=logvar if config.loss.learn_logvar or config.loss.logvar else None,
         )  # fmt: skip
 
-    (reconstruction, divergence), pull_back = jax.vjp(reconstruct, trained_part(state.params, config.trainable))
+    # The adaptive weight compares gradients of the last kernel, whether it is trained or not.
+    differentiated = config.trained | ({_LAST_KERNEL} if discriminator is not None and config.gan.adaptive else set())
+    (reconstruction, divergence), pull_back = jax.vjp(reconstruct, trained_part(state.params, differentiated))
     (_, scores), (to_images, to_kl, to_logvar) = jax.value_and_grad(fidelity, argnums=(0, 1, 2), has_aux=True)(
         reconstruction, divergence, state.logvar
     )

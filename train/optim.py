@@ -1,12 +1,15 @@
 """Optimisers: AdamW with clipped gradients for the autoencoder, Adam for the discriminator."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from flax_vae.convert.table import flatten, unflatten
 from flax_vae.train.config import GanConfig, OptimConfig
 
 
@@ -36,9 +39,17 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return schedule
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW with clipped gradients; weight decay applies to kernels only, not to biases and norms."""
-    return optax.chain(
+def make_optimizer(
+    config: OptimConfig, steps: int, factors: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
+    """Returns AdamW with clipped gradients; weight decay applies to kernels only, not to biases and norms.
+
+    Args:
+      config: Settings of the optimiser.
+      steps: Number of steps of the run.
+      factors: Factors of the learning rates of some weights, by their paths, `decoder/conv_out/kernel`.
+    """
+    optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             make_schedule(config, steps),
@@ -49,6 +60,17 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         ),
     )
+    return _scaled(optimizer, factors) if factors else optimizer
+
+
+def _scaled(optimizer: optax.GradientTransformation, factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Returns an optimiser whose updates are multiplied by factors; its state is the same, so rates can be changed."""
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        updates, state = optimizer.update(updates, state, params)
+        return unflatten({path: leaf * factors.get(path, 1.0) for path, leaf in flatten(updates).items()}), state
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def make_discriminator_optimizer(gan: GanConfig, optim: OptimConfig, steps: int) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """The training state: everything that changes from step to step."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -9,11 +10,10 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from flax_vae import AutoEncoder, init_params
+from flax_vae.convert.table import flatten, unflatten
+from flax_vae.train.config import trained_paths
 from flax_vae.train.identity_init import identity_init
 
-# The latents' statistics (`bn`) are measured, not trained.  If only the decoder is trained, everything that the encoder
-# uses stays fixed.
-_FROZEN = {"all": {"bn"}, "decoder": {"bn", "encoder", "quant_conv", "reg", "time_embed"}}
 _LOGVAR = "logvar"
 
 
@@ -58,12 +58,22 @@ class TrainState:
 
     def eval_params(self) -> dict[str, Any]:
         """Returns the parameters to evaluate and to export: the moving average, if one is kept."""
-        return self.params if self.ema is None else {**self.params, **self.ema}
+        return self.params if self.ema is None else with_part(self.params, self.ema)
 
 
-def trained_part(params: dict[str, Any], trainable: str) -> dict[str, Any]:
-    """Returns the trained part of the model's parameters; `{**params, **part}` puts it back."""
-    return {name: part for name, part in params.items() if name not in _FROZEN[trainable]}
+def trained_part(params: dict[str, Any], paths: Collection[str]) -> dict[str, Any]:
+    """Returns the trained part of the model's parameters; `with_part` puts it back.
+
+    Args:
+      params: Parameters.
+      paths: Paths of the leaves that are trained, such as `TrainConfig.trained`.
+    """
+    return unflatten({path: leaf for path, leaf in flatten(params).items() if path in paths})
+
+
+def with_part(params: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """Returns parameters of which a part is replaced."""
+    return unflatten(flatten(params) | flatten(part))
 
 
 def with_logvar(part: dict[str, Any], logvar: Any, learn_logvar: bool) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def create_state(
       seed: Seed of the random weights.
       params: Initial weights; None for random ones.
       identity: Whether to apply `flax_vae.train.identity_init` to random weights.
-      trainable: Part that is trained, `all` or `decoder`.
+      trainable: Weights that are trained; see `TrainConfig.trainable`.
       logvar: Initial log-variance of the reconstruction.
       learn_logvar: Whether the log-variance is trained too.
       average: Whether a moving average is kept.
@@ -107,7 +117,7 @@ def create_state(
         params = init_params(model, jax.random.key(seed))
         if identity:
             params = identity_init(params, model.params)
-    part = trained_part(params, trainable)
+    part = trained_part(params, trained_paths(model.params, trainable))
     start = jnp.asarray(logvar, jnp.float32)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -15,7 +15,7 @@ from flax_vae.discriminator import Discriminator
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.gradients import Average, Gradients, Scores, discriminator_active, gradients, last_kernels
 from flax_vae.train.losses import adaptive_weight
-from flax_vae.train.state import DiscriminatorState, TrainState, split_logvar, trained_part, with_logvar
+from flax_vae.train.state import DiscriminatorState, TrainState, split_logvar, trained_part, with_logvar, with_part
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _accumulate(
 
 def _updated(state: TrainState, grads: Gradients, components: Components, config: TrainConfig) -> TrainState:
     """Returns the state with updated weights, moving average, and optimiser states."""
-    before = with_logvar(trained_part(state.params, config.trainable), state.logvar, config.loss.learn_logvar)
+    before = with_logvar(trained_part(state.params, config.trained), state.logvar, config.loss.learn_logvar)
     updates, opt_state = components.optimizer.update(grads.autoencoder, state.opt_state, before)
     part, logvar = split_logvar(optax.apply_updates(before, updates), state.logvar)  # pyright: ignore[reportArgumentType]
     ema = state.ema
@@ -144,7 +144,7 @@ def _updated(state: TrainState, grads: Gradients, components: Components, config
         # A smaller decay at first, so that the average forgets the random initial weights.
         decay = jnp.minimum(config.optim.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(part, ema, 1.0 - decay)
-    after = replace(state, params={**state.params, **part}, logvar=logvar, opt_state=opt_state, ema=ema)
+    after = replace(state, params=with_part(state.params, part), logvar=logvar, opt_state=opt_state, ema=ema)
     if state.discriminator is None or components.d_optimizer is None:
         return after
 

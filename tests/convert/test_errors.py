@@ -72,6 +72,13 @@ def test_suggest(name, known, listed, hint):
     assert suggest(name, known, listed=listed) == hint
 
 
+def test_suggest_several():
+    known = ["encoder.conv_out", "decoder.conv_out", "decoder.conv_in", "decoder.up"]
+    hint = "did you mean 'decoder.conv_out', 'encoder.conv_out' or 'decoder.conv_in'?"
+    assert suggest("decoder.conv_ot", known, most=3) == hint
+    assert suggest("decode.conv_out", known) == "did you mean 'decoder.conv_out'?"  # the nearer of the two
+
+
 def test_shorten():
     assert shorten(["a", "b"]) == "a, b"
     assert shorten("abcdefg") == "a, b, c and 4 more"

@@ -1,5 +1,7 @@
 """Tests of the learning-rate schedule and of AdamW's masks."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,3 +57,21 @@ def test_eps_is_added_to_the_root_of_the_second_moment():
     params = {"bias": jnp.ones(2)}
     update, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(update["bias"], -0.5 * 1 / (1 + 3), rtol=1e-6)
+
+
+def test_parts_have_learning_rates_of_their_own():
+    """Equals optimisers of these rates for each part, decay included; the state is that of one rate for all."""
+    config = OptimConfig(learning_rate=0.5, warmup_steps=2, weight_decay=0.1, clip_norm=1e9)
+    params = {"decoder": {"conv_out": {"kernel": jnp.ones((2, 2))}}, "encoder": {"kernel": jnp.ones((2, 2))}}
+    plain = make_optimizer(config, steps=10)
+    both = make_optimizer(config, steps=10, factors={"decoder/conv_out/kernel": 0.01})
+    slow = make_optimizer(replace(config, learning_rate=0.005), steps=10)
+    states = {name: one.init(params) for name, one in {"plain": plain, "both": both, "slow": slow}.items()}
+    for _ in range(3):
+        fast_update, states["plain"] = plain.update(params, states["plain"], params)
+        slow_update, states["slow"] = slow.update(params, states["slow"], params)
+        update, states["both"] = both.update(params, states["both"], params)
+        np.testing.assert_array_equal(update["encoder"]["kernel"], fast_update["encoder"]["kernel"])
+        leaf = [tree["decoder"]["conv_out"]["kernel"] for tree in (update, slow_update)]
+        np.testing.assert_allclose(*leaf, rtol=1e-6)
+    assert jax.tree.structure(states["both"]) == jax.tree.structure(states["plain"])

@@ -26,6 +26,7 @@ SHORT_NAMES = {
     "data.resize": "--resize",
     "data.crop_size": "--crop-size",
     "optim.learning_rate": "--learning-rate",
+    "optim.part_learning_rates": "--part-learning-rates",
     "optim.warmup_steps": "--warmup-steps",
     "optim.accumulate": "--accumulate",
     "optim.ema_decay": "--ema-decay",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
+    from flax_vae.train.config.parts import changes_latents, trained_paths
     from flax_vae.train.config.recipes import architecture, default, preset_names, recipe
     from flax_vae.train.config.schema import (
         RENAMED,
@@ -36,6 +37,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "architecture",
+    "changes_latents",
     "config_differences",
     "default",
     "flatten_config",
@@ -44,4 +46,5 @@ __all__ = [
     "preset_names",
     "recipe",
     "rename_settings",
+    "trained_paths",
 ]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from flax_vae.convert.architecture import AutoEncoderParams, DiscriminatorParams
 from flax_vae.convert.errors import ArgumentError, suggest
+from flax_vae.train.config.parts import parse_rates, part_rates, trained_paths
 from flax_vae.train.config.validation import at_least, below_one, check_types, finite, from_zero, positive
 
 
@@ -91,6 +92,9 @@ class OptimConfig:
         the losses and in the running statistics; everything else equals the whole batch, for which an adaptive weight
         costs a second forward pass.
       ema_decay: Decay rate of the moving average of the weights, which is then evaluated and exported; 0 keeps none.
+      part_learning_rates: Peak learning rates of parts of the model, `decoder.conv_out=1e-5,decoder.mid=2e-5`: patterns
+        as in `trainable`, of which the last that matches a weight counts.  Schedule and weight decay are in
+        proportion.  None trains all at `learning_rate`.
 
     Raises:
       ValueError: If a number is outside its range.
@@ -107,6 +111,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     accumulate: int = 1
     ema_decay: float = 0.0
+    part_learning_rates: str | None = None
 
     def __post_init__(self):
         check_types(self)
@@ -115,6 +120,8 @@ class OptimConfig:
         positive(learning_rate=self.learning_rate, eps=self.eps, clip_norm=self.clip_norm)
         from_zero(weight_decay=self.weight_decay)
         below_one(b1=self.b1, b2=self.b2, ema_decay=self.ema_decay)
+        if self.part_learning_rates is not None:
+            parse_rates(self.part_learning_rates)
         if not 0 <= self.final_fraction <= 1:
             raise ArgumentError(
                 f"final_fraction={self.final_fraction!r} must be between 0 and 1",
@@ -311,7 +318,10 @@ class TrainConfig:
       raw_weights: Whether to take the raw weights of a training checkpoint instead of their moving average.
       graft: Whether to add as zeros what the architecture has and the initial weights lack (attention, time), which
         keeps the function; see `flax_vae.convert.table.grafting`.
-      trainable: Weights to train: `all`, or `decoder`, which keeps the encoder and thus the latents bit for bit.
+      trainable: Weights to train; all others stay bit for bit what they are.  `all`; `decoder`, which keeps the latents
+        too; or patterns over the names in PyTorch, separated by commas: `decoder.up.0,decoder.conv_out`.  A pattern
+        selects a weight, or all weights of a module, and `*` stands for any characters:
+        `decoder.*.conv2.weight`.  `flax-vae-convert table` prints the names.
       batch_size: Crops per update, over all devices together.
       steps: Updates of the whole run.
       seed: Seed of initial weights, crops and noise.
@@ -347,7 +357,7 @@ class TrainConfig:
     start_from: str | None = None
     raw_weights: bool = False
     graft: bool = False
-    trainable: Literal["all", "decoder"] = "all"
+    trainable: str = "all"
     batch_size: int = 8
     steps: int = 100_000
     seed: int = 0
@@ -373,6 +383,7 @@ class TrainConfig:
         at_least(1, **{name: getattr(self, name) for name in names})
         self._check_model()
         self._check_together()
+        self._check_parts()
 
     def _check_model(self) -> None:
         if self.data.crop_size % self.model.factor:
@@ -427,8 +438,8 @@ class TrainConfig:
             raise ArgumentError(
                 f"identity_init=True changes random weights, but start_from={self.start_from!r} was given; use one"
             )
-        if self.trainable == "decoder" and self.start_from is None:
-            raise ArgumentError("trainable='decoder' keeps the encoder's weights; pass them as start_from")
+        if self.trainable != "all" and self.start_from is None:
+            raise ArgumentError(f"trainable={self.trainable!r} keeps the other weights; pass them as start_from")
         if self.gan.weight and self.data.crop_size < self.gan.discriminator.smallest:
             raise ArgumentError(
                 f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which needs "
@@ -442,6 +453,32 @@ class TrainConfig:
                 field="batch_size",
                 value=self.batch_size,
             )
+
+    def _check_parts(self) -> None:
+        if self.trainable not in ("all", "decoder"):  # which every model has
+            _ = self.trained
+        if self.optim.part_learning_rates is None:
+            return
+        for pattern, _ in parse_rates(self.optim.part_learning_rates):
+            if not part_rates(self.model, f"{pattern}=1").keys() & self.trained:
+                raise ArgumentError(
+                    f"part_learning_rates: {pattern!r} has no weight that is trained; add it to "
+                    f"trainable={self.trainable!r}, or leave it out",
+                    field="part_learning_rates",
+                    value=pattern,
+                )
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Flax paths of the weights that are trained, such as `decoder/conv_out/kernel`."""
+        return trained_paths(self.model, self.trainable)
+
+    @property
+    def rate_factors(self) -> dict[str, float]:
+        """Learning rate of each weight that has its own, relative to `optim.learning_rate`, by its Flax path."""
+        rates = self.optim.part_learning_rates
+        own = {} if rates is None else part_rates(self.model, rates)
+        return {path: rate / self.optim.learning_rate for path, rate in own.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as JSON-able values, in order."""

@@ -53,7 +53,7 @@ def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: boo
 def _parameters(state: TrainState, constants: dict[str, Any], config: TrainConfig) -> Iterator[str]:
     yield "parameters:"
     yield f"  model           {_count(state.params):>15,}"
-    yield f"  that learn      {_count(trained_part(state.params, config.trainable)):>15,}"
+    yield f"  that learn      {_count(trained_part(state.params, config.trained)):>15,}"
     if state.discriminator is not None:
         yield f"  discriminator   {_count(state.discriminator.params):>15,}"
     if constants:
@@ -65,7 +65,7 @@ def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, p
     places = parallel.shardings(state)
     rows = {
         "weights": _bytes(state.params, places.params),
-        "gradients": _bytes(trained_part(state.params, config.trainable)),
+        "gradients": _bytes(trained_part(state.params, config.trained)),
         "optimiser": _bytes(state.opt_state, places.opt_state),
     }
     if state.ema is not None:

@@ -135,7 +135,7 @@ def test_help_gives_the_default_of_every_setting(capsys):
         (["--steps", "many"], "--steps 'many' must be an integer"),
         (["--optim.b1", "x"], "--optim.b1 'x' must be a number"),
         (["--learning-rate", "x"], "--learning-rate/--optim.learning-rate 'x' must be a number"),
-        (["--trainable", "decode"], "--trainable decode is not a choice; did you mean"),
+        (["--remat", "block"], "--remat block is not a choice; did you mean"),
         (["--dtype", "None"], "--dtype None is not a choice; expected one of float32, bfloat16"),
         (["--steps"], "--steps needs a value"),
         (["stray"], "unexpected argument 'stray'"),

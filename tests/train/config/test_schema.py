@@ -17,6 +17,7 @@ from flax_vae.train.config.schema import (
 )
 
 TINY = PRESETS["tiny"]
+FLUX2 = PRESETS["flux2"]
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -30,7 +31,20 @@ def test_every_field_survives_json():
     config = TrainConfig(
         model=TINY,
         data=DataConfig(folder="pictures", held_out="x.png", crop_size=12, shuffle_channels=True),
-        optim=OptimConfig(2e-3, "constant", 0.5, 7, 0.5, 0.6, 1e-6, 0.1, clip_norm=2.0, accumulate=3, ema_decay=0.9),
+        optim=OptimConfig(
+            2e-3,
+            "constant",
+            0.5,
+            7,
+            0.5,
+            0.6,
+            1e-6,
+            0.1,
+            clip_norm=2.0,
+            accumulate=3,
+            ema_decay=0.9,
+            part_learning_rates="decoder.mid=1e-4",
+        ),
         loss=LossConfig("mse", "sum", 0.5, 0.1, False, 1.0, "alex", "lpips.pth", True, 0.5),
         gan=GanConfig(0.5, 3, "non_saturating", False, 1.0, 16, 2, 1e-3, 0.4, 0.8),
         time=TimeConfig("logit_normal", 1.0, 2.0, 1.5),
@@ -128,6 +142,22 @@ BAD = [
     (lambda: TrainConfig(model=TINY, graft=True), "graft=True .* start_from"),
     (lambda: TrainConfig(model=TINY, start_from="x", identity_init=True), "identity_init=True .* start_from='x'"),
     (lambda: TrainConfig(model=TINY, trainable="decoder"), "trainable='decoder' .* start_from"),
+    (
+        lambda: TrainConfig(model=TINY, start_from="x", trainable="decoder.conv_ot"),
+        "trainable: 'decoder.conv_ot' matches no weight .* did you mean 'decoder.conv_out', 'encoder.conv_out' or ",
+    ),
+    (lambda: TrainConfig(model=FLUX2, start_from="x", trainable="encoder,bn"), "'bn' holds .* statistics"),
+    (
+        lambda: TrainConfig(model=TINY, optim=OptimConfig(part_learning_rates="encoder.conv_in=1e-5,decoder")),
+        "must be patterns with a rate each, .* 'decoder' is not",
+    ),
+    (lambda: OptimConfig(part_learning_rates="decoder=0"), "part_learning_rates: decoder=0.0 must be greater than 0"),
+    (
+        lambda: TrainConfig(
+            model=TINY, start_from="x", trainable="decoder", optim=OptimConfig(part_learning_rates="encoder=1e-5")
+        ),
+        "'encoder' has no weight that is trained",
+    ),
     (
         lambda: TrainConfig(model=TINY, batch_size=8, optim=OptimConfig(accumulate=3)),
         "batch_size=8 must be a multiple of accumulate=3",

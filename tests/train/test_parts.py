@@ -1,0 +1,38 @@
+"""Tests of runs that train only a part of the weights."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from flax_vae import AutoEncoder, init_params, save_pretrained
+from flax_vae.convert import load_weights
+from flax_vae.train.loop import train
+
+PART = ("decoder.up.0.", "decoder.conv_out.")
+
+
+@pytest.fixture(scope="module")
+def start(small, tmp_path_factory):
+    """Returns a model folder with random weights."""
+    model = AutoEncoder(small.model)
+    folder = tmp_path_factory.mktemp("start") / "model"
+    save_pretrained(folder, model, init_params(model, jax.random.key(1)))
+    return folder
+
+
+def test_all_other_weights_stay_bit_for_bit(small, start, tmp_path):
+    optim = replace(small.optim, ema_decay=0.5, part_learning_rates="decoder.conv_out=1e-7", warmup_steps=0)
+    config = replace(
+        small, start_from=str(start), trainable="decoder.up.0,decoder.conv_out", steps=2, optim=optim, eval_every=1
+    )
+    train(config, tmp_path / "run")
+    before, after = (load_weights(folder).tensors for folder in (start, tmp_path / "run" / "export"))
+    assert before.keys() == after.keys()
+    for name in before:
+        old, new = (np.asarray(tensors[name]) for tensors in (before, after))
+        assert old.dtype == new.dtype
+        assert np.array_equal(old.view(np.uint8), new.view(np.uint8)) != name.startswith(PART), name
+    moved = {name: np.abs(np.asarray(before[name]) - np.asarray(after[name])).max() for name in before}
+    assert 0 < moved["decoder.conv_out.weight"] < 1e-3 * moved["decoder.up.0.block.0.conv1.weight"]
