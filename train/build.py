@@ -20,7 +20,14 @@ from flax_vae.train.config import LossConfig, TrainConfig
 from flax_vae.train.errors import RunError
 from flax_vae.train.losses import load_lpips_weights
 from flax_vae.train.optim import make_discriminator_optimizer, make_optimizer, make_schedule
-from flax_vae.train.state import DiscriminatorState, TrainState, create_state, trained_part, with_logvar
+from flax_vae.train.state import (
+    DiscriminatorState,
+    TrainState,
+    create_state,
+    frozen_part,
+    trained_part,
+    with_logvar,
+)
 from flax_vae.train.step import Components
 
 
@@ -120,12 +127,14 @@ def _create_discriminator(
 
 
 def load_start(config: TrainConfig) -> dict[str, Any] | None:
-    """Returns the weights named by `start_from` in float32, or None.
+    """Returns the weights named by `start_from` in float32, those of the encoder of `teacher`, or None.
 
     Raises:
       RunError: If they cannot be read, or have another architecture.
       NotFiniteError: If a weight is NaN or infinite.
     """
+    if config.teacher is not None:
+        return frozen_part(_load_teacher(config), config.trained)
     if config.start_from is None:
         return None
     try:
@@ -159,6 +168,36 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
         )
     require_finite(tree, f"start_from={config.start_from!r}")
     return jax.tree.map(lambda array: jnp.array(array, jnp.float32), tree)
+
+
+# Fields that a student may have of its own; the others determine the encoder, the latents or the images.
+_OWN = ("decoder_widths", "post_quant_conv")
+
+
+def _load_teacher(config: TrainConfig) -> dict[str, Any]:
+    """Returns the parameters of the teacher in float32.
+
+    Raises:
+      RunError: If they cannot be read, or if the student has another encoder or other latents.
+      NotFiniteError: If a weight is NaN or infinite.
+    """
+    path, name = Path(config.teacher or ""), f"teacher={config.teacher!r}"
+    try:
+        # Without a stored architecture, the teacher has that of the student and a decoder as wide as the encoder.
+        stored = open_weights(path, verify=False, raw_weights=config.raw_weights).config
+        own = {field: getattr(stored, field, None) for field in _OWN}
+        _, tree = from_pretrained(
+            path, replace(config.model, **own), param_dtype=jnp.float32, raw_weights=config.raw_weights
+        )
+    except ConversionError as error:
+        raise RunError(
+            f"{name} does not fit the student, which has the encoder and the latents of its teacher, and of its own "
+            f"only {' and '.join(_OWN)}: {error}"
+        ) from error
+    except (FlaxVaeError, OSError) as error:
+        raise RunError(f"{name} cannot be loaded: {error}") from error
+    require_finite(tree, name)
+    return tree
 
 
 class StartTraining(NamedTuple):

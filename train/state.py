@@ -76,6 +76,11 @@ def with_part(params: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return unflatten(flatten(params) | flatten(part))
 
 
+def frozen_part(params: dict[str, Any], paths: Collection[str]) -> dict[str, Any]:
+    """Returns the part of the model's parameters that `trained_part` leaves out."""
+    return unflatten({path: leaf for path, leaf in flatten(params).items() if path not in paths})
+
+
 def with_logvar(part: dict[str, Any], logvar: Any, learn_logvar: bool) -> dict[str, Any]:
     """Returns the tree that the optimiser updates: the trained part and, if it is trained, the loss's `logvar`."""
     return {**part, _LOGVAR: logvar} if learn_logvar else part
@@ -105,7 +110,7 @@ def create_state(
       model: Autoencoder.
       optimizer: Optimiser of its parameters.
       seed: Seed of the random weights.
-      params: Initial weights; None for random ones.
+      params: Initial weights; None for random ones.  Parts of the model that are missing get random ones too.
       identity: Whether to apply `flax_vae.train.identity_init` to random weights.
       trainable: Weights that are trained; see `TrainConfig.trainable`.
       logvar: Initial log-variance of the reconstruction.
@@ -113,10 +118,12 @@ def create_state(
       average: Whether a moving average is kept.
       discriminator: State of the discriminator, if there is one.
     """
-    if params is None:
+    if params is None or "decoder" not in params:
+        given = params or {}
         params = init_params(model, jax.random.key(seed))
         if identity:
             params = identity_init(params, model.params)
+        params = {**params, **given}
     part = trained_part(params, trained_paths(model.params, trainable))
     start = jnp.asarray(logvar, jnp.float32)
     return TrainState(

@@ -97,7 +97,7 @@ def _config(flags: PlanFlags) -> "TrainConfig":
     from flax_vae.train.cli.resolve import resolve  # loads NumPy: not for --help
 
     settings = flags.settings
-    if flags.run.preset is not None:
+    if flags.run.preset is not None and "teacher" not in settings:
         settings = {"start_from": "weights", **settings}  # which some recipes require
     return resolve(Flags(RunFlags(flags.run.preset, flags.run.config), settings=settings), None)
 

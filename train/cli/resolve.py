@@ -9,7 +9,7 @@ from flax_vae.convert.errors import ArgumentError, FlaxVaeError
 from flax_vae.convert.weights import load_weights
 from flax_vae.train.cli.flags import Flags
 from flax_vae.train.cli.settings_file import PRESET, merge, read_settings
-from flax_vae.train.config import TrainConfig, architecture, default, recipe
+from flax_vae.train.config import TrainConfig, architecture, default, recipe, with_teacher
 from flax_vae.train.errors import RunError, TrainError
 from flax_vae.train.run import RunDirectory
 
@@ -32,7 +32,8 @@ def resolve(flags: Flags, workdir: Path | None) -> TrainConfig:
     named = file.pop(PRESET, None)
     asked = flags.settings
     model = file.get("model", {})
-    base = _base(flags.run.preset or named, merge(file, asked).get("start_from"), model, workdir).to_dict()
+    given = merge(file, asked)
+    base = _base(flags.run.preset or named, given.get("start_from"), given.get("teacher"), model, workdir).to_dict()
     # A whole architecture replaces the other one: fields that it leaves out have their defaults.
     below = _over(base | {"model": {}} if _is_whole(model) else base, file)
     try:
@@ -50,14 +51,16 @@ def default_workdir(flags: Flags) -> Path:
       TrainError: If the file of settings cannot be used.
     """
     file = {} if flags.run.config is None else read_settings(flags.run.config)
-    start_from = flags.settings.get("start_from")
+    start_from = flags.settings.get("start_from", flags.settings.get("teacher"))
     start = None if start_from is None else Path(start_from).stem
     return Path("runs") / (
         flags.run.preset or file.get(PRESET) or (flags.run.config and flags.run.config.stem) or start or "tiny"
     )
 
 
-def _base(preset: str | None, start_from: str | None, model: dict[str, Any], workdir: Path | None) -> TrainConfig:
+def _base(
+    preset: str | None, start_from: str | None, teacher: str | None, model: dict[str, Any], workdir: Path | None
+) -> TrainConfig:
     """Returns the settings that the given ones override."""
     stored = None if workdir is None else RunDirectory(workdir).stored_config()
     if stored is not None:
@@ -66,11 +69,14 @@ def _base(preset: str | None, start_from: str | None, model: dict[str, Any], wor
             stored = dataclasses.replace(stored, identity_init=False)
         return stored if preset is None else dataclasses.replace(stored, model=architecture(preset))
     if preset is not None:
-        return recipe(preset, start_from)
+        return recipe(preset, start_from, teacher)
     if _is_whole(model):
-        return default(AutoEncoderParams.from_dict(model))
+        config = default(AutoEncoderParams.from_dict(model))
+        return config if teacher is None else with_teacher(config, teacher)
     if start_from is not None:
-        return default(_architecture_of(start_from))
+        return default(_architecture_of(start_from, "start_from"))
+    if teacher is not None:
+        return with_teacher(default(_architecture_of(teacher, "teacher")), teacher)
     return recipe("tiny")
 
 
@@ -95,8 +101,8 @@ def _fault(settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _architecture_of(path: str) -> AutoEncoderParams:
+def _architecture_of(path: str, name: str) -> AutoEncoderParams:
     try:
         return require_posterior(load_weights(Path(path), verify=False).params)
     except (FlaxVaeError, OSError) as error:
-        raise RunError(f"start_from={path!r} cannot be loaded: {error}") from error
+        raise RunError(f"{name}={path!r} cannot be loaded: {error}") from error

@@ -9,7 +9,7 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.train.config.parts import changes_latents, trained_paths
-    from flax_vae.train.config.recipes import architecture, default, preset_names, recipe
+    from flax_vae.train.config.recipes import architecture, default, preset_names, recipe, with_teacher
     from flax_vae.train.config.schema import (
         RENAMED,
         DataConfig,
@@ -47,4 +47,5 @@ __all__ = [
     "recipe",
     "rename_settings",
     "trained_paths",
+    "with_teacher",
 ]

@@ -315,6 +315,9 @@ class TrainConfig:
       start_from: File or folder with the initial weights, or a model on the Hugging Face hub,
         `hf:org/name[/folder or file][@revision]`, as for `flax_vae.from_pretrained`; the state of Adam in a PyTorch
         checkpoint is used too.  None for random weights.
+      teacher: File or folder with a model, addressed like `start_from`, whose latents a new decoder learns to decode.
+        The model that is trained has the teacher's encoder, bit for bit, and a random decoder, whose widths may be its
+        own (`model.decoder_widths`).
       raw_weights: Whether to take the raw weights of a training checkpoint instead of their moving average.
       graft: Whether to add as zeros what the architecture has and the initial weights lack (attention, time), which
         keeps the function; see `flax_vae.convert.table.grafting`.
@@ -355,6 +358,7 @@ class TrainConfig:
     time: TimeConfig = field(default_factory=TimeConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     start_from: str | None = None
+    teacher: str | None = None
     raw_weights: bool = False
     graft: bool = False
     trainable: str = "all"
@@ -430,16 +434,20 @@ class TrainConfig:
                 field="devices_per_image",
                 value=self.devices_per_image,
             )
-        if self.raw_weights and self.start_from is None:
-            raise ArgumentError("raw_weights=True applies to a checkpoint; pass it as start_from")
+        if self.teacher is not None:
+            self._check_teacher()
+        if self.raw_weights and self.start_from is None and self.teacher is None:
+            raise ArgumentError("raw_weights=True applies to a checkpoint; pass it as start_from or teacher")
         if self.graft and self.start_from is None:
             raise ArgumentError("graft=True adds to given weights; pass them as start_from")
         if self.identity_init and self.start_from is not None:
             raise ArgumentError(
                 f"identity_init=True changes random weights, but start_from={self.start_from!r} was given; use one"
             )
-        if self.trainable != "all" and self.start_from is None:
-            raise ArgumentError(f"trainable={self.trainable!r} keeps the other weights; pass them as start_from")
+        if self.trainable != "all" and self.start_from is None and self.teacher is None:
+            raise ArgumentError(
+                f"trainable={self.trainable!r} keeps the other weights; pass them as start_from or teacher"
+            )
         if self.gan.weight and self.data.crop_size < self.gan.discriminator.smallest:
             raise ArgumentError(
                 f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which needs "
@@ -479,6 +487,22 @@ class TrainConfig:
         rates = self.optim.part_learning_rates
         own = {} if rates is None else part_rates(self.model, rates)
         return {path: rate / self.optim.learning_rate for path, rate in own.items()}
+
+    def _check_teacher(self) -> None:
+        if self.start_from is not None:
+            raise ArgumentError(
+                f"teacher={self.teacher!r} gives the encoder of a new decoder, and start_from={self.start_from!r} a "
+                "whole model; use one of them",
+                field="teacher",
+                value=self.teacher,
+            )
+        if self.trainable != "decoder":
+            raise ArgumentError(
+                f"teacher={self.teacher!r} gives an encoder that stays as it is, but trainable={self.trainable!r} "
+                "trains it; set trainable='decoder'",
+                field="trainable",
+                value=self.trainable,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as JSON-able values, in order."""

@@ -27,7 +27,10 @@ _CHUNK = 4096
 _SHOW = 3  # number of differences shown in one error
 _PACKAGES = ("flax", "jax", "jaxlib", "optax", "orbax-checkpoint")
 # Paths may differ between machines; their content is compared instead.
-_ADDRESSES = ("data.folder", "start_from", "loss.lpips_weights", "validation.data", "validation.lpips_weights")
+_ADDRESSES = (
+    *("data.folder", "start_from", "teacher", "loss.lpips_weights"),
+    *("validation.data", "validation.lpips_weights"),
+)
 SETTINGS = "settings"
 _LONGEST = 40  # characters of a value in an error
 _ABSENT = object()

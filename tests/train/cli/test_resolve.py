@@ -14,7 +14,7 @@ from flax_vae.train.cli import main as cli
 from flax_vae.train.cli import plan
 from flax_vae.train.cli.flags import SHORT_NAMES, Flags, parse_run_flags
 from flax_vae.train.cli.resolve import default_workdir, resolve
-from flax_vae.train.config.recipes import default, recipe
+from flax_vae.train.config.recipes import default, recipe, with_teacher
 from flax_vae.train.config.schema import RENAMED, TrainConfig, flatten_config
 from flax_vae.train.errors import RunError, TrainError
 from flax_vae.train.run.directory import RunDirectory
@@ -201,6 +201,9 @@ def test_weights_say_what_the_model_is_unless_a_preset_does(tmp_path, weights):
     asked = ("--start-from", weights)
     assert resolve(flags(*asked), tmp_path) == replace(default(SMALL), start_from=str(weights))
     assert resolve(flags(*asked, "--preset", "flux1-finetune"), tmp_path).model == PRESETS["flux1"]
+    student = resolve(flags("--teacher", weights, "--model.decoder-widths", 64, 32), tmp_path)
+    config = default(replace(SMALL, decoder_widths=(64, 32)))
+    assert student == with_teacher(config, str(weights))
     path = file(tmp_path, preset="sd-decoder-finetune", start_from=str(weights))
     assert resolve(flags("--config", path), tmp_path / "run").trainable == "decoder"
     # A field of the architecture over that of the weights, which a graft adds.

@@ -23,6 +23,15 @@ def test_what_goes_on_from_weights_asks_for_them(name):
         recipe(name)
 
 
+def test_a_small_decoder_asks_for_a_teacher_or_for_weights():
+    with pytest.raises(ValueError, match="preset 'flux2-small-decoder' .*--teacher.*--start-from"):
+        recipe("flux2-small-decoder")
+    student, tuned = recipe("flux2-small-decoder", teacher="x"), recipe("flux2-small-decoder", "x")
+    assert config_differences(student, tuned) == ["start_from: None -> 'x'", "teacher: 'x' -> None"]
+    assert (student.trainable, student.loss.kl_weight) == ("decoder", 0)
+    assert student.model.decoder_widths == (96, 192, 384, 384)
+
+
 def test_both_recipes_of_the_tiny_model_share_its_start_and_its_colours():
     tiny, perceptual = recipe("tiny"), recipe("tiny-perceptual")
     names = {line.partition(":")[0] for line in config_differences(tiny, perceptual)}
