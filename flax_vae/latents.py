@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture
 
 
 class LatentNorm(nn.Module):
@@ -52,7 +52,7 @@ class LatentNorm(nn.Module):
         return jnp.sqrt(variance + self.eps).astype(like.dtype)
 
 
-def channel_statistics(params: AutoEncoderParams, like: Array) -> tuple[Array | float, Array | float]:
+def channel_statistics(params: Architecture, like: Array) -> tuple[Array | float, Array | float]:
     """Returns what a latent is shifted by and divided by: numbers, or one for each channel, in the dtype of `like`."""
     if params.latent_mean is None or params.latent_std is None:
         return params.shift_factor, 1.0

@@ -21,6 +21,7 @@ from flax_vae.convert.architecture import (
     check_no_sample,
     check_time,
 )
+from flax_vae.latents import channel_statistics
 from flax_vae.numerics import Numerics, Remat
 from flax_vae.ops import GroupNorm
 
@@ -270,7 +271,13 @@ class TinyAutoEncoder(nn.Module):
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Array, "b H W z"]) -> Float[Array, "b h w c"]:
-        """Returns the latent of a raw one: its patches, gathered into channels."""
+        """Returns the latent of a raw one: its patches, gathered into channels.
+
+        Models with statistics per channel return the patches of `(z - latent_mean) / latent_std`.
+        """
+        if self.params.normalises_channels:
+            mean, std = channel_statistics(self.params, z)
+            z = (z - mean) / std
         p = self.params.patch
         return rearrange(z, "b (h pi) (w pj) c -> b h w (c pi pj)", pi=p, pj=p)
 
@@ -282,7 +289,11 @@ class TinyAutoEncoder(nn.Module):
         """
         check_latent(self.params.latent_channels, z, "b h w c")
         p = self.params.patch
-        return rearrange(z, "b h w (c pi pj) -> b (h pi) (w pj) c", pi=p, pj=p)
+        z = rearrange(z, "b h w (c pi pj) -> b (h pi) (w pj) c", pi=p, pj=p)
+        if self.params.normalises_channels:
+            mean, std = channel_statistics(self.params, z)
+            z = z * std + mean
+        return z
 
     def moments(self, x: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None) -> Float[Array, "b H W z"]:
         """Returns the encoder's output, which is the raw latent; `AutoEncoder` has the moments of a posterior here.

@@ -8,7 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture
 
 
 class LatentNorm(nn.Module):
@@ -51,7 +51,7 @@ class LatentNorm(nn.Module):
         return torch.sqrt(self.running_var[None, :, None, None] + self.eps)
 
 
-def channel_statistics(params: AutoEncoderParams, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+def channel_statistics(params: Architecture, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """Returns what a latent is shifted by and divided by: numbers, or one for each channel, in the dtype of `like`."""
     if params.latent_mean is None or params.latent_std is None:
         return params.shift_factor, 1.0

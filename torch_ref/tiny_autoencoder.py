@@ -20,6 +20,7 @@ from flax_vae.convert.architecture import (
     check_no_sample,
     check_time,
 )
+from torch_ref.latents import channel_statistics
 
 POOL_EPS = 1e-5
 LIMIT = 3  # of a latent's absolute values, which the decoder approaches smoothly
@@ -231,7 +232,13 @@ class TinyAutoEncoder(nn.Module):
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Tensor, "b z H W"]) -> Float[Tensor, "b c h w"]:
-        """Returns the latent of a raw one: its patches, gathered into channels."""
+        """Returns the latent of a raw one: its patches, gathered into channels.
+
+        Models with statistics per channel return the patches of `(z - latent_mean) / latent_std`.
+        """
+        if self.params.normalises_channels:
+            mean, std = channel_statistics(self.params, z)
+            z = (z - mean) / std
         p = self.params.patch
         return rearrange(z, "b c (h pi) (w pj) -> b (c pi pj) h w", pi=p, pj=p)
 
@@ -243,7 +250,11 @@ class TinyAutoEncoder(nn.Module):
         """
         check_latent(self.params.latent_channels, z, "b c h w")
         p = self.params.patch
-        return rearrange(z, "b (c pi pj) h w -> b c (h pi) (w pj)", pi=p, pj=p)
+        z = rearrange(z, "b (c pi pj) h w -> b c (h pi) (w pj)", pi=p, pj=p)
+        if self.params.normalises_channels:
+            mean, std = channel_statistics(self.params, z)
+            z = z * std + mean
+        return z
 
     def moments(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None

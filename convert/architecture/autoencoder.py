@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -244,30 +244,12 @@ class AutoEncoderParams:
                 )
 
     def _check_latent_statistics(self):
-        if (self.latent_mean is None) != (self.latent_std is None):
-            raise ArgumentError("latent_mean and latent_std are given together; set both, or leave out both")
-        for name in ("latent_mean", "latent_std"):
-            numbers = getattr(self, name)
-            if numbers is None:
-                continue
-            if len(numbers) != self.z_channels:
-                raise ArgumentError(
-                    f"{name} has {len(numbers)} numbers; expected one per channel of the latent, {self.z_channels}",
-                    field=name,
-                    value=numbers,
-                )
-            for value in numbers:
-                number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
-                if not number or (name == "latent_std" and value < FLOAT32_MIN):
-                    also = ", greater than 0" if name == "latent_std" else ""
-                    raise ArgumentError(
-                        f"{name} holds {value!r:.80}; expected finite numbers in float32{also}", field=name, value=value
-                    )
-            if self.latent_norm == "batch_norm" or self.shift_factor != 0:
-                raise ArgumentError(
-                    f"{name} replaces shift_factor={self.shift_factor} and latent_norm={self.latent_norm!r}; "
-                    "set them to 0 and 'scale'"
-                )
+        check_latent_statistics(self.latent_mean, self.latent_std, self.z_channels)
+        if self.latent_mean is not None and (self.latent_norm == "batch_norm" or self.shift_factor != 0):
+            raise ArgumentError(
+                f"latent_mean replaces shift_factor={self.shift_factor} and latent_norm={self.latent_norm!r}; "
+                "set them to 0 and 'scale'"
+            )
         eps = self.batch_norm_eps
         if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not 0 <= eps <= 1:
             raise ArgumentError(
@@ -451,6 +433,35 @@ def require_same_kind(one: Any, other: Any) -> None:
 def _digits(value: int) -> str:
     """Returns a number as text for a message; Python refuses to print very long ones."""
     return str(value) if value.bit_length() < 100 else f"a number of {value.bit_length()} bits"
+
+
+def check_latent_statistics(mean: Sequence[Any] | None, std: Sequence[Any] | None, channels: int) -> None:
+    """Checks the fields `latent_mean` and `latent_std` of an architecture.
+
+    Args:
+      mean: Mean of each channel, or None.
+      std: Standard deviation of each channel, or None.
+      channels: Channels of the raw latent.
+
+    Raises:
+      ValueError: If only one is given, or their numbers are too many, too few, not finite or not positive.
+    """
+    if (mean is None) != (std is None):
+        raise ArgumentError("latent_mean and latent_std are given together; set both, or leave out both")
+    for name, numbers in {"latent_mean": mean or (), "latent_std": std or ()}.items():
+        if mean is not None and len(numbers) != channels:
+            raise ArgumentError(
+                f"{name} has {len(numbers)} numbers; expected one per channel of the latent, {channels}",
+                field=name,
+                value=numbers,
+            )
+        for value in numbers:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
+            if not number or (name == "latent_std" and value < FLOAT32_MIN):
+                also = ", greater than 0" if name == "latent_std" else ""
+                raise ArgumentError(
+                    f"{name} holds {value!r:.80}; expected finite numbers in float32{also}", field=name, value=value
+                )
 
 
 def check_padding(padding: str) -> None:

@@ -13,6 +13,7 @@ from flax_vae.convert.architecture.autoencoder import (
     MAX_COUNT,
     MAX_LEVELS,
     AutoEncoderParams,
+    check_latent_statistics,
     require_fields,
     require_same_kind,
 )
@@ -21,6 +22,8 @@ from flax_vae.convert.errors import ArgumentError, ConversionError
 POOL_GROUPS = 4  # groups of the normalisation between the two convolutions of `pool`
 POOL_WIDENING = 4  # width between the two convolutions of `pool`, as a multiple of `ch`
 
+_STATISTICS = ("latent_mean", "latent_std")
+
 FAMILY, TINY = "family", "tiny"  # entry of `to_dict` that tells the records apart; `AutoEncoderParams` writes none
 
 
@@ -28,8 +31,8 @@ FAMILY, TINY = "family", "tiny"  # entry of `to_dict` that tells the records apa
 class TinyAutoEncoderParams:
     """Architecture of a tiny autoencoder, TAESD or one of its relatives.
 
-    Its latents are those that the diffusion model sees, so there is no scale and no shift; the encoder gives the latent
-    itself, so there is no posterior.  Sequence fields accept lists, as in JSON, and store tuples.
+    The published ones give the latents that a diffusion model sees, so there is no scale and no shift.  The encoder
+    gives the latent itself, so there is no posterior.  Sequence fields accept lists, as in JSON, and store tuples.
 
     Attributes:
       z_channels: Channels of the latent before patches are gathered.
@@ -42,6 +45,9 @@ class TinyAutoEncoderParams:
         around a normalisation over the whole map (TAEF2).
       patch: Side of the patches of the latent that are gathered into channels, in the order `(c pi pj)`; 2 for TAEF2,
         because FLUX.2's latents have patches of 2 x 2.
+      latent_mean: Mean of each channel of the raw latent, or None; with `latent_std`, the latent is
+        `(z - latent_mean) / latent_std`, for diffusion models that are trained on latents normalised so.
+      latent_std: Standard deviation of each channel; see `latent_mean`.
 
     Raises:
       ValueError: If a field is invalid; the message names the field, the value and the remedy.
@@ -57,8 +63,12 @@ class TinyAutoEncoderParams:
     decoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
     pool: bool = False
     patch: int = 1
+    latent_mean: tuple[float, ...] | None = None
+    latent_std: tuple[float, ...] | None = None
 
     time_emb_dim: ClassVar[None] = None  # never conditioned on time
+    scale_factor: ClassVar[float] = 1.0
+    shift_factor: ClassVar[float] = 0.0
 
     def __post_init__(self):
         for name in ("encoder_blocks", "decoder_blocks"):
@@ -81,6 +91,13 @@ class TinyAutoEncoderParams:
             raise ArgumentError(f"patch={self.patch!r} must be 1, or 2 (FLUX.2)", field="patch", value=self.patch)
         if not isinstance(self.pool, bool):
             raise ArgumentError(f"pool={self.pool!r} must be True or False", field="pool", value=self.pool)
+        for name in _STATISTICS:
+            value = getattr(self, name)
+            if value is not None:
+                if not isinstance(value, list | tuple):
+                    raise ArgumentError(f"{name}={value!r} must be a list of numbers, or None", field=name, value=value)
+                object.__setattr__(self, name, tuple(value))
+        check_latent_statistics(self.latent_mean, self.latent_std, self.z_channels)
 
     @property
     def described(self) -> str:
@@ -101,6 +118,11 @@ class TinyAutoEncoderParams:
     def factor(self) -> int:
         """Ratio of the image's side to the latent's side; h and w must be multiples of it."""
         return 2 ** (self.num_levels - 1) * self.patch
+
+    @property
+    def normalises_channels(self) -> bool:
+        """Whether each channel of the latent is normalised by statistics of its own."""
+        return self.latent_mean is not None
 
     @property
     def least_side(self) -> int:
@@ -131,8 +153,12 @@ class TinyAutoEncoderParams:
         return [name for name, value in vars(self).items() if value != vars(other)[name]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all fields, in order, as values for JSON, after one that names the kind of autoencoder."""
-        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        """Returns the fields, in order, as values for JSON, after one that names the kind of autoencoder.
+
+        Statistics of the latents are left out where there are none: files had been written before they existed.
+        """
+        fields = {name: value for name, value in vars(self).items() if name not in _STATISTICS or value is not None}
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
         return {FAMILY: TINY} | fields
 
     @classmethod

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from flax_vae.convert.weights.folder import (
         CONFIG,
+        DIFFUSERS_WEIGHTS,
         FLAX_WEIGHTS,
         WEIGHTS,
         is_own_config,
@@ -36,6 +37,7 @@ else:
 __all__ = [
     "CHECKPOINTS",
     "CONFIG",
+    "DIFFUSERS_WEIGHTS",
     "EXPORT",
     "FLAX_WEIGHTS",
     "WEIGHTS",

@@ -13,7 +13,14 @@ from flax_vae.convert.architecture import NORM_GROUPS, Architecture, AutoEncoder
 from flax_vae.convert.errors import ConversionError, FileError, suggest
 from flax_vae.convert.files import read_object
 from flax_vae.convert.formats import foreign
-from flax_vae.convert.weights.tiny_config import TINY, TINY_DEFAULTS, TINY_KEPT, read_tiny_config, write_tiny_config
+from flax_vae.convert.weights.tiny_config import (
+    TINY,
+    TINY_DEFAULTS,
+    TINY_KEPT,
+    TINY_STATISTICS,
+    read_tiny_config,
+    write_tiny_config,
+)
 
 KL, FLUX2 = "AutoencoderKL", "AutoencoderKLFlux2"
 FLAX = "FlaxAutoencoderKL"  # in releases before 0.40; fewer keys, with equal meanings
@@ -123,7 +130,7 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> Architecture:
     if not isinstance(name, str) or name not in (*DEFAULTS, TINY):
         raise ConversionError(f"_class_name is {name!r}; expected one of {', '.join((*DEFAULTS, TINY))}")
     defaults = TINY_DEFAULTS if name == TINY else DEFAULTS[name]
-    known = {*defaults, *TINY_KEPT} if name == TINY else defaults
+    known = {*defaults, *TINY_KEPT, *TINY_STATISTICS} if name == TINY else defaults
     unknown = [key for key, value in fields.items() if key not in known and not _is_idle(key, value)]
     if unknown:
         near = {key: suggest(key, defaults, listed=False) for key in unknown}
@@ -240,6 +247,36 @@ def write_diffusers_config(params: Architecture, kept: Mapping[str, Any] | None 
         **_latent_keys(name, params),
         **(kept or {}),
     }
+
+
+def change_latent_keys(fields: Mapping[str, Any], params: Architecture) -> dict[str, Any]:
+    """Returns a diffusers `config.json` with the normalisation of the latents that an architecture has.
+
+    All other keys stay as they are, and so do `scaling_factor` and `shift_factor` where statistics per channel stand in
+    their place; see `read_diffusers_config`.
+
+    Args:
+      fields: Keys of the file.
+      params: Architecture, equal to that of the file but for scale, shift and statistics.
+
+    Raises:
+      ConversionError: If it differs in more, or diffusers cannot express it.
+    """
+    written = write_diffusers_config(params)
+    keys = ["latents_mean", "latents_std"]
+    if not _replaces_scaling(written):
+        keys += ["scaling_factor", "shift_factor"]
+    changed = dict(fields) | {key: written[key] for key in keys if key in written}
+    if "_use_default_values" in fields:
+        changed["_use_default_values"] = [key for key in fields["_use_default_values"] or () if key not in keys]
+    now = read_diffusers_config(changed)
+    different = params.differences(now)
+    if different:
+        raise ConversionError(
+            f"{', '.join(different)}: a configuration of diffusers is changed in scale, shift and statistics only; "
+            "write the model again"
+        )
+    return changed
 
 
 def write_flax_config(params: Architecture, kept: Mapping[str, Any] | None = None) -> dict[str, Any]:

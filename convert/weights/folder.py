@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from flax_vae.convert.architecture import Architecture, architecture_from_dict
-from flax_vae.convert.errors import ArgumentError, ConversionError, FileError
+from flax_vae.convert.errors import ConversionError, FileError
 from flax_vae.convert.files import atomic_file, atomic_folder, read_object, write_json
 from flax_vae.convert.formats import ArrayLike, foreign, read_metadata, read_tensors, write_tensors
 from flax_vae.convert.table import to_flax
-from flax_vae.convert.weights.diffusers_config import is_diffusers_config, read_diffusers_file
+from flax_vae.convert.weights.diffusers_config import change_latent_keys, is_diffusers_config, read_diffusers_file
 from flax_vae.convert.weights.embedded import check_config, write_architecture
 
 CONFIG = "config.json"
@@ -103,25 +103,25 @@ def write_config(folder: str | os.PathLike[str], params: Architecture | None = N
 
     Args:
       folder: Model folder, of this package or of diffusers.
-      params: New architecture, for a folder of this package; None takes the current `config.json`.
+      params: New architecture, which in a folder of diffusers may differ in scale, shift and statistics of latents
+        only; None takes the current `config.json`.
 
     Raises:
       FileNotFoundError: If the folder has no configuration, or no weights file.
       FileError: If a file cannot be parsed, or the weights are damaged.
-      ConversionError: If the weights do not match the architecture.
-      ValueError: If `params` is given for a folder of diffusers.
+      ConversionError: If the weights do not match the architecture, or a configuration of diffusers cannot be changed
+        to it.
     """
     config = Path(folder) / CONFIG
     theirs = not is_own_config(config)
     weights = Path(folder) / (DIFFUSERS_WEIGHTS if theirs else WEIGHTS)
-    if params is not None and theirs:
-        raise ArgumentError(f"{config} is a configuration of diffusers; edit that file, and leave params out")
+    fields = change_latent_keys(read_object(config), params) if theirs and params is not None else None
     params = params or read_any_config(config)
     tensors, metadata = read_tensors(weights), read_metadata(weights)
     to_flax(tensors, params)  # checks every tensor; the views cost nothing
-    if not theirs:
+    if fields is not None or not theirs:
         with atomic_file(config, force=True) as file:
-            write_json(file, params.to_dict())
+            write_json(file, params.to_dict() if fields is None else fields)
     write_tensors(weights, tensors, metadata=metadata | header(params), force=True)
 
 

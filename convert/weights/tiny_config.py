@@ -31,6 +31,9 @@ TINY_DEFAULTS: dict[str, Any] = {
     "shift_factor": 0.0,
 }
 
+# Statistics of each channel, which the class does not have and keeps in its configuration for pipelines that read them.
+TINY_STATISTICS = ("latents_mean", "latents_std")
+
 # The only value that our architecture supports.
 _FIXED: dict[str, Any] = {
     "act_fn": "relu",
@@ -54,7 +57,7 @@ def read_tiny_config(fields: Mapping[str, Any]) -> TinyAutoEncoderParams:
     Raises:
       ConversionError: If our architecture cannot express a value.
     """
-    values = TINY_DEFAULTS | dict(fields)
+    values: dict[str, Any] = {**TINY_DEFAULTS, **dict.fromkeys(TINY_STATISTICS), **fields}
     for key, meant in _FIXED.items():
         if values[key] != meant:
             raise ConversionError(f"{key}={values[key]!r} is not supported; expected {meant!r}", field=key)
@@ -80,6 +83,8 @@ def read_tiny_config(fields: Mapping[str, Any]) -> TinyAutoEncoderParams:
             out_ch=values["out_channels"],
             encoder_blocks=tuple(encoder),
             decoder_blocks=tuple(reversed(decoder)),  # which diffusers lists from the lowest resolution
+            latent_mean=values["latents_mean"],
+            latent_std=values["latents_std"],
         )
     except (TypeError, ValueError) as error:
         raise ConversionError(str(error)) from error
@@ -98,6 +103,7 @@ def write_tiny_config(params: TinyAutoEncoderParams) -> dict[str, Any]:
             "diffusers' names, DST.safetensors, or use another layout"
         )
     widths = [params.ch] * params.num_levels
+    statistics = zip(TINY_STATISTICS, (params.latent_mean, params.latent_std), strict=True)
     return {
         "_class_name": TINY,
         "_diffusers_version": "0.42.1",  # the release that defines the meaning of these keys
@@ -109,6 +115,7 @@ def write_tiny_config(params: TinyAutoEncoderParams) -> dict[str, Any]:
         "latent_channels": params.z_channels,
         "num_encoder_blocks": list(params.encoder_blocks),
         "num_decoder_blocks": list(reversed(params.decoder_blocks)),
+        **{key: list(numbers) for key, numbers in statistics if numbers is not None},
     }
 
 

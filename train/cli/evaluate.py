@@ -102,6 +102,9 @@ class ResultFlags:
     """JSON file to write all numbers to."""
     write_scale: bool = False
     """Write the scale and shift that bring latents to mean 0 and deviation 1 into the model folder's config.json."""
+    write_statistics: bool = False
+    """Write mean and deviation of each channel of the latents into the config.json of a model folder, of this package
+    or of diffusers (latents_mean, latents_std)."""
 
 
 @dataclass(frozen=True)
@@ -168,19 +171,22 @@ def _run(flags: EvalFlags) -> int:
         raise TrainError("no model; pass run directories or models")
     given = {
         "--features": flags.scores.features, "--grid": output.grid, "--json": output.json,
-        "--write-scale": output.write_scale,
+        "--write-scale": output.write_scale, "--write-statistics": output.write_statistics,
     }  # fmt: skip
     alone = [name for name, value in given.items() if value]
     if len(flags.models) > 1 and alone:
         raise TrainError(f"{alone[0]} needs exactly one model, not {len(flags.models)}")
     models = tuple(flags.models)
-    if output.write_scale and is_address(models[0]):
-        raise TrainError(f"--write-scale writes into a model folder on this machine, and not into {models[0]}")
+    if output.write_scale and output.write_statistics:
+        raise TrainError("--write-statistics replaces scale and shift; leave out --write-scale, or --write-statistics")
+    writing = [name for name in alone if name.startswith("--write")]
+    if writing and is_address(models[0]):
+        raise TrainError(f"{writing[0]} writes into a model folder on this machine, and not into {models[0]}")
     folders = [locate_model(path) for path in models]
-    if flags.output.write_scale:
-        from flax_vae.train.evaluation import check_scalable
+    if writing:
+        from flax_vae.train.evaluation import check_normalisable, check_scalable
 
-        check_scalable(folders[0])
+        (check_scalable if output.write_scale else check_normalisable)(folders[0])
     # JAX and Pillow: only now, when there is something to compute.
     from flax_vae.inference import load_model
     from flax_vae.ops import cache_for_command
@@ -230,6 +236,7 @@ def _one(
         table,
         write_report_json,
         write_scale,
+        write_statistics,
     )
     from flax_vae.train.report import save_comparisons
 
@@ -257,6 +264,9 @@ def _one(
     if flags.output.write_scale:
         scaled = write_scale(where, report.latents)
         print(f"{where / 'config.json'}: scale_factor {scaled.scale_factor}, shift_factor {scaled.shift_factor}")
+    if flags.output.write_statistics:
+        written = write_statistics(where, report.latents)
+        print(f"{where / 'config.json'}: mean and deviation of {written.z_channels} channels")
     if flags.output.json:
         net = None if perceptual is None else settings.lpips
         write_report_json(flags.output.json, {"model": str(where), "data": source.where, "lpips_net": net}, report)

@@ -10,7 +10,12 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.train.evaluation.equivariance import equivariance_psnr
     from flax_vae.train.evaluation.fid import FrechetMeter, load_extractor
-    from flax_vae.train.evaluation.measured_scale import check_scalable, write_scale
+    from flax_vae.train.evaluation.measured_scale import (
+        check_normalisable,
+        check_scalable,
+        write_scale,
+        write_statistics,
+    )
     from flax_vae.train.evaluation.tables import badness, comparison, latent_lines, rfid_line, table, write_report_json
     from flax_vae.train.evaluation.validation import LOGGED_AS, MORE_IS_BETTER, BestScore, Validation
     from flax_vae.train.evaluation.whole_images import SCORES, Evaluation, PerceptualDistance, perceptual_distance
@@ -27,6 +32,7 @@ __all__ = [
     "SCORES",
     "Validation",
     "badness",
+    "check_normalisable",
     "check_scalable",
     "comparison",
     "equivariance_psnr",
@@ -37,4 +43,5 @@ __all__ = [
     "table",
     "write_report_json",
     "write_scale",
+    "write_statistics",
 ]

@@ -1,15 +1,26 @@
-"""Writes measured scale and shift factors into the config of a model folder."""
+"""Writes measured scale, shift and statistics of latents into the config of a model folder."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any, TypeVar
 
-from flax_vae.convert.architecture import AutoEncoderParams, require_posterior
+from flax_vae.convert.architecture import Architecture, AutoEncoderParams, require_posterior
 from flax_vae.convert.errors import FlaxVaeError
-from flax_vae.convert.weights import CONFIG, WEIGHTS, read_config, write_config
+from flax_vae.convert.weights import (
+    CONFIG,
+    DIFFUSERS_WEIGHTS,
+    WEIGHTS,
+    is_own_config,
+    read_any_config,
+    read_config,
+    write_config,
+)
 from flax_vae.train.errors import TrainError
 from flax_vae.train.evaluation.statistics import PosteriorSummary
 
 _DIGITS = 6
+
+P = TypeVar("P", bound=Architecture)
 
 
 def check_scalable(folder: Path) -> None:
@@ -49,11 +60,63 @@ def write_scale(folder: Path, latents: PosteriorSummary) -> AutoEncoderParams:
     """
     check_scalable(folder)
     scale, shift = (float(f"{value:.{_DIGITS}g}") for value in (latents.scale_factor, latents.shift_factor))
-    params = dataclasses.replace(
-        require_posterior(read_config(folder / CONFIG)), scale_factor=scale, shift_factor=shift
-    )
+    return _write(folder, require_posterior(read_config(folder / CONFIG)), scale_factor=scale, shift_factor=shift)
+
+
+def check_normalisable(folder: Path) -> None:
+    """Checks that statistics of each channel can be written into a folder.
+
+    Raises:
+      TrainError: If it is a model folder neither of this package nor of diffusers, or keeps statistics with its weights
+        (FLUX.2).
+    """
+    own = not (folder / CONFIG).is_file() or is_own_config(folder / CONFIG)
+    if not ((folder / CONFIG).is_file() and (folder / (WEIGHTS if own else DIFFUSERS_WEIGHTS)).is_file()):
+        raise TrainError(
+            f"{folder} is not a model folder; expected {CONFIG} to write the statistics into, beside {WEIGHTS} or "
+            f"{DIFFUSERS_WEIGHTS}: make it with flax-vae-convert SRC DST --to flux, or --to diffusers"
+        )
     try:
+        params = read_any_config(folder / CONFIG)
+    except FlaxVaeError as error:
+        raise TrainError(str(error)) from error
+    if isinstance(params, AutoEncoderParams) and params.latent_norm == "batch_norm":
+        raise TrainError(
+            f"{folder}: latent_norm='batch_norm' normalises each channel by statistics that are kept with the weights, "
+            f"not in {CONFIG}; leave out --write-statistics"
+        )
+
+
+def write_statistics(folder: Path, latents: PosteriorSummary) -> Architecture:
+    """Sets `latent_mean` and `latent_std` of a model folder, in a folder of diffusers `latents_mean` and `latents_std`.
+
+    Afterwards `encode` returns latents of which each channel has mean 0 and deviation 1.  A model without statistics
+    has a scale of 1 and a shift of 0 from then on; one that has statistics keeps the scale beside them.  In a folder of
+    diffusers, `scaling_factor` and `shift_factor` stay as they are where statistics stand in their place.
+
+    Weights and reconstructions do not change, because `decode` inverts the normalisation of `encode`.  Latents that
+    were stored before, and diffusion models trained on them, need the old configuration.
+
+    Returns:
+      The new architecture.
+
+    Raises:
+      TrainError: If the folder takes no statistics, see `check_normalisable`, if a channel is constant, or if the
+        folder cannot be written.
+    """
+    check_normalisable(folder)
+    params = read_any_config(folder / CONFIG)
+    fields: dict[str, Any] = {"latent_mean": tuple(latents.channel_mean), "latent_std": tuple(latents.channel_std)}
+    if isinstance(params, AutoEncoderParams) and not params.normalises_channels:
+        fields |= {"scale_factor": 1.0, "shift_factor": 0.0}
+    return _write(folder, params, **fields)
+
+
+def _write(folder: Path, params: P, **fields: Any) -> P:
+    """Writes an architecture with new values of some fields; returns it."""
+    try:
+        params = dataclasses.replace(params, **fields)
         write_config(folder, params)
     except FlaxVaeError as error:
-        raise TrainError(f"the scale could not be written: {error}") from error
+        raise TrainError(f"{folder / CONFIG} could not be written: {error}") from error
     return params

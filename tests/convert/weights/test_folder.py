@@ -265,7 +265,11 @@ def test_a_folder_of_diffusers_is_guarded_in_what_is_computed(tmp_path):
     edit(tmp_path / "vae", scaling_factor=0.5)
     with pytest.raises(FileError, match="scale_factor is 0.5, and was written as 1.0"):
         load_weights(tmp_path / "vae")
-    with pytest.raises(ValueError, match="leave params out"):
-        write_config(tmp_path / "vae", params)
+    with pytest.raises(ConversionError, match="clamp_logvar: a configuration of diffusers is changed in scale"):
+        write_config(tmp_path / "vae", replace(params, clamp_logvar=not params.clamp_logvar))
     write_config(tmp_path / "vae")
     assert load_weights(tmp_path / "vae").params.scale_factor == 0.5
+    shifted = replace(params, scale_factor=3.0, shift_factor=0.5)
+    write_config(tmp_path / "vae", shifted)
+    assert load_weights(tmp_path / "vae").params == replace(shifted, resolution=1024)
+    assert json.loads((tmp_path / "vae" / "config.json").read_text())["force_upcast"] is False
