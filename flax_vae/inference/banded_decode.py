@@ -206,6 +206,8 @@ def _run_pass(branches: Sequence[_Branch], band_rows: int, buffers: _Buffers, *,
         )
         if running is not None:
             collect(*running)
+        else:
+            release_compiler_memory()  # the program of all bands has just been compiled
         running = start, outputs
     if running is not None:
         collect(*running)
