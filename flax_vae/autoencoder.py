@@ -101,6 +101,10 @@ class AutoEncoder(nn.Module):
     ) -> Float[Array, "b h*f w*f c"]:
         """Returns the images of scaled latents, nominally in [-1, 1].
 
+        Args:
+          z: Scaled latents.
+          time: Time condition; see the class.
+
         Raises:
           ValueError: If channels are wrong, or if `time` is missing, superfluous or misshapen.
         """
@@ -112,6 +116,10 @@ class AutoEncoder(nn.Module):
 
     def posterior(self, x: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None) -> Posterior:
         """Returns the posterior of images, over raw latents.
+
+        Args:
+          x: Images in [-1, 1].
+          time: Time condition; see the class.
 
         Raises:
           ValueError: As for `encode`.
@@ -126,13 +134,23 @@ class AutoEncoder(nn.Module):
         sample: bool = True,
         noise: Float[Array, "b H W z"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Returns the reconstructions of images; arguments as for `encode`."""
+        """Returns the reconstructions of images; arguments as for `encode`.
+
+        Args:
+          x: Images in [-1, 1].
+          time: Time condition; see the class.
+          sample: Whether to sample the latent; otherwise its mode is decoded.
+          noise: Standard normal noise of the sample, with the shape of a raw latent; None draws it.
+        """
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Array, "b H W z"]) -> Float[Array, "b h w c"]:
         """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or that of `LatentNorm`.
 
         Models with statistics per channel return `scale_factor * (z - latent_mean) / latent_std`.
+
+        Args:
+          z: Raw latents.
         """
         if self.params.latent_norm == "batch_norm":
             return self.bn.normalise(z)
@@ -141,6 +159,9 @@ class AutoEncoder(nn.Module):
 
     def unscale(self, z: Float[Array, "b h w c"]) -> Float[Array, "b H W z"]:
         """Returns the raw latent of a scaled one; the inverse of `scale`.
+
+        Args:
+          z: Scaled latents.
 
         Raises:
           ValueError: If channels are wrong.
@@ -154,13 +175,22 @@ class AutoEncoder(nn.Module):
     def moments(
         self, x: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None
     ) -> Float[Array, "b h/f w/f 2*z"]:
-        """Returns the raw moments, from which `DiagonalGaussian` takes mean and logvar along the channels."""
+        """Returns the raw moments, from which `DiagonalGaussian` takes mean and logvar along the channels.
+
+        Args:
+          x: Images in [-1, 1].
+          time: Time condition; see the class.
+        """
         time_emb = self.embed_time(time, batch=x.shape[0])
         moments = self.encoder(x, time_emb)
         return self.quant_conv(moments) if self.params.quant_conv else moments
 
     def embed_time(self, time: Float[Array, "b ..."] | None, batch: int) -> TimeEmb:
         """Returns the time embedding that every residual block receives, or None for a model without time.
+
+        Args:
+          time: Time of each image, or None.
+          batch: Number of images or latents.
 
         Raises:
           ValueError: If `time` is missing, superfluous or misshapen.
@@ -191,6 +221,10 @@ def init_params(model: Model, key: PRNGKeyArray) -> dict:
 
     Linen creates a parameter when a call first uses it, so `init(method="encode")` would leave out the decoder.  This
     calls the whole model, compiled, with the smallest image.
+
+    Args:
+      model: Autoencoder.
+      key: PRNG key.
     """
     images, time = example_inputs(model)
     return jax.jit(lambda key: model.init(key, images, time, sample=False))(key)["params"]

@@ -40,7 +40,12 @@ class MidBlock(nn.Module):
         self.block_2 = resnet(channels, channels, time, mode)
 
     def __call__(self, x: Float[Array, "b h w c"], time_emb: TimeEmb = None) -> Float[Array, "b h w c"]:
-        """Returns a feature map of the shape of `x`."""
+        """Returns a feature map of the shape of `x`.
+
+        Args:
+          x: Feature map.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
+        """
         x = self.block_1(x, time_emb)
         if self.attn_1 is not None:
             x = self.attn_1(x)
@@ -73,7 +78,12 @@ class DownLevel(nn.Module):
         self.downsample = Downsample(width, params.downsample_padding, mode, numerics) if level != last else None
 
     def __call__(self, x: Float[Array, "b h w c"], time_emb: TimeEmb = None) -> Float[Array, "b h2 w2 d"]:
-        """Returns the input of the next level."""
+        """Returns the input of the next level.
+
+        Args:
+          x: Feature map.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
+        """
         for index, block in enumerate(self.block):
             x = block(x, time_emb)
             if self.attn:
@@ -107,7 +117,12 @@ class UpLevel(nn.Module):
         self.upsample = Upsample(width, mode, numerics) if level != 0 else None
 
     def __call__(self, x: Float[Array, "b h w c"], time_emb: TimeEmb = None) -> Float[Array, "b h2 w2 d"]:
-        """Returns the input of the next finer level."""
+        """Returns the input of the next finer level.
+
+        Args:
+          x: Feature map.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
+        """
         for index, block in enumerate(self.block):
             x = block(x, time_emb)
             if self.attn:
@@ -139,6 +154,10 @@ class Encoder(nn.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], time_emb: TimeEmb = None) -> Float[Array, "b h/f w/f 2*z"]:
         """Returns the moments of images in [-1, 1].
+
+        Args:
+          x: Images in [-1, 1].
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
         Example:
           >>> encoder = Encoder(PRESETS["seed"])
@@ -184,6 +203,10 @@ class Decoder(nn.Module):
 
     def __call__(self, z: Float[Array, "b h w z"], time_emb: TimeEmb = None) -> Float[Array, "b h*f w*f c"]:
         """Returns the images of raw latents, nominally in [-1, 1].
+
+        Args:
+          z: Raw latents.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
         Example:
           >>> decoder = Decoder(PRESETS["seed"])

@@ -142,6 +142,7 @@ class Discriminator(nn.Module):
 
     Example:
       >>> model = Discriminator(DiscriminatorParams())
+      >>> images = jnp.zeros((2, 64, 64, 3))
       >>> variables = model.init(jax.random.key(0), images, train=True)  # {"params": ..., "batch_stats": ...}
       >>> logits, moved = model.apply(variables, images, train=True, mutable=["batch_stats"])
     """

@@ -41,6 +41,10 @@ class Posterior:
     ) -> Float[Array, "b h w z"]:
         """Returns a latent sampled with `key`, or `mean + std * noise` with the given noise.
 
+        Args:
+          key: PRNG key.
+          noise: Standard normal noise, with the shape of the mean.
+
         Raises:
           ValueError: If none or both of the two are given.
         """
@@ -85,7 +89,11 @@ class DiagonalGaussian(nn.Module):
             self.logvar_scaling = self.param("logvar_scaling", nn.initializers.zeros, (1,), self.param_dtype)
 
     def posterior(self, moments: Float[Array, "b h w 2*z"]) -> Posterior:
-        """Returns the posterior of moments."""
+        """Returns the posterior of moments.
+
+        Args:
+          moments: Means and logvars, one after the other along the channels.
+        """
         mean, logvar = jnp.split(moments, 2, axis=self.chunk_dim)
         if self.learnable_logvar:
             logvar = add(logvar, self.logvar_scaling)

@@ -19,7 +19,11 @@ NORM_EPS = 1e-6
 
 
 def swish(x: Array) -> Array:
-    """Returns `x * sigmoid(x)`, with the shape of `x`.  Source: seed module 1."""
+    """Returns `x * sigmoid(x)`, with the shape of `x`.  Source: seed module 1.
+
+    Args:
+      x: Array of any shape.
+    """
     return x * jax.nn.sigmoid(x)
 
 
@@ -27,7 +31,11 @@ class Swish(nn.Module):
     """`swish` as a module.  Source: seed module 1."""
 
     def __call__(self, x: Array) -> Array:
-        """Returns `x * sigmoid(x)`."""
+        """Returns `x * sigmoid(x)`.
+
+        Args:
+          x: Array of any shape.
+        """
         return swish(x)
 
 
@@ -61,7 +69,11 @@ class AttnBlock(nn.Module):
         self.q, self.k, self.v, self.proj_out = (self.numerics.conv(self.in_channels, 1) for _ in range(4))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns the feature map after attention over all positions."""
+        """Returns the feature map after attention over all positions.
+
+        Args:
+          x: Feature map.
+        """
         h = self.norm(x)
         q, k, v = (rearrange(project(h), "b h w c -> b (h w) c") for project in (self.q, self.k, self.v))
         h = attention(q, k, v, path=self.numerics.attention)
@@ -100,6 +112,10 @@ class ResnetBlock(nn.Module):
 
     def __call__(self, x: Float[Array, "b h w c"], time_emb: TimeEmb = None) -> Float[Array, "b h w d"]:
         """Returns a feature map with `out_channels` channels.
+
+        Args:
+          x: Feature map.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
         Raises:
           ValueError: If `time_emb` is missing or superfluous.
@@ -141,7 +157,11 @@ class Downsample(nn.Module):
         self.conv = self.numerics.conv(self.in_channels, 3, strides=2, padding=self.padding, padding_mode=mode)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """Returns the feature map at half the size."""
+        """Returns the feature map at half the size.
+
+        Args:
+          x: Feature map.
+        """
         return self.conv(x)
 
 
@@ -164,5 +184,9 @@ class Upsample(nn.Module):
         self.conv = self.numerics.conv(self.in_channels, 3, padding_mode=self.padding_mode, upsample=True)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-        """Returns the feature map at twice the size."""
+        """Returns the feature map at twice the size.
+
+        Args:
+          x: Feature map.
+        """
         return self.conv(x)

@@ -90,15 +90,28 @@ class Numerics:
         )
 
     def dense(self, features: int) -> Dense:
-        """Returns a linear map with `features` outputs."""
+        """Returns a linear map with `features` outputs.
+
+        Args:
+          features: Number of outputs.
+        """
         return Dense(features, dtype=self.dtype, param_dtype=self.param_dtype)
 
     def block(self, kind: type[nn.Module]) -> Callable[..., Any]:
-        """Returns the constructor of a residual block with these numerics."""
+        """Returns the constructor of a residual block with these numerics.
+
+        Args:
+          kind: Class of the block.
+        """
         return partial(nn.remat(kind) if self.remat == "blocks" else kind, numerics=self)
 
     def blocks(self, resnet: type[nn.Module], attn: type[nn.Module]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Returns constructors of residual and attention blocks with these numerics."""
+        """Returns constructors of residual and attention blocks with these numerics.
+
+        Args:
+          resnet: Class of the residual block.
+          attn: Class of the attention block.
+        """
         attn = attn if self.remat == "none" else nn.remat(attn)
         return self.block(resnet), partial(attn, numerics=self)
 

@@ -253,6 +253,10 @@ class TinyAutoEncoder(nn.Module):
     ) -> Float[Array, "b h*f w*f c"]:
         """Returns the images of latents, nominally in [-1, 1].
 
+        Args:
+          z: Latents.
+          time: None; a tiny autoencoder takes no time.
+
         Raises:
           ValueError: If channels are wrong, or a time is given.
         """
@@ -267,13 +271,23 @@ class TinyAutoEncoder(nn.Module):
         sample: bool = False,
         noise: Float[Array, "b H W z"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Returns the reconstructions of images; arguments as for `encode`."""
+        """Returns the reconstructions of images; arguments as for `encode`.
+
+        Args:
+          x: Images in [-1, 1].
+          time: None; a tiny autoencoder takes no time.
+          sample: False; there is no posterior to sample from.
+          noise: None; see `sample`.
+        """
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Array, "b H W z"]) -> Float[Array, "b h w c"]:
         """Returns the latent of a raw one: its patches, gathered into channels.
 
         Models with statistics per channel return the patches of `(z - latent_mean) / latent_std`.
+
+        Args:
+          z: Raw latents.
         """
         if self.params.normalises_channels:
             mean, std = channel_statistics(self.params, z)
@@ -283,6 +297,9 @@ class TinyAutoEncoder(nn.Module):
 
     def unscale(self, z: Float[Array, "b h w c"]) -> Float[Array, "b H W z"]:
         """Returns the raw latent of a latent; the inverse of `scale`.
+
+        Args:
+          z: Latents.
 
         Raises:
           ValueError: If channels are wrong.
@@ -297,6 +314,10 @@ class TinyAutoEncoder(nn.Module):
 
     def moments(self, x: Float[Array, "b h w c"], time: Float[Array, "b ..."] | None = None) -> Float[Array, "b H W z"]:
         """Returns the encoder's output, which is the raw latent; `AutoEncoder` has the moments of a posterior here.
+
+        Args:
+          x: Images in [-1, 1].
+          time: None; a tiny autoencoder takes no time.
 
         Raises:
           ValueError: If a time is given.

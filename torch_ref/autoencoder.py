@@ -71,6 +71,10 @@ class AutoEncoder(nn.Module):
     ) -> Float[Tensor, "b c h*f w*f"]:
         """Returns the images of scaled latents, nominally in [-1, 1].
 
+        Args:
+          z: Scaled latents.
+          time: Time condition; see the class.
+
         Raises:
           ValueError: If channels are wrong, or if `time` is missing, superfluous or misshapen.
         """
@@ -82,6 +86,10 @@ class AutoEncoder(nn.Module):
 
     def posterior(self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None) -> Posterior:
         """Returns the posterior of images, over raw latents.
+
+        Args:
+          x: Images in [-1, 1].
+          time: Time condition; see the class.
 
         Raises:
           ValueError: As for `encode`.
@@ -96,13 +104,23 @@ class AutoEncoder(nn.Module):
         sample: bool = True,
         noise: Float[Tensor, "b z H W"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Returns the reconstructions of images; arguments as for `encode`."""
+        """Returns the reconstructions of images; arguments as for `encode`.
+
+        Args:
+          x: Images in [-1, 1].
+          time: Time condition; see the class.
+          sample: Whether to sample the latent; otherwise its mode is decoded.
+          noise: Standard normal noise of the sample, with the shape of a raw latent; None draws it.
+        """
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Tensor, "b z H W"]) -> Float[Tensor, "b c h w"]:
         """Returns the scaled latent of a raw one: `scale_factor * (z - shift_factor)`, or that of `LatentNorm`.
 
         Models with statistics per channel return `scale_factor * (z - latent_mean) / latent_std`.
+
+        Args:
+          z: Raw latents.
         """
         if self.params.latent_norm == "batch_norm":
             return self.bn.normalise(z)
@@ -111,6 +129,9 @@ class AutoEncoder(nn.Module):
 
     def unscale(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z H W"]:
         """Returns the raw latent of a scaled one; the inverse of `scale`.
+
+        Args:
+          z: Scaled latents.
 
         Raises:
           ValueError: If channels are wrong.
@@ -124,13 +145,22 @@ class AutoEncoder(nn.Module):
     def moments(
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None
     ) -> Float[Tensor, "b 2*z h/f w/f"]:
-        """Returns the raw moments, from which `DiagonalGaussian` takes mean and logvar along the channels."""
+        """Returns the raw moments, from which `DiagonalGaussian` takes mean and logvar along the channels.
+
+        Args:
+          x: Images in [-1, 1].
+          time: Time condition; see the class.
+        """
         time_emb = self.embed_time(time, batch=x.shape[0])
         moments = self.encoder(x, time_emb)
         return self.quant_conv(moments) if self.params.quant_conv else moments
 
     def embed_time(self, time: Float[Tensor, "b ..."] | None, batch: int) -> TimeEmb:
         """Returns the time embedding that every residual block receives, or None for a model without time.
+
+        Args:
+          time: Time of each image, or None.
+          batch: Number of images or latents.
 
         Raises:
           ValueError: If `time` is missing, superfluous or misshapen.

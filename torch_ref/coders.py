@@ -33,7 +33,12 @@ class MidBlock(nn.Module):
         self.block_2 = ResnetBlock(channels, channels, time, mode)
 
     def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b c h w"]:
-        """Returns a feature map of the shape of `x`."""
+        """Returns a feature map of the shape of `x`.
+
+        Args:
+          x: Feature map.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
+        """
         x = self.block_1(x, time_emb)
         if self.attn_1 is not None:
             x = self.attn_1(x)
@@ -60,7 +65,12 @@ class DownLevel(nn.Module):
         self.downsample = Downsample(width, params.downsample_padding, mode) if level != last else None
 
     def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b d h2 w2"]:
-        """Returns the input of the next level."""
+        """Returns the input of the next level.
+
+        Args:
+          x: Feature map.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
+        """
         for index, block in enumerate(self.block):
             x = block(x, time_emb)
             if self.attn:
@@ -88,7 +98,12 @@ class UpLevel(nn.Module):
         self.upsample = Upsample(width, mode) if level != 0 else None
 
     def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b d h2 w2"]:
-        """Returns the input of the next finer level."""
+        """Returns the input of the next finer level.
+
+        Args:
+          x: Feature map.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
+        """
         for index, block in enumerate(self.block):
             x = block(x, time_emb)
             if self.attn:
@@ -119,6 +134,10 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b 2*z h/f w/f"]:
         """Returns the moments of images in [-1, 1].
+
+        Args:
+          x: Images in [-1, 1].
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
         Example:
           >>> encoder = Encoder(PRESETS["seed"])
@@ -161,6 +180,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Float[Tensor, "b z h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b c h*f w*f"]:
         """Returns the images of raw latents, nominally in [-1, 1].
+
+        Args:
+          z: Raw latents.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
         Example:
           >>> decoder = Decoder(PRESETS["seed"])

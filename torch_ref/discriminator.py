@@ -64,6 +64,9 @@ class Discriminator(nn.Module):
         In `train()` mode, normalises with the statistics of the batch and updates the running ones; in `eval()` mode,
         uses the running ones.
 
+        Args:
+          images: Images in [-1, 1].
+
         Raises:
           ValueError: If the images have wrong channels or are too small, or, in training, if a layer has a single value
             per channel in the batch.

@@ -36,7 +36,12 @@ class Posterior:
     def sample(
         self, generator: torch.Generator | None = None, *, noise: Float[Tensor, "b z h w"] | None = None
     ) -> Float[Tensor, "b z h w"]:
-        """Returns a latent sampled with PyTorch's generator, or `mean + std * noise` with the given noise."""
+        """Returns a latent sampled with PyTorch's generator, or `mean + std * noise` with the given noise.
+
+        Args:
+          generator: Random number generator on the device of the mean; None takes PyTorch's own.
+          noise: Standard normal noise, with the shape of the mean; None draws it.
+        """
         if noise is None:
             noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + self.std * noise
@@ -74,7 +79,11 @@ class DiagonalGaussian(nn.Module):
             self.logvar_scaling = nn.Parameter(torch.zeros(1))
 
     def posterior(self, moments: Float[Tensor, "b 2*z h w"]) -> Posterior:
-        """Returns the posterior of moments."""
+        """Returns the posterior of moments.
+
+        Args:
+          moments: Means and logvars, one after the other along the channels.
+        """
         mean, logvar = torch.chunk(moments, 2, dim=self.chunk_dim)
         if self.learnable_logvar:
             logvar = logvar + self.logvar_scaling

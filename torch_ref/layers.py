@@ -17,7 +17,11 @@ NORM_EPS = 1e-6
 
 
 def swish(x: Tensor) -> Tensor:
-    """Returns `x * sigmoid(x)`, with the shape of `x`.  Source: seed module 1."""
+    """Returns `x * sigmoid(x)`, with the shape of `x`.  Source: seed module 1.
+
+    Args:
+      x: Array of any shape.
+    """
     return x * torch.sigmoid(x)
 
 
@@ -25,7 +29,11 @@ class Swish(nn.Module):
     """`swish` as a module.  Source: seed module 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns `x * sigmoid(x)`."""
+        """Returns `x * sigmoid(x)`.
+
+        Args:
+          x: Array of any shape.
+        """
         return swish(x)
 
 
@@ -57,7 +65,11 @@ class AttnBlock(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(in_channels, in_channels, kernel_size=1) for _ in range(4))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Returns the feature map after attention over all positions."""
+        """Returns the feature map after attention over all positions.
+
+        Args:
+          x: Feature map.
+        """
         h = self.norm(x)
         q, k, v = (rearrange(project(h), "b c h w -> b (h w) c") for project in (self.q, self.k, self.v))
         h = attention(q, k, v)
@@ -97,6 +109,10 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], time_emb: TimeEmb = None) -> Float[Tensor, "b d h w"]:
         """Returns a feature map with `out_channels` channels.
 
+        Args:
+          x: Feature map.
+          time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
+
         Raises:
           ValueError: If `time_emb` is missing or superfluous.
         """
@@ -132,7 +148,11 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(in_channels, in_channels, 3, 2, int(padding == "symmetric"), padding_mode=padding_mode)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Returns the feature map at half the size."""
+        """Returns the feature map at half the size.
+
+        Args:
+          x: Feature map.
+        """
         if self.padding == "asymmetric":
             x = nn.functional.pad(x, (0, 1, 0, 1))
         return self.conv(x)
@@ -154,5 +174,9 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, padding=1, padding_mode=padding_mode)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 2*h 2*w"]:
-        """Returns the feature map at twice the size."""
+        """Returns the feature map at twice the size.
+
+        Args:
+          x: Feature map.
+        """
         return self.conv(self.upsample(x))

@@ -214,6 +214,10 @@ class TinyAutoEncoder(nn.Module):
     ) -> Float[Tensor, "b c h*f w*f"]:
         """Returns the images of latents, nominally in [-1, 1].
 
+        Args:
+          z: Latents.
+          time: None; a tiny autoencoder takes no time.
+
         Raises:
           ValueError: If channels are wrong, or a time is given.
         """
@@ -228,13 +232,23 @@ class TinyAutoEncoder(nn.Module):
         sample: bool = False,
         noise: Float[Tensor, "b z H W"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Returns the reconstructions of images; arguments as for `encode`."""
+        """Returns the reconstructions of images; arguments as for `encode`.
+
+        Args:
+          x: Images in [-1, 1].
+          time: None; a tiny autoencoder takes no time.
+          sample: False; there is no posterior to sample from.
+          noise: None; see `sample`.
+        """
         return self.decode(self.encode(x, time, sample=sample, noise=noise), time)
 
     def scale(self, z: Float[Tensor, "b z H W"]) -> Float[Tensor, "b c h w"]:
         """Returns the latent of a raw one: its patches, gathered into channels.
 
         Models with statistics per channel return the patches of `(z - latent_mean) / latent_std`.
+
+        Args:
+          z: Raw latents.
         """
         if self.params.normalises_channels:
             mean, std = channel_statistics(self.params, z)
@@ -244,6 +258,9 @@ class TinyAutoEncoder(nn.Module):
 
     def unscale(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z H W"]:
         """Returns the raw latent of a latent; the inverse of `scale`.
+
+        Args:
+          z: Latents.
 
         Raises:
           ValueError: If channels are wrong.
@@ -260,6 +277,10 @@ class TinyAutoEncoder(nn.Module):
         self, x: Float[Tensor, "b c h w"], time: Float[Tensor, "b ..."] | None = None
     ) -> Float[Tensor, "b z H W"]:
         """Returns the encoder's output, which is the raw latent; `AutoEncoder` has the moments of a posterior here.
+
+        Args:
+          x: Images in [-1, 1].
+          time: None; a tiny autoencoder takes no time.
 
         Raises:
           ValueError: If a time is given.

@@ -368,7 +368,11 @@ class AutoEncoderParams:
         return -(-self.least_side // self.patch) * self.factor
 
     def attends(self, level: int) -> bool:
-        """Returns whether each residual block of this level is followed by attention."""
+        """Returns whether each residual block of this level is followed by attention.
+
+        Args:
+          level: Number of the level, from 0 at full size.
+        """
         return self.attn_levels is None or level in self.attn_levels
 
     def differences(self, other: Any) -> list[str]:
@@ -376,6 +380,9 @@ class AutoEncoderParams:
 
         Two architectures of the same weights may differ in the rest: `resolution`, and the padding of a model that
         never downsamples.
+
+        Args:
+          other: Architecture to compare with.
 
         Raises:
           ConversionError: If the other architecture is that of a tiny autoencoder.
@@ -396,6 +403,9 @@ class AutoEncoderParams:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "AutoEncoderParams":
         """Returns the architecture of a dictionary; the inverse of `to_dict`.
+
+        Args:
+          fields: Fields by name; lists stand for tuples, as in JSON.
 
         Raises:
           ValueError: If a field is unknown (the message suggests the nearest name) or a required one is missing.
@@ -466,6 +476,9 @@ def check_latent_statistics(mean: Sequence[Any] | None, std: Sequence[Any] | Non
 
 def check_padding(padding: str) -> None:
     """Checks that a padding is `"symmetric"` or `"asymmetric"`.
+
+    Args:
+      padding: Name of the padding.
 
     Raises:
       ValueError: If it is neither.

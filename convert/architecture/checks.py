@@ -99,6 +99,10 @@ def check_time(params: Architecture, time: Any | None, batch: int) -> None:
 def check_time_emb(time_emb_dim: int | None, shape: Shape | None) -> None:
     """Checks that a block receives a time embedding exactly if it takes one, with the right shape.
 
+    Args:
+      time_emb_dim: Width of the embedding that the block takes; None if it takes none.
+      shape: Shape of the embedding; None if none was passed.
+
     Raises:
       ValueError: Names what the block takes.
     """
@@ -114,6 +118,11 @@ def check_time_emb(time_emb_dim: int | None, shape: Shape | None) -> None:
 def check_noise(noise: Shape | None, sample: bool, latent: Shape) -> None:
     """Checks that noise is used and has the latent's shape; `noise` is None if none was passed.
 
+    Args:
+      noise: Shape of the noise; None if none was passed.
+      sample: Whether the latent is sampled.
+      latent: Shape of the latent.
+
     Raises:
       ValueError: Names the shapes.
     """
@@ -127,6 +136,10 @@ def check_noise(noise: Shape | None, sample: bool, latent: Shape) -> None:
 
 def check_no_sample(sample: bool, noise: Any | None) -> None:
     """Checks that no sample is asked for of a model without a posterior.
+
+    Args:
+      sample: Whether a sample is asked for.
+      noise: Noise of the sample, or None.
 
     Raises:
       ValueError: If it is.

@@ -132,6 +132,9 @@ ALL_PRESETS: dict[str, Architecture] = {**PRESETS, **TINY_PRESETS}
 def preset(name: str) -> Architecture:
     """Returns the preset of a name, of either kind of autoencoder.
 
+    Args:
+      name: Name of the preset.
+
     Raises:
       ArgumentError: If the name is unknown; the message lists the names and suggests the nearest.
     """

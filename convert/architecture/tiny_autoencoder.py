@@ -140,11 +140,18 @@ class TinyAutoEncoderParams:
         return self.z_channels * self.patch**2
 
     def pools(self, level: int) -> bool:
-        """Returns whether the blocks of this level have `pool`."""
+        """Returns whether the blocks of this level have `pool`.
+
+        Args:
+          level: Number of the level, from 0 at full size.
+        """
         return self.pool and level == self.num_levels - 1
 
     def differences(self, other: "Architecture") -> list[str]:
         """Returns the names of the fields that differ.
+
+        Args:
+          other: Architecture to compare with.
 
         Raises:
           ConversionError: If the other architecture is not that of a tiny autoencoder.
@@ -165,6 +172,9 @@ class TinyAutoEncoderParams:
     def from_dict(cls, fields: Mapping[str, Any]) -> "TinyAutoEncoderParams":
         """Returns the architecture of a dictionary; the inverse of `to_dict`.
 
+        Args:
+          fields: Fields by name; lists stand for tuples, as in JSON.
+
         Raises:
           ValueError: If a field is unknown (the message suggests the nearest name), or `z_channels` is missing.
         """
@@ -178,6 +188,9 @@ Architecture = AutoEncoderParams | TinyAutoEncoderParams
 
 def architecture_from_dict(fields: Mapping[str, Any]) -> Architecture:
     """Returns the architecture of a dictionary, of either family; the inverse of `to_dict`.
+
+    Args:
+      fields: Fields by name; lists stand for tuples, as in JSON.
 
     Raises:
       ValueError: If the family or a field is unknown, or a required field is missing.
@@ -194,6 +207,9 @@ def architecture_from_dict(fields: Mapping[str, Any]) -> Architecture:
 
 def require_posterior(params: Architecture) -> AutoEncoderParams:
     """Returns the architecture of an autoencoder with a posterior, for work that needs one.
+
+    Args:
+      params: Architecture of either family.
 
     Raises:
       ConversionError: If it is that of a tiny autoencoder.

@@ -22,6 +22,9 @@ def parse_flags(flags: Any, *, prog: str, args: Any = None) -> Any:
       prog: Name of the command.
       args: Arguments after the command's name; None takes those of the process.
 
+    Returns:
+      Instance of the class.
+
     Raises:
       SystemExit: With code 2 for a mistake, which is printed in one line; with code 0 after `--help`.
     """

@@ -33,6 +33,9 @@ def run(prog: str, module: str) -> int:
     Args:
       prog: Name of the command.
       module: Module whose `main` does the work and returns the exit status.
+
+    Returns:
+      Exit status.
     """
     if sys.argv[1:2] == ["--version"]:
         print(prog, sys.modules["flax_vae"].__version__)
@@ -86,6 +89,9 @@ def ended_with_this_process(command: Sequence[str], **settings: Any) -> Iterator
     Args:
       command: Program and its arguments.
       **settings: Arguments of `subprocess.Popen`.
+
+    Yields:
+      The process.
     """
     with subprocess.Popen(command, **settings) as process:
         _children.add(process)

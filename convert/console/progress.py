@@ -77,7 +77,11 @@ class Progress:
             self.line(f"{self.done:,} of {self._total:,} {speed}")
 
     def line(self, text: str) -> None:
-        """Prints a line, above the bar if there is one."""
+        """Prints a line, above the bar if there is one.
+
+        Args:
+          text: Line without its end.
+        """
         if self._bar is not None:
             self._bar.console.print(escaped(text), markup=False, highlight=False)
         elif not self._quiet:

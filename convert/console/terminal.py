@@ -16,7 +16,11 @@ _IN_NAME = re.compile(f"[\\x00-\\x0a{_HIDDEN}]")
 
 
 def printable(name: str | Path) -> str:
-    """Returns a name with everything that a terminal would obey, hide or fail to print written as escapes."""
+    """Returns a name with everything that a terminal would obey, hide or fail to print written as escapes.
+
+    Args:
+      name: Name or path.
+    """
     return _IN_NAME.sub(_escape, str(name))
 
 
@@ -32,6 +36,9 @@ def escaped_output() -> Iterator[None]:
     Messages hold names of files, and come from many places, warnings and tracebacks among them: this is where they all
     pass.  What is meant for the terminal goes around it: `rich`, which draws progress, finds the stream by itself, and
     help and misuse are written by `parse_flags`.
+
+    Yields:
+      None.
     """
     before = sys.stdout, sys.stderr
     ours: list[Any] = [_Escaped(raw_stream(stream)) for stream in before]

@@ -76,6 +76,9 @@ def trace_command(module: str, write: Callable[[TraceFlags], None], args: Sequen
       module: Name of the module, which begins the line of an error on standard error.
       write: Function that runs the model and writes the file.
       args: Arguments after the module's name; None takes those of the process.
+
+    Returns:
+      Exit status.
     """
     quiet_libraries()
     flags = parse_flags(TraceFlags, prog=f"python -m {module}", args=args)

@@ -22,7 +22,11 @@ _FOLDERS = ("gs", "s3")  # schemes whose folders `etils.epath`, orbax and tensor
 
 
 def is_address(place: Place) -> bool:
-    """Returns whether this is the address of a store, `gs://bucket/run` for example, and not a path on this machine."""
+    """Returns whether this is the address of a store, `gs://bucket/run` for example, and not a path on this machine.
+
+    Args:
+      place: Path or address.
+    """
     match = _ADDRESS.fullmatch(os.fspath(place))
     return match is not None and match["scheme"] not in (*_PATHS, *_NAMES)
 
@@ -43,7 +47,12 @@ def address_of(place: Place) -> str:
 
 
 def address_below(folder: Place, *names: str) -> str:
-    """Returns the address, or path, of something below a folder."""
+    """Returns the address, or path, of something below a folder.
+
+    Args:
+      folder: Folder on disk, or its address.
+      names: Names of folders, and of the file at the end.
+    """
     if is_address(folder):
         return "/".join([address_of(folder), *names])
     return os.path.join(address_of(folder), *names)
@@ -54,6 +63,9 @@ def as_path(place: Place) -> Path:
 
     An `epath.Path` is not an instance of `Path`, and can neither be locked nor renamed in one step.  Its methods raise
     what the client raises; see `address_errors`.
+
+    Args:
+      place: Path or address.
 
     Raises:
       AddressError: If the client of the store is not installed.
@@ -78,6 +90,12 @@ def address_errors(place: Place) -> Iterator[None]:
     """Gives the errors of a store's client one class and the address, in a block that calls nothing else.
 
     Those of a path are what they are.
+
+    Args:
+      place: Path or address.
+
+    Yields:
+      None.
 
     Raises:
       FileNotFoundError: If the object does not exist.

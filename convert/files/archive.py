@@ -9,6 +9,9 @@ _MAX_RATIO = 100  # of a compressed member; weights and photographs compress by 
 def check_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """Returns the members of an archive that can be read without surprises.
 
+    Args:
+      archive: Opened archive.
+
     Raises:
       ValueError: If there are too many, or one is encrypted or compressed so well that a small file would fill the
         memory.

@@ -31,6 +31,9 @@ def partial_of(name: str) -> str | None:
     """Returns the name of the file whose unfinished content has this name; None if it is another kind of name.
 
     Of a long name the first part is given, with the ending that it has; see `shortened`.
+
+    Args:
+      name: Name of a file.
     """
     match = _PARTIAL.fullmatch(name)
     return None if match is None else match["name"]
@@ -49,7 +52,12 @@ def beside(path: Path, suffix: str, token: str = "") -> Path:
 
 
 def shortened(name: str, longest: int = _LONGEST) -> str:
-    """Returns a file name of at most `longest` bytes: the name itself, or its start, a digest of it and its ending."""
+    """Returns a file name of at most `longest` bytes: the name itself, or its start, a digest of it and its ending.
+
+    Args:
+      name: File name.
+      longest: Largest number of bytes in UTF-8.
+    """
     raw = os.fsencode(name)
     if len(raw) <= longest:
         return name
@@ -93,7 +101,11 @@ def unfinished(target: Path, *, folder: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Gives an empty temporary folder that is removed when the block, or the command, ends."""
+    """Gives an empty temporary folder that is removed when the block, or the command, ends.
+
+    Yields:
+      Path of the folder.
+    """
     with tempfile.TemporaryDirectory(prefix="flax-vae-") as name:
         path = Path(name)
         _unfinished.add(path)
@@ -139,7 +151,11 @@ def exchange(fresh: Path, target: Path) -> None:
 
 
 def restore(target: Path) -> None:
-    """Brings back a folder that a process was killed while replacing, or removes what is left of it; see `exchange`."""
+    """Brings back a folder that a process was killed while replacing, or removes what is left of it; see `exchange`.
+
+    Args:
+      target: Path of the folder that was to be replaced.
+    """
     old = beside(target, "replaced")
     if old.is_dir() and not target.exists():
         old.rename(target)

@@ -214,5 +214,9 @@ def _is_alive(pid: Any, started: str | None) -> bool:
 
 
 def is_lock(name: str) -> bool:
-    """Returns whether an object of this name, in a folder, belongs to a lock."""
+    """Returns whether an object of this name, in a folder, belongs to a lock.
+
+    Args:
+      name: Name of the object.
+    """
     return name.startswith(PREFIX)

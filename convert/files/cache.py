@@ -23,6 +23,9 @@ def cache_folder() -> Path:
 def local_copy(place: Place) -> Path:
     """Returns the path of a file, or that of a copy of an object of a bucket, which is fetched once for each version.
 
+    Args:
+      place: Path or address.
+
     Raises:
       FileNotFoundError: If it does not exist.
       FileError: If it is a folder.

@@ -16,6 +16,9 @@ def loads_object(data: bytes) -> dict[str, Any]:
     Python's reader, and that of safetensors, silently let the last of two equal names win: what a reader sees in
     the file is then not what a program reads.
 
+    Args:
+      data: Text in UTF-8.
+
     Raises:
       ValueError: if the text is not JSON, not an object, repeats a name within one, or is nested without end.
     """
@@ -29,7 +32,11 @@ def loads_object(data: bytes) -> dict[str, Any]:
 
 
 def finite_json(value: Any) -> Any:
-    """Returns a value for JSON with null in place of numbers that are not finite, which JSON cannot hold."""
+    """Returns a value for JSON with null in place of numbers that are not finite, which JSON cannot hold.
+
+    Args:
+      value: Numbers, texts, lists and dictionaries.
+    """
     if isinstance(value, dict):
         return {name: finite_json(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

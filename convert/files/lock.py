@@ -56,7 +56,11 @@ def open_locked(path: Path, *, folder: bool = False, shared: bool = False, follo
 
 
 def release(descriptor: int | None) -> None:
-    """Releases a lock of `open_locked`; does nothing for None."""
+    """Releases a lock of `open_locked`; does nothing for None.
+
+    Args:
+      descriptor: File descriptor of the lock, or None.
+    """
     if descriptor is None:
         return
     import fcntl

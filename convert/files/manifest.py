@@ -44,6 +44,9 @@ class Manifest:
 def read_manifest(step: Path) -> Manifest | None:
     """Returns the manifest of a step, or None if it has none.
 
+    Args:
+      step: Folder of the checkpoint's step.
+
     Raises:
       FileError: if it is damaged.
       AddressError: if its bucket cannot be reached.
@@ -91,6 +94,9 @@ def find_damage(step: Path) -> str | None:
     Files that the manifest does not know are no damage: they cannot take a part in what is restored.  A step that is
     called by anything but a number may have been renamed on purpose.
 
+    Args:
+      step: Folder of the checkpoint's step.
+
     Returns:
       None if the step is as it was written, or what is wrong with it, in half a sentence.
 
@@ -127,6 +133,9 @@ def find_damage(step: Path) -> str | None:
 def note_on_number(step: Path) -> str | None:
     """Returns a sentence about a whole step whose manifest does not hold its number, or None if it does.
 
+    Args:
+      step: Folder of the checkpoint's step.
+
     Raises:
       FileError: if the manifest is damaged.
     """
@@ -140,12 +149,20 @@ def note_on_number(step: Path) -> str | None:
 
 
 def is_number(name: str) -> bool:
-    """Returns whether a folder is called by the number of a step, as `str` writes it."""
+    """Returns whether a folder is called by the number of a step, as `str` writes it.
+
+    Args:
+      name: Name of the folder.
+    """
     return name.isascii() and name.isdecimal() and name == str(int(name))
 
 
 def digest_file(step: Path, name: str) -> str:
     """Returns the SHA-256 of one file, in hexadecimal, without what orbax adds to it afterwards.
+
+    Args:
+      step: Folder of the checkpoint's step.
+      name: Path of the file inside it.
 
     Raises:
       OSError: if it cannot be read.
@@ -161,5 +178,9 @@ def digest_file(step: Path, name: str) -> str:
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of what a JSON object means, in hexadecimal: spaces and the order of names do not matter."""
+    """Returns the SHA-256 of what a JSON object means, in hexadecimal: spaces and the order of names do not matter.
+
+    Args:
+      content: JSON object.
+    """
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

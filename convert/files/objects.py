@@ -34,6 +34,12 @@ class ListedFile(NamedTuple):
 def open_at(place: Place) -> IO[bytes]:
     """Opens a file or object for reading at any position; what is read later raises what the client raises.
 
+    Args:
+      place: Path or address.
+
+    Returns:
+      Opened file, which the caller closes.
+
     Raises:
       FileNotFoundError: If it does not exist.
       AddressError: If the store cannot be reached.
@@ -46,6 +52,11 @@ def open_at(place: Place) -> IO[bytes]:
 
 def read_at(place: Place, start: int = 0, stop: int | None = None) -> bytes:
     """Returns the bytes from `start` to `stop` of a file or object; threads may read at the same time.
+
+    Args:
+      place: Path or address.
+      start: First byte.
+      stop: Byte after the last one; None reads to the end.
 
     Raises:
       FileNotFoundError: If it does not exist.
@@ -97,12 +108,19 @@ def _list_objects(folder: Place, recursive: bool) -> list[ListedFile]:
 
 
 def size_at(place: Place) -> int:
-    """Returns the number of bytes of a file or object, as `flax_vae.convert.files.require_regular` does."""
+    """Returns the number of bytes of a file or object, as `flax_vae.convert.files.require_regular` does.
+
+    Args:
+      place: Path or address.
+    """
     return require_regular(address_of(place))
 
 
 def stamp_at(place: Place) -> str:
     """Returns a text that changes whenever a file or object is written: its size and times, or its version in a store.
+
+    Args:
+      place: Path or address.
 
     Raises:
       FileNotFoundError: If it does not exist.
@@ -120,6 +138,9 @@ def stamp_at(place: Place) -> str:
 def exists_at(place: Place) -> bool:
     """Returns whether there is a file, an object or a folder.
 
+    Args:
+      place: Path or address.
+
     Raises:
       AddressError: If the store cannot be reached.
     """
@@ -134,6 +155,10 @@ def exists_at(place: Place) -> bool:
 
 def write_at(place: Place, data: bytes) -> None:
     """Writes a file or object whole, in the place of one that exists.
+
+    Args:
+      place: Path or address.
+      data: Content.
 
     Raises:
       OSError: If it cannot be written; `AddressError` for an address.
@@ -151,6 +176,10 @@ def create_at(place: Place, data: bytes) -> None:
 
     A client that lost the answer of the store tries again, and may then find its own object: a caller that must know
     whether it was first writes a unique value and compares it after a `FileExistsError`.
+
+    Args:
+      place: Path or address.
+      data: Content.
 
     Raises:
       FileExistsError: If there is one.
@@ -174,6 +203,10 @@ def create_at(place: Place, data: bytes) -> None:
 def put_folder(folder: Path, target: Place) -> None:
     """Writes the files of a local folder into one of a bucket, the largest first and so a configuration last.
 
+    Args:
+      folder: Local folder.
+      target: Address of the folder to write.
+
     Raises:
       AddressError: If one cannot be written.
     """
@@ -183,6 +216,10 @@ def put_folder(folder: Path, target: Place) -> None:
 
 def fetch_folder(source: Place, folder: Path) -> None:
     """Reads the objects of one folder of a bucket, without those below it, into a local folder.
+
+    Args:
+      source: Address of the folder.
+      folder: Local folder, which exists.
 
     Raises:
       AddressError: If one cannot be read.
@@ -197,6 +234,10 @@ def fetch_folder(source: Place, folder: Path) -> None:
 
 def copy_at(source: Place, target: Place) -> None:
     """Copies an object inside one store, without reading it here.
+
+    Args:
+      source: Address of the object.
+      target: Address of the copy, in the same store.
 
     Raises:
       OSError: If it cannot be copied.

@@ -11,6 +11,9 @@ from flax_vae.convert.files.address import address_errors, address_of, connect, 
 def require_regular(path: str | os.PathLike[str]) -> int:
     """Returns the size in bytes of a regular file, of the one that a link leads to, or of an object in a bucket.
 
+    Args:
+      path: Path or address of the file.
+
     Raises:
       FileNotFoundError: If there is no such file.
       FileError: If it is a folder, a pipe, a socket or a device.

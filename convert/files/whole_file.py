@@ -16,6 +16,13 @@ def atomic_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterato
     permissions of the one that it replaces.  What a killed process left unfinished of it is removed; see
     `flax_vae.convert.files.atomic`.
 
+    Args:
+      path: Path of the file.
+      force: Whether to replace an existing file.
+
+    Yields:
+      Path of the temporary file.
+
     Raises:
       FileExistsError: If `path` exists and `force` is not set.
       FileNotFoundError: If `path` is a link to nothing.

@@ -34,6 +34,9 @@ def atomic_folder(folder: str | os.PathLike[str], names: Collection[str], *, for
       names: Names of the files of a model of this kind; a folder that holds any other file is never replaced.
       force: Whether an existing folder of such files may be replaced.
 
+    Yields:
+      Path of the empty folder.
+
     Raises:
       ConversionError: If the name is that of a file.
       FileExistsError: If the folder exists and `force` is not set, or if it holds anything else than such files.
@@ -58,6 +61,9 @@ def atomic_folder(folder: str | os.PathLike[str], names: Collection[str], *, for
 def refuse_file_name(folder: str | os.PathLike[str]) -> None:
     """Refuses a name that says that a file is wanted, unless a folder has it already.
 
+    Args:
+      folder: Path of the folder to be written.
+
     Raises:
       ConversionError: naming what can be written instead.
     """
@@ -81,6 +87,10 @@ def replace_folder(fresh: Path, target: Path) -> None:
     """Gives a folder its final name; one that has the name already is removed when the new one is in its place.
 
     Folder and files keep the permissions of those that they replace.
+
+    Args:
+      fresh: New folder, beside the other.
+      target: Path that it gets.
     """
     if target.exists():
         for new in (fresh, *fresh.iterdir()):
@@ -92,7 +102,11 @@ def replace_folder(fresh: Path, target: Path) -> None:
 
 
 def remove_content(folder: Path) -> None:
-    """Empties a folder."""
+    """Empties a folder.
+
+    Args:
+      folder: Folder, which stays.
+    """
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -101,7 +115,12 @@ def remove_content(folder: Path) -> None:
 
 
 def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """Writes JSON that people can read, and waits until it is on the disk."""
+    """Writes JSON that people can read, and waits until it is on the disk.
+
+    Args:
+      path: Path of the file, which is replaced.
+      fields: JSON object.
+    """
     path.write_text(json.dumps(fields, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     sync_file(path)
 

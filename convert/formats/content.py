@@ -29,7 +29,11 @@ class Content(NamedTuple):
 
 
 def content_of(path: str | os.PathLike[str]) -> Content | None:
-    """Returns the format that the first bytes of a file identify, or None if they identify none."""
+    """Returns the format that the first bytes of a file identify, or None if they identify none.
+
+    Args:
+      path: Path of the file.
+    """
     try:
         if not Path(path).is_file():
             return None

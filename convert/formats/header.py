@@ -124,6 +124,9 @@ class Fingerprint(NamedTuple):
 def fingerprint(path: str | os.PathLike[str]) -> Fingerprint:
     """Returns the fingerprint of a file, whose header is hashed but not parsed.
 
+    Args:
+      path: Path of a safetensors file.
+
     Raises:
       FileNotFoundError: If the file does not exist.
       FileError: If it is shorter than its header.

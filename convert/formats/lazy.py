@@ -14,12 +14,20 @@ assert FLOATS["bfloat16"] == ml_dtypes.bfloat16
 
 
 def dtype_name(array: Any) -> str:
-    """Returns numpy's (or ml_dtypes') name for the dtype of an array or of a PyTorch tensor."""
+    """Returns numpy's (or ml_dtypes') name for the dtype of an array or of a PyTorch tensor.
+
+    Args:
+      array: Array or tensor.
+    """
     return str(array.dtype).removeprefix("torch.")
 
 
 def is_floating(array: Any) -> bool:
-    """Returns whether an array has a floating-point dtype, of any width."""
+    """Returns whether an array has a floating-point dtype, of any width.
+
+    Args:
+      array: Array, or another object with a dtype.
+    """
     return dtype_name(array).startswith(("float", "bfloat"))
 
 

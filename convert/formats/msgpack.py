@@ -28,6 +28,9 @@ def read_msgpack(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Reads the whole file into memory; the arrays are read-only.
 
+    Args:
+      path: Path of the file.
+
     Raises:
       FileNotFoundError: If the file does not exist.
       FileError: If it is damaged or holds anything other than a tree of named arrays.

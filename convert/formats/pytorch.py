@@ -67,6 +67,9 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     nested dictionaries have joined names, `"ema.encoder.conv_in.bias"`; if only one dictionary holds tensors, as
     `state_dict` does in a PyTorch Lightning file, its name is left out.  Ignores everything that is not a tensor.
 
+    Args:
+      path: Path of the file.
+
     Raises:
       FileNotFoundError: If the file does not exist.
       FileError: If PyTorch is not installed, or if the file is damaged, holds code, holds no named tensors, or holds
@@ -87,7 +90,11 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def to_array(tensor: "torch.Tensor") -> np.ndarray:
-    """Returns a tensor as an array, bit for bit, as a view if it is on the CPU."""
+    """Returns a tensor as an array, bit for bit, as a view if it is on the CPU.
+
+    Args:
+      tensor: Tensor on any device.
+    """
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")
     if name in BIT_PATTERNS:

@@ -27,10 +27,14 @@ class ArrayLike(Protocol):
     """Anything that numpy can turn into an array and that says beforehand what the array will be."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102 - as numpy's
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        ...
 
     @property
-    def dtype(self) -> np.dtype: ...  # noqa: D102 - as numpy's
+    def dtype(self) -> np.dtype:
+        """Dtype of the array."""
+        ...
 
     def __array__(self) -> np.ndarray: ...
 
@@ -50,6 +54,9 @@ class TensorInfo(NamedTuple):
 def list_tensors(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     """Returns name to shape and dtype, sorted by name; only the header of the file is read.
 
+    Args:
+      path: Path of a safetensors file.
+
     Raises:
       FileNotFoundError: If there is no such file.
       FileError: If it is not a complete safetensors file.
@@ -59,6 +66,9 @@ def list_tensors(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Returns the strings that the writer of the file left in its header.
+
+    Args:
+      path: Path of a safetensors file.
 
     Raises:
       FileNotFoundError: If there is no such file.

@@ -20,7 +20,11 @@ _INDEX = re.compile(r"(?P<form>\.safetensors|\.bin)\.index(\.[\w-]+)?\.json")
 
 
 def is_index(name: str) -> bool:
-    """Returns whether a file of this name is an index: `*.safetensors.index.json` or `*.bin.index.json`."""
+    """Returns whether a file of this name is an index: `*.safetensors.index.json` or `*.bin.index.json`.
+
+    Args:
+      name: Name of the file.
+    """
     return _INDEX.search(name) is not None and name.endswith(".json")
 
 
@@ -61,6 +65,9 @@ def read_shards(path: str | os.PathLike[str], *, verify: bool = True) -> dict[st
 
 def read_shard_index(path: str | os.PathLike[str]) -> dict[str, str]:
     """Returns the shard of each tensor, as listed in the index; does not check the shards.
+
+    Args:
+      path: Path of the index.
 
     Raises:
       FileNotFoundError: If the index does not exist.

@@ -56,6 +56,9 @@ def read_record(record: bytes) -> dict[str, Any]:
       >>> source = grain.MapDataset.source(grain.sources.ArrayRecordDataSource(files))          # doctest: +SKIP
       >>> batches = source.shuffle(seed=0).map(read_record).batch(32)                           # doctest: +SKIP
 
+    Args:
+      record: Bytes of one record.
+
     Raises:
       FileError: If the record is not one of `flax-vae encode --format arrayrecord`.
     """

@@ -119,6 +119,9 @@ class Encoding:
     def from_dict(cls, values: Mapping[str, Any]) -> "Encoding":
         """Returns the encoding of a dictionary; the inverse of `to_dict`.
 
+        Args:
+          values: Fields by name.
+
         Raises:
           TypeError: If a field is missing or unknown.
           ValueError: If a field has an invalid value.
@@ -181,17 +184,29 @@ class LatentIndex:
 
 
 def images_file(part: int) -> str:
-    """Returns the name of the image list for a part of the plan."""
+    """Returns the name of the image list for a part of the plan.
+
+    Args:
+      part: Number of the part, from 0.
+    """
     return f"images-{part:05d}.jsonl"
 
 
 def shard_file(number: int) -> str:
-    """Returns the name of a shard."""
+    """Returns the name of a shard.
+
+    Args:
+      number: Number of the shard.
+    """
     return f"latents-{number:05d}.safetensors"
 
 
 def dump_index(index: LatentIndex) -> str:
-    """Returns the text of `index.json`, with one line per shard."""
+    """Returns the text of `index.json`, with one line per shard.
+
+    Args:
+      index: Index of the data set.
+    """
     encoding = index.encoding
     told = {"scaled": encoding.scaled, "factor": encoding.factor, "channels": encoding.channels}
     head = {"format": FORMAT, "encoding": encoding.to_dict()} | told
@@ -212,6 +227,9 @@ def read_latent_index(folder: Place) -> LatentIndex:
 
     Args:
       folder: Folder of the data set, or its address in a bucket.
+
+    Returns:
+      Index of the data set.
 
     Raises:
       FileNotFoundError: If the folder is not a latent data set, or not a complete one.

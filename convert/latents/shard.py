@@ -106,7 +106,12 @@ class ShardContent:
         return [(*size, count) for size, count in runs.items()]
 
     def add(self, entries: Sequence[LatentEntry], latents: dict[str, np.ndarray]) -> None:
-        """Appends a batch."""
+        """Appends a batch.
+
+        Args:
+          entries: Entry of each image.
+          latents: Stored arrays by name, with a row for each image.
+        """
         self.entries += entries
         self.latents.append(latents)
         mean, *spread = latents
@@ -205,6 +210,12 @@ class ShardNotes(NamedTuple):
 def read_notes(path: Path) -> ShardNotes:
     """Reads the header of a shard, and checks that the file has the length that the header states.
 
+    Args:
+      path: Path of the shard.
+
+    Returns:
+      Notes on the shard.
+
     Raises:
       FileNotFoundError: If the file does not exist.
       FileError: If it is not a complete shard.
@@ -225,6 +236,12 @@ def read_notes(path: Path) -> ShardNotes:
 
 def read_sources(path: Path) -> dict[str, str]:
     """Reads all of a shard and returns the SHA-256 of each image file in it, in hexadecimal, by name.
+
+    Args:
+      path: Path of the shard.
+
+    Returns:
+      SHA-256 by name of the image.
 
     Raises:
       FileNotFoundError: If the file does not exist.

@@ -35,12 +35,22 @@ class ChannelStats:
 
     @classmethod
     def nothing(cls, channels: int) -> "ChannelStats":
-        """Returns the statistics of zero latents."""
+        """Returns the statistics of zero latents.
+
+        Args:
+          channels: Number of channels.
+        """
         return cls(0, np.zeros(channels), np.zeros(channels), np.zeros(channels))
 
     @classmethod
     def of(cls, mean: np.ndarray, logvar: np.ndarray | None = None, *, std: np.ndarray | None = None) -> "ChannelStats":
-        """Returns the statistics of latents `... c`, or of posteriors with log variances or deviations `... c`."""
+        """Returns the statistics of latents `... c`, or of posteriors with log variances or deviations `... c`.
+
+        Args:
+          mean: Latents, or means of posteriors.
+          logvar: Log variances of posteriors.
+          std: Standard deviations of posteriors, in place of `logvar`.
+        """
         values = np.asarray(mean, np.float64).reshape(-1, mean.shape[-1])
         if not len(values):
             return cls.nothing(mean.shape[-1])
@@ -91,7 +101,11 @@ class ChannelStats:
 
     @classmethod
     def loads(cls, text: str) -> "ChannelStats":
-        """Returns the statistics of a JSON text; the inverse of `dumps`."""
+        """Returns the statistics of a JSON text; the inverse of `dumps`.
+
+        Args:
+          text: Text of `dumps`.
+        """
         values = json.loads(text)
         return cls(int(values.pop("count")), **{name: np.asarray(value, float) for name, value in values.items()})
 
@@ -138,6 +152,9 @@ class LatentStatistics:
           scaled: Whether the latents are scaled.
           factors: Scale and shift of the latents, 1 and 0 for raw ones; None if channels are normalised.
 
+        Returns:
+          Statistics of all latents.
+
         Raises:
           ValueError: If there are no latents, or all are equal, or one is not finite.
         """
@@ -162,6 +179,9 @@ class LatentStatistics:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LatentStatistics":
         """Returns the statistics of a dictionary; the inverse of `to_dict`.
+
+        Args:
+          values: Fields by name.
 
         Raises:
           FileError: If a field is missing or unknown.

@@ -28,10 +28,18 @@ class ShardStorage(Protocol):
 
     @abstractmethod
     def file(self, number: int) -> str:
-        """Returns the name of the file that is written last."""
+        """Returns the name of the file that is written last.
+
+        Args:
+          number: Number of the shard.
+        """
 
     def others(self, folder: Path, number: int) -> list[str]:
         """Returns the names of the other files of a shard, as that file lists them.
+
+        Args:
+          folder: Folder of the data set.
+          number: Number of the shard.
 
         Raises:
           FileError: If that file is damaged.
@@ -52,11 +60,25 @@ class ShardStorage(Protocol):
 
     @abstractmethod
     def write(self, folder: Path, number: int, content: ShardContent, plan: str) -> None:
-        """Writes a shard; see `flax_vae.convert.latents.write_shard`."""
+        """Writes a shard; see `flax_vae.convert.latents.write_shard`.
+
+        Args:
+          folder: Folder of the data set.
+          number: Number of the shard.
+          content: Latents and entries.
+          plan: Digest of the plan that the shard is a part of.
+        """
 
     @abstractmethod
     def notes(self, folder: Path, number: int) -> ShardNotes:
         """Reads the notes on a shard, and checks that its files have their lengths.
+
+        Args:
+          folder: Folder of the data set.
+          number: Number of the shard.
+
+        Returns:
+          Notes on the shard.
 
         Raises:
           FileNotFoundError: If the shard does not exist.
@@ -66,6 +88,13 @@ class ShardStorage(Protocol):
     @abstractmethod
     def sources(self, folder: Path, number: int) -> dict[str, str]:
         """Reads all of a shard, and returns the SHA-256 of each image file in it, in hexadecimal, by name.
+
+        Args:
+          folder: Folder of the data set.
+          number: Number of the shard.
+
+        Returns:
+          SHA-256 by name of the image.
 
         Raises:
           FileNotFoundError: If the shard does not exist.

@@ -66,6 +66,12 @@ def adam_state_from_torch(
 ) -> AdamState:
     """Returns the Adam state of PyTorch moments keyed by parameter names in the `flux` layout.
 
+    Args:
+      count: Number of updates.
+      exp_avg: First moments by name.
+      exp_avg_sq: Second moments by name.
+      params: Architecture of the model.
+
     Raises:
       ConversionError: If they do not match the architecture.
     """
@@ -79,6 +85,10 @@ def adam_state_to_torch(
     moments: AdamState, params: AutoEncoderParams
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns `exp_avg` and `exp_avg_sq` of PyTorch's parameters; the inverse of `adam_state_from_torch`.
+
+    Args:
+      moments: Adam state.
+      params: Architecture of the model.
 
     Raises:
       ConversionError: If they do not match the architecture.

@@ -81,6 +81,9 @@ class Weights:
     def to(self, layout: str) -> dict[str, Any]:
         """Returns the tensors in another layout, as views; lazy arrays stay lazy.
 
+        Args:
+          layout: Name of the layout, one of `LAYOUTS`.
+
         Raises:
           ConversionError: If they do not match the architecture, or the layout cannot express it.
         """
@@ -102,6 +105,9 @@ def identify(
       prefix: Prefix of the autoencoder's keys, where there are several autoencoders; None takes the only one.
       layout: Layout of the tensors, if known.
 
+    Returns:
+      Weights with their layout and architecture.
+
     Raises:
       ConversionError: If there is no autoencoder of this family, or more than one and no `prefix`; if tensors are
         missing (names the nearest layout and the difference); if they do not match the architecture `params`.
@@ -121,12 +127,20 @@ def identify(
 
 
 def fitting_presets(inferred: Architecture) -> list[str]:
-    """Returns the names of the presets that have exactly these tensors."""
+    """Returns the names of the presets that have exactly these tensors.
+
+    Args:
+      inferred: Architecture, as far as shapes determine it.
+    """
     return [name for name, params in _presets_like(inferred).items() if not _differences(inferred, params)]
 
 
 def nearest_preset(inferred: Architecture) -> tuple[str, list[str]]:
-    """Returns the preset that differs in the fewest inferable fields, and those fields."""
+    """Returns the preset that differs in the fewest inferable fields, and those fields.
+
+    Args:
+      inferred: Architecture, as far as shapes determine it.
+    """
     presets = _presets_like(inferred)
     name = min(presets, key=lambda name: len(_differences(inferred, presets[name])))
     return name, _differences(inferred, presets[name])

@@ -23,17 +23,29 @@ class Op:
     ones: int = 0
 
     def to_flax(self, array: np.ndarray) -> np.ndarray:
-        """Returns our array, given theirs, as a view."""
+        """Returns our array, given theirs, as a view.
+
+        Args:
+          array: Array in PyTorch's axes.
+        """
         array = array if self.axes is None else np.transpose(array, self.axes)
         return array[(*(np.newaxis,) * self.ones, ...)]
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """Returns their array, given ours, as a view; the inverse of `to_flax`."""
+        """Returns their array, given ours, as a view; the inverse of `to_flax`.
+
+        Args:
+          array: Array in Flax's axes.
+        """
         array = array[(*(0,) * self.ones, ...)]
         return array if self.axes is None else np.transpose(array, np.argsort(self.axes))
 
     def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of their array, given the shape of ours."""
+        """Returns the shape of their array, given the shape of ours.
+
+        Args:
+          shape: Shape of our array.
+        """
         shape = shape[self.ones :]
         return shape if self.axes is None else tuple(shape[axis] for axis in np.argsort(self.axes))
 

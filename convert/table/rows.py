@@ -155,6 +155,10 @@ def _modules(params: Architecture) -> Iterator[tuple[str, list[ModuleArray], dic
 def expand(params: Architecture, layout: str = "flux") -> tuple[Row, ...]:
     """Returns the table of an architecture in a layout.
 
+    Args:
+      params: Architecture of either family.
+      layout: Name of the layout, one of `LAYOUTS`.
+
     Raises:
       ConversionError: If the layout has no name for a module of the architecture, or for none of its kind.
       ValueError: If the layout is unknown.
@@ -274,7 +278,12 @@ def recognise(keys: Mapping[str, Any], params: Architecture) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns path to leaf, `{"encoder/conv_in/bias": ...}`, of nested dictionaries."""
+    """Returns path to leaf, `{"encoder/conv_in/bias": ...}`, of nested dictionaries.
+
+    Args:
+      tree: Nested dictionaries.
+      prefix: Path that all leaves get in front.
+    """
     leaves = {}
     for name, branch in tree.items():
         leaves |= flatten(branch, f"{prefix}{name}/") if isinstance(branch, Mapping) else {f"{prefix}{name}": branch}
@@ -282,7 +291,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested dictionaries of a flat one; the inverse of `flatten`."""
+    """Returns the nested dictionaries of a flat one; the inverse of `flatten`.
+
+    Args:
+      leaves: Leaves by path.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *branches, name = path.split("/")

@@ -146,18 +146,31 @@ TINY_FAMILIES: dict[str, Layout] = {
 
 
 def is_half(names: Iterable[str]) -> bool:
-    """Returns whether names can be those of one half in a file of its own, where they begin at a layer's number."""
+    """Returns whether names can be those of one half in a file of its own, where they begin at a layer's number.
+
+    Args:
+      names: Names of all tensors of a file.
+    """
     return all(name.partition(".")[0].isdecimal() for name in names)
 
 
 def join_halves(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tensors of two such files by their names in the layout, which begin with the half."""
+    """Returns the tensors of two such files by their names in the layout, which begin with the half.
+
+    Args:
+      encoder: Tensors of the encoder's file.
+      decoder: Tensors of the decoder's file.
+    """
     halves = zip(HALVES, (encoder, decoder), strict=True)
     return {f"{half}.{name}": tensor for half, tensors in halves for name, tensor in tensors.items()}
 
 
 def split_halves(state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the tensors of each half; the inverse of `join_halves`."""
+    """Returns the tensors of each half; the inverse of `join_halves`.
+
+    Args:
+      state_dict: Tensors of a whole model.
+    """
     return {
         half: {name.removeprefix(f"{half}."): t for name, t in state_dict.items() if name.startswith(f"{half}.")}
         for half in HALVES

@@ -122,6 +122,9 @@ def read_diffusers_config(fields: Mapping[str, Any]) -> Architecture:
     `(z - mean) * scaling_factor / std` for latents of four channels (Playground v2.5), and otherwise `(z - mean) / std`
     (GLM-Image, REPA-E).  Beside statistics no pipeline reads `shift_factor`.
 
+    Args:
+      fields: Content of the file.
+
     Raises:
       ConversionError: If our architecture cannot express the class, a key or a value.
     """
@@ -185,6 +188,9 @@ def kept_keys(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a diffusers `config.json` that the architecture does not hold and that are written back.
 
     Merged over the output of `write_diffusers_config` for the same weights, they restore the original file.
+
+    Args:
+      fields: Content of the file.
     """
     fields = _as_written(fields)
     if fields.get("_class_name") == TINY:

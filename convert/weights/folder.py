@@ -126,7 +126,11 @@ def write_config(folder: str | os.PathLike[str], params: Architecture | None = N
 
 
 def is_own_config(path: str | os.PathLike[str]) -> bool:
-    """Returns whether a `config.json` does not have the form of diffusers' configurations."""
+    """Returns whether a `config.json` does not have the form of diffusers' configurations.
+
+    Args:
+      path: Path of the file.
+    """
     try:
         return not is_diffusers_config(read_object(path))
     except ValueError:  # `read_config` reports it
@@ -135,6 +139,12 @@ def is_own_config(path: str | os.PathLike[str]) -> bool:
 
 def read_any_config(path: str | os.PathLike[str]) -> Architecture:
     """Reads the architecture from a `config.json` of this package or of diffusers.
+
+    Args:
+      path: Path of the file.
+
+    Returns:
+      Architecture of either family.
 
     Raises:
       FileError: If the file is not JSON or does not describe an architecture.
@@ -145,6 +155,12 @@ def read_any_config(path: str | os.PathLike[str]) -> Architecture:
 
 def read_config(path: str | os.PathLike[str]) -> Architecture:
     """Reads the architecture from a `config.json`.
+
+    Args:
+      path: Path of the file.
+
+    Returns:
+      Architecture of either family.
 
     Raises:
       FileError: If the file is not JSON or does not describe an architecture.

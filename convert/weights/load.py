@@ -36,6 +36,9 @@ def load_weights(
       revision: Branch, tag or commit of a model on the hub; see `flax_vae.convert.weights.open_weights`.
       subfolder: Folder inside `path`.
 
+    Returns:
+      Weights with their layout and architecture; arrays are read when they are used.
+
     Raises:
       FileNotFoundError: If it, or a part of it, does not exist.
       FileError: If it is damaged or of an unknown kind.
@@ -51,6 +54,11 @@ def load_weights(
 
 def resolve_architecture(source: WeightFile, params: Architecture | None, prefix: str | None = None) -> Weights:
     """Returns the weights of a source with their complete architecture.
+
+    Args:
+      source: Opened weights.
+      params: Architecture, if known; see `load_weights`.
+      prefix: Prefix of the autoencoder's names, where a file holds several.
 
     Raises:
       ConversionError: As for `load_weights`.

@@ -98,6 +98,9 @@ def open_weights(
       revision: Branch, tag or commit of a model on the hub; None for the one in the name, or `main`.
       subfolder: Folder inside `path`.
 
+    Returns:
+      Opened weights, whose arrays are read when they are used.
+
     Raises:
       FileNotFoundError: If it, or a part of it, does not exist, or the hub does not provide it.
       FileError: If it is damaged, of an unknown kind, or ambiguous; the message lists what was found.

@@ -31,7 +31,11 @@ EXPORT, CHECKPOINTS, METRICS = "export", "checkpoints", "metrics.jsonl"
 
 
 def is_run(folder: Path) -> bool:
-    """Returns whether a folder is the directory of a training run and not itself a model."""
+    """Returns whether a folder is the directory of a training run and not itself a model.
+
+    Args:
+      folder: Folder on disk.
+    """
     if (folder / WEIGHTS).exists():
         return False
     return (folder / METRICS).is_file() or _is_model(folder / EXPORT) or bool(_steps(folder))
@@ -39,6 +43,9 @@ def is_run(folder: Path) -> bool:
 
 def find_export(run: Path) -> Path:
     """Returns the model folder that a run exported.
+
+    Args:
+      run: Run directory.
 
     Raises:
       FileError: If the run has not ended, or was continued after the export; the message lists alternatives.
@@ -90,6 +97,9 @@ def local_weights(place: Place) -> Iterator[Path]:
 
     Args:
       place: Address of a file, of a model folder, of a checkpoint, or of a run directory.
+
+    Yields:
+      Path of the copy.
 
     Raises:
       FileNotFoundError: If there is nothing at the address.

@@ -178,27 +178,50 @@ class FlaxAutoencoderKL(nn.Module):
         return self.decode(latents, return_dict=return_dict)
 
     def init_weights(self, rng: PRNGKeyArray) -> dict[str, Any]:
-        """Returns newly initialised parameters, in float32; equal to those of diffusers' class for the same key."""
+        """Returns newly initialised parameters, in float32; equal to those of diffusers' class for the same key.
+
+        Args:
+          rng: PRNG key.
+        """
         factor = self.architecture.factor
         images = jnp.zeros((1, self.in_channels, factor, factor))
         rngs = dict(zip(("params", "dropout", "gaussian"), jax.random.split(rng, 3), strict=True))
         return jax.jit(self.init)(rngs, images)["params"]
 
     def to_bf16(self, params: Mapping[str, Any], mask: Any = None) -> dict[str, Any]:
-        """Returns the parameters in bfloat16; where a leaf of `mask` is False, as they are."""
+        """Returns the parameters in bfloat16; where a leaf of `mask` is False, as they are.
+
+        Args:
+          params: Parameters.
+          mask: Tree of booleans with the structure of the parameters; None converts all.
+        """
         return _cast(params, jnp.bfloat16, mask)
 
     def to_fp16(self, params: Mapping[str, Any], mask: Any = None) -> dict[str, Any]:
-        """Returns the parameters in float16; where a leaf of `mask` is False, as they are."""
+        """Returns the parameters in float16; where a leaf of `mask` is False, as they are.
+
+        Args:
+          params: Parameters.
+          mask: Tree of booleans with the structure of the parameters; None converts all.
+        """
         return _cast(params, jnp.float16, mask)
 
     def to_fp32(self, params: Mapping[str, Any], mask: Any = None) -> dict[str, Any]:
-        """Returns the parameters in float32; where a leaf of `mask` is False, as they are."""
+        """Returns the parameters in float32; where a leaf of `mask` is False, as they are.
+
+        Args:
+          params: Parameters.
+          mask: Tree of booleans with the structure of the parameters; None converts all.
+        """
         return _cast(params, jnp.float32, mask)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], dtype: Dtype = jnp.float32) -> "FlaxAutoencoderKL":
         """Returns the module of a configuration in diffusers' keys, such as `vae.config` or a parsed `config.json`.
+
+        Args:
+          config: Configuration in diffusers' keys.
+          dtype: Computation dtype.
 
         Raises:
           ConversionError: If this package cannot express the configuration.

@@ -77,7 +77,11 @@ class FlaxDiagonalGaussianDistribution(Posterior):
         return super().sample(noise=jax.random.normal(key, self.mean.shape))
 
     def kl(self, other: Posterior | None = None) -> Float[Array, " b"]:
-        """Returns the KL divergence from another posterior, or from the standard normal, in nats per image."""
+        """Returns the KL divergence from another posterior, or from the standard normal, in nats per image.
+
+        Args:
+          other: Other posterior; None stands for the standard normal.
+        """
         if other is None:
             return super().kl()
         terms = ((self.mean - other.mean) ** 2 + self.var) / jnp.exp(other.logvar) - 1.0 - self.logvar + other.logvar
@@ -87,6 +91,10 @@ class FlaxDiagonalGaussianDistribution(Posterior):
         self, sample: Float[Array, "b h w z"], axis: int | tuple[int, ...] | list[int] | None = (1, 2, 3)
     ) -> Float[Array, "..."]:
         """Returns the negative log-likelihood of a latent in nats, summed over `axis`; None sums over all axes.
+
+        Args:
+          sample: Latent.
+          axis: Axes that are summed over.
 
         Raises:
           ValueError: If the sample has another shape than the mean.

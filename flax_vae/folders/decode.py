@@ -68,6 +68,9 @@ def decode_folder(
       other_model: Whether to accept a model other than the one that encoded the latents.
       devices: `jax.Device`s of this process; None takes all.
 
+    Returns:
+      Counts of images, and the duration.
+
     Raises:
       FileNotFoundError: If `source` is not a complete latent data set.
       FileError: If it is damaged, or names files outside the folder.

@@ -106,6 +106,9 @@ def encode_folder(
       devices: `jax.Device`s of this process; None uses all.
       tell: Function that prints a line on the images found and the sizes compiled, before anything is computed.
 
+    Returns:
+      Counts of images and shards, and durations.
+
     Raises:
       UserError: If `source` holds no images or too many damaged ones, encoded images were removed or changed,
         `destination` is in `source`, holds other files, was started with other settings or is being written by another

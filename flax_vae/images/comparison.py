@@ -88,7 +88,15 @@ def draw_comparison(
 
 
 def stack(rows: Sequence[Image.Image], layout: PanelLayout) -> Image.Image:
-    """Stacks rows of `draw_comparison` vertically on white."""
+    """Stacks rows of `draw_comparison` vertically on white.
+
+    Args:
+      rows: Rows, one below the other.
+      layout: Measures with which the rows were drawn.
+
+    Returns:
+      One picture.
+    """
     gap = layout.gap
     size = (max(row.width for row in rows) + 2 * gap, sum(row.height + gap for row in rows) + gap)
     picture = Image.new("RGB", size, "white")
@@ -106,6 +114,11 @@ def stack(rows: Sequence[Image.Image], layout: PanelLayout) -> Image.Image:
 def save_png(path: str | os.PathLike[str], picture: Image.Image, *, force: bool = False) -> None:
     """Writes a PNG file, or an object in a bucket, whole, with the places of its panels, if it has any, as text.
 
+    Args:
+      path: Path or address of the file.
+      picture: Picture, of `draw_comparison` for example.
+      force: Whether to replace an existing file.
+
     Raises:
       OSError: As `flax_vae.convert.files.atomic_file` and `create_at`.
     """
@@ -122,7 +135,11 @@ def save_png(path: str | os.PathLike[str], picture: Image.Image, *, force: bool 
 
 
 def visible_factor(comparison: Comparison) -> int:
-    """Returns a power of two that makes the strongest hundredth of the difference at least half bright."""
+    """Returns a power of two that makes the strongest hundredth of the difference at least half bright.
+
+    Args:
+      comparison: Image and reconstruction.
+    """
     strong = float(np.percentile(_difference(comparison), 99))
     factor = 1
     while factor < _MOST_AMPLIFIED and strong * factor < 128:

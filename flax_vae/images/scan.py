@@ -59,6 +59,9 @@ def scan_images(source: ImageSource, indices: Iterable[int] | None = None) -> Im
       source: Source of the images.
       indices: Numbers of the images; None means all.
 
+    Returns:
+      Sizes of the images, and the errors of those that cannot be used.
+
     Raises:
       StorageError: If images cannot be fetched, for example because the disk fails.
     """
@@ -74,6 +77,10 @@ def scan_images(source: ImageSource, indices: Iterable[int] | None = None) -> Im
 
 def in_threads(function: Callable[[int], T], indices: Iterable[int]) -> Iterator[tuple[int, T | DataError]]:
     """Applies a function to each index in several threads.
+
+    Args:
+      function: Function of an index; its `DataError` becomes its result.
+      indices: Indices.
 
     Yields:
       Each index, in order, with the result or the `DataError` that was raised.
@@ -93,6 +100,9 @@ def in_threads(function: Callable[[int], T], indices: Iterable[int]) -> Iterator
 
 def require_storage(errors: Iterable[DataError]) -> None:
     """Raises one error for all images that could not be fetched.
+
+    Args:
+      errors: Errors of images.
 
     Raises:
       StorageError: If any of the errors is one.

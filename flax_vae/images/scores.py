@@ -41,7 +41,13 @@ class ImageScores(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """An image, its reconstruction, and the scores."""
+    """An image, its reconstruction, and the scores.
+
+    Attributes:
+      original: 8-bit RGB.
+      reconstruction: 8-bit RGB of equal size.
+      scores: Scores of the reconstruction.
+    """
 
     original: UInt8[np.ndarray, "h w 3"]
     reconstruction: UInt8[np.ndarray, "h w 3"]
@@ -61,6 +67,9 @@ def compare_images(
       original: 8-bit RGB.
       reconstruction: 8-bit RGB of equal size.
       lpips: LPIPS to store with the other scores, if known.
+
+    Returns:
+      Both images with their scores.
     """
     height, width = original.shape[:2]
     structure = ssim(reconstruction, original) if min(height, width) >= SSIM_WINDOW else None
@@ -74,6 +83,10 @@ def compare_images(
 def psnr(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"]) -> float:
     """Returns the peak signal-to-noise ratio in decibels, `10 log10(255² / MSE)`; infinite for equal images.
 
+    Args:
+      image: 8-bit image.
+      reference: 8-bit image to compare with, of equal shape.
+
     Raises:
       ValueError: If the two are not 8-bit images of one shape.
     """
@@ -86,6 +99,10 @@ def ssim(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
     """Returns the structural similarity, at most 1, averaged over all complete windows and channels.
 
     The original definition: Gaussian weights, K1 = 0.01, K2 = 0.03, population covariance, no padding.
+
+    Args:
+      image: 8-bit image, at least 11 pixels on each side.
+      reference: 8-bit image to compare with, of equal shape.
 
     Raises:
       ValueError: If the two are not 8-bit images of one shape, or smaller than the window of 11 x 11.

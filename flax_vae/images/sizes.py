@@ -10,7 +10,13 @@ Crop = Literal["center", "none"]
 
 
 def padded_size(height: int, width: int, factor: int) -> tuple[int, int]:
-    """Returns height and width, rounded up to multiples of the model's factor (`AutoEncoderParams.factor`)."""
+    """Returns height and width, rounded up to multiples of the model's factor (`AutoEncoderParams.factor`).
+
+    Args:
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
+      factor: Number of pixels per latent row and column.
+    """
     return -(-height // factor) * factor, -(-width // factor) * factor
 
 
@@ -23,6 +29,9 @@ def pad_to_factor(images: Shaped[np.ndarray, "... h w c"], factor: int) -> Shape
     Args:
       images: Images in any dtype and range.
       factor: Number of pixels per latent row and column, `AutoEncoderParams.factor`.
+
+    Returns:
+      Padded images, in the dtype of the argument.
     """
     height, width = images.shape[-3:-1]
     rows, columns = padded_size(height, width, factor)
@@ -49,6 +58,9 @@ def resize_image(image: UInt8[np.ndarray, "h w 3"], side: int, crop: Crop = "cen
       side: Length of the shorter side in pixels.
       crop: `"center"` for the square of `side` pixels in the centre, or `"none"`.
 
+    Returns:
+      8-bit RGB, a square of `side` pixels if it is cropped.
+
     Source: openai/guided-diffusion `image_datasets.py::center_crop_arr`; equal to the last bit.
     """
     picture = Image.fromarray(image)
@@ -74,10 +86,24 @@ def _scaled(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def to_float(images: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Converts 8-bit images to float32 in [-1, 1]."""
+    """Converts 8-bit images to float32 in [-1, 1].
+
+    Args:
+      images: 8-bit images of any shape.
+
+    Returns:
+      Images in [-1, 1], of equal shape.
+    """
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Converts images in [-1, 1] to 8 bits, clipped and rounded; the inverse of `to_float`."""
+    """Converts images in [-1, 1] to 8 bits, clipped and rounded; the inverse of `to_float`.
+
+    Args:
+      images: Images of any shape.
+
+    Returns:
+      8-bit images, of equal shape.
+    """
     return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)

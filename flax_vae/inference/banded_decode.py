@@ -339,8 +339,8 @@ def decode_in_bands(
     Example:
       >>> model = AutoEncoder(PRESETS["tiny"])
       >>> params = init_params(model, jax.random.key(0))
-      >>> decode_in_bands(model, params, np.zeros((1, 32, 32, 16))).shape
-      (1, 128, 128, 3)
+      >>> decode_in_bands(model, params, np.zeros((1, 8, 4, 16)), band_rows=8).shape
+      (1, 32, 16, 3)
 
     Raises:
       ValueError: If the channels are wrong, `time` is missing, not supported or has a wrong shape, or `band_rows` is

@@ -47,6 +47,9 @@ class DataParallel:
         Args:
           compiled_size: Batch size of the compiled program; smaller batches are filled up with their first image.
           arrays: Arrays with at most `compiled_size` images.
+
+        Returns:
+          Results of the computation, on the devices.
         """
         compiled_size = self._shared(compiled_size)
         placed = jax.device_put([_filled(array, compiled_size) for array in arrays], self._batch_sharding)
@@ -63,6 +66,9 @@ class DataParallel:
           thread: Executor of a single thread.
           compiled_size: Batch size of the program; see `__call__`.
           images: Shape and dtype of one image of each array.
+
+        Returns:
+          Future that is done when the program is compiled.
         """
         size = self._shared(compiled_size)
         like = [jax.ShapeDtypeStruct((size, *one.shape), one.dtype, sharding=self._batch_sharding) for one in images]
@@ -114,6 +120,9 @@ class CompileAhead(Generic[S]):
 
     def wait(self, size: S) -> None:
         """Waits for the program of a size.
+
+        Args:
+          size: Size of a batch.
 
         Raises:
           Exception: The exception that ended compiling it.

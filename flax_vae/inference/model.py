@@ -24,6 +24,9 @@ def load_model(
       raw_weights: Whether to take weights instead of their moving average; see `flax_vae.from_pretrained`.
       rgb: Whether the model must take and give images of three channels.
 
+    Returns:
+      Model and parameters.
+
     Raises:
       FlaxVaeError: If the weights are not those of an autoencoder or not finite, the preset is unknown, or the model is
         not for RGB images although `rgb` is set.

@@ -57,6 +57,9 @@ def reconstruct(
       mesh: Devices of this process that hold `params` and divide the images evenly; None for one device.  Each device
         computes its images as it computes them alone, to the last bit.
 
+    Returns:
+      Reconstructions of the size of the images, and the posteriors.
+
     Raises:
       UserError: If the time is missing, or the model takes none.
       ValueError: If the model's images are not RGB.

@@ -30,7 +30,12 @@ def broadcast(x: Float[Array, "..."], shape: tuple[int, ...], dtype: Dtype | Non
 
 
 def add(x: Float[Array, "*b c"], bias: Float[Array, "..."]) -> Float[Array, "*b c"]:
-    """Returns `x + bias`, the bias broadcast to the shape of `x` in its dtype."""
+    """Returns `x + bias`, the bias broadcast to the shape of `x` in its dtype.
+
+    Args:
+      x: Array.
+      bias: Bias of each channel, or with axes of its own.
+    """
     return x + broadcast(bias, x.shape, x.dtype)
 
 

@@ -35,11 +35,19 @@ class GroupNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns the normalised map."""
+        """Returns the normalised map.
+
+        Args:
+          x: Feature map.
+        """
         return self._normalise(x, activate=False)
 
     def with_swish(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns `swish` of the normalised map, computed in one pass that keeps only `x` for the backward pass."""
+        """Returns `swish` of the normalised map, computed in one pass that keeps only `x` for the backward pass.
+
+        Args:
+          x: Feature map.
+        """
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "__call__", self(x))  # as if the module had been called
         return self._normalise(x, activate=True)

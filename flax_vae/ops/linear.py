@@ -33,7 +33,11 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        """Returns the product with `kernel`, plus `bias`."""
+        """Returns the product with `kernel`, plus `bias`.
+
+        Args:
+          x: Vectors, along the last axis.
+        """
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
@@ -72,7 +76,11 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        """Returns the convolution with `kernel`, plus `bias`."""
+        """Returns the convolution with `kernel`, plus `bias`.
+
+        Args:
+          x: Feature map.
+        """
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None

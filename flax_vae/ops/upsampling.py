@@ -47,6 +47,9 @@ def upsample_and_convolve(
       padding_mode: With what the upsampled map is padded.
       options: Options of `convolve`.
 
+    Returns:
+      Convolution of the upsampled map.
+
     Raises:
       ValueError: If strides or padding are others.
     """
@@ -76,6 +79,9 @@ def upsample_padded(
       kernel: Kernel of the upsampled map.
       unused: Strides and padding of a convolution.
       options: Options of `convolve`.
+
+    Returns:
+      Convolution of the upsampled map.
     """
     cpu, default = (partial(way, **options) for way in (convolve_padded, four_convolutions))
     return lax.platform_dependent(x, kernel, cpu=cpu, default=default)

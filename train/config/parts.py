@@ -73,7 +73,11 @@ def parse_rates(rates: str) -> list[tuple[str, float]]:
 
 
 def changes_latents(trained: Iterable[str]) -> bool:
-    """Returns whether the latents change if the weights of these Flax paths do."""
+    """Returns whether the latents change if the weights of these Flax paths do.
+
+    Args:
+      trained: Flax paths of the weights.
+    """
     return any(path.startswith(_ENCODES) for path in trained)
 
 

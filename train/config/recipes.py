@@ -55,6 +55,9 @@ def with_teacher(config: TrainConfig, teacher: str, start_from: str | None = Non
 def architecture(name: str) -> AutoEncoderParams:
     """Returns the architecture of a preset or recipe.
 
+    Args:
+      name: Name of the preset or recipe.
+
     Raises:
       ValueError: If there is none of that name.
     """
@@ -72,6 +75,9 @@ def default(model: AutoEncoderParams) -> TrainConfig:
     flax-vae-train --preset kl-f4 --data FOLDER
     hardware: accelerators
     expect:   blurred reconstructions; a starting point for your own recipe
+
+    Args:
+      model: Architecture.
     """
     return TrainConfig(model=model, data=DataConfig(crop_size=model.resolution))
 

@@ -513,6 +513,9 @@ class TrainConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> "TrainConfig":
         """Returns the settings of a dictionary, as from `to_dict`.
 
+        Args:
+          fields: Settings by name, nested.
+
         Raises:
           ValueError: If a field is unknown (with the nearest known name), missing, or out of range.
         """
@@ -544,6 +547,9 @@ RENAMED = {"train": "trainable", "rows": "devices_per_image", "transparent_start
 def rename_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns settings with the names of earlier versions replaced by those of today.
 
+    Args:
+      fields: Nested settings.
+
     Raises:
       ValueError: If a setting is given under both names.
     """
@@ -554,13 +560,23 @@ def rename_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_differences(before: TrainConfig, after: TrainConfig) -> list[str]:
-    """Returns `name: before -> after` for each setting that differs, with dotted names."""
+    """Returns `name: before -> after` for each setting that differs, with dotted names.
+
+    Args:
+      before: Settings of before.
+      after: Settings of now.
+    """
     old, new = (flatten_config(config.to_dict() | {"model": vars(config.model)}) for config in (before, after))
     return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
 
 
 def flatten_config(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested fields under dotted names."""
+    """Returns nested fields under dotted names.
+
+    Args:
+      fields: Nested settings.
+      prefix: Dotted name that all settings get in front.
+    """
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         flat |= flatten_config(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}

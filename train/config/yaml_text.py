@@ -24,6 +24,9 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 def parse_yaml(text: str) -> Any:
     """Returns the value of a YAML document.
 
+    Args:
+      text: YAML document.
+
     Raises:
       ValueError: If the text is not one document of plain values, in one line that begins with the line's number.
     """
@@ -49,7 +52,11 @@ def parse_yaml(text: str) -> Any:
 
 
 def format_yaml(fields: Mapping[str, Any]) -> str:
-    """Returns nested fields as a YAML document, in their order."""
+    """Returns nested fields as a YAML document, in their order.
+
+    Args:
+      fields: Nested settings.
+    """
     stream = io.StringIO()
     _yaml().dump(fields, stream)
     return stream.getvalue()

@@ -56,12 +56,20 @@ def data_listing(
 
 
 def how_listed(listing: Mapping[str, str]) -> How:
-    """Returns how a listing was made."""
+    """Returns how a listing was made.
+
+    Args:
+      listing: Content of each image by name, as returned by `data_listing`.
+    """
     return "ends" if any(_ENDS in text for text in listing.values()) else "content"
 
 
 def find_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Compares two listings that were made in the same way.
+
+    Args:
+      before: Listing of before.
+      after: Listing of now.
 
     Returns:
       One phrase for each kind of change, such as `2 added (x.png, y.png)`; empty if the data are the same.
@@ -76,7 +84,11 @@ def find_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[st
 
 
 def digest_of_listing(listing: Mapping[str, str]) -> str:
-    """Returns one SHA-256 of names and contents, in hexadecimal."""
+    """Returns one SHA-256 of names and contents, in hexadecimal.
+
+    Args:
+      listing: Content of each image by name, as returned by `data_listing`.
+    """
     total = hashlib.sha256()
     for name, text in listing.items():
         total.update(f"{name}\0{text}\0".encode())

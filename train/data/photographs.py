@@ -107,6 +107,11 @@ class Photographs:
         shuffled.  Instead of a photograph that is skipped another is drawn; which one depends on these three numbers
         and on the images, not on when the fault was found.
 
+        Args:
+          seed: Seed of the run.
+          step: Number of the update.
+          index: Number of the example in its batch.
+
         Raises:
           DataError: If an image has become unreadable, or too many are skipped.
         """
@@ -122,7 +127,13 @@ class Photographs:
             attempt += 1
 
     def batch(self, seed: int, step: int, batch_size: int) -> Float[np.ndarray, "b s s 3"]:
-        """Returns all examples of update `step`, in [-1, 1]."""
+        """Returns all examples of update `step`, in [-1, 1].
+
+        Args:
+          seed: Seed of the run.
+          step: Number of the update.
+          batch_size: Number of examples.
+        """
         return to_float(np.stack([self.crop(seed, step, index) for index in range(batch_size)]))
 
     def _open(self, keep_bytes: int) -> None:
@@ -233,6 +244,9 @@ class _HeldOut(ImageSubset):
 def held_out_image(config: DataConfig) -> ImageSource:
     """Returns a source of the one image that a run with these settings never trains on, resized if they say so.
 
+    Args:
+      config: Settings of the images.
+
     Raises:
       DataError: If the source or the image does not exist.
     """
@@ -242,6 +256,10 @@ def held_out_image(config: DataConfig) -> ImageSource:
 
 def validation_images(validation: ValidationConfig, data: DataConfig) -> ImageSource:
     """Returns the images by which a run is judged: those of `validation`, or else the one that it holds out.
+
+    Args:
+      validation: Settings of the validation.
+      data: Settings of the images.
 
     Raises:
       DataError: If the address holds no image, or the held-out image does not exist.

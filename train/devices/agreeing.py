@@ -74,6 +74,10 @@ def agreement() -> Iterator[Sections]:
 def require_same_state(state: Any, step: int) -> None:
     """Checks that the replicated part of the state is equal in all processes.
 
+    Args:
+      state: Training state on the devices.
+      step: Number of updates, for the message.
+
     Raises:
       RunError: In all processes, if it differs; names the first leaves that do.
     """
@@ -110,12 +114,19 @@ def facts_of_run(config: TrainConfig, listing: Mapping[str, str], constants: Any
 
 
 def facts_of_start(state: Any) -> Sections:
-    """Returns checksums of the state before the first step; nothing for a run of one process."""
+    """Returns checksums of the state before the first step; nothing for a run of one process.
+
+    Args:
+      state: Training state.
+    """
     return {} if jax.process_count() == 1 else {"initial": checksums(state)}
 
 
 def gather_values(value: Any) -> list[Any]:
     """Returns the JSON values of all processes, in order.
+
+    Args:
+      value: JSON value of this process.
 
     Raises:
       RunError: If a process does not take part in time, or the numbers of devices per process differ.
@@ -127,6 +138,9 @@ def gather_values(value: Any) -> list[Any]:
 
 def gather_float64(array: np.ndarray) -> np.ndarray:
     """Returns arrays of equal shape from all processes, stacked, with all bits, which JAX would round to 32.
+
+    Args:
+      array: Array of this process.
 
     Raises:
       RunError: If a process does not take part in time, or the numbers of devices per process differ.

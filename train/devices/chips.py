@@ -53,6 +53,10 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns the peak number of operations per second, in bfloat16 without sparsity; None if unknown."""
+    """Returns the peak number of operations per second, in bfloat16 without sparsity; None if unknown.
+
+    Args:
+      device_kind: Name of the device, `jax.Device.device_kind`.
+    """
     chip = find_chip(device_kind)
     return chip and chip.flops

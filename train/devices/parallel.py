@@ -66,6 +66,10 @@ class Parallel(ABC):
     def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
         """Checks that the devices can share each part of a batch evenly.
 
+        Args:
+          batch_size: Images in a batch.
+          parts: Number of parts that a batch is accumulated from.
+
         Raises:
           TrainError: If they cannot; names all numbers.
         """
@@ -80,29 +84,60 @@ class Parallel(ABC):
             )
 
     def local_slice(self, batch_size: int) -> range:
-        """Returns the indices of the examples in a batch that this process reads."""
+        """Returns the indices of the examples in a batch that this process reads.
+
+        Args:
+          batch_size: Images in a batch of all processes.
+        """
         each = batch_size // self._groups
         first = self.devices.index(self.local_devices[0]) // self.devices_per_image
         return range(first * each, (first + len(self.local_devices) // self.devices_per_image) * each)
 
     def batch_shape(self, batch_size: int, crop_size: int) -> jax.ShapeDtypeStruct:
-        """Returns the shape and sharding of a batch of square crops, as made by `place_batch`."""
+        """Returns the shape and sharding of a batch of square crops, as made by `place_batch`.
+
+        Args:
+          batch_size: Images in a batch of all processes.
+          crop_size: Height and width of a crop.
+        """
         return jax.ShapeDtypeStruct((batch_size, crop_size, crop_size, 3), np.float32, sharding=self.batch_sharding)
 
     def shardings(self, state: Any) -> Any:
-        """Returns the sharding of every leaf of a state, as a tree."""
+        """Returns the sharding of every leaf of a state, as a tree.
+
+        Args:
+          state: Tree of arrays, or of their shapes.
+        """
         return jax.tree.map(lambda leaf: self.replicated, state)
 
     def place_state(self, state: Any) -> Any:
-        """Puts the state, which is equal in all processes, onto the devices."""
+        """Puts the state, which is equal in all processes, onto the devices.
+
+        Args:
+          state: Tree of arrays.
+
+        Returns:
+          State on the devices.
+        """
         return jax.device_put(state, self.shardings(state))
 
     def replicate(self, tree: Any) -> Any:
-        """Puts constants onto every device in full."""
+        """Puts constants onto every device in full.
+
+        Args:
+          tree: Tree of arrays.
+
+        Returns:
+          Constants on the devices.
+        """
         return jax.device_put(tree, self.replicated)
 
     def gather(self, tree: Any) -> Any:
-        """Returns a part of the state, in full on every device of this process; a collective call of all processes."""
+        """Returns a part of the state, in full on every device of this process; a collective call of all processes.
+
+        Args:
+          tree: Tree of arrays on the devices.
+        """
         whole = tree
         if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree)):
             whole = self._gather(tree)
@@ -116,11 +151,22 @@ class Parallel(ABC):
 
     @abstractmethod
     def place_batch(self, share: np.ndarray) -> jax.Array:
-        """Returns the global batch of all processes, given the slice that this process read."""
+        """Returns the global batch of all processes, given the slice that this process read.
+
+        Args:
+          share: Images that this process read.
+        """
 
     @abstractmethod
     def compile(self, step: Callable[..., Any]) -> CompiledStep:
-        """Compiles `step(state, batch, constants, axis_name=) -> (state, scores)`."""
+        """Compiles `step(state, batch, constants, axis_name=) -> (state, scores)`.
+
+        Args:
+          step: Function of one update.
+
+        Returns:
+          Compiled step.
+        """
 
     def _ahead(self, jit: Callable[[Any], Any], counted: Callable[..., Any] | None = None) -> CompiledStep:
         return CompiledStep(jit, compiler_options(self.devices[0].platform), counted)
@@ -222,7 +268,14 @@ class MeshParallel(Parallel):
 def make_parallel(
     mode: str, *, zero: bool = False, devices_per_image: int = 1, devices: Sequence[Any] | None = None
 ) -> Parallel:
-    """Returns the parallelism that a configuration names, `pmap` or `mesh`; `pmap` has neither option."""
+    """Returns the parallelism that a configuration names, `pmap` or `mesh`; `pmap` has neither option.
+
+    Args:
+      mode: `pmap` or `mesh`.
+      zero: Whether the optimizer's state is sharded over the devices.
+      devices_per_image: Number of devices that share the rows of an image.
+      devices: Devices of all processes; None takes all.
+    """
     return (
         PmapParallel(devices)
         if mode == "pmap"

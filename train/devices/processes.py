@@ -71,6 +71,9 @@ def leave(status: int) -> NoReturn:
 
     A normal exit waits up to five minutes for all processes to end; if only this one failed, the others meanwhile wait
     for its part of an all-reduce.
+
+    Args:
+      status: Exit status.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -32,6 +32,9 @@ def load_extractor(name: str) -> FeatureExtractor:
     Args:
       name: Name as `module:function`, such as `my_inception:features`.
 
+    Returns:
+      Function of a batch of 8-bit images that returns a vector for each.
+
     Raises:
       TrainError: If the module or the function does not exist.
     """
@@ -76,12 +79,20 @@ class FrechetMeter:
     """Collects the features of originals and reconstructions."""
 
     def __init__(self, extractor: FeatureExtractor):
-        """Starts without any features."""
+        """Starts without any features.
+
+        Args:
+          extractor: Function of a batch of 8-bit images that returns a vector for each; see `load_extractor`.
+        """
         self._extractor = extractor
         self._statistics: tuple[RunningCovariance, RunningCovariance] | None = None
 
     def add(self, originals: UInt8[np.ndarray, "b h w 3"], reconstructions: UInt8[np.ndarray, "b h w 3"]) -> None:
         """Adds a batch of pairs.
+
+        Args:
+          originals: 8-bit images.
+          reconstructions: 8-bit images, in the same order.
 
         Raises:
           TrainError: If the extractor does not return one finite vector of constant length per image.

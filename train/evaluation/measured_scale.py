@@ -26,6 +26,9 @@ P = TypeVar("P", bound=Architecture)
 def check_scalable(folder: Path) -> None:
     """Checks that a model folder has a scale and a shift to write.
 
+    Args:
+      folder: Model folder.
+
     Raises:
       TrainError: If it is not a model folder of this package, or its latents are normalised by statistics per channel.
     """
@@ -52,6 +55,10 @@ def write_scale(folder: Path, latents: PosteriorSummary) -> AutoEncoderParams:
     Weights and reconstructions do not change, because `decode` inverts the scaling of `encode`.  Latents that were
     stored before need the old factors.
 
+    Args:
+      folder: Model folder.
+      latents: Statistics of the posteriors.
+
     Returns:
       The new architecture.
 
@@ -65,6 +72,9 @@ def write_scale(folder: Path, latents: PosteriorSummary) -> AutoEncoderParams:
 
 def check_normalisable(folder: Path) -> None:
     """Checks that statistics of each channel can be written into a folder.
+
+    Args:
+      folder: Model folder.
 
     Raises:
       TrainError: If it is a model folder neither of this package nor of diffusers, or keeps statistics with its weights
@@ -96,6 +106,10 @@ def write_statistics(folder: Path, latents: PosteriorSummary) -> Architecture:
 
     Weights and reconstructions do not change, because `decode` inverts the normalisation of `encode`.  Latents that
     were stored before, and diffusion models trained on them, need the old configuration.
+
+    Args:
+      folder: Model folder.
+      latents: Statistics of the posteriors.
 
     Returns:
       The new architecture.

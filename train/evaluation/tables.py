@@ -19,7 +19,12 @@ _ROWS = 50  # a longer table shows only the worst images
 
 
 def badness(image: ImageScores, score: str) -> float:
-    """Returns a sorting key: the worst images come first, and those without the score last."""
+    """Returns a sorting key: the worst images come first, and those without the score last.
+
+    Args:
+      image: Scores of the image.
+      score: Name of the score.
+    """
     value = getattr(image, score)
     if value is None:
         return math.inf
@@ -27,7 +32,12 @@ def badness(image: ImageScores, score: str) -> float:
 
 
 def table(report: Report, worst_by: str) -> list[str]:
-    """Returns one line per image, or per image of the worst if there are many, and one line of means."""
+    """Returns one line per image, or per image of the worst if there are many, and one line of means.
+
+    Args:
+      report: Report of the model.
+      worst_by: Name of the score that sorts the images.
+    """
     images, head = report.images, []
     if len(images) > _ROWS:
         images = sorted(images, key=lambda image: badness(image, worst_by))[:_ROWS]
@@ -45,7 +55,11 @@ def table(report: Report, worst_by: str) -> list[str]:
 
 
 def comparison(reports: Mapping[str, Report]) -> list[str]:
-    """Returns one line of mean scores per model."""
+    """Returns one line of mean scores per model.
+
+    Args:
+      reports: Report of each model by its name.
+    """
     means = {name: report.mean() for name, report in reports.items()}
     columns = [column for column in _COLUMNS if any(mean[column] is not None for mean in means.values())]
     rows = [["model", *(_COLUMNS[column][0] for column in columns)]]
@@ -65,7 +79,12 @@ def _number(value: float | None, form: str) -> str:
 
 
 def latent_lines(latents: PosteriorSummary, params: Architecture) -> list[str]:
-    """Returns the statistics of the latents, one line per channel, and the scale that they suggest."""
+    """Returns the statistics of the latents, one line per channel, and the scale that they suggest.
+
+    Args:
+      latents: Statistics of the posteriors.
+      params: Architecture of the model.
+    """
     lines = ["channel      mean       std  variance of the posterior's mean"]
     channels = zip(latents.channel_mean, latents.channel_std, latents.channel_activity, strict=True)
     lines += [f"{i:>7}  {mean:>8.4f}  {std:>8.4f}  {active:>8.4f}" for i, (mean, std, active) in enumerate(channels)]
@@ -89,7 +108,12 @@ def latent_lines(latents: PosteriorSummary, params: Architecture) -> list[str]:
 
 
 def rfid_line(report: Report, meter: FrechetMeter | None) -> str:
-    """Returns the distance and the number of images and features, or why none was measured."""
+    """Returns the distance and the number of images and features, or why none was measured.
+
+    Args:
+      report: Report of the model.
+      meter: Features that were collected; None if there is no extractor.
+    """
     count = len(report.images)
     if meter is None:
         return "not measured; name a feature network with --features module:function"

@@ -112,6 +112,9 @@ class Validation:
         Args:
           params: Parameters on the devices of this process; see `Parallel.gather`.
 
+        Returns:
+          Scores of the images.
+
         Raises:
           NotFiniteError: In all processes, if a reconstruction holds NaN or infinite values.
           RunError: If another process failed.
@@ -195,7 +198,11 @@ class BestScore:
         return BestScore(score, step) if better else replace(self, waited=self.waited + 1)
 
     def ended(self, patience: int | None) -> bool:
-        """Returns whether the run ends, because `patience` evaluations did not improve the score."""
+        """Returns whether the run ends, because `patience` evaluations did not improve the score.
+
+        Args:
+          patience: Number of evaluations; None never ends a run.
+        """
         return patience is not None and self.waited >= patience
 
     def stored(self) -> dict[str, float]:
@@ -205,5 +212,9 @@ class BestScore:
 
     @classmethod
     def restored(cls, numbers: Mapping[str, float]) -> "BestScore":
-        """Returns the best score of a checkpoint; the inverse of `stored`."""
+        """Returns the best score of a checkpoint; the inverse of `stored`.
+
+        Args:
+          numbers: Numbers that were saved with a checkpoint.
+        """
         return cls(numbers.get("best"), int(numbers.get("best_step", 0)), int(numbers.get("best_waited", 0)))

@@ -161,6 +161,9 @@ class Evaluation:
           count: Number of images.
           look: Function that is called with each image and its reconstruction; these are not kept.
 
+        Returns:
+          Scores of each image and their means.
+
         Raises:
           DataError: If the source is empty, or an image cannot be read.
           NotFiniteError: If a reconstruction holds NaN or infinite values.
@@ -178,6 +181,9 @@ class Evaluation:
         Args:
           sizes: Height and width of each image, by its number.
           devices: Number of devices of a process.
+
+        Returns:
+          Batches of each round, one for each device at most.
         """
         rounds = []
         batches = plan_batches(sizes, self.batch_size, self.model.params.factor)

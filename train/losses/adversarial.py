@@ -24,18 +24,30 @@ SHORTEST = 1e-4  # added to the gradient norm in the denominator
 def hinge_d(real: Logits, fake: Logits) -> Scalar:
     """Returns `(mean relu(1 - real) + mean relu(1 + fake)) / 2`, which is zero beyond a margin of 1.
 
+    Args:
+      real: Logits of images.
+      fake: Logits of reconstructions.
+
     Source: Lim and Ye 2017 (arXiv:1705.02894); CompVis/taming-transformers `vqperceptual.py::hinge_d_loss`.
     """
     return 0.5 * (_mean(jax.nn.relu(1 - at_least_float32(real))) + _mean(jax.nn.relu(1 + at_least_float32(fake))))
 
 
 def hinge_g(fake: Logits) -> Scalar:
-    """Returns `-mean fake`, the autoencoder's loss with `hinge_d`."""
+    """Returns `-mean fake`, the autoencoder's loss with `hinge_d`.
+
+    Args:
+      fake: Logits of reconstructions.
+    """
     return -_mean(fake)
 
 
 def non_saturating_d(real: Logits, fake: Logits) -> Scalar:
     """Returns `(mean softplus(-real) + mean softplus(fake)) / 2`, half the binary cross-entropy in nats.
+
+    Args:
+      real: Logits of images.
+      fake: Logits of reconstructions.
 
     Source: Goodfellow et al. 2014 (arXiv:1406.2661); CompVis/taming-transformers `vqperceptual.py::vanilla_d_loss`,
     which pairs it with `hinge_g`.
@@ -44,7 +56,11 @@ def non_saturating_d(real: Logits, fake: Logits) -> Scalar:
 
 
 def non_saturating_g(fake: Logits) -> Scalar:
-    """Returns `mean softplus(-fake)`, the autoencoder's loss with `non_saturating_d`; its gradient does not vanish."""
+    """Returns `mean softplus(-fake)`, the autoencoder's loss with `non_saturating_d`; its gradient does not vanish.
+
+    Args:
+      fake: Logits of reconstructions.
+    """
     return _mean(jax.nn.softplus(-at_least_float32(fake)))
 
 
@@ -68,6 +84,9 @@ LOSSES = {
 
 def choose(name: str) -> Adversarial:
     """Returns the pair of losses of a name.
+
+    Args:
+      name: Name of the pair, `hinge` or `non_saturating`.
 
     Raises:
       ValueError: If the name is unknown.
@@ -120,7 +139,11 @@ def r1_penalty(logits_fn: Callable[[Float[Array, "b h w c"]], Logits], real: Flo
 
 
 def at_least_float32(x: Any) -> Array:
-    """Returns an array in at least float32; a mean over many bfloat16 values would lose precision."""
+    """Returns an array in at least float32; a mean over many bfloat16 values would lose precision.
+
+    Args:
+      x: Array, or something that becomes one.
+    """
     return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 

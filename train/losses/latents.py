@@ -122,6 +122,9 @@ def add_noise(
       strength: Uniform numbers in [0, 1], one for each image.
       largest: Largest standard deviation of the noise.
 
+    Returns:
+      Latents with noise.
+
     Source: Zheng et al. 2025 (arXiv:2510.11690), section 4.3; bytetriper/RAE `noise_tau`, 0.8 there.
     """
     deviation = (largest * strength).astype(latents.dtype)

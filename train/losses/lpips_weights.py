@@ -63,7 +63,11 @@ def load_lpips_weights(net: NetName = "vgg", path: str | os.PathLike[str] | None
 
 
 def lpips_shapes(net: NetName = "vgg") -> dict[str, Any]:
-    """Returns the shapes of the arrays of `load_lpips_weights`, as a tree; reads no file."""
+    """Returns the shapes of the arrays of `load_lpips_weights`, as a tree; reads no file.
+
+    Args:
+      net: Name of the network.
+    """
     return unflatten({row.ours: row.shape for row in expand_lpips(stages_of(net))})
 
 

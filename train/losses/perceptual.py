@@ -79,6 +79,9 @@ NETS: dict[NetName, Stages] = {
 def stages_of(net: str) -> Stages:
     """Returns the stages of a published network.
 
+    Args:
+      net: Name of the network.
+
     Raises:
       ValueError: If the network is unknown.
     """
@@ -269,7 +272,11 @@ def _check(stages: Stages, a: tuple[int, ...], b: tuple[int, ...]) -> None:
 
 
 def smallest_side(stages: Stages) -> int:
-    """Returns the smallest height and width, in pixels, for which every tap has at least one position."""
+    """Returns the smallest height and width, in pixels, for which every tap has at least one position.
+
+    Args:
+      stages: Stages of the network; see `stages_of`.
+    """
     side = 1
     for stage in reversed(stages):
         for _ in stage.widths:

@@ -18,17 +18,31 @@ Perceptual = Callable[[Float[Array, "b h w c"], Float[Array, "b h w c"]], Float[
 
 
 def l1(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Returns the mean absolute difference per value, in units of the image, whose range is 2."""
+    """Returns the mean absolute difference per value, in units of the image, whose range is 2.
+
+    Args:
+      reconstruction: Reconstructed images, in [-1, 1].
+      images: Original images, in [-1, 1].
+    """
     return jnp.mean(jnp.abs(reconstruction - images))
 
 
 def mse(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Returns the mean squared difference per value."""
+    """Returns the mean squared difference per value.
+
+    Args:
+      reconstruction: Reconstructed images, in [-1, 1].
+      images: Original images, in [-1, 1].
+    """
     return jnp.mean((reconstruction - images) ** 2)
 
 
 def charbonnier(reconstruction: Float[Array, "b h w c"], images: Float[Array, "b h w c"]) -> Float[Array, ""]:
     """Returns the mean of `sqrt(difference² + 1e-6)`, a smooth L1.
+
+    Args:
+      reconstruction: Reconstructed images, in [-1, 1].
+      images: Original images, in [-1, 1].
 
     Source: Charbonnier et al. 1994; the constant of Lai et al. 2017 (LapSRN).
     """

@@ -103,6 +103,9 @@ def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float 
       name: Name of the plan.
       dollars: Price of one device per hour; None takes the published price.
 
+    Returns:
+      Memory, operations, time and cost of a step.
+
     Raises:
       TrainError: If the devices cannot share the batch or the rows evenly.
     """

@@ -24,6 +24,11 @@ def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: boo
 
     The text is a valid file for `--config`.  Writes nothing, and raises the errors that the run itself raises.
 
+    Args:
+      config: Settings of the run.
+      workdir: Directory of the run; may exist.
+      accept_changed_data: Whether to resume with changed images.
+
     Raises:
       TrainError: As for `flax_vae.train.loop.train`, for the directory, the images, the batch size, and the weights.
     """

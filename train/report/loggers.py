@@ -41,6 +41,9 @@ class Logger(Protocol):
 def require_loggers(config: TrainConfig) -> None:
     """Checks that the packages of all loggers of a run are installed.
 
+    Args:
+      config: Settings of the run.
+
     Raises:
       RunError: If one is missing; its text has the command that installs it.
     """
@@ -95,7 +98,13 @@ class Loggers:
                 logger.close(failed=kind is not None)
 
     def show(self, step: int, scores: Mapping[str, float], picture: Path | None) -> None:
-        """Adds a point to each curve, and an image from its file if there is one."""
+        """Adds a point to each curve, and an image from its file if there is one.
+
+        Args:
+          step: Number of updates.
+          scores: Values by name.
+          picture: Path of a PNG file, or None.
+        """
         for name, logger in list(self._open.items()):
             with self._reported(name):
                 logger.scalars(step, scores)

@@ -62,7 +62,12 @@ class Metrics:
             ) from error
 
     def write(self, step: int, scores: Mapping[str, float]) -> None:
-        """Adds a line; values that are not finite are left out, because JSON cannot express them."""
+        """Adds a line; values that are not finite are left out, because JSON cannot express them.
+
+        Args:
+          step: Number of updates.
+          scores: Values by name.
+        """
         if not self._write:
             return
         line = to_line({"step": step, **scores})
@@ -99,6 +104,9 @@ class Metrics:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Returns the intact rows, by step.
 
+    Args:
+      path: Path of `metrics.jsonl`.
+
     Raises:
       RunError: If the file cannot be read.
     """
@@ -112,18 +120,34 @@ class Reporter(Progress):
     """
 
     def __init__(self, start: int, steps: int, *, quiet: bool = False):
-        """Prepares for the updates `start + 1` to `steps`; all processes but the first are quiet."""
+        """Prepares for the updates `start + 1` to `steps`; all processes but the first are quiet.
+
+        Args:
+          start: Number of updates that are done.
+          steps: Number of all updates.
+          quiet: Whether nothing is shown.
+        """
         super().__init__(steps, start, "steps", stream=sys.stdout, seconds=math.inf, quiet=quiet)
         self._advanced = False
 
     def advance(self, step: int) -> None:
-        """Moves the bar to `step` updates done.  Timing starts after the first update, which includes compilation."""
+        """Moves the bar to `step` updates done.  Timing starts after the first update, which includes compilation.
+
+        Args:
+          step: Number of updates.
+        """
         if not self._advanced:
             self._advanced, self._begun, self._before = True, time.monotonic(), step
         self.add(step - self.done)
 
     def scores(self, step: int, scores: Mapping[str, float], seconds_left: float | None = None) -> None:
-        """Prints the scores of update `step`, and the time that is left, if known."""
+        """Prints the scores of update `step`, and the time that is left, if known.
+
+        Args:
+          step: Number of updates.
+          scores: Values by name.
+          seconds_left: Time that is left.
+        """
         if self._bar is not None:
             self.add(step - self.done, f"loss {scores['loss']:.4f}")
             return

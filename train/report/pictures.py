@@ -20,6 +20,10 @@ def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
     """Writes a row per image, under its name and scores: original, reconstruction and difference.
 
     The difference is absolute per channel and four times as bright.
+
+    Args:
+      path: Path of the PNG file, which is replaced.
+      comparisons: Images and their reconstructions.
     """
     rows = []
     for comparison in comparisons:

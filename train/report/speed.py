@@ -25,14 +25,22 @@ class Speed:
         self._pauses: list[float] = []
 
     def begin(self, step: int) -> None:
-        """Starts measuring at the end of update `step`: the first one, or one after which the run paused."""
+        """Starts measuring at the end of update `step`: the first one, or one after which the run paused.
+
+        Args:
+          step: Number of updates.
+        """
         now = time.monotonic()
         if self._step is not None:
             self._pauses.append(now - self._when)
         self._step, self._when = step, now
 
     def add(self, step: int) -> None:
-        """Adds the updates up to `step`, whose scores have been computed."""
+        """Adds the updates up to `step`, whose scores have been computed.
+
+        Args:
+          step: Number of updates.
+        """
         if self._step is None:
             return
         now, updates = time.monotonic(), step - self._step
@@ -46,6 +54,9 @@ class Speed:
         """Returns the time that a number of further updates take, with pauses as often as before.
 
         The first pause is not extrapolated, because the evaluation is compiled in it.
+
+        Args:
+          updates: Number of updates that are left.
 
         Returns:
           Seconds; None before the second update.

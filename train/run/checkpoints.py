@@ -108,7 +108,11 @@ class Checkpoints:
         return self._best_of(find_steps(self._folder))
 
     def scores(self, step: int) -> Mapping[str, float]:
-        """Returns the numbers that were saved with a step; none if there is no such step."""
+        """Returns the numbers that were saved with a step; none if there is no such step.
+
+        Args:
+          step: Number of updates.
+        """
         return self._scores.get(step, {})
 
     def newest_good(self) -> int | None:

@@ -78,7 +78,11 @@ class RunDirectory:
         self.export = path / "export"
 
     def sample(self, step: int) -> Path:
-        """Returns the path of the image of the held-out photograph after `step` updates."""
+        """Returns the path of the image of the held-out photograph after `step` updates.
+
+        Args:
+          step: Number of updates.
+        """
         return self.samples / f"step_{step:07}.png"
 
     @property
@@ -128,6 +132,9 @@ class RunDirectory:
 
         These are the name of the held-out image, even if images are added, and the name of the initial weights, if the
         file is given under another name now.
+
+        Args:
+          config: Settings as given.
         """
         stored = self.stored_config()
         if stored is None or not self.steps:
@@ -143,6 +150,9 @@ class RunDirectory:
 
     def check(self, config: TrainConfig) -> list[str]:
         """Compares settings with those of the run in this directory; writes nothing.
+
+        Args:
+          config: Settings, as returned by `fixed`.
 
         Returns:
           `name: before -> after` for each setting that differs.

@@ -32,6 +32,9 @@ def hold_directory(folder: Path, *, take_over: bool = False) -> Iterator[Hold]:
       take_over: Whether to take a directory in a bucket over from another trainer; the lock of a disk is released by
         the kernel, however its holder ends.
 
+    Yields:
+      Hold of the directory.
+
     Raises:
       RunError: If another process holds it, or if it cannot be written.
     """

@@ -27,7 +27,11 @@ class StopRequest:
         self.signum = self.signum or signal.SIGTERM
 
     def asked(self, step: int) -> bool:
-        """Returns whether the run stops after this step."""
+        """Returns whether the run stops after this step.
+
+        Args:
+          step: Number of updates.
+        """
         return self.signum is not None
 
 
@@ -54,6 +58,9 @@ def stop_requests() -> Iterator[StopRequest]:
     """Turns the first SIGINT or SIGTERM into a request and restores the default for the second; SIGUSR1 is as SIGTERM.
 
     Only the main thread can install handlers; in other threads there are no requests, unless JAX handles SIGTERM.
+
+    Yields:
+      Request, which is empty until a signal comes.
     """
     import jax
 

@@ -120,7 +120,11 @@ class FolderSource(FileSource):
         return self._beside.caption(index)
 
     def file(self, index: int) -> Path | bytes:
-        """Returns the path of an image file, or the content of one in a bucket."""
+        """Returns the path of an image file, or the content of one in a bucket.
+
+        Args:
+          index: Number of the image, from 0.
+        """
         if self._address is None:
             return self._folder / self._files[index]
         return fetch_content(address_below(self._address, self._files[index]), self.printable_name(index))

@@ -35,6 +35,9 @@ def open_images(address: str) -> ImageSource:
         Several archives, tables or ArrayRecord files are one source, written with braces, `{000..099}` or `{a,b}`, or
         with wildcards.
 
+    Returns:
+      Source of the images, which reads one when it is asked for.
+
     Raises:
       DataError: If the address holds no image, or needs a package that is not installed.
     """

@@ -52,15 +52,26 @@ class ImageSource(Protocol):
         return self.decode(index, self.content(index))
 
     def name(self, index: int) -> str:
-        """Returns the name of an image within the source, which is unique: a path, or the number from 0."""
+        """Returns the name of an image within the source, which is unique: a path, or the number from 0.
+
+        Args:
+          index: Number of the image, from 0.
+        """
         return str(index)
 
     def printable_name(self, index: int) -> str:
-        """Returns the name of an image in messages, such as `photos.npz[12]`."""
+        """Returns the name of an image in messages, such as `photos.npz[12]`.
+
+        Args:
+          index: Number of the image, from 0.
+        """
         return f"{Path(self.where).name}[{index}]"
 
     def label(self, index: int) -> int | None:
         """Returns the number of an image's class, from 0; None without one.
+
+        Args:
+          index: Number of the image, from 0.
 
         Raises:
           DataError: If the label is damaged.
@@ -70,6 +81,9 @@ class ImageSource(Protocol):
 
     def caption(self, index: int) -> str | None:
         """Returns the text that describes an image; None without one.
+
+        Args:
+          index: Number of the image, from 0.
 
         Raises:
           DataError: If the text is damaged.
@@ -81,6 +95,9 @@ class ImageSource(Protocol):
     def size(self, index: int) -> tuple[int, int]:
         """Returns height and width of `source[index]`, from the header of the image.
 
+        Args:
+          index: Number of the image, from 0.
+
         Raises:
           DataError: If the image cannot be used.
           StorageError: If the image cannot be fetched.
@@ -89,6 +106,9 @@ class ImageSource(Protocol):
     @abstractmethod
     def content(self, index: int) -> bytes | memoryview:
         """Returns the stored bytes of an image: of an image file, or of pixels.
+
+        Args:
+          index: Number of the image, from 0.
 
         Raises:
           DataError: If the entry is empty.
@@ -108,7 +128,12 @@ class ImageSource(Protocol):
         """
 
     def digest(self, index: int, *, whole: bool = True) -> tuple[int, str]:
-        """Returns the size of an image's content in bytes and its SHA-256; see `flax_vae.images.file_digest`."""
+        """Returns the size of an image's content in bytes and its SHA-256; see `flax_vae.images.file_digest`.
+
+        Args:
+          index: Number of the image, from 0.
+          whole: Whether to read the whole content; see `flax_vae.images.file_digest`.
+        """
         return file_digest(self.content(index), whole=whole)
 
 
