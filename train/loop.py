@@ -15,7 +15,7 @@ from flax_vae.convert.files import is_address, put_folder, scratch_folder
 from flax_vae.finite import require_finite
 from flax_vae.images import ImageScores
 from flax_vae.train.build import load_start, load_start_training, make_components, make_constants, make_state
-from flax_vae.train.config import TrainConfig
+from flax_vae.train.config import TrainConfig, changes_latents
 from flax_vae.train.data import Batches, Photographs, validation_images
 from flax_vae.train.devices import (
     Parallel,
@@ -143,7 +143,8 @@ def _set_up(config: TrainConfig, run: RunDirectory, accept: bool) -> _Setup:
     config = replace(config, data=replace(config.data, held_out=photographs.held_out_name))
     components, constants = make_components(config), make_constants(config.loss)
     judging = validation_images(config.validation, config.data)
-    validate = Validation(config, judging, parallel, constants.get("lpips"))
+    start = partial(load_start, config) if _compares_latents(config) else None
+    validate = Validation(config, judging, parallel, constants.get("lpips"), start)
     return _Setup(config, parallel, photographs, listing, changes, components, constants, validate)
 
 
@@ -366,10 +367,21 @@ def _evaluate(
     if jax.process_index() == 0:
         save_comparisons(run.sample(step), validated.shown)
     reporter.line(f"step {step}: {_name_of(config)} {describe_scores(validated.scores)}")
+    change = validated.change
+    if change is not None:
+        reporter.line(f"step {step}: {_name_of(config)} {change.in_words()}")
+    elif config.start_from is not None:
+        reporter.line(f"step {step}: latents as at the start, because the encoder is not trained")
     if raw:
         reporter.line(f"step {step}: {_name_of(config)} {describe_scores(raw)}, by the raw weights")
     scores = {LOGGED_AS.get(name, name): score for name, score in validated.scores.items()}
+    scores |= {f"latent_{name}": value for name, value in (change._asdict() if change else {}).items()}
     return scores | {f"raw_{name}": score for name, score in raw.items()}
+
+
+def _compares_latents(config: TrainConfig) -> bool:
+    """Returns whether a run started from a model whose latents it can change."""
+    return config.start_from is not None and changes_latents(config.trained)
 
 
 def _name_of(config: TrainConfig) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         decode_over_devices,
         moments_over_devices,
     )
-    from flax_vae.inference.reconstruction import Reconstruction, needs_bands, reconstruct
+    from flax_vae.inference.reconstruction import Reconstruction, encode_means, needs_bands, reconstruct
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
@@ -29,6 +29,7 @@ __all__ = [
     "Reconstruction",
     "decode_in_bands",
     "decode_over_devices",
+    "encode_means",
     "load_model",
     "moments_over_devices",
     "needs_bands",

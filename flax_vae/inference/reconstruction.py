@@ -65,16 +65,37 @@ def reconstruct(
       ValueError: If the model's images are not RGB.
     """
     height, width = images.shape[1:3]
-    condition = same_time(len(images), time, model.params)
-    x = to_float(pad_to_factor(images, model.params.factor))
-    if mesh is not None:
-        x, condition = jax.device_put((x, condition), NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    x, condition = _inputs(model, images, time, mesh)
     z, mean, logvar = _encode(model, mesh, params, x, condition)
     if in_bands:
         decoded = decode_in_bands(model, params, z, condition)
     else:
         decoded = jax.device_get(_decode(model, mesh, params, z, condition))
     return Reconstruction(decoded[:, :height, :width].astype(np.float32), *jax.device_get((mean, logvar)))
+
+
+def encode_means(
+    model: Model,
+    params: Any,
+    images: UInt8[np.ndarray, "b h w 3"],
+    time: float | None = None,
+    *,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, "b H W z"]:
+    """Returns the means that `reconstruct` returns, by the same program of the encoder, without decoding them.
+
+    For arguments and errors see `reconstruct`.
+    """
+    return jax.device_get(_encode(model, mesh, params, *_inputs(model, images, time, mesh))[1])
+
+
+def _inputs(model: Model, images: np.ndarray, time: float | None, mesh: Mesh | None) -> tuple[Any, Any]:
+    """Returns images, padded to the model's factor, and their times, on the devices."""
+    condition = same_time(len(images), time, model.params)
+    x = to_float(pad_to_factor(images, model.params.factor))
+    if mesh is None:
+        return x, condition
+    return jax.device_put((x, condition), NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
 
 
 def needs_bands(params: Architecture, height: int, width: int, dtype: Dtype = jnp.float32) -> bool:

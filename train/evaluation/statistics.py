@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -110,6 +111,14 @@ class PosteriorSummary:
     kl_per_number: float | None
     shift_factor: float
     scale_factor: float
+
+
+class PosteriorSink(Protocol):
+    """Receiver of the posteriors of images, in one order."""
+
+    def add(self, mean: Float[np.ndarray, "b h w z"], logvar: Float[np.ndarray, "b h w z"] | None) -> None:
+        """Receives the posteriors of a batch; without `logvar`, their means or the latents of a model without any."""
+        ...
 
 
 class PosteriorStats:

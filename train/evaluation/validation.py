@@ -1,7 +1,7 @@
 """Scores the model of a run while it trains, as `flax-vae-train eval` scores the finished one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from flax_vae.train.config import TrainConfig, ValidationConfig
 from flax_vae.train.devices import Parallel, gather_float64, gather_values
 from flax_vae.train.errors import NotFiniteError, RunError
 from flax_vae.train.evaluation.fid import FeatureExtractor, FrechetMeter, load_extractor
+from flax_vae.train.evaluation.latent_change import LatentChange, LatentChangeMeter
 from flax_vae.train.evaluation.whole_images import Evaluation, image_sizes, mean_scores, perceptual_distance
 from flax_vae.train.losses import load_lpips_weights
 
@@ -33,11 +34,13 @@ class Validated:
       images: Scores of all images in order, equal in all processes.
       rfid: Fréchet distance of features, or None.
       shown: Some images with their reconstructions, the first of this process.
+      change: Change of the latents since the start, equal in all processes; None if it was not measured.
     """
 
     images: list[ImageScores]
     rfid: float | None
     shown: list[Comparison]
+    change: LatentChange | None = None
 
     @property
     def scores(self) -> dict[str, float]:
@@ -62,6 +65,7 @@ class Validation:
         source: ImageSource,
         parallel: Parallel,
         loss_lpips: Mapping[str, Any] | None = None,
+        start: Callable[[], Any] | None = None,
     ):
         """Reads the headers of the images, and compiles nothing yet.
 
@@ -70,6 +74,8 @@ class Validation:
           source: Images; see `flax_vae.train.data.validation_images`.
           parallel: Devices of the run.
           loss_lpips: Weights of LPIPS if it is part of the loss, which measures the held-out image then.
+          start: Function that returns the starting model's parameters, with whose latents those of each evaluation are
+            compared.  It is called at the first evaluation, and the parameters are not kept.
 
         Raises:
           DataError: If an image cannot be read.
@@ -95,6 +101,8 @@ class Validation:
         processes = jax.process_count()
         each = len(parallel.devices) // processes
         self._evaluation = replace(self._evaluation, devices=tuple(parallel.local_devices[:each]))
+        self._start, self._start_lost = start, False
+        self._start_means: _Means | None = None
         # Every round of batches has as many devices, in whichever process.
         self._rounds = self._evaluation.rounds(self.sizes, each)[jax.process_index() :: processes]
 
@@ -107,7 +115,7 @@ class Validation:
         return {name: "{} x {}".format(*size) for name, size in zip(names, self.sizes.values(), strict=True)}
 
     def __call__(self, params: Any) -> Validated:
-        """Evaluates parameters; a collective call of all processes.
+        """Evaluates parameters; a collective call of all processes, also to compare their latents with the start's.
 
         Args:
           params: Parameters on the devices of this process; see `Parallel.gather`.
@@ -129,17 +137,39 @@ class Validation:
                 shown.append(comparison)
 
         scores: dict[int, ImageScores] = {}
+        change = None
         failure: Exception | None = None
         with jax.transfer_guard("allow"):  # the training loop forbids implicit transfers
             try:
-                scores = evaluation.measure(self._source, self._rounds, look)
+                if self._start is not None:
+                    change = LatentChangeMeter(self._means_of_start(self._start))
+                scores = evaluation.measure(self._source, self._rounds, look, change)
             except Exception as error:  # every failure must be reported to the other processes
                 failure = error
             scores = _of_all_processes(scores, failure)
             if meter is not None and jax.process_count() > 1:
                 meter.merge(gather_float64)
+            moved = change and change.result(gather_float64 if jax.process_count() > 1 else None)
         rfid = None if meter is None else meter.distance()
-        return Validated([scores[index] for index in sorted(scores)], rfid, shown)
+        return Validated([scores[index] for index in sorted(scores)], rfid, shown, moved)
+
+    def _means_of_start(self, start: Callable[[], Any]) -> "_Means | None":
+        """Returns the latents of the starting model; None if it was moved or deleted, which does not end a run."""
+        if self._start_means is None and not self._start_lost:
+            means = _Means()
+            try:
+                replace(self._evaluation, params=start()).encode(self._source, self._rounds, means)
+                self._start_means = means
+            except RunError:
+                self._start_lost = True
+        return self._start_means
+
+
+class _Means(list[Any]):
+    """Means of posteriors, in the order in which they are added."""
+
+    def add(self, mean: Any, logvar: Any) -> None:
+        self.append(mean)
 
 
 def _of_all_processes(scores: dict[int, ImageScores], failure: Exception | None) -> dict[int, ImageScores]:

@@ -29,11 +29,11 @@ from flax_vae.images import (
     to_float,
     to_uint8,
 )
-from flax_vae.inference import Reconstruction, needs_bands, reconstruct
+from flax_vae.inference import Reconstruction, encode_means, needs_bands, reconstruct
 from flax_vae.train.errors import DataError, NotFiniteError
 from flax_vae.train.evaluation.batches import ImageBatch, plan_batches
 from flax_vae.train.evaluation.fid import FrechetMeter
-from flax_vae.train.evaluation.statistics import PosteriorStats, PosteriorSummary
+from flax_vae.train.evaluation.statistics import PosteriorSink, PosteriorStats, PosteriorSummary
 from flax_vae.train.losses import lpips, smallest_side, stages_of
 
 SCORES = ("psnr", "ssim", "lpips")
@@ -198,7 +198,7 @@ class Evaluation:
         source: ImageSource,
         rounds: Sequence[Round],
         look: Callable[[Comparison], None] = lambda _: None,
-        latents: PosteriorStats | None = None,
+        latents: PosteriorSink | None = None,
     ) -> dict[int, ImageScores]:
         """Measures the images of some rounds; adds them to `frechet`, if there is one.
 
@@ -206,7 +206,7 @@ class Evaluation:
           source: Source of the images.
           rounds: Result of `rounds`, or a part of it.
           look: Function that is called with each image and its reconstruction.
-          latents: Statistics that gain the posteriors.
+          latents: Statistics or another sink, which is given the posteriors.
 
         Returns:
           Scores of each image, by its number.
@@ -216,7 +216,7 @@ class Evaluation:
           NotFiniteError: If a reconstruction holds NaN or infinite values.
           TrainError: If the feature extractor is faulty.
         """
-        params = _Placed(self.params, tuple(jax.local_devices()[:1]) if self.devices is None else self.devices)
+        params = self._placed()
         scores: dict[int, ImageScores] = {}
         with ThreadPoolExecutor(available_cpus(), thread_name_prefix="evaluate") as threads:
             for batches, originals in _read_ahead(threads, source, rounds):
@@ -225,7 +225,7 @@ class Evaluation:
                     names = [printable(source.name(index)) for index in batch.indices]
                     comparisons = list(threads.map(compare_images, names, shown, made.images, made.distances))
                     if latents is not None:
-                        self._add_latents(latents, shown, made)
+                        self._add_latents(latents, shown, made.mean, made.logvar)
                     if self.frechet is not None:
                         _add_features(self.frechet, comparisons)
                     for index, comparison in zip(batch.indices, comparisons, strict=True):
@@ -233,27 +233,57 @@ class Evaluation:
                         look(comparison)
         return scores
 
-    def _reconstruct(
-        self, source: ImageSource, params: "_Placed", batches: Round, originals: dict[int, Image]
-    ) -> Iterator[_Made]:
-        """Yields the reconstructions of each batch of a round."""
+    def encode(self, source: ImageSource, rounds: Sequence[Round], latents: PosteriorSink) -> None:
+        """Encodes the images of some rounds without decoding them.
+
+        Args:
+          source: Source of the images.
+          rounds: Result of `rounds`, or a part of it.
+          latents: Sink that is given the means of the posteriors, in the order of `measure`.
+
+        Raises:
+          DataError: If an image cannot be read.
+        """
+        params = self._placed()
+        with ThreadPoolExecutor(available_cpus(), thread_name_prefix="evaluate") as threads:
+            for batches, originals in _read_ahead(threads, source, rounds):
+                mesh, slots, images = self._stacked(params, batches, originals)
+                means = encode_means(self.model, params.on(mesh), images, self._time, mesh=mesh)
+                for batch, which in _shares(batches, len(slots)):
+                    self._add_latents(latents, [originals[index] for index in batch.indices], means[which], None)
+
+    def _placed(self) -> "_Placed":
+        return _Placed(self.params, tuple(jax.local_devices()[:1]) if self.devices is None else self.devices)
+
+    @property
+    def _time(self) -> float | None:
+        return None if self.model.params.time_emb_dim is None else self.time
+
+    def _stacked(
+        self, params: "_Placed", batches: Round, originals: dict[int, Image]
+    ) -> tuple[Mesh, list[int], UInt8[np.ndarray, "b h w 3"]]:
+        """Returns the devices of a round, the number of the image in each of its slots, and the padded images."""
         height, width, size, _ = batches[0]
-        in_bands = self._in_bands(batches[0])
-        devices = params.devices[: 1 if in_bands else None]
-        mesh = Mesh(np.array(devices), (_AXIS,))
+        devices = params.devices[: 1 if self._in_bands(batches[0]) else None]
         # Incomplete batches repeat their last image, and incomplete rounds their last batch.
         filled = [(*batch.indices, *batch.indices[-1:] * (size - len(batch.indices))) for batch in batches]
         filled += filled[-1:] * (len(devices) - len(batches))
         slots = [index for indices in filled for index in indices]
         images = np.stack([_padded(originals[index], height, width) for index in slots])
-        time = None if self.model.params.time_emb_dim is None else self.time
-        made = reconstruct(self.model, params.on(mesh), images, time, in_bands=in_bands, mesh=mesh)
+        return Mesh(np.array(devices), (_AXIS,)), slots, images
+
+    def _reconstruct(
+        self, source: ImageSource, params: "_Placed", batches: Round, originals: dict[int, Image]
+    ) -> Iterator[_Made]:
+        """Yields the reconstructions of each batch of a round."""
+        mesh, slots, images = self._stacked(params, batches, originals)
+        in_bands = self._in_bands(batches[0])
+        made = reconstruct(self.model, params.on(mesh), images, self._time, in_bands=in_bands, mesh=mesh)
         self._check(source, slots, made)
         reconstructions = to_uint8(made.images)
         sizes = [(originals[index].shape[0], originals[index].shape[1]) for index in slots]
         distances = self._distances(reconstructions, images, sizes, mesh)
-        for first, batch in zip(range(0, len(slots), size), batches, strict=False):
-            which = slice(first, first + len(batch.indices))
+        for _, which in _shares(batches, len(slots)):
             yield _Made(
                 [image[:h, :w] for image, (h, w) in zip(reconstructions[which], sizes[which], strict=True)],
                 distances[which],
@@ -289,14 +319,26 @@ class Evaluation:
         least = self.perceptual.smallest_side
         return [value if min(size) >= least else None for value, size in zip(distances, sizes, strict=True)]
 
-    def _add_latents(self, latents: PosteriorStats, shown: Sequence[Image], made: _Made) -> None:
+    def _add_latents(
+        self,
+        latents: PosteriorSink,
+        shown: Sequence[Image],
+        means: Float[np.ndarray, "b H W z"],
+        logvars: Float[np.ndarray, "b H W z"] | None,
+    ) -> None:
         """Adds the posteriors of images, without those of padding beyond the model's factor."""
         factor = self.model.params.factor
         side = factor // self.model.params.patch
         for index, image in enumerate(shown):
             rows, columns = (length // side for length in padded_size(image.shape[0], image.shape[1], factor))
             part = (slice(index, index + 1), slice(rows), slice(columns))
-            latents.add(made.mean[part], None if made.logvar is None else made.logvar[part])
+            latents.add(means[part], None if logvars is None else logvars[part])
+
+
+def _shares(batches: Round, slots: int) -> Iterator[tuple[ImageBatch, slice]]:
+    """Yields the batches of a round, each with the slots of its images, without those that are filled up."""
+    for first, batch in zip(range(0, slots, batches[0].compiled_size), batches, strict=False):
+        yield batch, slice(first, first + len(batch.indices))
 
 
 class _Placed:

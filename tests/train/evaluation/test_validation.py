@@ -127,6 +127,32 @@ def test_lpips_is_measured_on_the_whole_image_by_the_network_of_the_loss(small, 
     assert Validation(config, small_source, parallel, lpips_weights)(weights).images[0].lpips is None
 
 
+def test_latents_are_compared_with_those_of_the_start(small, weights):
+    other = init_params(AutoEncoder(SMALL), jax.random.key(1))
+    source, parallel = held_out_image(small.data), make_parallel("pmap", devices=jax.devices()[:1])
+    with jax.transfer_guard("disallow"):
+        same, moved = map(Validation(small, source, parallel, start=lambda: weights), (weights, other))
+    assert same.change.decibels == np.inf and "equal" in same.change.in_words()
+    height, width = padded_size(*source.size(0), SMALL.factor)
+    pixels = source[0]
+    image = np.pad(pixels, ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0)), mode="edge")
+    model = AutoEncoder(SMALL, dtype=jnp.float32)
+    means = [
+        np.float64(model.apply({"params": params}, to_float(image[None]), method="posterior").mean)
+        for params in (weights, other)
+    ]
+    before, now = (mean.ravel() for mean in means)
+    cosine = before @ now / np.linalg.norm(before) / np.linalg.norm(now)
+    decibels = 20 * np.log10(np.linalg.norm(before) / np.linalg.norm(before - now))
+    assert moved.change == pytest.approx((cosine, decibels), rel=1e-4)
+
+    def lost():
+        raise RunError("no such file")
+
+    unknown = Validation(small, source, parallel, start=lost)(weights)  # a start that was deleted does not end a run
+    assert "cannot be loaded" in unknown.change.in_words() and unknown.images == same.images
+
+
 def brightness(images):
     """Features of images."""
     return np.concatenate([images.mean((1, 2)), images.std((1, 2))], axis=1)
