@@ -84,7 +84,16 @@ def encode_means(
 ) -> Float[np.ndarray, "b H W z"]:
     """Returns the means that `reconstruct` returns, by the same program of the encoder, without decoding them.
 
-    For arguments and errors see `reconstruct`.
+    Args:
+      model: Autoencoder.
+      params: Parameters of the model.
+      images: 8-bit RGB images of any height and width.
+      time: Time of all images, for models that are conditioned on a time.
+      mesh: Devices of this process; see `reconstruct`.
+
+    Raises:
+      UserError: As for `reconstruct`.
+      ValueError: As for `reconstruct`.
     """
     return jax.device_get(_encode(model, mesh, params, *_inputs(model, images, time, mesh))[1])
 

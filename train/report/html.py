@@ -3,14 +3,15 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from flax_vae.convert.files import as_path, is_address, read_at
+from flax_vae.convert.files import as_path, is_address
 from flax_vae.convert.table import expand
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.errors import RunError
 from flax_vae.train.report import curves, page
 from flax_vae.train.report.metrics_log import read_metrics
+from flax_vae.train.report.pictures import AMPLIFIED, Reconstructed, read_comparisons
 from flax_vae.train.run import RunDirectory
 
 REPORT = "report.html"
@@ -21,6 +22,18 @@ _TILES = (
     ("held_out_lpips", "LPIPS", "", ".4f"),
     ("rfid", "rFID", "", ".4f"),
 )
+
+
+class _Photograph(NamedTuple):
+    title: str
+    figures: list[tuple[str, str]]  # caption and source of each image
+
+
+class _Sample(NamedTuple):
+    name: str
+    score: str
+    photographs: list[_Photograph]
+    trouble: str = ""
 
 
 def write_report(path: Path) -> Path:
@@ -87,15 +100,30 @@ def _series(name: str, rows: list[dict[str, Any]]) -> curves.Series:
     return curves.Series(page.in_words(name), points)
 
 
-def _samples(samples: dict[int, Path], rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Returns name, score and content of the pictures, of which the page shows one at a time."""
+def _samples(samples: dict[int, Path], rows: list[dict[str, Any]]) -> list[_Sample]:
+    """Returns the pictures of some steps, of which the page shows one at a time."""
     psnr = {row["step"]: row["psnr"] for row in rows if page.is_drawable(row.get("psnr"))}
     found = []
     for step in page.evenly(list(samples), _MOST_SAMPLES):
         score = f" · PSNR {psnr[step]:.2f} dB" if step in psnr else ""
         name = f"step {step:,}" if step >= 0 else samples[step].stem
-        found.append((name, score, page.embedded(read_at(samples[step]))))
+        try:
+            found.append(_Sample(name, score, [_photograph(one) for one in read_comparisons(samples[step])]))
+        except RunError as error:  # does not keep the page from its curves
+            found.append(_Sample(name, score, [], str(error)))
     return found
+
+
+def _photograph(one: Reconstructed) -> _Photograph:
+    parts = {
+        "original": one.original,
+        "reconstruction": one.reconstruction,
+        f"difference, {AMPLIFIED} times as bright": one.difference,
+    }
+    if not one.original:  # a picture of an earlier version is shown whole
+        parts = {"samples": one.reconstruction}
+    figures = [(caption, page.embedded(png)) for caption, png in parts.items() if png]
+    return _Photograph(" · ".join([*filter(None, [one.name]), *one.scores]), figures)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:

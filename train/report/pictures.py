@@ -13,7 +13,7 @@ from flax_vae.images import PANELS, Comparison, PanelLayout, draw_comparison, sa
 from flax_vae.train.errors import RunError
 
 _LAYOUT = PanelLayout()
-_AMPLIFIED = 4  # makes small differences visible; equal for all images, so that they can be compared
+AMPLIFIED = 4  # makes small differences visible; equal for all images, so that they can be compared
 
 
 def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
@@ -28,7 +28,7 @@ def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
     rows = []
     for comparison in comparisons:
         caption = "   ".join([comparison.scores.name, *comparison.scores.in_words()])
-        rows.append(draw_comparison(comparison, [caption], amplified=_AMPLIFIED, layout=_LAYOUT))
+        rows.append(draw_comparison(comparison, [caption], amplified=AMPLIFIED, layout=_LAYOUT))
     save_png(path, stack(rows, _LAYOUT), force=True)
 
 
@@ -40,12 +40,14 @@ class Reconstructed(NamedTuple):
       scores: Scores as text, each with its name.
       original: The image as drawn, as a PNG file; empty if the picture does not tell where it is.
       reconstruction: Reconstruction as drawn, or the whole picture if that does not tell where it is.
+      difference: Difference as drawn; empty if the picture does not tell where it is.
     """
 
     name: str
     scores: list[str]
     original: bytes
     reconstruction: bytes
+    difference: bytes = b""
 
 
 def read_comparisons(path: Path) -> list[Reconstructed]:
@@ -66,7 +68,7 @@ def read_comparisons(path: Path) -> list[Reconstructed]:
 def _rows(picture: Image.Image) -> list[Reconstructed]:
     try:
         panels = json.loads(picture.info[PANELS])
-        rows = [(str(one["name"]), list(map(str, one["scores"])), one["boxes"][:2]) for one in panels]
+        rows = [(str(one["name"]), list(map(str, one["scores"])), one["boxes"][:3]) for one in panels]
         return [Reconstructed(name, scores, *(_cut(picture, box) for box in boxes)) for name, scores, boxes in rows]
     except (KeyError, TypeError, ValueError):
         return []
