@@ -100,7 +100,7 @@ class TinyDownLevel(nn.Module):
     def setup(self):
         params, level, numerics = self.params, self.level, self.numerics
         block, last = numerics.block(TinyBlock), params.num_levels - 1
-        self.block = [block(params.ch, params.pools(level)) for _ in range(params.encoder_blocks[level])]
+        self.block = [block(params.ch, params.down_pools(level)) for _ in range(params.encoder_blocks[level])]
         self.downsample = numerics.conv(params.ch, 3, strides=2, use_bias=False) if level != last else None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -126,8 +126,8 @@ class TinyUpLevel(nn.Module):
     def setup(self):
         params, level, numerics = self.params, self.level, self.numerics
         block = numerics.block(TinyBlock)
-        self.block = [block(params.ch, params.pools(level)) for _ in range(params.decoder_blocks[level])]
-        self.upsample = numerics.conv(params.ch, 3, use_bias=False, upsample=True) if level != 0 else None
+        self.block = [block(params.up_ch, params.up_pools(level)) for _ in range(params.decoder_blocks[level])]
+        self.upsample = numerics.conv(params.up_ch, 3, use_bias=False, upsample=True) if level != 0 else None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Returns the input of the next finer level."""
@@ -178,7 +178,7 @@ class TinyDecoder(nn.Module):
 
     def setup(self):
         params, numerics = self.params, self.numerics
-        self.conv_in = numerics.conv(params.ch, 3)
+        self.conv_in = numerics.conv(params.up_ch, 3)
         self.up = [TinyUpLevel(params, level, numerics) for level in range(params.num_levels)]
         self.conv_out = numerics.conv(params.out_ch, 3)
 

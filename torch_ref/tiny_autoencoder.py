@@ -86,7 +86,8 @@ class TinyDownLevel(nn.Module):
     def __init__(self, params: TinyAutoEncoderParams, level: int):
         super().__init__()
         ch, last = params.ch, params.num_levels - 1
-        self.block = nn.ModuleList([TinyBlock(ch, params.pools(level)) for _ in range(params.encoder_blocks[level])])
+        blocks = params.encoder_blocks[level]
+        self.block = nn.ModuleList([TinyBlock(ch, params.down_pools(level)) for _ in range(blocks)])
         self.downsample = nn.Conv2d(ch, ch, kernel_size=3, stride=2, padding=1, bias=False) if level != last else None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -106,8 +107,8 @@ class TinyUpLevel(nn.Module):
 
     def __init__(self, params: TinyAutoEncoderParams, level: int):
         super().__init__()
-        ch = params.ch
-        self.block = nn.ModuleList([TinyBlock(ch, params.pools(level)) for _ in range(params.decoder_blocks[level])])
+        ch, blocks = params.up_ch, params.decoder_blocks[level]
+        self.block = nn.ModuleList([TinyBlock(ch, params.up_pools(level)) for _ in range(blocks)])
         self.upsample = nn.Conv2d(ch, ch, kernel_size=3, padding=1, bias=False) if level != 0 else None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
@@ -153,9 +154,9 @@ class TinyDecoder(nn.Module):
 
     def __init__(self, params: TinyAutoEncoderParams):
         super().__init__()
-        self.conv_in = nn.Conv2d(params.z_channels, params.ch, kernel_size=3, padding=1)
+        self.conv_in = nn.Conv2d(params.z_channels, params.up_ch, kernel_size=3, padding=1)
         self.up = nn.ModuleList([TinyUpLevel(params, level) for level in range(params.num_levels)])
-        self.conv_out = nn.Conv2d(params.ch, params.out_ch, kernel_size=3, padding=1)
+        self.conv_out = nn.Conv2d(params.up_ch, params.out_ch, kernel_size=3, padding=1)
 
     def forward(self, z: Float[Tensor, "b z H W"]) -> Float[Tensor, "b c h w"]:
         """Returns images, nominally in [-1, 1]."""

@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from flax_vae.convert.errors import ArgumentError, ConversionError, shorten, suggest
 
@@ -121,6 +121,8 @@ class AutoEncoderParams:
     latent_mean: tuple[float, ...] | None = None
     latent_std: tuple[float, ...] | None = None
     batch_norm_eps: float = 1e-4
+
+    decoder_fields: ClassVar[tuple[str, ...]] = ("decoder_widths", "post_quant_conv")  # of the decoder alone
 
     def __post_init__(self):
         # Frozen and hashable for every input sequence: linen compares modules by their fields, jit caches by hash.

@@ -1,7 +1,7 @@
 """The architecture of a tiny autoencoder: TAESD and its relatives, which imitate published models at a small cost.
 
 Its record has the properties of `AutoEncoderParams` by which commands treat both kinds alike: `factor`, `patch`,
-`latent_channels`, `time_emb_dim`, `has_posterior`, `differences`, `to_dict`, `from_dict`.
+`latent_channels`, `time_emb_dim`, `has_posterior`, `decoder_fields`, `differences`, `to_dict`, `from_dict`.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class TinyAutoEncoderParams:
     Attributes:
       z_channels: Channels of the latent before patches are gathered.
       in_channels: Channels of the input image.
-      ch: Width of all levels.
+      ch: Width of all levels of the encoder, and of the decoder unless `decoder_ch` is given.
       out_ch: Channels of the output image.
       encoder_blocks: Residual blocks of each level of the encoder, level 0 at full resolution.
       decoder_blocks: Residual blocks of each level of the decoder, level 0 at full resolution.
@@ -48,6 +48,8 @@ class TinyAutoEncoderParams:
       latent_mean: Mean of each channel of the raw latent, or None; with `latent_std`, the latent is
         `(z - latent_mean) / latent_std`, for diffusion models that are trained on latents normalised so.
       latent_std: Standard deviation of each channel; see `latent_mean`.
+      decoder_ch: Width of all levels of the decoder; None means that of the encoder.
+      decoder_pool: Whether the decoder has pools; None means as `pool`.  diffusers builds decoders without any.
 
     Raises:
       ValueError: If a field is invalid; the message names the field, the value and the remedy.
@@ -65,7 +67,10 @@ class TinyAutoEncoderParams:
     patch: int = 1
     latent_mean: tuple[float, ...] | None = None
     latent_std: tuple[float, ...] | None = None
+    decoder_ch: int | None = None
+    decoder_pool: bool | None = None
 
+    decoder_fields: ClassVar[tuple[str, ...]] = ("decoder_blocks", "decoder_ch", "decoder_pool")
     time_emb_dim: ClassVar[None] = None  # never conditioned on time
     scale_factor: ClassVar[float] = 1.0
     shift_factor: ClassVar[float] = 0.0
@@ -98,6 +103,19 @@ class TinyAutoEncoderParams:
                     raise ArgumentError(f"{name}={value!r} must be a list of numbers, or None", field=name, value=value)
                 object.__setattr__(self, name, tuple(value))
         check_latent_statistics(self.latent_mean, self.latent_std, self.z_channels)
+        if self.decoder_ch is not None:
+            _check_count("decoder_ch", self.decoder_ch, least=1, most=MAX_COUNT)
+        if not isinstance(self.decoder_pool, bool | None):
+            raise ArgumentError(
+                f"decoder_pool={self.decoder_pool!r} must be True or False, or None for that of the encoder",
+                field="decoder_pool",
+                value=self.decoder_pool,
+            )
+        # One record for each model.
+        if self.decoder_ch == self.ch:
+            object.__setattr__(self, "decoder_ch", None)
+        if self.decoder_pool == self.pool or not self.decoder_blocks[-1]:
+            object.__setattr__(self, "decoder_pool", None)
 
     @property
     def described(self) -> str:
@@ -139,13 +157,27 @@ class TinyAutoEncoderParams:
         """Channels of the latent that `encode` returns and `decode` takes."""
         return self.z_channels * self.patch**2
 
-    def pools(self, level: int) -> bool:
-        """Returns whether the blocks of this level have `pool`.
+    @property
+    def up_ch(self) -> int:
+        """Width of all levels of the decoder."""
+        return self.decoder_ch or self.ch
+
+    def down_pools(self, level: int) -> bool:
+        """Returns whether the blocks of this level of the encoder have pools.
 
         Args:
           level: Number of the level, from 0 at full size.
         """
         return self.pool and level == self.num_levels - 1
+
+    def up_pools(self, level: int) -> bool:
+        """Returns whether the blocks of this level of the decoder have pools.
+
+        Args:
+          level: Number of the level, from 0 at full size.
+        """
+        pool = self.pool if self.decoder_pool is None else self.decoder_pool
+        return pool and level == self.num_levels - 1
 
     def differences(self, other: "Architecture") -> list[str]:
         """Returns the names of the fields that differ.
@@ -162,9 +194,9 @@ class TinyAutoEncoderParams:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields, in order, as values for JSON, after one that names the kind of autoencoder.
 
-        Statistics of the latents are left out where there are none: files had been written before they existed.
+        Leaves out fields that are None, as files do that had been written before they existed.
         """
-        fields = {name: value for name, value in vars(self).items() if name not in _STATISTICS or value is not None}
+        fields = {name: value for name, value in vars(self).items() if value is not None}
         fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
         return {FAMILY: TINY} | fields
 

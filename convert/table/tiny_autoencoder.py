@@ -85,20 +85,21 @@ def places_of(params: TinyAutoEncoderParams) -> Iterator[Place]:
 def leaves_of(params: TinyAutoEncoderParams, place: Place) -> list[ModuleArray]:
     """Returns the arrays of a module."""
     p, encodes = params, place.s == "encoder"
+    ch = p.ch if encodes else p.up_ch
     if place.place == "in":
-        return _conv("", p.in_channels if encodes else p.z_channels, p.ch)
+        return _conv("", p.in_channels if encodes else p.z_channels, ch)
     if place.place == "out":
-        return _conv("", p.ch, p.z_channels if encodes else p.out_ch)
+        return _conv("", ch, p.z_channels if encodes else p.out_ch)
     if place.place == "resample":
-        return _conv("", p.ch, p.ch, bias=False)
-    block = [leaf for part in ("conv1", "conv2", "conv3") for leaf in _conv(part, p.ch, p.ch)]
-    if not p.pools(place.l):
+        return _conv("", ch, ch, bias=False)
+    block = [leaf for part in ("conv1", "conv2", "conv3") for leaf in _conv(part, ch, ch)]
+    if not (p.down_pools if encodes else p.up_pools)(place.l):
         return block
-    wide = POOL_WIDENING * p.ch
+    wide = POOL_WIDENING * ch
     norm = [ModuleArray("pool/norm", name, "vector", (wide,)) for name in ("scale", "bias")]
     widening, narrowing = (
         _conv(f"pool/{part}", i, o, kernel=1, bias=False)
-        for part, i, o in (("conv_in", p.ch, wide), ("conv_out", wide, p.ch))
+        for part, i, o in (("conv_in", ch, wide), ("conv_out", wide, ch))
     )
     return [*block, *widening, *norm, *narrowing]
 
@@ -180,8 +181,8 @@ def split_halves(state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def infer_tiny(tensors: Mapping[str, ArrayLike], layout: Layout) -> TinyAutoEncoderParams:
     """Returns the architecture of a tiny autoencoder's tensors in a layout.
 
-    Every field follows from names and shapes but `patch`, which is 2 where there are pools: the published weights that
-    have them are TAEF2's, and its diffusion model takes patches.
+    Every field follows from names and shapes but `patch`, which is 2 where the encoder has pools: the published weights
+    that have them are TAEF2's, and its diffusion model takes patches.
 
     Raises:
       KeyError: If a tensor is missing that every tiny autoencoder has in this layout.
@@ -227,7 +228,9 @@ def infer_tiny(tensors: Mapping[str, ArrayLike], layout: Layout) -> TinyAutoEnco
 
     if not sum(encoder_blocks):
         raise KeyError("block")
-    pool = any(".pool." in name or "/pool/" in name for name in tensors)
+    pool, decoder_pool = (
+        any(name.startswith(half) and (".pool." in name or "/pool/" in name) for name in tensors) for half in HALVES
+    )
     return TinyAutoEncoderParams(
         z_channels=channels("in", "decoder")[0],
         in_channels=channels("in", "encoder")[0],
@@ -237,4 +240,6 @@ def infer_tiny(tensors: Mapping[str, ArrayLike], layout: Layout) -> TinyAutoEnco
         decoder_blocks=tuple(decoder_blocks[::-1]),
         pool=pool,
         patch=2 if pool else 1,
+        decoder_ch=channels("in", "decoder")[1],
+        decoder_pool=decoder_pool,
     )

@@ -62,29 +62,23 @@ def read_tiny_config(fields: Mapping[str, Any]) -> TinyAutoEncoderParams:
         if values[key] != meant:
             raise ConversionError(f"{key}={values[key]!r} is not supported; expected {meant!r}", field=key)
     encoder, decoder = values["num_encoder_blocks"], values["num_decoder_blocks"]
-    widths = values["encoder_block_out_channels"]
-    if not isinstance(widths, list) or len({*map(repr, widths)}) != 1 or len(widths) != _length(encoder):
+    ch, decoder_ch = (_width(values, half) for half in ("encoder", "decoder"))
+    if len(encoder) != len(decoder):
         raise ConversionError(
-            f"encoder_block_out_channels={widths!r} must be one width, repeated for each of the levels "
-            f"num_encoder_blocks={encoder!r}",
-            field="encoder_block_out_channels",
-        )
-    if values["decoder_block_out_channels"] != widths or _length(decoder) != len(widths):
-        raise ConversionError(
-            f"decoder_block_out_channels={values['decoder_block_out_channels']!r} with num_decoder_blocks={decoder!r} "
-            f"must have the widths and the levels of the encoder, {widths!r}",
-            field="decoder_block_out_channels",
+            f"num_decoder_blocks={decoder!r} must have the levels of the encoder, num_encoder_blocks={encoder!r}",
+            field="num_decoder_blocks",
         )
     try:
         return TinyAutoEncoderParams(
             z_channels=values["latent_channels"],
             in_channels=values["in_channels"],
-            ch=widths[0],
+            ch=ch,
             out_ch=values["out_channels"],
             encoder_blocks=tuple(encoder),
             decoder_blocks=tuple(reversed(decoder)),  # which diffusers lists from the lowest resolution
             latent_mean=values["latents_mean"],
             latent_std=values["latents_std"],
+            decoder_ch=decoder_ch,
         )
     except (TypeError, ValueError) as error:
         raise ConversionError(str(error)) from error
@@ -96,13 +90,12 @@ def write_tiny_config(params: TinyAutoEncoderParams) -> dict[str, Any]:
     Raises:
       ConversionError: If diffusers cannot express it; the message names the reason.
     """
-    if params.pool or params.patch != 1:
+    if params.pool or params.decoder_pool or params.patch != 1:
         raise ConversionError(
             f"diffusers cannot express this architecture: {TINY} has no pools and gathers no patches (pool="
             f"{params.pool}, patch={params.patch}), and would leave weights out without an error; write one file with "
             "diffusers' names, DST.safetensors, or use another layout"
         )
-    widths = [params.ch] * params.num_levels
     statistics = zip(TINY_STATISTICS, (params.latent_mean, params.latent_std), strict=True)
     return {
         "_class_name": TINY,
@@ -110,13 +103,29 @@ def write_tiny_config(params: TinyAutoEncoderParams) -> dict[str, Any]:
         **TINY_DEFAULTS,
         "in_channels": params.in_channels,
         "out_channels": params.out_ch,
-        "encoder_block_out_channels": widths,
-        "decoder_block_out_channels": widths,
+        "encoder_block_out_channels": [params.ch] * params.num_levels,
+        "decoder_block_out_channels": [params.up_ch] * params.num_levels,
         "latent_channels": params.z_channels,
         "num_encoder_blocks": list(params.encoder_blocks),
         "num_decoder_blocks": list(reversed(params.decoder_blocks)),
         **{key: list(numbers) for key, numbers in statistics if numbers is not None},
     }
+
+
+def _width(values: Mapping[str, Any], half: str) -> Any:
+    """Returns the width of all levels of a half.
+
+    Raises:
+      ConversionError: If they have several widths, or another number of levels.
+    """
+    key, blocks = f"{half}_block_out_channels", values[f"num_{half}_blocks"]
+    widths = values[key]
+    if not isinstance(widths, list) or len({*map(repr, widths)}) != 1 or len(widths) != _length(blocks):
+        raise ConversionError(
+            f"{key}={widths!r} must be one width, repeated for each of the levels num_{half}_blocks={blocks!r}",
+            field=key,
+        )
+    return widths[0]
 
 
 def _length(blocks: Any) -> int | None:

@@ -26,6 +26,7 @@ from torch_ref.loading import to_tensor
 
 SMALL = replace(TINY_PRESETS["taesd"], ch=16, z_channels=5, encoder_blocks=(1, 2, 1), decoder_blocks=(1, 1, 2))
 POOLED = replace(SMALL, pool=True, patch=2)
+STUDENT = replace(POOLED, decoder_ch=12, decoder_pool=False)
 PSNR = {  # of whole photographs, cropped to multiples of 16; measured with the authors' own code
     "astronaut.jpg": 30.36,
     "chelsea.jpg": 32.81,
@@ -56,7 +57,7 @@ def run_torch(model, images):
     return [nhwc(output) for output in encode_and_decode(model, nchw(images))]
 
 
-@pytest.mark.parametrize("params", [SMALL, POOLED], ids=["plain", "pools and patches"])
+@pytest.mark.parametrize("params", [SMALL, POOLED, STUDENT], ids=["plain", "pools and patches", "narrow decoder"])
 def test_twins_agree_in_values_and_gradients(tmp_path, x64, params):
     save_folder(tmp_path / "model", params, random_state_dict(params))
     model, tree, twin = pair(tmp_path / "model", "float64")
@@ -91,9 +92,9 @@ def random_theirs(**config):
 CONFIGS = {
     "taesd": {},
     "taesd3 and taef1": {"latent_channels": 16},
-    "other depths": {
+    "other depths, narrow decoder": {
         "encoder_block_out_channels": (16, 16, 16),
-        "decoder_block_out_channels": (16, 16, 16),
+        "decoder_block_out_channels": (12, 12, 12),
         "num_encoder_blocks": (2, 0, 1),
         "num_decoder_blocks": (3, 1, 2),
     },

@@ -31,7 +31,13 @@ from flax_vae.convert.weights.folder import read_config
 
 SMALL = TinyAutoEncoderParams(z_channels=3, ch=8, encoder_blocks=(1, 0, 2), decoder_blocks=(2, 1, 0))
 POOLED = replace(SMALL, pool=True, patch=2, decoder_blocks=(1, 1, 1))
-MODELS = TINY_PRESETS | {"small": SMALL, "pooled": POOLED}
+STUDENT = replace(POOLED, decoder_ch=4, decoder_pool=False)
+MODELS = TINY_PRESETS | {
+    "small": SMALL,
+    "narrow decoder": replace(SMALL, decoder_ch=4),
+    "pooled": POOLED,
+    "student": STUDENT,
+}
 
 
 def random_weights(params, layout="flux"):
@@ -150,8 +156,8 @@ def test_diffusers_configurations():
         ({"pool": True}, "unknown keys, which may change what the model computes: pool=True"),
         ({"encoder_block_out_channels": [64, 32, 32, 32]}, "must be one width, repeated"),
         ({"num_encoder_blocks": [1, 3]}, "must be one width, repeated for each of the levels"),
-        ({"decoder_block_out_channels": [32] * 4}, "must have the widths and the levels of the encoder"),
-        ({"num_decoder_blocks": 3}, "must have the widths and the levels of the encoder"),
+        ({"decoder_block_out_channels": [32] * 3 + [64]}, "decoder_block_out_channels=.* must be one width"),
+        ({"num_decoder_blocks": 3}, "decoder_block_out_channels=.* must be one width, .* num_decoder_blocks=3"),
         ({"latent_channels": "4"}, "z_channels='4' must be a whole number from 1 to"),
     ],
 )
@@ -172,6 +178,8 @@ def test_configurations_that_cannot_be_expressed_are_refused(change, complaint):
         ({"patch": 3}, "patch=3 must be 1, or 2"),
         ({"patch": 2.0}, "patch=2.0 must be 1, or 2"),
         ({"pool": 1}, "pool=1 must be True or False"),
+        ({"decoder_ch": 0}, "decoder_ch=0 must be a whole number from 1 to"),
+        ({"decoder_pool": 1}, "decoder_pool=1 must be True or False, or None"),
     ],
 )
 def test_fields_are_checked(change, complaint):
@@ -180,7 +188,7 @@ def test_fields_are_checked(change, complaint):
 
 
 def test_the_record_survives_json_and_tells_itself_from_the_other():
-    for params in (*TINY_PRESETS.values(), SMALL, PRESETS["flux2"]):
+    for params in (*TINY_PRESETS.values(), SMALL, STUDENT, PRESETS["flux2"]):
         assert architecture_from_dict(json.loads(json.dumps(params.to_dict()))) == params
     assert (POOLED.factor, POOLED.latent_channels, SMALL.factor) == (8, 12, 4)
     assert preset("taef2") == TINY_PRESETS["taef2"]
