@@ -80,7 +80,7 @@ def from_pretrained(
     tree = to_flax(weights.tensors, weights.params, weights.layout)
     params = jax.tree.map(to_jax, tree)
     held = jax.tree.leaves(params)[0].dtype
-    return _model(weights.params, replace(numerics, param_dtype=held)), params
+    return make_model(weights.params, replace(numerics, param_dtype=held)), params
 
 
 def save_pretrained(path: str | os.PathLike[str], model: Model, params: dict[str, Any], *, force: bool = False) -> None:
@@ -100,10 +100,16 @@ def save_pretrained(path: str | os.PathLike[str], model: Model, params: dict[str
     save_folder(path, model.params, state_dict, force=force)
 
 
-def _model(params: Architecture, numerics: Numerics) -> Model:
+def make_model(params: Architecture, numerics: Numerics) -> Model:
+    """Returns the model of an architecture, of either kind.
+
+    Args:
+      params: Architecture.
+      numerics: How the model is computed; a `TinyAutoEncoder` has no attention.
+    """
     if isinstance(params, AutoEncoderParams):
         return AutoEncoder(params, **vars(numerics))
-    return TinyAutoEncoder(params, numerics.dtype, numerics.param_dtype, numerics.remat)  # it has no attention
+    return TinyAutoEncoder(params, numerics.dtype, numerics.param_dtype, numerics.remat)
 
 
 def to_jax(array: ArrayLike, option: str = "param_dtype=") -> jax.Array:

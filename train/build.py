@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flax_vae import AutoEncoder, from_pretrained
+from flax_vae import from_pretrained
 from flax_vae.adam_state import write_adam_state
-from flax_vae.convert.architecture import require_posterior
+from flax_vae.autoencoder import Model
+from flax_vae.convert.architecture import Architecture, require_posterior
 from flax_vae.convert.errors import ConversionError, FlaxVaeError
-from flax_vae.convert.table import PREFIX, AdamState, adam_state_in, discriminator_to_flax, graft, to_flax
+from flax_vae.convert.table import PREFIX, AdamState, adam_state_in, discriminator_to_flax, expand, graft, to_flax
 from flax_vae.convert.weights import load_weights, open_weights
 from flax_vae.discriminator import Discriminator
 from flax_vae.finite import require_finite
+from flax_vae.loading import make_model
+from flax_vae.numerics import Numerics
 from flax_vae.train.config import LossConfig, TrainConfig
 from flax_vae.train.errors import RunError
 from flax_vae.train.losses import load_lpips_weights
@@ -24,7 +27,6 @@ from flax_vae.train.state import (
     DiscriminatorState,
     TrainState,
     create_state,
-    frozen_part,
     trained_part,
     with_logvar,
 )
@@ -37,7 +39,7 @@ def make_components(config: TrainConfig) -> Components:
     # cuDNN's kernel needs all positions of an image on one device.
     attention = "tiles" if config.devices_per_image > 1 else "auto"
     components = Components(
-        model=AutoEncoder(config.model, dtype=dtype, remat=config.remat, attention=attention),
+        model=make_model(config.model, Numerics(dtype, remat=config.remat, attention=attention)),
         optimizer=make_optimizer(config.optim, config.steps, config.rate_factors),
         schedule=make_schedule(config.optim, config.steps),
     )
@@ -134,20 +136,22 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
       NotFiniteError: If a weight is NaN or infinite.
     """
     if config.teacher is not None:
-        return frozen_part(_load_teacher(config), config.trained)
+        # The teacher's decoder may have weights that the student's does not have.
+        kept = {row.ours for row in expand(config.model)} - config.trained
+        return trained_part(_load_teacher(config)[1], kept)
     if config.start_from is None:
         return None
     try:
         if config.graft:
             weights = load_weights(Path(config.start_from), raw_weights=config.raw_weights)
-            published = require_posterior(weights.params)
-            attention, width = config.model.attn_levels is None, config.model.time_emb_dim
+            published, model = require_posterior(weights.params), require_posterior(config.model)
+            attention, width = model.attn_levels is None, model.time_emb_dim
             tensors, params = graft(
                 weights.to("flux"), published,
                 attention=attention and published.attn_levels is not None,
-                time_emb_dim=width, time_embedding=config.model.time_embedding, seed=config.seed,
+                time_emb_dim=width, time_embedding=model.time_embedding, seed=config.seed,
             )  # fmt: skip
-            params = replace(params, clamp_logvar=config.model.clamp_logvar)  # the weights fit both values
+            params = replace(params, clamp_logvar=model.clamp_logvar)  # the weights fit both values
             tree = to_flax(tensors, params, "flux")
         else:
             # The run's architecture is used if none is stored with the weights.
@@ -170,12 +174,8 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
     return jax.tree.map(lambda array: jnp.array(array, jnp.float32), tree)
 
 
-# Fields that a student may have of its own; the others determine the encoder, the latents or the images.
-_OWN = ("decoder_widths", "post_quant_conv")
-
-
-def _load_teacher(config: TrainConfig) -> dict[str, Any]:
-    """Returns the parameters of the teacher in float32.
+def _load_teacher(config: TrainConfig) -> tuple[Model, dict[str, Any]]:
+    """Returns the teacher and its parameters in float32.
 
     Raises:
       RunError: If they cannot be read, or if the student has another encoder or other latents.
@@ -183,21 +183,35 @@ def _load_teacher(config: TrainConfig) -> dict[str, Any]:
     """
     path, name = Path(config.teacher or ""), f"teacher={config.teacher!r}"
     try:
-        # Without a stored architecture, the teacher has that of the student and a decoder as wide as the encoder.
-        stored = open_weights(path, verify=False, raw_weights=config.raw_weights).config
-        own = {field: getattr(stored, field, None) for field in _OWN}
-        _, tree = from_pretrained(
-            path, replace(config.model, **own), param_dtype=jnp.float32, raw_weights=config.raw_weights
+        model, tree = from_pretrained(
+            path, _teachers_architecture(config), param_dtype=jnp.float32, raw_weights=config.raw_weights
         )
     except ConversionError as error:
         raise RunError(
             f"{name} does not fit the student, which has the encoder and the latents of its teacher, and of its own "
-            f"only {' and '.join(_OWN)}: {error}"
+            f"only {' and '.join(config.model.decoder_fields)}: {error}"
         ) from error
     except (FlaxVaeError, OSError) as error:
         raise RunError(f"{name} cannot be loaded: {error}") from error
     require_finite(tree, name)
-    return tree
+    return model, tree
+
+
+def _teachers_architecture(config: TrainConfig) -> Architecture:
+    """Returns the student's architecture with the teacher's decoder, which the teacher must have.
+
+    Raises:
+      ConversionError: If the teacher is an autoencoder of another kind.
+      FlaxVaeError: If the teacher cannot be read.
+    """
+    student = config.model
+    try:
+        teacher = load_weights(Path(config.teacher or ""), verify=False, raw_weights=config.raw_weights).params
+    except ConversionError:
+        # If no architecture is stored with the weights, the decoder is as wide as the encoder.
+        return replace(student, decoder_widths=None, post_quant_conv=None) if student.has_posterior else student
+    _ = student.differences(teacher)  # raises for another kind
+    return replace(student, **{name: getattr(teacher, name) for name in student.decoder_fields})
 
 
 class StartTraining(NamedTuple):

@@ -4,14 +4,14 @@ import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from flax_vae.conditioning import as_input
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture, AutoEncoderParams
 from flax_vae.train.config import TimeConfig
 
 _NO_EXAMPLE = 2**32 - 1  # no index of an example, so that times and noise use different keys
 
 
 def sample_times(
-    key: PRNGKeyArray, index: Int[Array, " b"], params: AutoEncoderParams, config: TimeConfig
+    key: PRNGKeyArray, index: Int[Array, " b"], params: Architecture, config: TimeConfig
 ) -> Float[Array, "b ..."] | None:
     """Returns a time for every example, in the form that the model takes; None for a model without time.
 
@@ -25,7 +25,7 @@ def sample_times(
 
     Source: Esser et al. 2024, section 3.1, for the logit-normal sampler.
     """
-    if params.time_emb_dim is None:
+    if not isinstance(params, AutoEncoderParams) or params.time_emb_dim is None:
         return None
     key = jax.random.fold_in(key, _NO_EXAMPLE)
     keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(index)

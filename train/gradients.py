@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from flax_vae import AutoEncoder
+from flax_vae.autoencoder import Model
 from flax_vae.discriminator import Discriminator
 from flax_vae.train.conditioning import sample_times
 from flax_vae.train.config import GanConfig, TrainConfig
@@ -68,7 +68,7 @@ def gradients(
     index: Int[Array, " b"],
     weights: dict[str, Any],
     *,
-    model: AutoEncoder,
+    model: Model,
     discriminator: Discriminator | None,
     config: TrainConfig,
     average: Average,
@@ -118,7 +118,7 @@ def last_kernels(
     index: Int[Array, " b"],
     weights: dict[str, Any],
     *,
-    model: AutoEncoder,
+    model: Model,
     discriminator: Discriminator,
     config: TrainConfig,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -151,7 +151,7 @@ def _losses(
     images: Float[Array, "b h w c"],
     index: Int[Array, " b"],
     weights: dict[str, Any],
-    model: AutoEncoder,
+    model: Model,
     discriminator: Discriminator | None,
     config: TrainConfig,
 ) -> _Losses:
@@ -163,13 +163,16 @@ def _losses(
         apply = cast(Callable[..., Any], partial(model.apply, {"params": with_part(state.params, part)}))
         # Encoding
         # In bfloat16, normal samples take only 128 different values, and a sum loses its last digits.
-        posterior = jax.tree.map(at_least_float32, apply(images, time, method="posterior"))
-        z = posterior.mode()
-        if config.loss.sample:
-            z = posterior.sample(noise=example_noise(key, index, z))
+        if model.params.has_posterior:
+            posterior = jax.tree.map(at_least_float32, apply(images, time, method="posterior"))
+            z, divergence = posterior.mode(), kl(posterior, config.loss.free_bits)
+            if config.loss.sample:
+                z = posterior.sample(noise=example_noise(key, index, z))
+        else:
+            z, divergence = at_least_float32(apply(images, time, method="moments")), jnp.float32(0)
         # Decoding
         reconstruction = apply(apply(z, method="scale"), time, method="decode")
-        return at_least_float32(reconstruction), kl(posterior, config.loss.free_bits)
+        return at_least_float32(reconstruction), divergence
 
     def fidelity(reconstruction: Any, divergence: Any, logvar: Any) -> tuple[Float[Array, ""], Scores]:
         perceptual = None

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flax_vae import AutoEncoder, save_pretrained
+from flax_vae import save_pretrained
+from flax_vae.autoencoder import Model
 from flax_vae.convert.files import is_address, put_folder, scratch_folder
 from flax_vae.finite import require_finite
 from flax_vae.images import ImageScores
@@ -410,7 +411,7 @@ def _only_scores(row: Mapping[str, float]) -> dict[str, float]:
     return {name: row[there] for name, there in logged.items() if there in row}
 
 
-def _export(run: RunDirectory, model: AutoEncoder, params: dict[str, Any]) -> None:
+def _export(run: RunDirectory, model: Model, params: dict[str, Any]) -> None:
     """Writes the model folder; replaces one from an earlier end of the run, when `steps` was smaller."""
     require_finite(params, f"the model of {run.path}")
     try:

@@ -9,7 +9,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from flax_vae import AutoEncoder, init_params
+from flax_vae.autoencoder import Model, init_params
+from flax_vae.convert.architecture import require_posterior
 from flax_vae.convert.table import flatten, unflatten
 from flax_vae.train.config import trained_paths
 from flax_vae.train.identity_init import identity_init
@@ -76,11 +77,6 @@ def with_part(params: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     return unflatten(flatten(params) | flatten(part))
 
 
-def frozen_part(params: dict[str, Any], paths: Collection[str]) -> dict[str, Any]:
-    """Returns the part of the model's parameters that `trained_part` leaves out."""
-    return unflatten({path: leaf for path, leaf in flatten(params).items() if path not in paths})
-
-
 def with_logvar(part: dict[str, Any], logvar: Any, learn_logvar: bool) -> dict[str, Any]:
     """Returns the tree that the optimiser updates: the trained part and, if it is trained, the loss's `logvar`."""
     return {**part, _LOGVAR: logvar} if learn_logvar else part
@@ -92,7 +88,7 @@ def split_logvar(tree: dict[str, Any], logvar: Any) -> tuple[dict[str, Any], Any
 
 
 def create_state(
-    model: AutoEncoder,
+    model: Model,
     optimizer: optax.GradientTransformation,
     seed: int,
     *,
@@ -122,8 +118,8 @@ def create_state(
         given = params or {}
         params = init_params(model, jax.random.key(seed))
         if identity:
-            params = identity_init(params, model.params)
-        params = {**params, **given}
+            params = identity_init(params, require_posterior(model.params))
+        params = with_part(params, given)
     part = trained_part(params, trained_paths(model.params, trainable))
     start = jnp.asarray(logvar, jnp.float32)
     return TrainState(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from flax_vae import AutoEncoder
+from flax_vae.autoencoder import Model
 from flax_vae.discriminator import Discriminator
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.gradients import Average, Gradients, Scores, discriminator_active, gradients, last_kernels
@@ -30,7 +30,7 @@ class Components:
       d_optimizer: Optimiser of the discriminator, or None.
     """
 
-    model: AutoEncoder
+    model: Model
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     discriminator: Discriminator | None = None

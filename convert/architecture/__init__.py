@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flax_vae.convert.architecture.discriminator import KERNEL, DiscriminatorParams
     from flax_vae.convert.architecture.presets import ALL_PRESETS, PRESETS, TINY_PRESETS, preset
     from flax_vae.convert.architecture.tiny_autoencoder import (
+        FAMILY,
         POOL_GROUPS,
         POOL_WIDENING,
         Architecture,
@@ -45,6 +46,7 @@ __all__ = [
     "Architecture",
     "AutoEncoderParams",
     "DiscriminatorParams",
+    "FAMILY",
     "KERNEL",
     "LATER_FIELDS",
     "LOGVAR_MAX",

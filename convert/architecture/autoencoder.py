@@ -6,7 +6,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from flax_vae.convert.errors import ArgumentError, ConversionError, shorten, suggest
 
@@ -121,8 +121,6 @@ class AutoEncoderParams:
     latent_mean: tuple[float, ...] | None = None
     latent_std: tuple[float, ...] | None = None
     batch_norm_eps: float = 1e-4
-
-    decoder_fields: ClassVar[tuple[str, ...]] = ("decoder_widths", "post_quant_conv")  # of the decoder alone
 
     def __post_init__(self):
         # Frozen and hashable for every input sequence: linen compares modules by their fields, jit caches by hash.
@@ -318,6 +316,11 @@ class AutoEncoderParams:
     def has_posterior(self) -> bool:
         """Whether the encoder gives a distribution over latents; not of `TinyAutoEncoderParams`."""
         return True
+
+    @property
+    def decoder_fields(self) -> tuple[str, ...]:
+        """Names of the fields that concern the decoder alone."""
+        return "decoder_widths", "post_quant_conv"
 
     @property
     def num_levels(self) -> int:

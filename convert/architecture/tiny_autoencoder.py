@@ -70,7 +70,6 @@ class TinyAutoEncoderParams:
     decoder_ch: int | None = None
     decoder_pool: bool | None = None
 
-    decoder_fields: ClassVar[tuple[str, ...]] = ("decoder_blocks", "decoder_ch", "decoder_pool")
     time_emb_dim: ClassVar[None] = None  # never conditioned on time
     scale_factor: ClassVar[float] = 1.0
     shift_factor: ClassVar[float] = 0.0
@@ -126,6 +125,11 @@ class TinyAutoEncoderParams:
     def has_posterior(self) -> bool:
         """Whether the encoder gives a distribution over latents; it gives the latent itself."""
         return False
+
+    @property
+    def decoder_fields(self) -> tuple[str, ...]:
+        """Names of the fields that concern the decoder alone."""
+        return "decoder_blocks", "decoder_ch", "decoder_pool"
 
     @property
     def num_levels(self) -> int:

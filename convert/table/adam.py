@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.errors import ConversionError
 from flax_vae.convert.formats import ArrayLike
 from flax_vae.convert.table.rows import expand, to_flax, to_torch
@@ -27,7 +27,7 @@ class AdamState(NamedTuple):
     nu: dict[str, Any]
 
 
-def adam_state_in(tensors: Mapping[str, ArrayLike], params: AutoEncoderParams) -> AdamState | None:
+def adam_state_in(tensors: Mapping[str, ArrayLike], params: Architecture) -> AdamState | None:
     """Returns the Adam state in a PyTorch checkpoint of `{"model": ..., "optimizer": optimizer.state_dict()}`.
 
     The optimizer numbers the parameters in their order in the model, which is that of the table.
@@ -62,7 +62,7 @@ def adam_state_in(tensors: Mapping[str, ArrayLike], params: AutoEncoderParams) -
 
 
 def adam_state_from_torch(
-    count: int, exp_avg: Mapping[str, ArrayLike], exp_avg_sq: Mapping[str, ArrayLike], params: AutoEncoderParams
+    count: int, exp_avg: Mapping[str, ArrayLike], exp_avg_sq: Mapping[str, ArrayLike], params: Architecture
 ) -> AdamState:
     """Returns the Adam state of PyTorch moments keyed by parameter names in the `flux` layout.
 
@@ -82,7 +82,7 @@ def adam_state_from_torch(
 
 
 def adam_state_to_torch(
-    moments: AdamState, params: AutoEncoderParams
+    moments: AdamState, params: Architecture
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns `exp_avg` and `exp_avg_sq` of PyTorch's parameters; the inverse of `adam_state_from_torch`.
 

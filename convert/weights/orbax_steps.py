@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy
 import numpy as np
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture, architecture_from_dict
 from flax_vae.convert.errors import FileError
 from flax_vae.convert.files import UNVERIFIED, find_damage, is_number, read_object
 from flax_vae.convert.formats import ArrayLike, Deferred
@@ -40,7 +40,7 @@ class StoredStep(NamedTuple):
       averaged: Whether the tensors are the moving average; None if the run keeps none.
     """
 
-    params: AutoEncoderParams
+    params: Architecture
     tensors: dict[str, ArrayLike]
     averaged: bool | None
 
@@ -78,7 +78,7 @@ def list_trees(path: str | os.PathLike[str]) -> list[str]:
 
 def read_step(
     path: str | os.PathLike[str], tree: str = "params", *, verify: bool = True
-) -> tuple[AutoEncoderParams, dict[str, Deferred]]:
+) -> tuple[Architecture, dict[str, Deferred]]:
     """Reads one tree of the state of a training step.
 
     Args:
@@ -154,11 +154,11 @@ def _damaged(step: Path, name: str, error: Exception) -> FileError:
     return FileError(f"{step} is damaged: {name} cannot be read ({reason}); take another step")
 
 
-def _architecture(step: Path) -> AutoEncoderParams:
+def _architecture(step: Path) -> Architecture:
     path = step / "config" / "metadata"
     fields = _object(path)
     try:
-        return AutoEncoderParams.from_dict(fields["model"])
+        return architecture_from_dict(fields["model"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} does not describe a training run: {error}", path=path) from error
 

@@ -5,13 +5,33 @@ from dataclasses import replace
 import jax
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
+import torch_ref
 from flax_vae import AutoEncoder, save_pretrained
-from flax_vae.convert import load_weights, save_weights
+from flax_vae.convert import load_weights, save_folder, save_weights
 from flax_vae.train.build import load_start, make_components, make_state
 from flax_vae.train.config import DataConfig, TrainConfig, with_teacher
 from tests.flax_vae.random_models import random_params
-from tests.train.test_distillation import STUDENT, TEACHER, assert_same
+from tests.parity.agree import TOLERANCE, assert_agree, random_state_dict
+from tests.train.test_distillation import STUDENT, TEACHER, TINY_STUDENT, assert_same
+
+
+def test_a_tiny_students_decoder_loads_in_diffusers(tmp_path):
+    from diffusers import AutoencoderTiny
+
+    pooled = replace(TINY_STUDENT, z_channels=5)  # the encoder has pools, which diffusers does not know
+    save_folder(tmp_path / "pooled", pooled, random_state_dict(pooled))
+    save_weights(tmp_path / "pooled.safetensors", load_weights(tmp_path / "pooled"), "diffusers")
+    tensors = load_file(tmp_path / "pooled.safetensors")
+    config = {"latent_channels": 5, "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    theirs = AutoencoderTiny(**config, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(6, 6)).double()
+    decoder = {k.removeprefix("decoder."): v.double() for k, v in tensors.items() if k.startswith("decoder.")}
+    theirs.decoder.load_state_dict(decoder, strict=True)
+    z = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 5, 3, 4)))
+    with torch.no_grad():
+        ours = torch_ref.from_pretrained(tmp_path / "pooled", dtype=torch.float64).decoder(z)
+        assert_agree(ours, theirs.decoder(z), TOLERANCE["float64"], "images")
 
 
 def test_a_student_loads_in_diffusers_and_in_the_layout_of_flux2(tmp_path, x64):

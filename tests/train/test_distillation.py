@@ -1,5 +1,6 @@
 """Tests of students: the teacher's encoder stays as it is, and a decoder of its own widths learns."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -7,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from flax_vae import AutoEncoder, from_pretrained, save_pretrained
+from flax_vae import AutoEncoder, TinyAutoEncoder, TinyAutoEncoderParams, from_pretrained, init_params, save_pretrained
 from flax_vae.convert.table.rows import flatten
 from flax_vae.train.build import load_start, make_components, make_state
-from flax_vae.train.config import with_teacher
+from flax_vae.train.cli.flags import Flags, parse_run_flags
+from flax_vae.train.cli.resolve import resolve
+from flax_vae.train.config import LossConfig, TrainConfig, config_differences, with_teacher
 from flax_vae.train.errors import RunError
 from flax_vae.train.loop import train
 from tests.flax_vae.random_models import random_params
@@ -64,6 +67,63 @@ def test_a_student_learns_resumes_exactly_and_exports_the_teachers_encoder(confi
     assert model.params == STUDENT
     for name in ("encoder", "quant_conv", "bn"):
         assert_same(params[name], teacher[1][name])
+
+
+TINY_TEACHER = TinyAutoEncoderParams(
+    z_channels=4, ch=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1), pool=True, patch=2
+)
+TINY_STUDENT = replace(TINY_TEACHER, decoder_ch=6, decoder_pool=False)
+
+
+@pytest.fixture
+def tiny(config, tmp_path):
+    """Returns the settings of a tiny student of two updates, and the parameters of its teacher."""
+    model = TinyAutoEncoder(TINY_TEACHER)
+    params = init_params(model, jax.random.key(0))
+    save_pretrained(tmp_path / "tiny", model, params)
+    loss = replace(config.loss, sample=False)
+    return replace(config, model=TINY_STUDENT, loss=loss, teacher=str(tmp_path / "tiny"), steps=2), params
+
+
+def test_a_tiny_autoencoder_teaches_too(tiny, tmp_path):
+    config, teachers = tiny
+    begun = make_state(config, make_components(config), load_start(config))
+    train(config, tmp_path / "run")
+    model, params = from_pretrained(tmp_path / "run" / "export")
+    assert model.params == TINY_STUDENT
+    assert_same(params["encoder"], teachers["encoder"])
+    before, after = flatten(begun.params["decoder"]), flatten(params["decoder"])
+    assert all(np.any(before[path] != leaf) for path, leaf in after.items())
+    # A checkpoint is a model too.
+    assert from_pretrained(tmp_path / "run" / "checkpoints" / "2")[0].params == TINY_STUDENT
+
+
+def test_a_teacher_of_another_kind_is_refused(config, tiny):
+    with pytest.raises(RunError, match="does not fit .* that of a tiny autoencoder, the other that of an autoencoder"):
+        load_start(replace(tiny[0], teacher=config.teacher))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainable": "encoder.conv_in"}, "trainable='encoder.conv_in' trains the encoder of a tiny autoencoder"),
+        ({"loss": LossConfig(kl_weight=0.0)}, "loss.sample=True concerns the posterior"),
+        ({"loss": LossConfig(sample=False)}, "loss.kl_weight=1e-06 concerns the posterior"),
+        ({"identity_init": True}, "identity_init=True concerns"),
+    ],
+)
+def test_settings_that_a_tiny_autoencoder_cannot_have_are_refused(tiny, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(tiny[0], **changes)
+
+
+def test_a_tiny_teacher_says_what_the_student_is(tiny):
+    asked = ["--teacher", tiny[0].teacher, "--model.decoder-ch", "6", "--model.decoder-pool", "False"]
+    config = resolve(parse_run_flags(Flags, prog="flax-vae-train", args=asked), None)
+    assert (config.model, config.trainable, config.loss.sample) == (TINY_STUDENT, "decoder", False)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    lines = config_differences(config, replace(config, model=STUDENT))
+    assert {"model.ch: 8 -> 64", "model.decoder_ch: 6 -> None"} <= set(lines)
 
 
 @pytest.mark.parametrize(

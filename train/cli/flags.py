@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, TypedDict, TypeVar
 
 from tyro.conf import OmitArgPrefixes, arg
 
 from flax_vae.convert.console import NONE, CacheOption, Section, parse_flags
 from flax_vae.images import ADDRESSES, FORMATS
-from flax_vae.train.config import RENAMED, TrainConfig, preset_names, recipe
+from flax_vae.train.config import RENAMED, TrainConfig, preset_names, recipe, setting_types
 
 _TOP = "training"  # section of the settings that are in none
 PRESET_HELP = f"Architecture and recipe: {', '.join(preset_names())}."
@@ -148,7 +148,7 @@ def parse_run_flags(flags: type[AnyFlags], *, prog: str, args: Sequence[str] | N
                 f"{prog}: --set is no longer an option; use {_flag(name)} {value}; see {prog} --help", file=sys.stderr
             )
             raise SystemExit(2)
-    settings = Annotated[_settings_type(TrainConfig, _shown_recipe(words)), arg(name="")]
+    settings = Annotated[_settings_type((TrainConfig,), _shown_recipe(words)), arg(name="")]
     extended = dataclasses.make_dataclass(
         flags.__name__, [("settings", settings, field(default_factory=dict))], bases=(flags,), frozen=True
     )
@@ -168,18 +168,21 @@ def rename_flags(args: Sequence[str]) -> list[str]:
     return ["".join((flags.get(name.replace("_", "-"), name), *value)) for name, *value in names]
 
 
-def _settings_type(section: type, defaults: Any, prefix: str = "") -> Any:
+def _settings_type(section: tuple[type, ...], defaults: Any, prefix: str = "") -> Any:
     """Returns a type of nested, optional settings for tyro, with the defaults for its help.
 
-    The settings that are in no section of the config are in one named `training`.
+    The settings that are in no section of the config are in one named `training`.  A section of several dataclasses has
+    the fields of all; help describes a field as the first one with it does.
     """
-    lines = _attribute_lines(section)
+    lines: dict[str, str] = {}
+    for one in reversed(section):
+        lines |= _attribute_lines(one)
     fields: dict[str, Any] = {}
     sections: dict[str, Any] = {}
-    for name, hint in get_type_hints(section).items():
-        full, default = prefix + name, getattr(defaults, name)
-        if dataclasses.is_dataclass(hint):
-            sections[name] = _settings_type(hint, default, f"{full}.")  # pyright: ignore[reportArgumentType]
+    for name, hint in setting_types(*section).items():
+        full, default = prefix + name, getattr(defaults, name, None)
+        if isinstance(hint, tuple):
+            sections[name] = _settings_type(hint, default, f"{full}.")
             continue
         fields[name] = Annotated[
             hint,
@@ -190,8 +193,8 @@ def _settings_type(section: type, defaults: Any, prefix: str = "") -> Any:
                 help_behavior_hint=f"(default: {_shown(default) or _DEFAULTS.get(full, 'none')})",
             ),
         ]
-    about = (inspect.getdoc(section) or "").partition("\n")[0]
-    kind = _optional(section.__name__, about, fields)
+    about = (inspect.getdoc(section[0]) or "").partition("\n")[0]
+    kind = _optional(section[0].__name__, about, fields)
     return _optional("", "", {_TOP: OmitArgPrefixes[kind], **sections}) if sections else kind
 
 

@@ -4,12 +4,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from flax_vae.convert.architecture import LATER_FIELDS, AutoEncoderParams, require_posterior
+from flax_vae.convert.architecture import (
+    FAMILY,
+    LATER_FIELDS,
+    Architecture,
+    AutoEncoderParams,
+    architecture_from_dict,
+    require_posterior,
+)
 from flax_vae.convert.errors import ArgumentError, FlaxVaeError
 from flax_vae.convert.weights import load_weights
 from flax_vae.train.cli.flags import Flags
 from flax_vae.train.cli.settings_file import PRESET, merge, read_settings
-from flax_vae.train.config import TrainConfig, architecture, default, recipe, with_teacher
+from flax_vae.train.config import TrainConfig, architecture, default, recipe
 from flax_vae.train.errors import RunError, TrainError
 from flax_vae.train.run import RunDirectory
 
@@ -71,18 +78,18 @@ def _base(
     if preset is not None:
         return recipe(preset, start_from, teacher)
     if _is_whole(model):
-        config = default(AutoEncoderParams.from_dict(model))
-        return config if teacher is None else with_teacher(config, teacher)
+        return default(architecture_from_dict(model), teacher)
     if start_from is not None:
         return default(_architecture_of(start_from, "start_from"))
     if teacher is not None:
-        return with_teacher(default(_architecture_of(teacher, "teacher")), teacher)
+        return default(_architecture_of(teacher, "teacher"), teacher)
     return recipe("tiny")
 
 
 def _is_whole(model: dict[str, Any]) -> bool:
     """Returns whether settings hold all fields of an architecture that every stored one has."""
-    return model.keys() >= {field.name for field in dataclasses.fields(AutoEncoderParams)} - set(LATER_FIELDS)
+    required = {field.name for field in dataclasses.fields(AutoEncoderParams)} - set(LATER_FIELDS)
+    return FAMILY in model or model.keys() >= required
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -101,8 +108,9 @@ def _fault(settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _architecture_of(path: str, name: str) -> AutoEncoderParams:
+def _architecture_of(path: str, name: str) -> Architecture:
     try:
-        return require_posterior(load_weights(Path(path), verify=False).params)
+        params = load_weights(Path(path), verify=False).params
+        return params if name == "teacher" else require_posterior(params)
     except (FlaxVaeError, OSError) as error:
         raise RunError(f"{name}={path!r} cannot be loaded: {error}") from error

@@ -1,13 +1,13 @@
 """Reads settings from files and from `name=value`, and checks their names and types."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+from flax_vae.convert.architecture import FAMILY
 from flax_vae.convert.errors import ArgumentError, suggest
 from flax_vae.convert.files import loads_object, read_bytes
-from flax_vae.train.config import TrainConfig, parse_yaml, rename_settings
+from flax_vae.train.config import TrainConfig, parse_yaml, rename_settings, setting_types
 from flax_vae.train.errors import TrainError
 from flax_vae.train.run import HISTORY
 
@@ -91,12 +91,12 @@ def _check(settings: Mapping[Any, Any], prefix: str, known: dict[str, Any]) -> N
 def _known() -> dict[str, Any]:
     """Returns the type of each dotted name; that of a nested part is `dict`."""
     known: dict[str, Any] = {}
-    for name, kind in get_type_hints(TrainConfig).items():
+    for name, kind in setting_types(TrainConfig).items():
         known[name] = kind
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, tuple):
             known[name] = dict
-            known |= {f"{name}.{inner}": hint for inner, hint in get_type_hints(kind).items()}
-    return known
+            known |= {f"{name}.{inner}": hint for inner, hint in setting_types(*kind).items()}
+    return known | {f"model.{FAMILY}": str}
 
 
 def _example(part: str) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         config_differences,
         flatten_config,
         rename_settings,
+        setting_types,
     )
     from flax_vae.train.config.yaml_text import format_yaml, parse_yaml
 else:
@@ -46,6 +47,7 @@ __all__ = [
     "preset_names",
     "recipe",
     "rename_settings",
+    "setting_types",
     "trained_paths",
     "with_teacher",
 ]

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Iterable
 from functools import cache
 
-from flax_vae.convert.architecture import AutoEncoderParams
+from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.errors import ArgumentError, suggest
 from flax_vae.train.config.validation import positive
 
@@ -18,7 +18,7 @@ _ENCODES = ("encoder/", "quant_conv/", "reg/", "time_embed/")
 
 
 @cache
-def trained_paths(model: AutoEncoderParams, trainable: str) -> frozenset[str]:
+def trained_paths(model: Architecture, trainable: str) -> frozenset[str]:
     """Returns the Flax paths of the weights that patterns select, such as `decoder/conv_out/kernel`.
 
     Args:
@@ -32,7 +32,7 @@ def trained_paths(model: AutoEncoderParams, trainable: str) -> frozenset[str]:
 
 
 @cache
-def part_rates(model: AutoEncoderParams, rates: str) -> dict[str, float]:
+def part_rates(model: Architecture, rates: str) -> dict[str, float]:
     """Returns the peak learning rate of each weight that has its own, by its Flax path.
 
     Args:
@@ -86,7 +86,7 @@ def split(patterns: str) -> list[str]:
     return [pattern.strip() for pattern in patterns.split(",")]
 
 
-def _select(model: AutoEncoderParams, field: str, pattern: str) -> frozenset[str]:
+def _select(model: Architecture, field: str, pattern: str) -> frozenset[str]:
     """Returns the Flax paths of the weights whose name, or the name of a module around them, matches a pattern."""
     from flax_vae.convert.table import expand  # loads NumPy: not for --help
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from flax_vae.convert.architecture import PRESETS, AutoEncoderParams
+from flax_vae.convert.architecture import PRESETS, Architecture, AutoEncoderParams
 from flax_vae.convert.errors import ArgumentError, suggest
 from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
 
@@ -69,7 +69,7 @@ def preset_names() -> list[str]:
     return [*RECIPES, *(name for name in PRESETS if name not in RECIPES)]
 
 
-def default(model: AutoEncoderParams) -> TrainConfig:
+def default(model: Architecture, teacher: str | None = None) -> TrainConfig:
     """Returns the defaults of `TrainConfig`: crops at the model's resolution, a long schedule, no perceptual loss.
 
     flax-vae-train --preset kl-f4 --data FOLDER
@@ -79,7 +79,11 @@ def default(model: AutoEncoderParams) -> TrainConfig:
     Args:
       model: Architecture.
     """
-    return TrainConfig(model=model, data=DataConfig(crop_size=model.resolution))
+    data = DataConfig(crop_size=model.resolution if isinstance(model, AutoEncoderParams) else DataConfig.crop_size)
+    if teacher is None:
+        return TrainConfig(model=model, data=data)
+    loss = LossConfig(kl_weight=0.0, sample=model.has_posterior)
+    return TrainConfig(model=model, data=data, loss=loss, teacher=teacher, trainable="decoder")
 
 
 def _tiny(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:

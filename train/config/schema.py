@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
-from flax_vae.convert.architecture import AutoEncoderParams, DiscriminatorParams
+from flax_vae.convert.architecture import Architecture, DiscriminatorParams, architecture_from_dict
 from flax_vae.convert.errors import ArgumentError, suggest
-from flax_vae.train.config.parts import parse_rates, part_rates, trained_paths
+from flax_vae.train.config.parts import changes_latents, parse_rates, part_rates, trained_paths
 from flax_vae.train.config.validation import at_least, below_one, check_types, finite, from_zero, positive
 
 
@@ -350,7 +350,7 @@ class TrainConfig:
       ValueError: If a number is out of range, or two settings contradict each other.
     """
 
-    model: AutoEncoderParams
+    model: Architecture
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -417,6 +417,30 @@ class TrainConfig:
                 field="time_emb_dim",
                 value=self.model.time_emb_dim,
             )
+
+        if not self.model.has_posterior:
+            self._check_tiny()
+
+    def _check_tiny(self) -> None:
+        if self.trainable == "all" or changes_latents(self.trained):
+            raise ArgumentError(
+                f"trainable={self.trainable!r} trains the encoder of a tiny autoencoder, whose latents are those of "
+                "the model that it imitates; set trainable='decoder'",
+                field="trainable",
+                value=self.trainable,
+            )
+        for name, value, without in (
+            ("loss.sample", self.loss.sample, False),
+            ("loss.kl_weight", self.loss.kl_weight, 0),
+            ("identity_init", self.identity_init, False),
+        ):
+            if value != without:
+                raise ArgumentError(
+                    f"{name}={value!r} concerns the posterior or the norms of an autoencoder, and a tiny one has "
+                    f"neither; set {name}={without}",
+                    field=name,
+                    value=value,
+                )
 
     def _check_together(self) -> None:
         if self.validation.raw and not self.optim.ema_decay:
@@ -523,7 +547,7 @@ class TrainConfig:
         _refuse_unknown(cls, fields)
         if "model" not in fields:
             raise ArgumentError("the configuration lacks model, the architecture")
-        parts: dict[str, Any] = {"model": AutoEncoderParams.from_dict(fields["model"])}
+        parts: dict[str, Any] = {"model": architecture_from_dict(fields["model"])}
         for name, part in _PARTS.items():
             _refuse_unknown(part, fields.get(name, {}))
             parts[name] = part(**fields.get(name, {}))
@@ -559,6 +583,20 @@ def rename_settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {RENAMED.get(name, name): value for name, value in fields.items()}
 
 
+def setting_types(*sections: type) -> dict[str, Any]:
+    """Returns the type of each field of a section, or of several that stand for each other.
+
+    A field that is a section itself has a tuple: the dataclasses that it may be.
+    """
+    types: dict[str, Any] = {}
+    for section in sections:
+        hints = get_type_hints(section)
+        for name in (one.name for one in dataclasses.fields(section) if one.name not in types):
+            members = get_args(hints[name]) or (hints[name],)
+            types[name] = members if all(map(dataclasses.is_dataclass, members)) else hints[name]
+    return types
+
+
 def config_differences(before: TrainConfig, after: TrainConfig) -> list[str]:
     """Returns `name: before -> after` for each setting that differs, with dotted names.
 
@@ -567,7 +605,8 @@ def config_differences(before: TrainConfig, after: TrainConfig) -> list[str]:
       after: Settings of now.
     """
     old, new = (flatten_config(config.to_dict() | {"model": vars(config.model)}) for config in (before, after))
-    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if old[name] != new[name]]
+    names = dict.fromkeys([*new, *old])  # those of a model of another kind differ
+    return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
 
 
 def flatten_config(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flax_vae import AutoEncoder
 from flax_vae.convert.console import printable
 from flax_vae.convert.errors import FlaxVaeError
 from flax_vae.images import Comparison, ImageScores, ImageSource
+from flax_vae.loading import make_model
+from flax_vae.numerics import Numerics
 from flax_vae.train.config import TrainConfig, ValidationConfig
 from flax_vae.train.devices import Parallel, gather_float64
 from flax_vae.train.errors import RunError
@@ -98,7 +99,7 @@ class Validation:
             self._extractor = load_extractor(settings.features)
         self._evaluation = Evaluation(
             # float32, whatever the dtype of the run: the exported model is evaluated in it.
-            AutoEncoder(config.model, dtype=jnp.float32),
+            make_model(config.model, Numerics(jnp.float32)),
             params={},
             batch_size=settings.batch_size,
             time=config.time.evaluate_at,
