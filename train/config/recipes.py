@@ -78,6 +78,7 @@ def default(model: Architecture, teacher: str | None = None) -> TrainConfig:
 
     Args:
       model: Architecture.
+      teacher: Model whose latents a new decoder learns to decode.
     """
     data = DataConfig(crop_size=model.resolution if isinstance(model, AutoEncoderParams) else DataConfig.crop_size)
     if teacher is None:
