@@ -13,8 +13,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flax_vae.autoencoder import AutoEncoder, init_params
     from flax_vae.coders import Decoder, DownLevel, Encoder, MidBlock, UpLevel
+    from flax_vae.convert import to_flax, to_torch
     from flax_vae.convert.architecture import PRESETS, AutoEncoderParams, DiscriminatorParams, TinyAutoEncoderParams
+    from flax_vae.convert.latents import LatentDataset
     from flax_vae.discriminator import Discriminator
+    from flax_vae.folders import decode_folder, encode_folder, encoding_of
     from flax_vae.gaussian import DiagonalGaussian, Posterior
     from flax_vae.inference import decode_in_bands, decode_over_devices, moments_over_devices
     from flax_vae.layers import AttnBlock, Downsample, ResnetBlock, Swish, Upsample, swish
@@ -48,6 +51,7 @@ __all__ = [
     "DownLevel",
     "Downsample",
     "Encoder",
+    "LatentDataset",
     "MidBlock",
     "Numerics",
     "Posterior",
@@ -59,12 +63,17 @@ __all__ = [
     "Upsample",
     "cache_compilations",
     "compiler_options",
+    "decode_folder",
     "decode_in_bands",
     "decode_over_devices",
+    "encode_folder",
+    "encoding_of",
     "from_pretrained",
     "init_params",
     "moments_over_devices",
     "save_pretrained",
     "swish",
+    "to_flax",
     "to_nnx",
+    "to_torch",
 ]

@@ -48,17 +48,21 @@ class LatentDataset:
       statistics: Mean and standard deviation of each channel over all entries.
       sizes: Positions of the entries by (height, width) of their latent.
 
-    Example with NumPy:
+    Examples:
+      With NumPy:
+
       >>> latents = LatentDataset("latents")                                                    # doctest: +SKIP
       >>> for positions in latents.batches(32, seed=0):                                         # doctest: +SKIP
       ...     z = np.stack([latents[i]["latent"] for i in positions])
 
-    With grain, for JAX; the data set is a grain source:
+      With grain, for JAX; the data set is a grain source, and its latents must be of one size:
+
       >>> import grain                                                                          # doctest: +SKIP
       >>> source = grain.MapDataset.source(LatentDataset("latents"))                            # doctest: +SKIP
       >>> batches = source.shuffle(seed=0).batch(32).to_iter_dataset()                          # doctest: +SKIP
 
-    With PyTorch; a batch holds latents of one size, and "chw" is PyTorch's axis order:
+      With PyTorch; a batch holds latents of one size, and "chw" is PyTorch's axis order:
+
       >>> from torch.utils.data import DataLoader                                               # doctest: +SKIP
       >>> latents = LatentDataset("latents", layout="chw")                                      # doctest: +SKIP
       >>> loader = DataLoader(latents, batch_sampler=latents.batches(32, seed=0), num_workers=4)  # doctest: +SKIP
