@@ -22,8 +22,15 @@ _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Takes the pages from the folder of `mkdocs.yml`."""
+    """Takes the pages from the folder of `mkdocs.yml`, and lists those of a section that it does not name."""
     config.docs_dir = str(DOCS)
+    for section in config.nav or []:
+        for title, pages_ in section.items() if isinstance(section, dict) else ():
+            folder = DOCS / title.lower()
+            if folder.is_dir() and isinstance(pages_, list):
+                found = (path.relative_to(DOCS).as_posix() for path in sorted(folder.glob("*.md")))
+                listed = {path for page in pages_ for path in (page.values() if isinstance(page, dict) else [page])}
+                pages_ += [name for name in found if name not in listed]
     return config
 
 
@@ -50,6 +57,9 @@ def _map_links(text: str, source: str, files: Files, config: MkDocsConfig) -> st
         if ":" in address:
             return link[0]
         path = Path(os.path.normpath(DOCS / posixpath.dirname(source) / address))
+        if path.is_relative_to(DOCS) and path.is_dir():  # GitHub lists a folder
+            first = next(iter([*path.glob("index.md"), *sorted(path.glob("*.md"))]), None)
+            return link[0] if first is None else f"{before}{address.rstrip('/')}/{first.name}{anchor}{after}"
         if path.is_relative_to(DOCS) or not path.is_file():
             return link[0]  # MkDocs checks it
         name = path.relative_to(ROOT).as_posix()
@@ -58,13 +68,10 @@ def _map_links(text: str, source: str, files: Files, config: MkDocsConfig) -> st
         elif name == "CHANGELOG.md":
             inside = "changelog.md"
         else:
-            inside = f"files/{name}"
+            # MkDocs leaves out names that begin with a dot; browsers show plain text, and download other files.
+            inside = f"files/{name.lstrip('.')}" + ("" if path.suffix in (".png", ".jpg", ".webp") else ".txt")
             if files.get_file_from_path(inside) is None:
-                # Browsers show plain text, and would offer other endings as downloads.
-                plain = path.suffix not in (".png", ".jpg", ".webp")
-                name_shown = f"{inside}.txt" if plain else inside
-                files.append(File.generated(config, name_shown, abs_src_path=str(path)))
-                inside = name_shown
+                files.append(File.generated(config, inside, abs_src_path=str(path)))
         return f"{before}{posixpath.relpath(inside, posixpath.dirname(source) or '.')}{anchor}{after}"
 
     parts, end = [], 0

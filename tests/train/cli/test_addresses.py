@@ -140,6 +140,6 @@ def test_help_lists_the_addresses_in_one_wording(main, words, capsys):
     assert ADDRESSES in text
 
 
-def test_the_readme_lists_the_addresses_in_the_same_words():
-    readme = Path(__file__).parents[3] / "README.md"
-    assert ADDRESSES in " ".join(readme.read_text(encoding="utf-8").split())
+def test_the_guide_lists_the_addresses_in_the_same_words():
+    page = Path(__file__).parents[3] / "docs" / "guides" / "encode-folders.md"
+    assert ADDRESSES in " ".join(page.read_text(encoding="utf-8").split())

@@ -1,4 +1,4 @@
-"""The commands in PODS.md and in the launch files are valid."""
+"""The commands in the guide to pods and in the launch files are valid."""
 
 import re
 import shlex
@@ -16,7 +16,8 @@ from flax_vae.train.config.recipes import recipe
 from flax_vae.train.config.yaml_text import parse_yaml
 
 HERE = Path(str(resources.files(train)))
-PAGE, JOBSET, SLURM = HERE / "PODS.md", HERE / "launch" / "jobset.yaml", HERE / "launch" / "slurm.sh"
+PAGE = Path(__file__).parents[3] / "docs" / "guides" / "tpu-pods.md"
+JOBSET, SLURM = HERE / "launch" / "jobset.yaml", HERE / "launch" / "slurm.sh"
 
 
 def commands_in(text):
