@@ -145,6 +145,26 @@ def last_kernels(
     return jax.lax.cond(discriminator_active(state, config.gan), measure, inactive)
 
 
+def kept_for_backward(
+    state: TrainState,
+    images: Float[Array, "b h w c"],
+    weights: dict[str, Any],
+    *,
+    model: Model,
+    discriminator: Discriminator | None,
+    config: TrainConfig,
+) -> list[Array]:
+    """Returns what the forward pass of the autoencoder keeps for the backward pass, beside its own inputs.
+
+    With `jax.eval_shape` it tells the memory of the activations without compiling.  For the arguments see `gradients`.
+    """
+    batch_stats, index = state.discriminator and state.discriminator.batch_stats, jnp.arange(images.shape[0])
+    losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config)
+    inputs = {id(leaf) for leaf in jax.tree.leaves((state, images, weights))}
+    kept = {id(leaf): leaf for leaf in jax.tree.leaves(losses.pull_back)}  # some are kept for several operations
+    return [leaf for number, leaf in kept.items() if number not in inputs]
+
+
 def _losses(
     state: TrainState,
     batch_stats: Any,

@@ -30,6 +30,7 @@ from flax_vae.train.devices import (
 )
 from flax_vae.train.errors import NotFiniteError, RunError
 from flax_vae.train.evaluation import LOGGED_AS, MORE_IS_BETTER, BestScore, Validation
+from flax_vae.train.plan import require_memory
 from flax_vae.train.report import (
     Loggers,
     Metrics,
@@ -143,6 +144,7 @@ def _set_up(config: TrainConfig, run: RunDirectory, accept: bool) -> _Setup:
     photographs, listing, changes = open_data(config, run, accept=accept)
     config = replace(config, data=replace(config.data, held_out=photographs.held_out_name))
     components, constants = make_components(config), make_constants(config.loss)
+    require_memory(config, parallel, constants)
     judging = validation_images(config.validation, config.data)
     start = partial(load_start, config) if _compares_latents(config) else None
     validate = Validation(config, judging, parallel, constants.get("lpips"), start)

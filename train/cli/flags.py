@@ -120,7 +120,8 @@ class Flags:
     Other commands, each with a --help of its own:
       flax-vae-train eval RUN_OR_MODEL --data DATA    measures a trained model
       flax-vae-train compare RUN RUN...               shows runs side by side on one page
-      flax-vae-train plan --topology v5e:4x4          estimates memory, step time and cost on TPUs that you do not have
+      flax-vae-train plan --topology v5e:4x4          estimates memory, step time and cost on TPUs and GPUs
+      flax-vae-train recipes                          lists the recipes, their hardware, memory and time
     """
 
     run: Section[RunFlags] = RunFlags()

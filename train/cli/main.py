@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flax_vae.convert.console import advise, escaped_output, guard, quiet_libraries
-from flax_vae.train.cli import compare, evaluate, plan
+from flax_vae.train.cli import compare, evaluate, plan, recipes
 from flax_vae.train.cli.flags import Flags, parse_run_flags
 from flax_vae.train.config import TrainConfig
 
 PROG = "flax-vae-train"
-_SUBCOMMANDS = {"compare": compare, "eval": evaluate, "plan": plan}
+_SUBCOMMANDS = {"compare": compare, "eval": evaluate, "plan": plan, "recipes": recipes}
 _LONGEST = 200  # characters of an error of JAX
 
 

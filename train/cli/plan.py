@@ -24,9 +24,10 @@ class EstimateFlags:
 
     topology: Annotated[
         UseAppendAction[tuple[str, ...]],
-        arg(metavar="vN:AxB", help_behavior_hint="(repeatable; default: this machine)"),
+        arg(metavar="NAME", help_behavior_hint="(repeatable; default: this machine)"),
     ] = ()
-    """Slice of TPUs, such as v5e:2x2, v5e:4x4 (four hosts), v4:2x2x2, v5p:2x2x1 or v6e:2x2."""
+    """Slice of TPUs, such as v5e:2x2, v5e:4x4 (four hosts), v4:2x2x2, v5p:2x2x1 or v6e:2x2; or one GPU: gpu-16gb,
+    gpu-24gb or gpu-80gb, without the scratch memory of its kernels."""
     fit: bool = False
     """Find settings that fit: with --batch-size the least rematerialisation, otherwise the largest batch for each."""
     dollars: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: the published price)")] = None
@@ -39,8 +40,8 @@ class EstimateFlags:
 class PlanFlags:
     """Estimates memory, step time and cost of a run on hardware that you do not have, by compiling its step.
 
-    Compiles the same step as the run, for all hosts of the devices.  Reads and writes no files.  For TPUs, the extra
-    tpu compiles on any Linux machine; without --topology, the devices of this machine are used.
+    Compiles the same step as the run, for all hosts of the devices.  Reads and writes no files.  The extras tpu and
+    cuda12 compile for TPUs and GPUs on any Linux machine; without --topology, the devices of this machine are used.
     """
 
     estimate: Section[EstimateFlags] = EstimateFlags()

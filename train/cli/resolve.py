@@ -16,7 +16,7 @@ from flax_vae.convert.errors import ArgumentError, FlaxVaeError
 from flax_vae.convert.weights import load_weights
 from flax_vae.train.cli.flags import Flags
 from flax_vae.train.cli.settings_file import PRESET, merge, read_settings
-from flax_vae.train.config import TrainConfig, architecture, default, recipe
+from flax_vae.train.config import TrainConfig, architecture, default, fine_tuning_recipe, recipe
 from flax_vae.train.errors import RunError, TrainError
 from flax_vae.train.run import RunDirectory
 
@@ -80,7 +80,7 @@ def _base(
     if _is_whole(model):
         return default(architecture_from_dict(model), teacher)
     if start_from is not None:
-        return default(_architecture_of(start_from, "start_from"))
+        return fine_tuning_recipe(require_posterior(_architecture_of(start_from, "start_from")), start_from)
     if teacher is not None:
         return default(_architecture_of(teacher, "teacher"), teacher)
     return recipe("tiny")

@@ -9,7 +9,15 @@ from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
     from flax_vae.train.config.parts import changes_latents, trained_paths
-    from flax_vae.train.config.recipes import architecture, default, preset_names, recipe, with_teacher
+    from flax_vae.train.config.recipes import (
+        about_recipes,
+        architecture,
+        default,
+        fine_tuning_recipe,
+        preset_names,
+        recipe,
+        with_teacher,
+    )
     from flax_vae.train.config.schema import (
         RENAMED,
         DataConfig,
@@ -37,10 +45,12 @@ __all__ = [
     "TimeConfig",
     "TrainConfig",
     "ValidationConfig",
+    "about_recipes",
     "architecture",
     "changes_latents",
     "config_differences",
     "default",
+    "fine_tuning_recipe",
     "flatten_config",
     "format_yaml",
     "parse_yaml",

@@ -1,11 +1,13 @@
 """Recipes: the default training settings of each preset, and presets that name a recipe instead of a model."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 from flax_vae.convert.architecture import PRESETS, Architecture, AutoEncoderParams
 from flax_vae.convert.errors import ArgumentError, suggest
+from flax_vae.train.config import fine_tuning
 from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
 
 
@@ -92,7 +94,10 @@ def _tiny(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
 
       flax-vae-train
       hardware: two CPU cores, or one or two devices of any kind (more need a larger --batch-size)
-      expect:   three minutes on two idle cores, 27.7 to 29.2 dB PSNR and 0.84 SSIM on the held-out photograph
+      memory:   0.1 GiB of a GPU
+      time:     three minutes on two idle cores
+      extras:   none
+      expect:   27.7 to 29.2 dB PSNR and 0.84 SSIM on the held-out photograph
 
     The recipe shuffles channels because five photographs hold few colours, and it uses the identity initialisation
     because randomly initialised norms hide the brightness of an image from a small model.
@@ -119,8 +124,9 @@ def _tiny(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
 def _tiny_perceptual(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
     """`tiny` with the losses of the large models: LPIPS and a discriminator.
 
-    flax-vae-train --preset tiny-perceptual     (needs the extra lpips)
+    flax-vae-train --preset tiny-perceptual
     hardware: two CPU cores, or anything else
+    extras:   lpips
     expect:   LPIPS of 0.15 instead of 0.25 on the held-out photograph (AlexNet), and 2.7 dB less PSNR
     """
     return replace(
@@ -140,8 +146,9 @@ def _tiny_perceptual(model: AutoEncoderParams, start_from: str | None) -> TrainC
 def _kl_f8(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
     """The recipe of latent diffusion, which trained Stable Diffusion's autoencoder.
 
-      flax-vae-train --preset kl-f8 --data FOLDER --parallel mesh --dtype bfloat16     (needs the extra lpips)
+      flax-vae-train --preset kl-f8 --data FOLDER --parallel mesh --dtype bfloat16
       hardware: accelerators; the original ran in float32
+      extras:   lpips
       expect:   as the published weights after these steps: 23.4 dB PSNR, 0.69 SSIM, 4.99 rFID on COCO 2017
 
     The learning rate is 4.5e-6 for every image of a batch: change both together, and `gan.learning_rate` with them.
@@ -167,60 +174,12 @@ def _kl_f8(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
     )  # fmt: skip
 
 
-def _flux1_finetune(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
-    """Fine-tunes FLUX.1's autoencoder on your own images.
-
-      flax-vae-train --preset flux1-finetune --start-from FOLDER_OR_FILE --data FOLDER     (needs the extra lpips)
-      hardware: accelerators
-      expect:   scores of the published model at the beginning (ImageNet at 256 pixels: 32.87 dB PSNR, 0.924 SSIM)
-
-    Small steps and a moving average of the weights keep latents close to those that diffusion models were trained on;
-    with `--trainable decoder` they stay exactly the same.  The discriminator starts untrained, and after the other
-    losses have converged.  How the published weights were trained is not known; this is the usual recipe, cautiously.
-    """
-    return TrainConfig(
-        model=model,
-        data=DataConfig(crop_size=256),
-        optim=OptimConfig(learning_rate=1e-5, schedule="constant", weight_decay=0.0, ema_decay=0.999),
-        loss=LossConfig(distance="l1", kl_weight=1e-6, lpips_weight=1.0),
-        gan=GanConfig(weight=0.5, start=5_001, learning_rate=1e-5),
-        start_from=start_from,
-        batch_size=32,
-        steps=50_000,
-        dtype="bfloat16",
-        remat="blocks",
-    )
-
-
-def _sd_decoder_finetune(model: AutoEncoderParams, start_from: str | None) -> TrainConfig:
-    """Fine-tunes the decoder as sd-vae-ft-mse was from Stable Diffusion: smoother reconstructions, same latents.
-
-      flax-vae-train --preset sd-decoder-finetune --start-from FILE --data FOLDER     (needs the extra lpips)
-      hardware: accelerators; the original had 16 A100
-      expect:   as the published weights: 24.5 dB PSNR, 0.71 SSIM, 4.70 rFID on COCO 2017, from 23.4, 0.69 and 4.99
-
-    The model card gives the loss, the batch, the steps and that an average of the weights was kept, but no learning
-    rate: this one is cautious.  A frozen encoder needs no KL divergence.
-
-    Source: the model card of stabilityai/sd-vae-ft-mse.
-    """
-    return TrainConfig(
-        model=model,
-        data=DataConfig(crop_size=256),
-        optim=OptimConfig(learning_rate=1e-5, schedule="constant", weight_decay=0.0, ema_decay=0.9999),
-        loss=LossConfig(distance="mse", kl_weight=0.0, lpips_weight=0.1),
-        start_from=start_from,
-        trainable="decoder",
-        batch_size=192,
-        steps=280_000,
-    )
-
-
 def _flux2_small_decoder(model: AutoEncoderParams, weights: str | None) -> TrainConfig:
     """Trains a decoder of three quarters of the widths for the latents of FLUX.2's autoencoder.
 
-      flax-vae-train --preset flux2-small-decoder --teacher MODEL --data FOLDER     (needs the extra lpips)
+      flax-vae-train --preset flux2-small-decoder --teacher MODEL --data FOLDER
       hardware: accelerators; 16 crops of 256 pixels in bfloat16
+      extras:   lpips
       expect:   a decoder that computes 56 % of the operations, whose export loads wherever FLUX.2-small-decoder does
 
     The encoder, the quant convolutions of the encoder and the latents' statistics are the teacher's, bit for bit, so a
@@ -246,7 +205,7 @@ class _Recipe(NamedTuple):
 
     Attributes:
       architecture: Name in `convert.PRESETS`.
-      make: Function of the architecture and the initial weights.
+      make: Function of the architecture and the initial weights, whose docstring describes the recipe.
       fine_tunes: Whether it needs initial weights.
       distils: Whether it needs a teacher, or initial weights in its place.
     """
@@ -261,10 +220,51 @@ RECIPES = {
     "tiny": _Recipe("tiny", _tiny),
     "tiny-perceptual": _Recipe("tiny", _tiny_perceptual),
     "kl-f8": _Recipe("kl-f8", _kl_f8),
-    "flux1-finetune": _Recipe("flux1", _flux1_finetune, fine_tunes=True),
-    "sd-decoder-finetune": _Recipe("sd1", _sd_decoder_finetune, fine_tunes=True),
+    "flux1-finetune": _Recipe("flux1", fine_tuning.flux1, fine_tunes=True),
+    "flux1-finetune-16gb": _Recipe("flux1", fine_tuning.flux1_16gb, fine_tunes=True),
+    "flux1-finetune-24gb": _Recipe("flux1", fine_tuning.flux1_24gb, fine_tunes=True),
+    "flux1-finetune-80gb": _Recipe("flux1", fine_tuning.flux1_80gb, fine_tunes=True),
+    "flux1-finetune-v5e": _Recipe("flux1", fine_tuning.flux1_v5e, fine_tunes=True),
+    "sd-decoder-finetune": _Recipe("sd1", fine_tuning.sd_decoder, fine_tunes=True),
+    "sd-decoder-finetune-16gb": _Recipe("sd1", fine_tuning.sd_decoder_16gb, fine_tunes=True),
+    "sd-decoder-finetune-24gb": _Recipe("sd1", fine_tuning.sd_decoder_24gb, fine_tunes=True),
+    "sd-decoder-finetune-80gb": _Recipe("sd1", fine_tuning.sd_decoder_80gb, fine_tunes=True),
+    "sd-decoder-finetune-v5e": _Recipe("sd1", fine_tuning.sd_decoder_v5e, fine_tunes=True),
     "flux2-small-decoder": _Recipe("flux2-small-decoder", _flux2_small_decoder, distils=True),
 }
+
+
+def fine_tuning_recipe(model: AutoEncoderParams, start_from: str) -> TrainConfig:
+    """Returns settings that continue from weights of an architecture for which no preset was named.
+
+    Returns the recipe for published weights of this architecture if there is one, whatever scale and shift of the
+    latents are; otherwise small constant steps on all weights, with a moving average, and without other networks.
+
+    Args:
+      model: Architecture of the weights.
+      start_from: Initial weights.
+    """
+    for known in RECIPES.values():
+        like = PRESETS[known.architecture]
+        if known.fine_tunes and replace(like, **{name: getattr(model, name) for name in _LATENTS}) == model:
+            return known.make(model, start_from)
+    return fine_tuning.others(model, start_from)
+
+
+# Fields that neither the weights nor their training depend on.
+_LATENTS = ("scale_factor", "shift_factor", "resolution")
+_ABOUT = ("hardware", "memory", "time", "extras", "expect")
+
+
+def about_recipes() -> list[dict[str, str]]:
+    """Returns name, hardware, memory, time, extras and expectation of each recipe, as its docstring gives them."""
+    return [{"recipe": name, **_about(known.make.__doc__ or "")} for name, known in RECIPES.items()]
+
+
+def _about(text: str) -> dict[str, str]:
+    lines = re.findall(rf"^ +({'|'.join(_ABOUT)}): +(.*(?:\n {{14}}.*)*)", text, re.MULTILINE)
+    found = {name: " ".join(value.split()) for name, value in lines}
+    return {name: found.get(name, "") for name in _ABOUT}
 
 
 def _find(name: str) -> _Recipe:

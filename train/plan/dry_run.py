@@ -1,6 +1,5 @@
 """Describes a run without starting it.  Imports JAX; compiles only the placement of a few arrays."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from flax_vae.train.build import load_start, load_start_training, make_component
 from flax_vae.train.config import TrainConfig, format_yaml
 from flax_vae.train.data import Photographs, shipped_photographs, validation_images
 from flax_vae.train.devices import Parallel, make_parallel
+from flax_vae.train.plan.estimate import memory_limit, memory_rows
 from flax_vae.train.report import require_loggers
 from flax_vae.train.run import RunDirectory, open_data
 from flax_vae.train.state import TrainState, trained_part
@@ -48,7 +48,7 @@ def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: boo
     comments = [
         *notes,
         *_parameters(state, constants, config),
-        *_memory(state, constants, config, parallel),
+        *_memory(constants, config, parallel),
         "reads:",
         *_files(config, workdir, photographs),
     ]
@@ -65,28 +65,19 @@ def _parameters(state: TrainState, constants: dict[str, Any], config: TrainConfi
         yield f"  LPIPS           {_count(constants):>15,}"
 
 
-def _memory(state: TrainState, constants: dict[str, Any], config: TrainConfig, parallel: Parallel) -> Iterator[str]:
-    """Yields lines with the bytes on one device of the initial state and of the gradients."""
-    places = parallel.shardings(state)
-    rows = {
-        "weights": _bytes(state.params, places.params),
-        "gradients": _bytes(trained_part(state.params, config.trained)),
-        "optimiser": _bytes(state.opt_state, places.opt_state),
-    }
-    if state.ema is not None:
-        rows["average"] = _bytes(state.ema, places.ema)
-    if state.discriminator is not None:
-        # The discriminator's gradients too.
-        rows["discriminator"] = _bytes(state.discriminator, places.discriminator) + _bytes(state.discriminator.params)
-    if constants:
-        rows["LPIPS"] = _bytes(constants)
-    rows["images"] = 4 * 3 * config.data.crop_size**2 * config.batch_size // len(parallel.devices)
+def _memory(constants: dict[str, Any], config: TrainConfig, parallel: Parallel) -> Iterator[str]:
+    """Yields lines with the bytes on one device of the arrays of the run, from its state to its activations."""
+    rows = memory_rows(config, parallel, constants)
     count, platform = len(parallel.devices), parallel.devices[0].platform
     shared = f", {config.devices_per_image} to an image" if config.devices_per_image > 1 else ""
-    yield f"memory in MiB on each of {count} {platform} device{'s' if count > 1 else ''}{shared}, without activations:"
+    yield f"memory in MiB on each of {count} {platform} device{'s' if count > 1 else ''}{shared}, without workspace:"
     for name, size in rows.items():
         yield f"  {name:<15} {size / _MIB:>15,.1f}"
     yield f"  {'together':<15} {sum(rows.values()) / _MIB:>15,.1f}"
+    limit = memory_limit(parallel)
+    if limit is not None:
+        yield f"  {'of':<15} {limit / _MIB:>15,.1f}{'' if sum(rows.values()) <= limit else ', which does not fit'}"
+    yield "  (an estimate, which `flax-vae-train plan` makes exact by compiling)"
 
 
 def _files(config: TrainConfig, workdir: Path, photographs: Photographs) -> Iterator[str]:
@@ -112,12 +103,3 @@ def _files(config: TrainConfig, workdir: Path, photographs: Photographs) -> Iter
 
 def _count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(tree: Any, places: Any = None) -> int:
-    """Returns the bytes of all leaves, or of one device's shards if shardings are given."""
-    leaves = jax.tree.leaves(tree)
-    shapes = [leaf.shape for leaf in leaves]
-    if places is not None:
-        shapes = [place.shard_shape(shape) for shape, place in zip(shapes, jax.tree.leaves(places), strict=True)]
-    return sum(math.prod(shape) * leaf.dtype.itemsize for shape, leaf in zip(shapes, leaves, strict=True))

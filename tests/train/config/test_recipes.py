@@ -1,11 +1,13 @@
 """Presets that are recipes: the field's own numbers are in them, and those that need weights ask for them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from flax_vae.convert import PRESETS
-from flax_vae.train.config.recipes import RECIPES, architecture, recipe
+from flax_vae.train.cli import recipes
+from flax_vae.train.config.recipes import RECIPES, architecture, fine_tuning_recipe, recipe
 from flax_vae.train.config.schema import GanConfig, LossConfig, TrainConfig, config_differences
 
 
@@ -67,6 +69,37 @@ def test_a_decoder_is_tuned_as_the_model_card_says():
     )
     assert (config.loss.distance, config.loss.lpips_weight, config.gan.weight) == ("mse", 0.1, 0.0)
     assert (config.optim.ema_decay, config.optim.schedule) == (0.9999, "constant")
+
+
+VARIANTS = [name for name in RECIPES if name.endswith(("gb", "-v5e"))]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_for_hardware_trains_as_its_recipe_does(name):
+    base, variant = (recipe(one, "weights") for one in (name.rpartition("-")[0], name))
+    differing = {line.partition(":")[0] for line in config_differences(base, variant)}
+    how = {"dtype", "remat", "optim.accumulate"}
+    length = {"steps", "optim.warmup_steps", "gan.start", "eval_every", "save_every", "log_every"}
+    assert differing <= how | length and variant.dtype == "bfloat16"
+    assert variant.steps == base.steps or variant.gan.start < variant.steps
+
+
+def test_the_recipes_are_a_table_which_the_guide_shows(capsys):
+    assert recipes.main(["--markdown"]) == 0
+    table = capsys.readouterr().out
+    head, _, *rows = (line.split(" | ") for line in table.splitlines())
+    assert [row[0].removeprefix("| ") for row in rows] == list(RECIPES) and len(head) == 6
+    assert all(cell.strip(" |") for row in rows for cell in (row[1], row[4], row[5]))
+    assert table in (Path(__file__).parents[3] / "docs/guides/finetuning.md").read_text("utf-8")
+    assert recipes.main([]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 160
+
+
+def test_weights_of_published_models_choose_their_recipe():
+    assert fine_tuning_recipe(PRESETS["flux1"], "x") == recipe("flux1-finetune", "x")
+    sdxl = fine_tuning_recipe(PRESETS["sdxl"], "x")
+    assert (sdxl.model, sdxl.trainable, sdxl.loss.lpips_weight) == (PRESETS["sdxl"], "decoder", 0.1)
+    assert fine_tuning_recipe(PRESETS["kl-f16"], "x").optim.learning_rate == 1e-5
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest_and_all():

@@ -163,7 +163,7 @@ def test_a_dry_run_prints_devices_per_image(small, tmp_path):
     text = describe_run(
         replace(small, parallel="mesh", devices_per_image=2, data=replace(small.data, crop_size=20)), tmp_path
     )
-    assert "# memory in MiB on each of 2 cpu devices, 2 to an image, without activations:\n" in text
+    assert "# memory in MiB on each of 2 cpu devices, 2 to an image, without workspace:\n" in text
 
 
 if __name__ == "__main__":

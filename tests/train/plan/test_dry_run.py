@@ -50,7 +50,7 @@ def test_the_numbers_are_those_of_the_state(whole, tmp_path):
     for name, tree in {"weights": state.params, "gradients": state.params, "optimiser": state.opt_state}.items():
         assert rows[name] == pytest.approx(mib(tree), abs=0.06)
     assert rows["average"] == pytest.approx(mib(state.ema), abs=0.06)
-    parts = ["weights", "gradients", "optimiser", "average", "discriminator", "images"]
+    parts = ["weights", "gradients", "optimiser", "average", "discriminator", "images", "activations"]
     assert rows["together"] == pytest.approx(sum(rows[name] for name in parts), abs=0.05 * len(parts))
 
 
