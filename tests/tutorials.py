@@ -50,7 +50,7 @@ def run(page: Path, folder: Path, environment: Mapping[str, str] | None = None) 
     for cell in cells(page.read_text("utf-8")):
         source = cell.source
         if cell.language == "bash":
-            source = f"subprocess.run(['bash', '-euc', {source!r}], check=True, stderr=subprocess.STDOUT)\n"
+            source = f"subprocess.run(['bash', '-euc', {source!r}], check=True)\n"
         program.append(f"{source}\nprint({_END!r}, end='', flush=True)")
     environment = {**os.environ, **(environment or {})}
     # Commands are those of this Python.
