@@ -100,7 +100,7 @@ def test_page_runs(page, after_training, capsys):
 COMMANDS = {
     "flax-vae": ("flax_vae.cli.main", ["encode", "decode", "reconstruct"]),
     "flax-vae-convert": ("flax_vae.convert.cli.main", ["inspect", "verify", "table"]),
-    "flax-vae-train": ("flax_vae.train.cli.main", ["eval", "compare", "plan"]),
+    "flax-vae-train": ("flax_vae.train.cli.main", ["eval", "compare", "plan", "recipes"]),
 }
 
 

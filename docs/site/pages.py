@@ -10,7 +10,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 from unittest import mock
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 _COMMANDS = {
     "flax_vae.cli.main": ("flax-vae", ["", "encode", "decode", "reconstruct"]),
     "flax_vae.convert.cli.main": ("flax-vae-convert", ["", "inspect", "verify", "table"]),
-    "flax_vae.train.cli.main": ("flax-vae-train", ["", "eval", "compare", "plan"]),
+    "flax_vae.train.cli.main": ("flax-vae-train", ["", "eval", "compare", "plan", "recipes"]),
 }
 
 
@@ -68,16 +68,16 @@ def settings() -> str:
     sections = {"": TrainConfig} | {
         name: hint for name, hint in get_type_hints(TrainConfig).items() if dataclasses.is_dataclass(hint)
     }
-    return "\n\n".join(_settings_of(name, section) for name, section in sections.items() if name != "model")
+    return "\n\n".join(_settings_of(name, section, sections) for name, section in sections.items() if name != "model")
 
 
-def _settings_of(name: str, section: Any) -> str:
+def _settings_of(name: str, section: Any, sections: Collection[str]) -> str:
     prefix = f"{name}." if name else ""
     told = _attributes(section)
     rows = []
     for field in dataclasses.fields(section):
         full = f"{prefix}{field.name}"
-        if dataclasses.is_dataclass(get_type_hints(section)[field.name]):
+        if field.name in sections or full == "model":  # sections of their own
             continue
         long = f"--{full.replace('_', '-')}"
         short = SHORT_NAMES.get(full)
