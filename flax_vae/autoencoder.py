@@ -33,6 +33,13 @@ class AutoEncoder(nn.Module):
       remat: Blocks whose activations the backward pass recomputes; see `Numerics`.
       attention: Path of attention; see `Numerics`.
 
+    Example:
+      >>> model = AutoEncoder(PRESETS["tiny"])
+      >>> params = init_params(model, jax.random.key(0))
+      >>> encode = jax.jit(lambda images: model.apply({"params": params}, images, sample=False, method="encode"))
+      >>> encode(jnp.zeros((1, 32, 48, 3))).shape
+      (1, 8, 12, 16)
+
     Raises:
       ValueError: If a dtype, `remat` or `attention` is unknown.
 
@@ -225,6 +232,12 @@ def init_params(model: Model, key: PRNGKeyArray) -> dict:
     Args:
       model: Autoencoder.
       key: PRNG key.
+
+    Example:
+      >>> model = AutoEncoder(PRESETS["tiny"])
+      >>> shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))  # computes nothing
+      >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
+      3620579
     """
     images, time = example_inputs(model)
     return jax.jit(lambda key: model.init(key, images, time, sample=False))(key)["params"]

@@ -160,8 +160,8 @@ class Encoder(nn.Module):
           time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
         Example:
-          >>> encoder = Encoder(PRESETS["seed"])
-          >>> encoder.init_with_output(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 32)))[0].shape
+          >>> encoder, time = Encoder(PRESETS["seed"]), np.zeros((1, 32), np.float32)
+          >>> jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), time)[0].shape
           (1, 16, 16, 64)
 
         Raises:
@@ -209,8 +209,8 @@ class Decoder(nn.Module):
           time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
         Example:
-          >>> decoder = Decoder(PRESETS["seed"])
-          >>> decoder.init_with_output(jax.random.key(0), jnp.zeros((1, 16, 16, 32)), jnp.zeros((1, 32)))[0].shape
+          >>> decoder, time = Decoder(PRESETS["seed"]), np.zeros((1, 32), np.float32)
+          >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), jnp.zeros((1, 16, 16, 32)), time)[0].shape
           (1, 64, 64, 3)
 
         Raises:

@@ -22,6 +22,13 @@ class Posterior:
     Attributes:
       mean: Mean, `b h w z`.
       logvar: Natural logarithm of the variance, `b h w z`.
+
+    Example:
+      >>> posterior = Posterior(mean=jnp.ones((1, 2, 2, 4)), logvar=jnp.zeros((1, 2, 2, 4)))
+      >>> posterior.sample(jax.random.key(0)).shape
+      (1, 2, 2, 4)
+      >>> posterior.kl()
+      Array([8.], dtype=float32)
     """
 
     mean: Float[Array, "b h w z"]

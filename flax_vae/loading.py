@@ -54,6 +54,13 @@ def from_pretrained(
       revision: Branch, tag or commit of a model on the hub; None for the one in its name, or `main`.
       subfolder: Folder inside `path`, such as `"vae"` of a whole pipeline.
 
+    Example:
+      >>> model = AutoEncoder(PRESETS["tiny"])
+      >>> save_pretrained("model", model, init_params(model, jax.random.key(0)))
+      >>> model, params = from_pretrained("model", dtype=jnp.bfloat16)
+      >>> model.params == PRESETS["tiny"]
+      True
+
     Raises:
       FileNotFoundError: If the file or folder, or a part of it, does not exist, or the hub does not provide it.
       FileError: If a file is damaged, or of an unknown kind.

@@ -18,6 +18,13 @@ def to_nnx(model: Model, params: dict[str, Any], *, seed: int = 0) -> "nnx.Modul
       params: Parameters of the model.
       seed: Seed of the rng stream `"sample"`, from which latents are sampled if no noise is given.
 
+    Example:
+      >>> from flax import nnx
+      >>> model = AutoEncoder(PRESETS["tiny"])
+      >>> module = to_nnx(model, init_params(model, jax.random.key(0)))
+      >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+      3620579
+
     Source: `flax.nnx.bridge.ToNNX`.
     """
     from flax import nnx  # loads optax, which encoding and decoding do not need

@@ -24,6 +24,11 @@ class AutoEncoder(nn.Module):
     Attributes:
       params: Architecture.
 
+    Example:
+      >>> model = AutoEncoder(PRESETS["tiny"])
+      >>> model.encode(torch.zeros(1, 3, 32, 48), sample=False).shape
+      torch.Size([1, 16, 8, 12])
+
     Source: seed module 8; black-forest-labs/flux `modules/autoencoder.py::AutoEncoder`; the quant convolutions are
     CompVis/latent-diffusion's `AutoencoderKL`.
     """

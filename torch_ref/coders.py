@@ -140,8 +140,8 @@ class Encoder(nn.Module):
           time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
         Example:
-          >>> encoder = Encoder(PRESETS["seed"])
-          >>> encoder(torch.randn(1, 3, 64, 64), torch.randn(1, 32)).shape
+          >>> encoder, time = Encoder(PRESETS["seed"]), np.zeros((1, 32), np.float32)
+          >>> encoder(torch.zeros(1, 3, 64, 64), torch.from_numpy(time)).shape
           torch.Size([1, 64, 16, 16])
 
         Raises:
@@ -186,8 +186,8 @@ class Decoder(nn.Module):
           time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
         Example:
-          >>> decoder = Decoder(PRESETS["seed"])
-          >>> decoder(torch.randn(1, 32, 16, 16), torch.randn(1, 32)).shape
+          >>> decoder, time = Decoder(PRESETS["seed"]), np.zeros((1, 32), np.float32)
+          >>> decoder(torch.zeros(1, 32, 16, 16), torch.from_numpy(time)).shape
           torch.Size([1, 3, 64, 64])
 
         Raises:

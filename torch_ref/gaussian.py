@@ -19,6 +19,13 @@ class Posterior:
     Attributes:
       mean: Mean, `b z h w`.
       logvar: Natural logarithm of the variance, `b z h w`.
+
+    Example:
+      >>> posterior = Posterior(mean=torch.ones(1, 4, 2, 2), logvar=torch.zeros(1, 4, 2, 2))
+      >>> posterior.sample().shape
+      torch.Size([1, 4, 2, 2])
+      >>> posterior.kl()
+      tensor([8.])
     """
 
     mean: Float[Tensor, "b z h w"]

@@ -91,6 +91,12 @@ class AutoEncoderParams:
       latent_std: Standard deviation of each channel; see `latent_mean`.
       batch_norm_eps: Number that `latent_norm="batch_norm"` adds to each variance; 1e-4 in FLUX.2, 1e-5 in ERNIE-Image.
 
+    Example:
+      >>> from dataclasses import replace
+      >>> wide = replace(PRESETS["flux1"], z_channels=32)
+      >>> wide.factor, wide.latent_channels
+      (8, 32)
+
     Raises:
       ValueError: If a field is invalid; the message names the field, the value and the remedy.
 

@@ -135,6 +135,10 @@ def preset(name: str) -> Architecture:
     Args:
       name: Name of the preset.
 
+    Example:
+      >>> preset("taef1").latent_channels
+      16
+
     Raises:
       ArgumentError: If the name is unknown; the message lists the names and suggests the nearest.
     """

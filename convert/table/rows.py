@@ -159,6 +159,11 @@ def expand(params: Architecture, layout: str = "flux") -> tuple[Row, ...]:
       params: Architecture of either family.
       layout: Name of the layout, one of `LAYOUTS`.
 
+    Example:
+      >>> rows = expand(PRESETS["flux1"], "diffusers")
+      >>> len(rows), rows[0].ours, rows[0].theirs
+      (244, 'encoder/conv_in/kernel', 'encoder.conv_in.weight')
+
     Raises:
       ConversionError: If the layout has no name for a module of the architecture, or for none of its kind.
       ValueError: If the layout is unknown.
@@ -192,6 +197,12 @@ def to_flax(state_dict: Mapping[str, ArrayLike], params: Architecture, layout: s
       params: Architecture of the state dict.
       layout: One of `READABLE`; None identifies it by the keys.
 
+    Example:
+      >>> params = PRESETS["tiny"]
+      >>> state_dict = {row.theirs: np.zeros(row.torch_shape, np.float32) for row in expand(params)}
+      >>> to_flax(state_dict, params)["encoder"]["conv_in"]["kernel"].shape
+      (3, 3, 3, 32)
+
     Raises:
       ConversionError: If a tensor is missing, unexpected or misshapen (one error lists them all), or if a weight is an
         integer.
@@ -207,6 +218,12 @@ def to_torch(tree: Mapping[str, Any], params: Architecture, layout: str = "flux"
       tree: Nested dictionaries of arrays, `model.init(...)["params"]`.
       params: Architecture of the tree.
       layout: One of `LAYOUTS`.
+
+    Example:
+      >>> params = PRESETS["flux1"]
+      >>> tree = unflatten({row.ours: np.zeros(row.shape, np.float16) for row in expand(params)})
+      >>> to_torch(tree, params, "diffusers")["decoder.up_blocks.0.resnets.0.conv1.weight"].shape
+      (512, 512, 3, 3)
 
     Raises:
       ConversionError: If a leaf is missing, unexpected or misshapen (one error lists them all), if the layout has no

@@ -39,6 +39,15 @@ def load_weights(
     Returns:
       Weights with their layout and architecture; arrays are read when they are used.
 
+    Example:
+      >>> from flax_vae.convert import expand, save_weights
+      >>> params = PRESETS["tiny"]
+      >>> arrays = {row.theirs: np.zeros(row.torch_shape, np.float16) for row in expand(params)}
+      >>> save_weights("model.safetensors", Weights(arrays, "flux", params))
+      >>> weights = load_weights("model.safetensors")
+      >>> weights.layout, weights.params == params
+      ('flux', True)
+
     Raises:
       FileNotFoundError: If it, or a part of it, does not exist.
       FileError: If it is damaged or of an unknown kind.

@@ -87,6 +87,11 @@ def psnr(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
       image: 8-bit image.
       reference: 8-bit image to compare with, of equal shape.
 
+    Example:
+      >>> image = np.zeros((16, 16, 3), np.uint8)
+      >>> print(f"{psnr(image, image + 1):.2f} dB")
+      48.13 dB
+
     Raises:
       ValueError: If the two are not 8-bit images of one shape.
     """
@@ -103,6 +108,11 @@ def ssim(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
     Args:
       image: 8-bit image, at least 11 pixels on each side.
       reference: 8-bit image to compare with, of equal shape.
+
+    Example:
+      >>> image = np.zeros((16, 16, 3), np.uint8)
+      >>> print(f"{ssim(image, image):.3f}")
+      1.000
 
     Raises:
       ValueError: If the two are not 8-bit images of one shape, or smaller than the window of 11 x 11.

@@ -16,6 +16,10 @@ def padded_size(height: int, width: int, factor: int) -> tuple[int, int]:
       height: Height of the image in pixels.
       width: Width of the image in pixels.
       factor: Number of pixels per latent row and column.
+
+    Example:
+      >>> padded_size(30, 41, 8)
+      (32, 48)
     """
     return -(-height // factor) * factor, -(-width // factor) * factor
 
@@ -32,6 +36,10 @@ def pad_to_factor(images: Shaped[np.ndarray, "... h w c"], factor: int) -> Shape
 
     Returns:
       Padded images, in the dtype of the argument.
+
+    Example:
+      >>> pad_to_factor(np.zeros((1, 30, 41, 3)), 8).shape
+      (1, 32, 48, 3)
     """
     height, width = images.shape[-3:-1]
     rows, columns = padded_size(height, width, factor)
@@ -60,6 +68,10 @@ def resize_image(image: UInt8[np.ndarray, "h w 3"], side: int, crop: Crop = "cen
 
     Returns:
       8-bit RGB, a square of `side` pixels if it is cropped.
+
+    Example:
+      >>> resize_image(np.zeros((100, 150, 3), np.uint8), 64).shape
+      (64, 64, 3)
 
     Source: openai/guided-diffusion `image_datasets.py::center_crop_arr`; equal to the last bit.
     """
@@ -93,6 +105,10 @@ def to_float(images: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
     Returns:
       Images in [-1, 1], of equal shape.
+
+    Example:
+      >>> to_float(np.array([0, 255], np.uint8))
+      array([-1.,  1.], dtype=float32)
     """
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
@@ -105,5 +121,9 @@ def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
 
     Returns:
       8-bit images, of equal shape.
+
+    Example:
+      >>> to_uint8(np.array([-1.0, 0.5, 1.0, 2.0]))
+      array([  0, 191, 255, 255], dtype=uint8)
     """
     return np.round((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)

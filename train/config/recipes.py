@@ -19,6 +19,11 @@ def recipe(name: str, start_from: str | None = None, teacher: str | None = None)
       start_from: Initial weights, which some recipes need.
       teacher: Model whose latents a new decoder learns to decode, in place of initial weights.
 
+    Example:
+      >>> config = recipe("tiny")
+      >>> config.steps, config.model == PRESETS["tiny"]
+      (900, True)
+
     Raises:
       ValueError: If the preset is unknown, if it needs weights and none are given, or if it cannot be trained on
         RGB images.

@@ -28,6 +28,10 @@ def hinge_d(real: Logits, fake: Logits) -> Scalar:
       real: Logits of images.
       fake: Logits of reconstructions.
 
+    Example:
+      >>> hinge_d(jnp.ones((1, 4, 4, 1)), -jnp.ones((1, 4, 4, 1)))
+      Array(0., dtype=float32)
+
     Source: Lim and Ye 2017 (arXiv:1705.02894); CompVis/taming-transformers `vqperceptual.py::hinge_d_loss`.
     """
     return 0.5 * (_mean(jax.nn.relu(1 - at_least_float32(real))) + _mean(jax.nn.relu(1 + at_least_float32(fake))))

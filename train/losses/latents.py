@@ -40,6 +40,11 @@ def transform_pair(
     Returns:
       The images and the latents.
 
+    Example:
+      >>> images, latents = transform_pair(jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 8, 8, 16)), (4, 6), turns=0)
+      >>> images.shape, latents.shape
+      ((1, 32, 48, 3), (1, 4, 6, 16))
+
     Raises:
       ValueError: If a size is larger than the latents', or the images' size is not a multiple of the latents'.
 
