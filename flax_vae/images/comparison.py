@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int16
+from jaxtyping import Int16, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -84,6 +84,21 @@ def draw_comparison(
             draw.text((index * column, top - layout.line + 2), labels[index], fill="dimgray", font=font)
     boxes = [[index * column, top, index * column + width, top + height] for index in range(len(images))]
     row.info[PANELS] = [{"name": comparison.scores.name, "scores": comparison.scores.in_words(), "boxes": boxes}]
+    return row
+
+
+def draw_pair(
+    image: UInt8[np.ndarray, "h w 3"], other: UInt8[np.ndarray, "h2 w2 3"], caption: str, *, layout: PanelLayout
+) -> Image.Image:
+    """Draws one row: an image and another one beside it, in the size of the first, each pixel as a rectangle."""
+    left = _fitted(Image.fromarray(image), layout)
+    right = Image.fromarray(other).resize(left.size, Image.Resampling.NEAREST)
+    font = ImageFont.load_default(layout.title)
+    text, column = caption.replace("\n", " "), left.width + layout.gap
+    row = Image.new("RGB", (max(column + left.width, _length(text, font)), layout.line + left.height), "white")
+    ImageDraw.Draw(row).text((0, 2), text, fill="black", font=font)
+    row.paste(left, (0, layout.line))
+    row.paste(right, (column, layout.line))
     return row
 
 

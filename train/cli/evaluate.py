@@ -24,6 +24,8 @@ from flax_vae.images import ADDRESSES
 from flax_vae.train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
+    import numpy as np
+
     from flax_vae.autoencoder import Model
     from flax_vae.images import Comparison, ImageSource
     from flax_vae.train.config import TrainConfig, ValidationConfig
@@ -82,6 +84,9 @@ class ScoreFlags:
     """Network of LPIPS; papers report alex."""
     lpips_weights: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the extra lpips)")] = None
     """Weights of LPIPS: a state dict of PyTorch's lpips.LPIPS."""
+    equivariance: Annotated[int, arg(metavar="N")] = 8
+    """Number of images, the first ones, to measure equivariance to scale and quarter turns on, in a square of at most
+    256 x 256 pixels; 0 measures none."""
     features: Annotated[
         str | None, arg(metavar="MODULE:FUNCTION", help_behavior_hint="(default: that of the run, elsewhere no rFID)")
     ] = None
@@ -95,9 +100,12 @@ class ResultFlags:
     grid: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """PNG file to write the worst cases to: original, reconstruction, difference."""
     worst: Annotated[int, arg(metavar="N")] = 8
-    """Number of worst cases."""
+    """Number of worst cases, and of images in --components."""
     worst_by: Literal["psnr", "ssim", "lpips"] = "psnr"
     """Score by which cases are ranked."""
+    components: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
+    """PNG file to write the first images to, beside the first three principal components of their latents as red, green
+    and blue."""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=NONE)] = None
     """JSON file to write all numbers to."""
     write_scale: bool = False
@@ -109,7 +117,7 @@ class ResultFlags:
 
 @dataclass(frozen=True)
 class EvalFlags:
-    """Measures reconstructions: PSNR, SSIM and LPIPS of every image, statistics of the latents, and rFID.
+    """Measures reconstructions: PSNR, SSIM and LPIPS of every image, and rFID; and latents: statistics, KL, spectrum.
 
     Reconstructs every image whole, from the mode of its posterior, and compares 8-bit images.  Images of more than 32
     sizes are padded to as many.
@@ -164,13 +172,16 @@ def _run(flags: EvalFlags) -> int:
     from flax_vae.convert.files import is_address
 
     images, output = flags.images, flags.output
+    if flags.scores.equivariance < 0:
+        raise TrainError(f"equivariance={flags.scores.equivariance} must be at least 0")
     for name, value in [("limit", images.limit), ("batch_size", images.batch_size), ("worst", output.worst)]:
         if value is not None and value < 1:
             raise TrainError(f"{name}={value} must be at least 1")
     if not flags.models:
         raise TrainError("no model; pass run directories or models")
     given = {
-        "--features": flags.scores.features, "--grid": output.grid, "--json": output.json,
+        "--features": flags.scores.features, "--grid": output.grid, "--components": output.components,
+        "--json": output.json,
         "--write-scale": output.write_scale, "--write-statistics": output.write_statistics,
     }  # fmt: skip
     alone = [name for name, value in given.items() if value]
@@ -230,6 +241,7 @@ def _one(
     from flax_vae.train.evaluation import (
         FrechetMeter,
         badness,
+        equivariance_line,
         latent_lines,
         load_extractor,
         rfid_line,
@@ -238,12 +250,14 @@ def _one(
         write_scale,
         write_statistics,
     )
-    from flax_vae.train.report import save_comparisons
+    from flax_vae.train.report import save_comparisons, save_components
 
     meter = None if settings.features is None else FrechetMeter(load_extractor(settings.features))
     model, params = load_model(str(where), flags.model.preset, "float32", raw_weights=flags.model.raw_weights, rgb=True)
-    evaluate = _evaluation(flags, settings, flags.models[0], model, params, perceptual=perceptual, frechet=meter)
+    meters = {"perceptual": perceptual, "frechet": meter, "equivariance": flags.scores.equivariance}
+    evaluate = _evaluation(flags, settings, flags.models[0], model, params, **meters)
     worst: list[Comparison] = []
+    first: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def look(comparison: "Comparison") -> None:
         progress.add(1)
@@ -252,15 +266,25 @@ def _one(
             worst.sort(key=lambda seen: badness(seen.scores, flags.output.worst_by))
             del worst[flags.output.worst :]
 
+    def look_at_latents(index: int, image: "np.ndarray", latents: "np.ndarray") -> None:
+        if flags.output.components and index < flags.output.worst:
+            first[index] = (image, latents.copy())
+
     with Progress(len(source)) as progress:
-        report = evaluate(source, len(source), look)
+        report = evaluate(source, len(source), look, look_at_latents)
 
     print("\n".join([*table(report, flags.output.worst_by), "", *latent_lines(report.latents, model.params)]))
     print(f"LPIPS: {lpips_missing or settings.lpips}")
     print(f"rFID: {rfid_line(report, meter)}")
+    print(f"equivariance: {equivariance_line(report)}")
     if flags.output.grid:
         save_comparisons(flags.output.grid, worst)
         print(f"the {len(worst)} worst by {flags.output.worst_by.upper()}: {flags.output.grid}")
+    if flags.output.components and report.components is not None:
+        draw, share = report.components.draw, report.components.share
+        rows = [(source.printable_name(index), first[index][0], draw(first[index][1])) for index in sorted(first)]
+        save_components(flags.output.components, rows)
+        print(f"latents in colours, {share:.0%} of their variance: {flags.output.components}")
     if flags.output.write_scale:
         scaled = write_scale(where, report.latents)
         print(f"{where / 'config.json'}: scale_factor {scaled.scale_factor}, shift_factor {scaled.shift_factor}")

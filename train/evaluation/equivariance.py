@@ -1,6 +1,6 @@
 """Measures how well the decoder follows latents that are reduced and turned."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +10,13 @@ from jaxtyping import Array, Float, UInt8
 
 from flax_vae.autoencoder import Model
 from flax_vae.conditioning import same_time
+from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.errors import ArgumentError
-from flax_vae.images import to_float
+from flax_vae.images import ImageSource, to_float
 from flax_vae.train.losses import QUARTERS, SCALES, reduced_size, transform_pair
 
 _PEAK = 2.0  # range of pixels in [-1, 1]
+_LARGEST = 256  # side of squares in pixels: twelve times as many are decoded
 
 
 def equivariance_psnr(
@@ -67,6 +69,45 @@ def equivariance_psnr(
             with np.errstate(divide="ignore"):
                 decibels.append(10 * np.log10(_PEAK**2 / error))
     return np.mean(decibels, axis=0)
+
+
+def central_equivariance(
+    model: Model, params: Any, source: ImageSource, indices: Sequence[int], side: int, time: float | None = None
+) -> list[float]:
+    """Returns the equivariance error of the square in the centre of each of some images; see `equivariance_psnr`.
+
+    All squares have one size, so four programs are compiled, however many sizes the images have.
+
+    Args:
+      model: Autoencoder.
+      params: Parameters of the model.
+      source: Images.
+      indices: Numbers of the images.
+      side: Side of the squares in pixels; see `equivariance_side`.
+      time: Time of all images, for models that are conditioned on a time.
+
+    Raises:
+      DataError: If an image cannot be read.
+    """
+    found = []
+    for index in indices:
+        image = source[index]
+        top, left = ((length - side) // 2 for length in image.shape[:2])
+        square = image[None, top : top + side, left : left + side]
+        found.append(float(equivariance_psnr(model, params, square, time)[0]))
+    return found
+
+
+def equivariance_side(params: Architecture, sizes: Iterable[tuple[int, int]]) -> int | None:
+    """Returns the largest side of squares in all images of some sizes, at most 256 pixels, or None if one is too small.
+
+    Args:
+      params: Architecture, of whose factor the side is a multiple.
+      sizes: Heights and widths of the images.
+    """
+    side = min(min(_LARGEST, *size) for size in sizes) // params.factor * params.factor
+    # The smallest scale needs a latent that the decoder takes.
+    return side if side >= params.least_image / min(SCALES) else None
 
 
 @jax.jit(static_argnums=0)

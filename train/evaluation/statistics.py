@@ -14,6 +14,10 @@ from flax_vae.train.errors import TrainError
 _ROWS = 128  # rows of a covariance that processes exchange at a time
 ACTIVE = 0.01  # variance of the posterior's mean over the data, above which a channel counts as active
 
+# Upper ends of the bands of frequencies, as parts of the highest that a latent can have, half a cycle per number.  Each
+# but the first is an octave: the last is lost if height and width are halved.
+BANDS = (1 / 8, 1 / 4, 1 / 2, 1.0)
+
 
 class RunningCovariance:
     """Collects mean and covariance of vectors, batch by batch.
@@ -78,7 +82,7 @@ class RunningCovariance:
 
 @dataclass(frozen=True)
 class PosteriorSummary:
-    """Statistics of raw latents over a data set; lists have one entry per channel.
+    """Statistics of raw latents over a data set; lists have one entry per channel, unless told otherwise.
 
     Mean and deviation are those of latents sampled from the posteriors, computed without sampling:
     `Var[z] = Var[mean] + E[variance]`.  Every position of every image has equal weight.
@@ -87,8 +91,13 @@ class PosteriorSummary:
       channel_mean: Mean of each channel.
       channel_std: Standard deviation of each channel.
       channel_activity: Variance of the posterior's mean in each channel, without the posterior's own variance.
+      channel_kl: KL divergence from the standard normal of each channel in nats per position; None for a model without
+        posteriors.
       active_channels: Number of channels whose activity is more than 0.01 (Burda, Grosse & Salakhutdinov 2016,
         section 4.1).
+      active_share: Share of the channels that are active.
+      spectrum: Share of each of `BANDS` in the variance of the posterior's mean, all channels together.  A frequency is
+        the larger one of the vertical and the horizontal.  The first band includes differences between images.
       mean: Mean over all channels.
       std: Standard deviation of all numbers together, regardless of their channel.
       kl_per_image: Mean KL divergence from the standard normal in nats; None for a model without posteriors.
@@ -104,7 +113,10 @@ class PosteriorSummary:
     channel_mean: list[float]
     channel_std: list[float]
     channel_activity: list[float]
+    channel_kl: list[float] | None
     active_channels: int
+    active_share: float
+    spectrum: list[float]
     mean: float
     std: float
     kl_per_image: float | None
@@ -122,24 +134,51 @@ class PosteriorSink(Protocol):
 
 
 class PosteriorStats:
-    """Collects the statistics of posteriors, batch by batch."""
+    """Collects the statistics of posteriors, batch by batch.
+
+    Attributes:
+      means: Mean and covariance of the channels of the posteriors' means.
+    """
 
     def __init__(self, channels: int):
         """Starts without any posteriors."""
-        self._channels = ChannelStats.nothing(channels)
-        self._divergence: float | None = 0.0  # None once latents came without a posterior
+        self.means = RunningCovariance(channels)
+        self._variance = np.zeros(channels)  # sums over positions, as the following
+        self._divergence = np.zeros(channels)
+        self._energy = np.zeros(len(BANDS))
         self._images = 0
+        self._without_posterior = 0  # images that came as latents
 
     def add(self, mean: Float[np.ndarray, "b h w z"], logvar: Float[np.ndarray, "b h w z"] | None) -> None:
         """Adds the posteriors of a batch; without `logvar`, its latents."""
         mean = np.asarray(mean, np.float64)
-        logvar = None if logvar is None else np.asarray(logvar, np.float64)
-        self._channels += ChannelStats.of(mean, logvar)
+        self.means.add(mean.reshape(-1, mean.shape[-1]))
+        self._energy += band_energies(mean)
         self._images += len(mean)
-        if logvar is None or self._divergence is None:
-            self._divergence = None
-        else:
-            self._divergence += 0.5 * float(np.sum(mean**2 + np.exp(logvar) - 1.0 - logvar))
+        if logvar is None:
+            self._without_posterior += len(mean)
+            return
+        logvar = np.asarray(logvar, np.float64)
+        variance = np.exp(logvar)
+        self._variance += variance.sum(axis=(0, 1, 2))
+        self._divergence += 0.5 * np.sum(mean**2 + variance - 1.0 - logvar, axis=(0, 1, 2))
+
+    def merged(self, gather: Callable[[np.ndarray], np.ndarray]) -> "PosteriorStats":
+        """Returns the statistics of the posteriors of all processes; a collective call of all of them.
+
+        Args:
+          gather: Function that returns the float64 arrays of all processes, stacked; see
+            `flax_vae.train.devices.gather_float64`.
+        """
+        channels = self.means.mean.size
+        whole = PosteriorStats(channels)
+        whole.means = self.means.merged(gather)
+        counts = np.array([self._images, self._without_posterior], np.float64)
+        sums = gather(np.concatenate([self._variance, self._divergence, self._energy, counts])).sum(axis=0)
+        whole._variance, whole._divergence, rest = np.split(sums, [channels, 2 * channels])
+        whole._energy, (images, without) = rest[: len(BANDS)], rest[len(BANDS) :]
+        whole._images, whole._without_posterior = int(images), int(without)
+        return whole
 
     def result(self) -> PosteriorSummary:
         """Returns the statistics so far.
@@ -148,24 +187,47 @@ class PosteriorStats:
           ValueError: If there are no posteriors yet.
           TrainError: If all latents are equal, or one is not finite.
         """
-        channels = self._channels
-        if not channels.count:
+        count, channels = self.means.count, self.means.mean.size
+        if not count:
             raise ArgumentError("there are no latents to summarise; add at least one batch")
+        activity = np.diag(self.means.covariance())
+        stats = ChannelStats(count, self.means.mean, activity * count, self._variance)
         try:
-            mean, std = channels.overall()
+            mean, std = stats.overall()
         except FlaxVaeError as error:
             raise TrainError(str(error)) from error
-        activity = channels.scatter / channels.count
-        divergence = self._divergence
+        divergence = None if self._without_posterior else self._divergence
+        active = int((activity > ACTIVE).sum())
         return PosteriorSummary(
-            channel_mean=channels.mean.tolist(),
-            channel_std=np.sqrt(channels.channel_variance).tolist(),
+            channel_mean=stats.mean.tolist(),
+            channel_std=np.sqrt(stats.channel_variance).tolist(),
             channel_activity=activity.tolist(),
-            active_channels=int((activity > ACTIVE).sum()),
+            channel_kl=None if divergence is None else (divergence / count).tolist(),
+            active_channels=active,
+            active_share=active / channels,
+            spectrum=self._spectrum(activity.sum() * count),
             mean=mean,
             std=std,
-            kl_per_image=None if divergence is None else divergence / self._images,
-            kl_per_number=None if divergence is None else divergence / (channels.count * len(activity)),
+            kl_per_image=None if divergence is None else float(divergence.sum()) / self._images,
+            kl_per_number=None if divergence is None else float(divergence.sum()) / (count * channels),
             shift_factor=mean,
             scale_factor=1.0 / std,
         )
+
+    def _spectrum(self, total: float) -> list[float]:
+        """Returns the share of each band in the sum of squared deviations from the mean of the data set."""
+        if not total > 0:  # posteriors of equal means
+            return [0.0] * len(BANDS)
+        upper = self._energy[1:]
+        # Only now is the mean of the data set known, from which constant parts of images are measured.
+        return [max(0.0, 1.0 - float(upper.sum()) / total), *(upper / total).tolist()]
+
+
+def band_energies(z: Float[np.ndarray, "b h w z"]) -> Float[np.ndarray, " bands"]:
+    """Returns the sum of squares in each of `BANDS` of all images and channels, each relative to its own mean."""
+    height, width = z.shape[1:3]
+    spectrum = np.fft.fft2(z - z.mean(axis=(1, 2), keepdims=True), axes=(1, 2))
+    power = np.square(np.abs(spectrum)).sum(axis=(0, 3)) / (height * width)  # Parseval: sums of squares of `z`
+    rows, columns = (np.abs(np.fft.fftfreq(length)) for length in (height, width))
+    bands = np.searchsorted(np.array(BANDS[:-1]) / 2, np.maximum(rows[:, None], columns))
+    return np.bincount(bands.reshape(-1), power.reshape(-1), minlength=len(BANDS))

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from flax_vae.convert.architecture import Architecture, AutoEncoderParams
 from flax_vae.convert.files import atomic_file, finite_json
 from flax_vae.images import ImageScores
 from flax_vae.train.evaluation.fid import FrechetMeter
-from flax_vae.train.evaluation.statistics import PosteriorSummary
+from flax_vae.train.evaluation.statistics import ACTIVE, BANDS, PosteriorSummary
 from flax_vae.train.evaluation.whole_images import Report
 
 _COLUMNS = {"psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "lpips": ("LPIPS", ".4f")}
@@ -79,18 +81,20 @@ def _number(value: float | None, form: str) -> str:
 
 
 def latent_lines(latents: PosteriorSummary, params: Architecture) -> list[str]:
-    """Returns the statistics of the latents, one line per channel, and the scale that they suggest.
-
-    Args:
-      latents: Statistics of the posteriors.
-      params: Architecture of the model.
-    """
-    lines = ["channel      mean       std  variance of the posterior's mean"]
-    channels = zip(latents.channel_mean, latents.channel_std, latents.channel_activity, strict=True)
-    lines += [f"{i:>7}  {mean:>8.4f}  {std:>8.4f}  {active:>8.4f}" for i, (mean, std, active) in enumerate(channels)]
+    """Returns the statistics of the latents: a line per channel, bands of frequencies, KL and the scale to suggest."""
+    columns = [latents.channel_mean, latents.channel_std, latents.channel_activity]
+    means = [latents.mean, latents.std, sum(latents.channel_activity) / len(latents.channel_activity)]
+    heads = ["channel", "mean", "std", "variance of means"]
+    if latents.channel_kl is not None and latents.kl_per_number is not None:
+        columns, means, heads = [*columns, latents.channel_kl], [*means, latents.kl_per_number], [*heads, "KL"]
+    rows = [heads, *([str(index), *map(_four, row)] for index, row in enumerate(zip(*columns, strict=True)))]
+    lines = _aligned([*rows, ["all", *map(_four, means)]])
     lines += [
-        f"    all  {latents.mean:>8.4f}  {latents.std:>8.4f}  {latents.active_channels} of "
-        f"{len(latents.channel_mean)} channels active (more than 0.01)",
+        f"active channels: {latents.active_channels} of {len(latents.channel_mean)} ({latents.active_share:.0%}), "
+        f"with a variance of means above {ACTIVE}",
+        "",
+        *_spectrum_lines(latents),
+        "",
     ]
     if not isinstance(params, AutoEncoderParams):
         return [
@@ -105,6 +109,24 @@ def latent_lines(latents: PosteriorSummary, params: Architecture) -> list[str]:
         f"scale: these latents suggest scale_factor {latents.scale_factor:.6g} and shift_factor "
         f"{latents.shift_factor:.6g}; the model has {params.scale_factor:g} and {params.shift_factor:g}",
     ]
+
+
+def _four(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _spectrum_lines(latents: PosteriorSummary) -> list[str]:
+    """Returns the shares of the bands of frequencies, beside those of numbers that do not depend on each other."""
+    ends = [Fraction(band) for band in BANDS]
+    names = [f"to {end}" for end in ends]
+    squares = [0, *(end**2 for end in ends)]  # parts of the plane of frequencies
+    noise = [after - before for before, after in pairwise(squares)]
+    rows = [
+        ["frequency", *names],
+        ["energy", *(f"{share:.1%}" for share in latents.spectrum)],
+        ["white noise", *(f"{float(share):.1%}" for share in noise)],
+    ]
+    return _aligned(rows)
 
 
 def rfid_line(report: Report, meter: FrechetMeter | None) -> str:
@@ -123,6 +145,16 @@ def rfid_line(report: Report, meter: FrechetMeter | None) -> str:
     return f"{report.rfid:.4f} ({count} images, {meter.dimension} features{few})"
 
 
+def equivariance_line(report: Report) -> str:
+    """Returns the equivariance error, of how many images it is, or why none was measured."""
+    found = report.equivariance
+    if found is None:
+        return "not measured; expected --equivariance N of at least 1, and images of at least four latents a side"
+    count = len(found.psnr)
+    images = "1 image" if count == 1 else f"{count} images"
+    return f"{found.mean():.2f} dB ({found.side} x {found.side} pixels in the centre of {images}; more is better)"
+
+
 def write_report_json(path: Path, about: Mapping[str, Any], report: Report) -> None:
     """Writes all results; values that are not finite, such as the PSNR of equal images, become null.
 
@@ -132,6 +164,8 @@ def write_report_json(path: Path, about: Mapping[str, Any], report: Report) -> N
       report: Results.
     """
     fields = {**about, "rfid": report.rfid, "mean": report.mean()}
+    if report.equivariance is not None:
+        fields["equivariance"] = {"mean": report.equivariance.mean(), **report.equivariance._asdict()}
     fields |= {"latents": dataclasses.asdict(report.latents), "images": [image._asdict() for image in report.images]}
     with atomic_file(path, force=True) as file:
         file.write_text(json.dumps(finite_json(fields), indent=2, allow_nan=False) + "\n", encoding="utf-8")

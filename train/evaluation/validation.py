@@ -14,11 +14,17 @@ from flax_vae.images import Comparison, ImageScores, ImageSource
 from flax_vae.loading import make_model
 from flax_vae.numerics import Numerics
 from flax_vae.train.config import TrainConfig, ValidationConfig
-from flax_vae.train.devices import Parallel, gather_float64, gather_values
-from flax_vae.train.errors import NotFiniteError, RunError
+from flax_vae.train.devices import Parallel, gather_float64
+from flax_vae.train.errors import RunError
 from flax_vae.train.evaluation.fid import FeatureExtractor, FrechetMeter, load_extractor
 from flax_vae.train.evaluation.latent_change import LatentChange, LatentChangeMeter
-from flax_vae.train.evaluation.whole_images import Evaluation, image_sizes, mean_scores, perceptual_distance
+from flax_vae.train.evaluation.whole_images import (
+    Evaluation,
+    image_sizes,
+    mean_scores,
+    of_all_processes,
+    perceptual_distance,
+)
 from flax_vae.train.losses import load_lpips_weights
 
 _SHOWN = 8  # images in a picture
@@ -175,21 +181,8 @@ class _Means(list[Any]):
 
 def _of_all_processes(scores: dict[int, ImageScores], failure: Exception | None) -> dict[int, ImageScores]:
     """Returns the scores of all processes; raises in all of them if one failed."""
-    if jax.process_count() == 1:
-        if failure is not None:
-            raise failure
-        return scores
-    text = failure and (str(failure) if isinstance(failure, FlaxVaeError) else repr(failure))
-    kind = isinstance(failure, NotFiniteError)
-    reports = gather_values({"failure": text, "not_finite": kind, "scores": [[i, *one] for i, one in scores.items()]})
-    if failure is not None and not kind:
-        raise failure
-    failures = [(process, report) for process, report in enumerate(reports) if report["failure"] is not None]
-    for process, report in sorted(failures, key=lambda failed: failed[1]["not_finite"]):
-        if report["not_finite"]:
-            raise NotFiniteError(report["failure"])
-        raise RunError(f"process {process} failed: {report['failure']}")
-    return {row[0]: ImageScores(*row[1:]) for report in reports for row in report["scores"]}
+    reports = of_all_processes([[index, *one] for index, one in scores.items()], failure)
+    return {row[0]: ImageScores(*row[1:]) for report in reports for row in report}
 
 
 def _lpips_of(settings: ValidationConfig) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from flax_vae.autoencoder import Model
 from flax_vae.convert.console import available_cpus, printable
+from flax_vae.convert.errors import FlaxVaeError
 from flax_vae.images import (
     Comparison,
     ImageScores,
@@ -30,8 +31,11 @@ from flax_vae.images import (
     to_uint8,
 )
 from flax_vae.inference import Reconstruction, encode_means, needs_bands, reconstruct
-from flax_vae.train.errors import DataError, NotFiniteError
+from flax_vae.train.devices import gather_float64, gather_values
+from flax_vae.train.errors import DataError, NotFiniteError, RunError
 from flax_vae.train.evaluation.batches import ImageBatch, plan_batches
+from flax_vae.train.evaluation.components import PrincipalComponents
+from flax_vae.train.evaluation.equivariance import central_equivariance, equivariance_side
 from flax_vae.train.evaluation.fid import FrechetMeter
 from flax_vae.train.evaluation.statistics import PosteriorSink, PosteriorStats, PosteriorSummary
 from flax_vae.train.losses import lpips, smallest_side, stages_of
@@ -51,15 +55,35 @@ class Report:
       latents: Statistics of the latents, those of the padding to the model's factor included.
       rfid: Fréchet distance between the features of the reconstructions and of the originals; None if it was not
         asked for or there is only one image.
+      equivariance: Equivariance errors; None if they were not asked for, or the images are too small.
+      components: Principal components of the latents.
     """
 
     images: list[ImageScores]
     latents: PosteriorSummary
     rfid: float | None
+    equivariance: "Equivariance | None" = None
+    components: PrincipalComponents | None = None
 
     def mean(self) -> dict[str, float | None]:
         """Returns the mean of each score; see `mean_scores`."""
         return mean_scores(self.images)
+
+
+class Equivariance(NamedTuple):
+    """Equivariance errors of some images; see `equivariance_psnr`.
+
+    Attributes:
+      psnr: Error of each of the first images in decibels.
+      side: Side of the square in the centre of each image that was measured, in pixels.
+    """
+
+    psnr: list[float]
+    side: int
+
+    def mean(self) -> float:
+        """Returns the mean over the images, in decibels."""
+        return sum(self.psnr) / len(self.psnr)
 
 
 def mean_scores(images: Sequence[ImageScores]) -> dict[str, float | None]:
@@ -112,6 +136,10 @@ def _lpips(net: Literal["vgg", "alex"], mesh: Mesh, weights: Any, a: Array, b: A
     return jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=pairs)(weights, a, b, sizes)
 
 
+LatentVisitor = Callable[[int, Image, Float[np.ndarray, "H W z"]], None]
+
+_Posterior = tuple[Float[np.ndarray, "1 H W z"], Float[np.ndarray, "1 H W z"] | None]
+
 Round = tuple[ImageBatch, ...]  # batches of one size that are computed at the same time, each on a device of its own
 
 
@@ -126,11 +154,12 @@ class _Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of one model on the devices of this process.
+    """An evaluation of one model on the devices of this process, or of several processes that JAX has joined.
 
     Batches do not depend on the number of devices, and each is computed on one device as it is computed there alone.
     PSNR and SSIM are those of 8-bit images, in float64, of each image alone.  On devices of one kind the scores are
-    therefore equal to the last bit, however many there are.
+    therefore equal to the last bit, however many there are, and so are the statistics of the latents in one process.
+    Several processes divide the images; statistics and rFID then agree up to the rounding of float64 sums.
 
     Attributes:
       model: Autoencoder.
@@ -141,6 +170,7 @@ class Evaluation:
         the size of the images.
       perceptual: Distance for LPIPS; None measures no LPIPS.
       frechet: Meter for rFID; None measures no rFID.
+      equivariance: Number of images, the first ones, whose equivariance error is measured.
       devices: Devices of this process that compute; None means the first one.
     """
 
@@ -151,29 +181,69 @@ class Evaluation:
     in_bands: bool | None = None
     perceptual: PerceptualDistance | None = None
     frechet: FrechetMeter | None = None
+    equivariance: int = 0
     devices: tuple[Any, ...] | None = None
 
-    def __call__(self, source: ImageSource, count: int, look: Callable[[Comparison], None] = lambda _: None) -> Report:
-        """Measures the first `count` images.
+    def __call__(
+        self,
+        source: ImageSource,
+        count: int,
+        look: Callable[[Comparison], None] = lambda _: None,
+        look_at_latents: LatentVisitor = lambda *_: None,
+    ) -> Report:
+        """Measures the first `count` images; a collective call of all processes.
 
         Args:
-          source: Source of the images.
+          source: Source of the images, equal in all processes.
           count: Number of images.
-          look: Function that is called with each image and its reconstruction; these are not kept.
+          look: Function that is called with each image of this process and its reconstruction; these are not kept.
+          look_at_latents: Function that is called with the number of each image of this process, the image and the mean
+            of its posterior; these are not kept.
 
         Returns:
-          Scores of each image and their means.
+          The results for the images of all processes.
 
         Raises:
           DataError: If the source is empty, or an image cannot be read.
           NotFiniteError: If a reconstruction holds NaN or infinite values.
+          RunError: If another process failed.
           TrainError: If the feature extractor is faulty, or the latents are all equal or not finite.
         """
-        devices = 1 if self.devices is None else len(self.devices)
+        process, processes = jax.process_index(), jax.process_count()
+        sizes = image_sizes(source, count)
+        rounds = self.rounds(sizes, 1 if self.devices is None else len(self.devices))[process::processes]
         latents = PosteriorStats(self.model.params.z_channels)
-        scores = self.measure(source, self.rounds(image_sizes(source, count), devices), look, latents)
-        rfid = None if self.frechet is None else self.frechet.distance()
-        return Report([scores[index] for index in sorted(scores)], latents.result(), rfid)
+        first = sorted(sizes)[: self.equivariance]
+        side = equivariance_side(self.model.params, [sizes[index] for index in first]) if first else None
+        own: list[Any] = [[], []]
+        failure: Exception | None = None
+        try:
+            scores = self.measure(source, rounds, look, latents, look_at_latents)
+            own[0] = [[index, *one] for index, one in scores.items()]
+            if side is not None:
+                own[1] = self._equivariance(source, first[process::processes], side)
+        except Exception as error:  # every failure must be reported to the other processes
+            failure = error
+        reports = of_all_processes(own, failure)
+        if processes > 1:
+            latents = latents.merged(gather_float64)
+            if self.frechet is not None:
+                self.frechet.merge(gather_float64)
+        scores = {row[0]: ImageScores(*row[1:]) for report, _ in reports for row in report}
+        errors = sorted((index, error) for _, report in reports for index, error in report)
+        return Report(
+            [scores[index] for index in sorted(scores)],
+            latents.result(),
+            None if self.frechet is None else self.frechet.distance(),
+            None if side is None else Equivariance([error for _, error in errors], side),
+            PrincipalComponents.of(latents.means),
+        )
+
+    def _equivariance(self, source: ImageSource, indices: Sequence[int], side: int) -> list[tuple[int, float]]:
+        """Returns numbers and equivariance errors of images."""
+        params = jax.device_put(self.params, self.devices[0] if self.devices else jax.local_devices()[0])
+        errors = central_equivariance(self.model, params, source, indices, side, self._time)
+        return list(zip(indices, errors, strict=True))
 
     def rounds(self, sizes: dict[int, tuple[int, int]], devices: int) -> list[Round]:
         """Divides images into rounds.
@@ -199,6 +269,7 @@ class Evaluation:
         rounds: Sequence[Round],
         look: Callable[[Comparison], None] = lambda _: None,
         latents: PosteriorSink | None = None,
+        look_at_latents: LatentVisitor = lambda *_: None,
     ) -> dict[int, ImageScores]:
         """Measures the images of some rounds; adds them to `frechet`, if there is one.
 
@@ -207,6 +278,7 @@ class Evaluation:
           rounds: Result of `rounds`, or a part of it.
           look: Function that is called with each image and its reconstruction.
           latents: Statistics or another sink, which is given the posteriors.
+          look_at_latents: Function that is called with number, image and mean of the posterior, if `latents` are given.
 
         Returns:
           Scores of each image, by its number.
@@ -225,7 +297,10 @@ class Evaluation:
                     names = [printable(source.name(index)) for index in batch.indices]
                     comparisons = list(threads.map(compare_images, names, shown, made.images, made.distances))
                     if latents is not None:
-                        self._add_latents(latents, shown, made.mean, made.logvar)
+                        posteriors = list(self._posteriors(shown, made.mean, made.logvar))
+                        for index, image, (mean, logvar) in zip(batch.indices, shown, posteriors, strict=True):
+                            latents.add(mean, logvar)
+                            look_at_latents(index, image, mean[0])
                     if self.frechet is not None:
                         _add_features(self.frechet, comparisons)
                     for index, comparison in zip(batch.indices, comparisons, strict=True):
@@ -250,7 +325,8 @@ class Evaluation:
                 mesh, slots, images = self._stacked(params, batches, originals)
                 means = encode_means(self.model, params.on(mesh), images, self._time, mesh=mesh)
                 for batch, which in _shares(batches, len(slots)):
-                    self._add_latents(latents, [originals[index] for index in batch.indices], means[which], None)
+                    for posterior in self._posteriors([originals[i] for i in batch.indices], means[which], None):
+                        latents.add(*posterior)
 
     def _placed(self) -> "_Placed":
         return _Placed(self.params, tuple(jax.local_devices()[:1]) if self.devices is None else self.devices)
@@ -319,20 +395,19 @@ class Evaluation:
         least = self.perceptual.smallest_side
         return [value if min(size) >= least else None for value, size in zip(distances, sizes, strict=True)]
 
-    def _add_latents(
+    def _posteriors(
         self,
-        latents: PosteriorSink,
         shown: Sequence[Image],
         means: Float[np.ndarray, "b H W z"],
         logvars: Float[np.ndarray, "b H W z"] | None,
-    ) -> None:
-        """Adds the posteriors of images, without those of padding beyond the model's factor."""
+    ) -> Iterator[_Posterior]:
+        """Yields mean and logvar of each image, without those of padding beyond the model's factor."""
         factor = self.model.params.factor
         side = factor // self.model.params.patch
         for index, image in enumerate(shown):
             rows, columns = (length // side for length in padded_size(image.shape[0], image.shape[1], factor))
             part = (slice(index, index + 1), slice(rows), slice(columns))
-            latents.add(means[part], None if logvars is None else logvars[part])
+            yield means[part], None if logvars is None else logvars[part]
 
 
 def _shares(batches: Round, slots: int) -> Iterator[tuple[ImageBatch, slice]]:
@@ -363,6 +438,31 @@ def _replicated(mesh: Mesh, leaf: Any) -> jax.Array:
     if not all(device in copies for device in devices):
         return jax.device_put(leaf, place)
     return jax.make_array_from_single_device_arrays(leaf.shape, place, [copies[device] for device in devices])
+
+
+def of_all_processes(own: Any, failure: Exception | None) -> list[Any]:
+    """Returns the JSON values of all processes; raises in all of them if one failed.
+
+    Raises:
+      Exception: The failure of this process.
+      NotFiniteError: If a reconstruction of another process is not finite, and no process failed otherwise.
+      RunError: If another process failed.
+    """
+    if jax.process_count() == 1:
+        if failure is not None:
+            raise failure
+        return [own]
+    text = failure and (str(failure) if isinstance(failure, FlaxVaeError) else repr(failure))
+    kind = isinstance(failure, NotFiniteError)
+    reports = gather_values({"failure": text, "not_finite": kind, "own": own})
+    if failure is not None and not kind:
+        raise failure
+    failures = [(process, report) for process, report in enumerate(reports) if report["failure"] is not None]
+    for process, report in sorted(failures, key=lambda failed: failed[1]["not_finite"]):
+        if report["not_finite"]:
+            raise NotFiniteError(report["failure"])
+        raise RunError(f"process {process} failed: {report['failure']}")
+    return [report["own"] for report in reports]
 
 
 def image_sizes(source: ImageSource, count: int | None = None) -> dict[int, tuple[int, int]]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flax_vae.train.report.html import write_report
     from flax_vae.train.report.loggers import Loggers, chosen_loggers, require_loggers
     from flax_vae.train.report.metrics_log import Metrics, Reporter, read_metrics
-    from flax_vae.train.report.pictures import save_comparisons
+    from flax_vae.train.report.pictures import save_comparisons, save_components
     from flax_vae.train.report.speed import Speed
 else:
     __getattr__, __dir__ = lazy_names(__name__)
@@ -26,6 +26,7 @@ __all__ = [
     "read_metrics",
     "require_loggers",
     "save_comparisons",
+    "save_components",
     "write_report",
     "write_run_comparison",
 ]

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from flax_vae.convert.files import read_at
-from flax_vae.images import PANELS, Comparison, PanelLayout, draw_comparison, save_png, stack
+from flax_vae.images import PANELS, Comparison, PanelLayout, draw_comparison, draw_pair, save_png, stack
 from flax_vae.train.errors import RunError
 
 _LAYOUT = PanelLayout()
@@ -30,6 +32,20 @@ def save_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
         caption = "   ".join([comparison.scores.name, *comparison.scores.in_words()])
         rows.append(draw_comparison(comparison, [caption], amplified=AMPLIFIED, layout=_LAYOUT))
     save_png(path, stack(rows, _LAYOUT), force=True)
+
+
+def save_components(
+    path: Path, rows: Sequence[tuple[str, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h2 w2 3"]]]
+) -> None:
+    """Writes a row per image, under its name: the image, and its latents in colours, enlarged to the image's size.
+
+    Args:
+      path: PNG file.
+      rows: Name of each image, the image, and the latents, as `flax_vae.train.evaluation.PrincipalComponents` draws
+        them.
+    """
+    pictures = [draw_pair(image, latents, name, layout=_LAYOUT) for name, image, latents in rows]
+    save_png(path, stack(pictures, _LAYOUT), force=True)
 
 
 class Reconstructed(NamedTuple):

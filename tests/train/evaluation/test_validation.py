@@ -54,14 +54,14 @@ def test_a_run_ends_with_the_scores_that_eval_prints_for_its_export(small, tmp_p
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["psnr"] == outcome.scores["psnr"]
 
     for measured in ("run", "run/export", "run/checkpoints/2"):
-        assert eval_cli.main([str(tmp_path / measured), "--lpips", "none"]) == 0
+        assert eval_cli.main([str(tmp_path / measured), "--lpips", "none", "--equivariance", "0"]) == 0
         head, row = capsys.readouterr().out.splitlines()[:2]
         cells = dict(zip(head.split(), re.split(r"  +", row), strict=True))
         scores = {"PSNR": f"{outcome.scores['psnr']:.2f}", "SSIM": f"{outcome.scores['ssim']:.4f}"}
         assert cells == {"image": "d.png", "pixels": "17 x 40", **scores}
     psnr, kl = {}, {}
     for time in ("7", "0"):
-        flags = ["--lpips", "none", "--time", time, "--json", str(tmp_path / "all.json")]
+        flags = ["--lpips", "none", "--equivariance", "0", "--time", time, "--json", str(tmp_path / "all.json")]
         assert eval_cli.main([str(tmp_path / "run"), *flags]) == 0
         report = json.loads((tmp_path / "all.json").read_text())
         psnr[time], kl[time] = report["mean"]["psnr"], report["latents"]["kl_per_image"]

@@ -422,7 +422,7 @@ def test_several_models_are_compared_on_what_the_first_held_out(params, small, f
     assert about == f"1 image of {folder}/d.png; LPIPS: not asked for"
     assert eval_cli.main(["first", "second", "--json", "x.json"]) == 1
     assert "--json needs exactly one model, not 2" in capsys.readouterr().err
-    assert eval_cli.main(["first/export", "--lpips", "none"]) == 0
+    assert eval_cli.main(["first/export", "--lpips", "none", "--equivariance", "0"]) == 0
     assert "d.png      30 x 70" in capsys.readouterr().out
     (tmp_path / "first" / "export").rename("elsewhere")
     assert eval_cli.main(["elsewhere"]) == 1
