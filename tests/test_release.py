@@ -52,6 +52,6 @@ def test_the_wheel_has_what_it_needs_and_nothing_else():
     assert {file.parts[0] for file in INSTALLED} <= {"flax_vae", "torch_ref", info, ".."}  # the last for commands
     train = PurePosixPath("flax_vae/train")
     assert len([file for file in INSTALLED if file.match("photographs/*.jpg")]) == 6
-    assert {train / "photographs/LICENSES.md", train / "PODS.md", train / "report/report.css"} <= set(INSTALLED)
+    assert {train / "photographs/LICENSES.md", train / "report/report.css"} <= set(INSTALLED)
     licences = [file for file in INSTALLED if file.parts[:2] == (info, "licenses")]
     assert sorted(file.name for file in licences) == ["LICENSE", "LICENSES.md"]

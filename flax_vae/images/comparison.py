@@ -90,7 +90,17 @@ def draw_comparison(
 def draw_pair(
     image: UInt8[np.ndarray, "h w 3"], other: UInt8[np.ndarray, "h2 w2 3"], caption: str, *, layout: PanelLayout
 ) -> Image.Image:
-    """Draws one row: an image and another one beside it, in the size of the first, each pixel as a rectangle."""
+    """Draws one row: an image and another one beside it, in the size of the first, each pixel as a rectangle.
+
+    Args:
+      image: 8-bit RGB.
+      other: 8-bit RGB of any size.
+      caption: Text above the row.
+      layout: Sizes of the parts of the row.
+
+    Returns:
+      The drawing.
+    """
     left = _fitted(Image.fromarray(image), layout)
     right = Image.fromarray(other).resize(left.size, Image.Resampling.NEAREST)
     font = ImageFont.load_default(layout.title)

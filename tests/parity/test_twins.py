@@ -22,7 +22,7 @@ TORCH_ONLY = {"to_tensor"}
 FLAX_ONLY = {
     *("full_attention", "example_inputs", "init_params", "to_jax"),
     *("leaky_relu", "unbiased", "BatchNorm.forward"),  # whose definitions differ from torch.nn's
-    "AutoEncoder.numerics",
+    *("AutoEncoder.numerics", "make_model"),  # how a model is computed is not a part of PyTorch's
 }
 # First lines of docstrings that differ, because of what they describe.
 TOLD_APART = {

@@ -587,6 +587,9 @@ def setting_types(*sections: type) -> dict[str, Any]:
     """Returns the type of each field of a section, or of several that stand for each other.
 
     A field that is a section itself has a tuple: the dataclasses that it may be.
+
+    Args:
+      sections: Dataclasses of settings.
     """
     types: dict[str, Any] = {}
     for section in sections:

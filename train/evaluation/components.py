@@ -35,6 +35,9 @@ class PrincipalComponents:
     def of(cls, moments: RunningCovariance) -> "PrincipalComponents":
         """Returns the components of vectors.
 
+        Args:
+          moments: Mean and covariance of the vectors.
+
         Raises:
           ValueError: If there are no vectors, or one is not finite.
         """
@@ -54,6 +57,9 @@ class PrincipalComponents:
         """Returns latents as an image: the mean is grey, three deviations above it are bright and below it dark.
 
         Latents of fewer than three channels leave the other colours grey.
+
+        Args:
+          latents: Latents of one image.
         """
         scores = (np.asarray(latents, np.float64) - self.mean) @ self.directions.T
         scores /= np.where(self.deviations > 0, self.deviations, 1.0)

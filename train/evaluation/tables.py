@@ -81,7 +81,12 @@ def _number(value: float | None, form: str) -> str:
 
 
 def latent_lines(latents: PosteriorSummary, params: Architecture) -> list[str]:
-    """Returns the statistics of the latents: a line per channel, bands of frequencies, KL and the scale to suggest."""
+    """Returns the statistics of the latents: a line per channel, bands of frequencies, KL and the scale to suggest.
+
+    Args:
+      latents: Statistics of the posteriors.
+      params: Architecture of the model.
+    """
     columns = [latents.channel_mean, latents.channel_std, latents.channel_activity]
     means = [latents.mean, latents.std, sum(latents.channel_activity) / len(latents.channel_activity)]
     heads = ["channel", "mean", "std", "variance of means"]
@@ -146,7 +151,11 @@ def rfid_line(report: Report, meter: FrechetMeter | None) -> str:
 
 
 def equivariance_line(report: Report) -> str:
-    """Returns the equivariance error, of how many images it is, or why none was measured."""
+    """Returns the equivariance error, of how many images it is, or why none was measured.
+
+    Args:
+      report: Report of the model.
+    """
     found = report.equivariance
     if found is None:
         return "not measured; expected --equivariance N of at least 1, and images of at least four latents a side"

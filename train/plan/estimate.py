@@ -57,6 +57,11 @@ def require_memory(config: TrainConfig, parallel: Parallel, constants: Any) -> N
 
     Checks nothing where the memory of a device is not known, as on a CPU.
 
+    Args:
+      config: Settings of the run.
+      parallel: Devices of the run.
+      constants: Arrays that the step takes beside state and batch.
+
     Raises:
       TrainError: If the arrays of the run alone are larger than the memory of a device.
     """
