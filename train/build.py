@@ -21,7 +21,7 @@ from flax_vae.loading import make_model
 from flax_vae.numerics import Numerics
 from flax_vae.train.config import LossConfig, TrainConfig
 from flax_vae.train.errors import RunError
-from flax_vae.train.losses import load_lpips_weights
+from flax_vae.train.losses import WINDOW, load_lpips_weights, smallest_side, stages_of
 from flax_vae.train.optim import make_discriminator_optimizer, make_optimizer, make_schedule
 from flax_vae.train.state import (
     DiscriminatorState,
@@ -34,7 +34,16 @@ from flax_vae.train.step import Components
 
 
 def make_components(config: TrainConfig) -> Components:
-    """Returns the autoencoder, its optimiser and, if the adversarial weight is not 0, the discriminator and its own."""
+    """Returns the autoencoder, its optimiser and, if the adversarial weight is not 0, the discriminator and its own.
+
+    Raises:
+      ValueError: If images or reduced images are too small for a loss.
+    """
+    loss = config.loss
+    if loss.ssim_weight:
+        config.require_size(WINDOW, f"loss.ssim_weight={loss.ssim_weight}", "no SSIM")
+    if loss.lpips_weight:
+        config.require_size(smallest_side(stages_of(loss.lpips_net)), f"lpips_net={loss.lpips_net!r}", "no LPIPS")
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     # cuDNN's kernel needs all positions of an image on one device.
     attention = "tiles" if config.devices_per_image > 1 else "auto"

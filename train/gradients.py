@@ -12,11 +12,25 @@ from flax_vae.autoencoder import Model
 from flax_vae.discriminator import Discriminator
 from flax_vae.train.conditioning import sample_times
 from flax_vae.train.config import GanConfig, TrainConfig
-from flax_vae.train.losses import adaptive_weight, at_least_float32, choose, kl, lpips, r1_penalty, reconstruction_loss
+from flax_vae.train.losses import (
+    QUARTERS,
+    adaptive_weight,
+    add_noise,
+    at_least_float32,
+    choose,
+    kl,
+    lpips,
+    r1_penalty,
+    reconstruction_loss,
+    transform_pair,
+    variance_expansion,
+)
 from flax_vae.train.state import TrainState, trained_part, with_logvar, with_part
 
 Scores = dict[str, Float[Array, ""]]
 _LAST_KERNEL = "decoder/conv_out/kernel"
+# Folded into the key of an update, as the indices of examples are, and 2**32 - 1 for their times.
+_TURNS, _NOISE, _STRENGTH = 2**32 - 2, 2**32 - 3, 2**32 - 4
 Average = Callable[[Any], Any]
 
 
@@ -24,9 +38,9 @@ class _Losses(NamedTuple):
     """Results of the forward pass, and the gradients from which the backward pass starts.
 
     Attributes:
-      pull_back: Maps gradients with respect to reconstruction and divergence to those with respect to the weights.
+      pull_back: Maps gradients with respect to reconstruction and penalties to those with respect to the weights.
       to_images: Gradient of the reconstruction loss with respect to the reconstruction.
-      to_kl: Gradient with respect to the divergence.
+      to_penalties: Gradients with respect to the penalties of the posterior.
       to_logvar: Gradient with respect to the reconstruction's log-variance.
       scores: Terms of the loss, by name.
       adversarial: Losses and gradients of the discriminator, or None.
@@ -34,14 +48,14 @@ class _Losses(NamedTuple):
 
     pull_back: Callable[[Any], tuple[dict[str, Any]]]
     to_images: Float[Array, "b h w c"]
-    to_kl: Float[Array, ""]
+    to_penalties: Scores
     to_logvar: Float[Array, ""]
     scores: Scores
     adversarial: "_DiscriminatorPass | None"
 
     def last_kernel(self, to_images: Float[Array, "b h w c"]) -> Float[Array, "..."]:
         """Returns the gradient of the decoder's last kernel; the compiler drops the rest of the backward pass."""
-        (part,) = self.pull_back((to_images, jnp.zeros_like(self.to_kl)))
+        (part,) = self.pull_back((to_images, jax.tree.map(jnp.zeros_like, self.to_penalties)))
         return part["decoder"]["conv_out"]["kernel"]
 
 
@@ -73,6 +87,7 @@ def gradients(
     config: TrainConfig,
     average: Average,
     weight: Float[Array, ""] | None = None,
+    size: int | None = None,
 ) -> Gradients:
     """Computes all gradients with one forward and one backward pass through the autoencoder.
 
@@ -90,8 +105,10 @@ def gradients(
       config: Settings of the run.
       average: Function that averages a tree over devices, if each device has only its own examples.
       weight: Weight of the adversarial loss; None computes it from this batch, as set by the config.
+      size: Side that the raw latents are reduced to, before they are turned by random quarters and compared with images
+        that are changed alike; None leaves both as they are.
     """
-    losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config)
+    losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config, size)
     to_images, scores, adversarial = losses.to_images, losses.scores, losses.adversarial
     if adversarial is not None:
         if weight is not None:
@@ -105,7 +122,7 @@ def gradients(
         to_images = to_images + weight * adversarial.to_images
         scores = scores | adversarial.scores | {"d_weight": weight}
 
-    (part,) = losses.pull_back((to_images, losses.to_kl))
+    (part,) = losses.pull_back((to_images, losses.to_penalties))
     autoencoder = with_logvar(trained_part(part, config.trained), losses.to_logvar, config.loss.learn_logvar)
     if adversarial is None:
         return Gradients(autoencoder, None, None, scores)
@@ -121,6 +138,7 @@ def last_kernels(
     model: Model,
     discriminator: Discriminator,
     config: TrainConfig,
+    size: int | None = None,
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Returns the gradients of the decoder's last kernel that `adaptive_weight` compares.
 
@@ -135,7 +153,7 @@ def last_kernels(
 
     def measure() -> tuple[Any, Any]:
         batch_stats = state.discriminator and state.discriminator.batch_stats
-        losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config)
+        losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config, size)
         assert losses.adversarial is not None
         return losses.last_kernel(losses.to_images), losses.last_kernel(losses.adversarial.to_images)
 
@@ -174,47 +192,65 @@ def _losses(
     model: Model,
     discriminator: Discriminator | None,
     config: TrainConfig,
+    size: int | None,
 ) -> _Losses:
     """Runs the forward pass; returns all terms of the losses and their gradients with respect to the reconstruction."""
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     time = sample_times(key, index, model.params, config.time)
 
-    def reconstruct(part: dict[str, Any]) -> tuple[Float[Array, "b h w c"], Float[Array, ""]]:
+    turns = None if size is None else jax.random.randint(jax.random.fold_in(key, _TURNS), (), 0, QUARTERS)
+
+    def reconstruct(part: dict[str, Any]) -> tuple[tuple[Float[Array, "b h w c"], Scores], Float[Array, "b h w c"]]:
         apply = cast(Callable[..., Any], partial(model.apply, {"params": with_part(state.params, part)}))
         # Encoding
         # In bfloat16, normal samples take only 128 different values, and a sum loses its last digits.
         if model.params.has_posterior:
             posterior = jax.tree.map(at_least_float32, apply(images, time, method="posterior"))
-            z, divergence = posterior.mode(), kl(posterior, config.loss.free_bits)
+            z, penalties = posterior.mode(), {"kl": kl(posterior, config.loss.free_bits)}
+            if config.latents.variance_weight:
+                penalties["variance_expansion"] = variance_expansion(posterior.logvar)
             if config.loss.sample:
                 z = posterior.sample(noise=example_noise(key, index, z))
         else:
-            z, divergence = at_least_float32(apply(images, time, method="moments")), jnp.float32(0)
+            z, penalties = at_least_float32(apply(images, time, method="moments")), {"kl": jnp.float32(0)}
         # Decoding
-        reconstruction = apply(apply(z, method="scale"), time, method="decode")
-        return at_least_float32(reconstruction), divergence
+        target = images
+        if size is not None and turns is not None:
+            target, z = transform_pair(images, z, (size, size), turns)
+        z = apply(z, method="scale")
+        if config.latents.noise:
+            z = _disturb(key, index, z, config.latents.noise)
+        reconstruction = at_least_float32(apply(z, time, method="decode"))
+        return (reconstruction, penalties), target
 
-    def fidelity(reconstruction: Any, divergence: Any, logvar: Any) -> tuple[Float[Array, ""], Scores]:
+    def fidelity(reconstruction: Any, penalties: Any, logvar: Any) -> tuple[Float[Array, ""], Scores]:
         perceptual = None
         if config.loss.lpips_weight:
             perceptual = partial(lpips, weights["lpips"], net=config.loss.lpips_net, dtype=model.dtype)
-        return reconstruction_loss(
-            reconstruction, images, divergence,
+        loss, scores = reconstruction_loss(
+            reconstruction, target, penalties["kl"],
             distance=config.loss.distance, kl_weight=config.loss.kl_weight, reduction=config.loss.reduction,
-            perceptual=perceptual, lpips_weight=config.loss.lpips_weight,
+            perceptual=perceptual, lpips_weight=config.loss.lpips_weight, ssim_weight=config.loss.ssim_weight,
             logvar=logvar if config.loss.learn_logvar or config.loss.logvar else None,
         )  # fmt: skip
+        if config.latents.variance_weight:
+            values = target[0].size if config.loss.reduction == "sum" else 1
+            loss = loss + config.latents.variance_weight * values * penalties["variance_expansion"]
+            scores |= {"loss": loss, "variance_expansion": penalties["variance_expansion"]}
+        return loss, scores
 
     # The adaptive weight compares gradients of the last kernel, whether it is trained or not.
     differentiated = config.trained | ({_LAST_KERNEL} if discriminator is not None and config.gan.adaptive else set())
-    (reconstruction, divergence), pull_back = jax.vjp(reconstruct, trained_part(state.params, differentiated))
-    (_, scores), (to_images, to_kl, to_logvar) = jax.value_and_grad(fidelity, argnums=(0, 1, 2), has_aux=True)(
-        reconstruction, divergence, state.logvar
+    (reconstruction, penalties), pull_back, target = jax.vjp(
+        reconstruct, trained_part(state.params, differentiated), has_aux=True
+    )
+    (_, scores), (to_images, to_penalties, to_logvar) = jax.value_and_grad(fidelity, argnums=(0, 1, 2), has_aux=True)(
+        reconstruction, penalties, state.logvar
     )
     adversarial = None
     if discriminator is not None and state.discriminator is not None:
-        adversarial = _discriminator_pass(discriminator, state, batch_stats, images, reconstruction, config.gan)
-    return _Losses(pull_back, to_images, to_kl, to_logvar, scores, adversarial)
+        adversarial = _discriminator_pass(discriminator, state, batch_stats, target, reconstruction, config.gan)
+    return _Losses(pull_back, to_images, to_penalties, to_logvar, scores, adversarial)
 
 
 class _DiscriminatorPass(NamedTuple):
@@ -300,3 +336,12 @@ def example_noise(key: PRNGKeyArray, index: Int[Array, " b"], like: Float[Array,
     """
     keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(index)
     return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:], like.dtype))(keys)
+
+
+def _disturb(
+    key: PRNGKeyArray, index: Int[Array, " b"], z: Float[Array, "b h w z"], largest: float
+) -> Float[Array, "b h w z"]:
+    """Returns latents with noise, whose deviation is drawn for each example; see `example_noise`."""
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, _STRENGTH)))(index)
+    noise = example_noise(jax.random.fold_in(key, _NOISE), index, z)
+    return add_noise(z, noise, jax.vmap(jax.random.uniform)(keys), largest)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -45,6 +46,7 @@ def train_step(
     components: Components,
     config: TrainConfig,
     axis_name: str | None = None,
+    size: int | None = None,
 ) -> tuple[TrainState, Scores]:
     """Updates the autoencoder and the discriminator, if there is one, from a single forward pass.
 
@@ -57,6 +59,7 @@ def train_step(
       components: Model, optimisers and discriminator.
       config: Settings of the run.
       axis_name: Name of the device axis under pmap; None otherwise.
+      size: Side that the latents of this update are reduced to, `drawn_size`; a shape, so each size is compiled.
 
     Returns:
       The state after the update and its scores, equal on every device: the terms of
@@ -72,7 +75,7 @@ def train_step(
     weight = None
     if discriminator is not None and config.gan.adaptive and count > 1:
         # A ratio of norms for the whole batch is not the mean of the ratios of its parts, so it is computed first.
-        measure = partial(last_kernels, model=components.model, discriminator=discriminator, config=config)
+        measure = partial(last_kernels, model=components.model, discriminator=discriminator, config=config, size=size)
         _, (nll, g) = _accumulate(lambda _, part: (None, measure(state, *part, weights)), None, examples, count)
         weight = adaptive_weight(average(nll), average(g), config.gan.weight)
 
@@ -80,6 +83,7 @@ def train_step(
         grads = gradients(
             state, batch_stats, *part, weights,
             model=components.model, discriminator=discriminator, config=config, average=average, weight=weight,
+            size=size,
         )  # fmt: skip
         return grads.batch_stats, grads._replace(batch_stats=None)
 
@@ -102,6 +106,21 @@ def train_step(
         "in_a_row": jnp.where(finite, 0, state.in_a_row + 1),
     }
     return replace(after, step=state.step + 1, **counts), scores | counts
+
+
+def drawn_size(config: TrainConfig, step: int) -> int | None:
+    """Returns the side that the latents of an update are reduced to, or None, as a pure function of seed and step.
+
+    It is drawn on the host, because it is a shape, and equal in all processes.
+
+    Args:
+      config: Settings of the run.
+      step: Number of updates before this one, `TrainState.step`.
+    """
+    if not config.reduced_sizes:
+        return None
+    draw = np.random.default_rng((config.seed, step))
+    return int(draw.choice(config.reduced_sizes)) if draw.random() < config.latents.equivariance else None
 
 
 FINITE = ("loss", "grad_norm", "d_loss", "d_grad_norm")

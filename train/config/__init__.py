@@ -18,10 +18,12 @@ if TYPE_CHECKING:
         recipe,
         with_teacher,
     )
+    from flax_vae.train.config.reduced_latents import SCALES, reduced_size
     from flax_vae.train.config.schema import (
         RENAMED,
         DataConfig,
         GanConfig,
+        LatentConfig,
         LossConfig,
         OptimConfig,
         TimeConfig,
@@ -38,8 +40,10 @@ else:
 
 __all__ = [
     "RENAMED",
+    "SCALES",
     "DataConfig",
     "GanConfig",
+    "LatentConfig",
     "LossConfig",
     "OptimConfig",
     "TimeConfig",
@@ -56,6 +60,7 @@ __all__ = [
     "parse_yaml",
     "preset_names",
     "recipe",
+    "reduced_size",
     "rename_settings",
     "setting_types",
     "trained_paths",

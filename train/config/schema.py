@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from flax_vae.convert.architecture import Architecture, DiscriminatorParams, architecture_from_dict
 from flax_vae.convert.errors import ArgumentError, suggest
 from flax_vae.train.config.parts import changes_latents, parse_rates, part_rates, trained_paths
+from flax_vae.train.config.reduced_latents import SCALES, reduced_size
 from flax_vae.train.config.validation import at_least, below_one, check_types, finite, from_zero, positive
 
 
@@ -147,6 +148,7 @@ class LossConfig:
       learn_logvar: Whether to learn the logarithm of the reconstruction's variance: distances are divided by the
         variance, and its logarithm is added.
       logvar: Logarithm of the variance, or its initial value if learned.
+      ssim_weight: Weight of 1 - SSIM, which is added to the distance of every value; 0 leaves it out.
 
     Raises:
       ValueError: If a weight is negative, or a name unknown.
@@ -162,11 +164,46 @@ class LossConfig:
     lpips_weights: str | None = None
     learn_logvar: bool = False
     logvar: float = 0.0
+    ssim_weight: float = 0.0
 
     def __post_init__(self):
         check_types(self)
-        from_zero(kl_weight=self.kl_weight, free_bits=self.free_bits, lpips_weight=self.lpips_weight)
+        names = ("kl_weight", "free_bits", "lpips_weight", "ssim_weight")
+        from_zero(**{name: getattr(self, name) for name in names})
         finite(logvar=self.logvar)
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """Regularisers of the latents, off by default; `flax_vae.train.losses.latents` has the formulas.
+
+    Attributes:
+      equivariance: Probability of an update that reduces the latents of its batch to 1/4, 1/2 or 3/4 of their sides,
+        turns them by none to three quarters, and compares what is decoded with the images that were changed alike
+        (EQ-VAE: 0.5).  Its code has this as `p_prior`, which its README explains as the probability of an ordinary
+        update.  Each size is a program of its own, compiled when it first occurs.
+      noise: Largest standard deviation of the noise that is added to scaled latents before they are decoded; that of
+        each image is drawn between 0 and this (RAE: 0.8).
+      variance_weight: Weight of variance expansion, the mean of 1 / (variance + 0.01) over the posteriors.
+
+    Raises:
+      ValueError: If a number is outside its range.
+    """
+
+    equivariance: float = 0.0
+    noise: float = 0.0
+    variance_weight: float = 0.0
+
+    def __post_init__(self):
+        check_types(self)
+        from_zero(noise=self.noise, variance_weight=self.variance_weight)
+        finite(equivariance=self.equivariance)
+        if not 0 <= self.equivariance <= 1:
+            raise ArgumentError(
+                f"equivariance={self.equivariance!r} must be between 0 and 1",
+                field="equivariance",
+                value=self.equivariance,
+            )
 
 
 @dataclass(frozen=True)
@@ -309,6 +346,7 @@ class TrainConfig:
       data: Images; see `DataConfig`.
       optim: Optimizer; see `OptimConfig`.
       loss: Loss; see `LossConfig`.
+      latents: Regularisers of the latents; see `LatentConfig`.
       gan: Discriminator; see `GanConfig`.
       time: Times; see `TimeConfig`.
       validation: Evaluation during the run; see `ValidationConfig`.
@@ -354,6 +392,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    latents: LatentConfig = field(default_factory=LatentConfig)
     gan: GanConfig = field(default_factory=GanConfig)
     time: TimeConfig = field(default_factory=TimeConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -388,6 +427,21 @@ class TrainConfig:
         self._check_model()
         self._check_together()
         self._check_parts()
+
+    @property
+    def reduced_sizes(self) -> tuple[int, ...]:
+        """Sides of the raw latents that are reduced, one for each scale; none without equivariance."""
+        if not self.latents.equivariance:
+            return ()
+        length = self.data.crop_size // self.model.factor * self.model.patch
+        return tuple(reduced_size(length, scale, self.model) for scale in SCALES)
+
+    @property
+    def smallest_image(self) -> int:
+        """Side in pixels of the smallest reconstruction in the losses: the crop's, or that of the smallest latents."""
+        return min(
+            (self.data.crop_size, *(size * self.model.factor // self.model.patch for size in self.reduced_sizes))
+        )
 
     def _check_model(self) -> None:
         if self.data.crop_size % self.model.factor:
@@ -431,6 +485,7 @@ class TrainConfig:
             )
         for name, value, without in (
             ("loss.sample", self.loss.sample, False),
+            ("latents.variance_weight", self.latents.variance_weight, 0),
             ("loss.kl_weight", self.loss.kl_weight, 0),
             ("identity_init", self.identity_init, False),
         ):
@@ -472,13 +527,8 @@ class TrainConfig:
             raise ArgumentError(
                 f"trainable={self.trainable!r} keeps the other weights; pass them as start_from or teacher"
             )
-        if self.gan.weight and self.data.crop_size < self.gan.discriminator.smallest:
-            raise ArgumentError(
-                f"crop_size={self.data.crop_size} is too small for gan.layers={self.gan.layers}, which needs "
-                f"{self.gan.discriminator.smallest} pixels; use fewer layers or larger crops",
-                field="crop_size",
-                value=self.data.crop_size,
-            )
+        if self.gan.weight:
+            self.require_size(self.gan.discriminator.smallest, f"gan.layers={self.gan.layers}", "fewer layers")
         if self.batch_size % self.optim.accumulate:
             raise ArgumentError(
                 f"batch_size={self.batch_size} must be a multiple of accumulate={self.optim.accumulate}",
@@ -528,6 +578,29 @@ class TrainConfig:
                 value=self.trainable,
             )
 
+    def require_size(self, least: int, what: str, remedy: str) -> None:
+        """Checks that a loss can take the smallest reconstruction.
+
+        Args:
+          least: Least side in pixels.
+          what: Setting that needs it.
+          remedy: What to use, besides larger crops.
+
+        Raises:
+          ValueError: If it is smaller.
+        """
+        if self.smallest_image >= least:
+            return
+        size, also = f"crop_size={self.data.crop_size}", ""
+        if self.reduced_sizes:
+            size += f", reduced to {self.smallest_image} by latents.equivariance={self.latents.equivariance},"
+            also = "no equivariance, "
+        raise ArgumentError(
+            f"{size} is too small for {what}, which needs {least} pixels; use {also}{remedy} or larger crops",
+            field="crop_size",
+            value=self.data.crop_size,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as JSON-able values, in order."""
         parts = {name: vars(getattr(self, name)) for name in _PARTS}
@@ -558,6 +631,7 @@ _PARTS = {
     "data": DataConfig,
     "optim": OptimConfig,
     "loss": LossConfig,
+    "latents": LatentConfig,
     "gan": GanConfig,
     "time": TimeConfig,
     "validation": ValidationConfig,

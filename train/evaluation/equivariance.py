@@ -13,7 +13,8 @@ from flax_vae.conditioning import same_time
 from flax_vae.convert.architecture import Architecture
 from flax_vae.convert.errors import ArgumentError
 from flax_vae.images import ImageSource, to_float
-from flax_vae.train.losses import QUARTERS, SCALES, reduced_size, transform_pair
+from flax_vae.train.config import SCALES, reduced_size
+from flax_vae.train.losses import QUARTERS, transform_pair
 
 _PEAK = 2.0  # range of pixels in [-1, 1]
 _LARGEST = 256  # side of squares in pixels: twelve times as many are decoded
@@ -61,7 +62,7 @@ def equivariance_psnr(
     z = _encode(model, params, x, condition)
     decibels = []
     for scale in scales:
-        rows, columns = (reduced_size(length, scale, model.params.patch) for length in z.shape[1:3])
+        rows, columns = (reduced_size(length, scale, model.params) for length in z.shape[1:3])
         for number in turns:
             target, latents = transform_pair(x, z, (rows, columns), number)
             output = np.asarray(_decode(model, params, latents, condition), np.float64)

@@ -29,22 +29,20 @@ if TYPE_CHECKING:
     )
     from flax_vae.train.losses.latents import (
         QUARTERS,
-        SCALES,
         add_noise,
-        reduced_size,
         transform_pair,
         variance_expansion,
     )
     from flax_vae.train.losses.lpips_weights import load_lpips_weights, lpips_shapes
     from flax_vae.train.losses.perceptual import lpips, smallest_side, stages_of
     from flax_vae.train.losses.reconstruction import charbonnier, kl, l1, mse, reconstruction_loss
-    from flax_vae.train.losses.structure import structural_similarity
+    from flax_vae.train.losses.structure import WINDOW, structural_similarity
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
     "QUARTERS",
-    "SCALES",
+    "WINDOW",
     "adaptive_weight",
     "add_noise",
     "at_least_float32",
@@ -62,7 +60,6 @@ __all__ = [
     "non_saturating_g",
     "r1_penalty",
     "reconstruction_loss",
-    "reduced_size",
     "smallest_side",
     "structural_similarity",
     "stages_of",

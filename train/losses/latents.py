@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 from flax_vae.convert.errors import ArgumentError
 
 QUARTERS = 4  # quarter turns after which an image is the same
-SCALES = (0.25, 0.5, 0.75)  # of the sides of reduced latents; each is a shape that is compiled
 
 
 def transform_pair(
@@ -60,17 +59,6 @@ def transform_pair(
     of_images = (size[0] * int(factors[0]), size[1] * int(factors[1]))
     latents = reduce_bilinear(latents, size)
     return turn(reduce_bilinear(images, of_images), turns), turn(latents, turns)
-
-
-def reduced_size(length: int, scale: float, patch: int = 1) -> int:
-    """Returns the rows, or columns, of reduced latents: the multiple of `patch` next to `scale` times as many.
-
-    Args:
-      length: Rows or columns of the latents, before they are gathered into patches.
-      scale: Scale of the sides, at most 1.
-      patch: Rows and columns that are gathered into channels, `AutoEncoderParams.patch`.
-    """
-    return patch * max(1, int(scale * length / patch + 0.5))
 
 
 def reduce_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:

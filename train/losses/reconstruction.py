@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from flax_vae import Posterior
 from flax_vae.convert.errors import ArgumentError
+from flax_vae.train.losses.structure import structural_similarity
 
 _CHARBONNIER_EPSILON = 1e-3
 
@@ -82,6 +83,7 @@ def reconstruction_loss(
     kl_weight: float = 1e-6,
     perceptual: Perceptual | None = None,
     lpips_weight: float = 0.0,
+    ssim_weight: float = 0.0,
     logvar: Float[Array, ""] | None = None,
     reduction: str = "mean",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -98,11 +100,13 @@ def reconstruction_loss(
       perceptual: Function that returns the distance of each pair of images, such as
         `functools.partial(lpips, params)`; needed if `lpips_weight` is not zero.
       lpips_weight: Weight of the perceptual distance; 0 leaves it out.
+      ssim_weight: Weight of 1 - SSIM, the term `ssim_loss`; 0 leaves it out.
       logvar: Logarithm of the variance of the reconstruction; None is 0, and leaves it out of the terms.
       reduction: `mean` or `sum`; see the top of this file.
 
     Returns:
-      The loss; and its terms: `loss`, the distance under its own name, `kl`, and `lpips` and `logvar` if they are used.
+      The loss; and its terms: `loss`, the distance under its own name, `kl`, and `lpips`, `ssim_loss` and `logvar` if
+      they are used.
 
     Example:
       >>> images, divergence = jnp.zeros((2, 8, 8, 3)), jnp.array(100.0)
@@ -132,6 +136,9 @@ def reconstruction_loss(
             )
         terms["lpips"] = jnp.mean(perceptual(reconstruction, images))
         loss = loss + lpips_weight * terms["lpips"]
+    if ssim_weight:
+        terms["ssim_loss"] = 1 - jnp.mean(structural_similarity(reconstruction, images))
+        loss = loss + ssim_weight * terms["ssim_loss"]
     if logvar is not None:
         terms["logvar"] = logvar
         loss = loss * jnp.exp(-logvar) + logvar
