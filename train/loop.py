@@ -20,11 +20,13 @@ from flax_vae.train.config import TrainConfig, changes_latents
 from flax_vae.train.data import Batches, Photographs, validation_images
 from flax_vae.train.devices import (
     Parallel,
+    StepOperations,
     agreement,
     facts_of_run,
     facts_of_start,
     gather_values,
     make_parallel,
+    mean_operations,
     peak_flops,
     require_same_state,
 )
@@ -52,7 +54,7 @@ from flax_vae.train.run import (
     stop_requests,
 )
 from flax_vae.train.state import TrainState
-from flax_vae.train.step import FINITE, Components, Scores, train_step
+from flax_vae.train.step import FINITE, Components, Scores, drawn_size, train_step
 
 
 class Outcome(NamedTuple):
@@ -172,7 +174,9 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, hold: Hold) -> O
         metrics = Metrics(run.metrics, start, write=first)
 
         # Compile the step, and prepare the batches.
-        step_fn = parallel.compile(partial(train_step, components=components, config=config))
+        sizes = (None, *config.reduced_sizes)  # of latents; each has a program, which is compiled when it is drawn
+        update = partial(train_step, components=components, config=config)
+        programs = {size: parallel.compile(partial(update, size=size)) for size in sizes}
         local = parallel.local_slice(config.batch_size)
         batches = Batches(
             photographs, config.seed, start, end, config.batch_size, parallel.place_batch,
@@ -191,9 +195,13 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, hold: Hold) -> O
             peak = peak_flops(parallel.devices[0].device_kind)
             speed = Speed(config.batch_size, len(parallel.devices), peak, config.gan.start)
             step, row = start, None  # row: scores of the last evaluation, if it was in this process
+            compiled, done = set[int | None](), list[StepOperations | None]()
             for step, batch in enumerate(batches, start=start + 1):
-                state, scores = step_fn(state, batch, constants)
-                if step == start + 1:
+                size = drawn_size(config, step - 1)
+                state, scores = programs[size](state, batch, constants)
+                done.append(programs[size].operations)
+                if size not in compiled:
+                    compiled.add(size)
                     jax.block_until_ready(scores)
                     speed.begin(step)
 
@@ -212,7 +220,8 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, hold: Hold) -> O
                 reported = _print_skipped(reporter, photographs, reported)
                 if log:
                     reporter.scores(step, numbers, speed.seconds_left(config.steps - step))
-                    numbers |= speed.read(step_fn.operations)
+                    numbers |= speed.read(mean_operations(done))
+                    done.clear()
                 if evaluates:
                     row = _evaluate(validate, config, parallel, state, step, run, reporter)
                     numbers |= row

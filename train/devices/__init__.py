@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         require_same_state,
     )
     from flax_vae.train.devices.chips import Chip, find_chip, peak_flops
-    from flax_vae.train.devices.compiled_step import StepOperations
+    from flax_vae.train.devices.compiled_step import StepOperations, mean_operations
     from flax_vae.train.devices.parallel import Parallel, make_parallel
     from flax_vae.train.devices.processes import join_processes, leave
 else:
@@ -36,6 +36,7 @@ __all__ = [
     "join_processes",
     "leave",
     "make_parallel",
+    "mean_operations",
     "peak_flops",
     "require_same_state",
 ]

@@ -1,6 +1,6 @@
 """A training step that is compiled ahead of time, with its operations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,14 @@ class StepOperations(NamedTuple):
 
     active: int
     inactive: int
+
+
+def mean_operations(steps: Sequence[StepOperations | None]) -> StepOperations | None:
+    """Returns the mean of the operations of some steps, or None if they are unknown."""
+    known = [operations for operations in steps if operations is not None]
+    if not known or len(known) < len(steps):
+        return None
+    return StepOperations(*(sum(numbers) // len(known) for numbers in zip(*known, strict=True)))
 
 
 class CompiledStep:

@@ -8,6 +8,7 @@ from flax_vae.train.config.recipes import recipe
 from flax_vae.train.config.schema import (
     DataConfig,
     GanConfig,
+    LatentConfig,
     LossConfig,
     OptimConfig,
     TimeConfig,
@@ -30,7 +31,7 @@ def test_every_recipe_survives_json(name):
 def test_every_field_survives_json():
     config = TrainConfig(
         model=TINY,
-        data=DataConfig(folder="pictures", held_out="x.png", crop_size=12, shuffle_channels=True),
+        data=DataConfig(folder="pictures", held_out="x.png", crop_size=48, shuffle_channels=True),
         optim=OptimConfig(
             2e-3,
             "constant",
@@ -45,7 +46,8 @@ def test_every_field_survives_json():
             ema_decay=0.9,
             part_learning_rates="decoder.mid=1e-4",
         ),
-        loss=LossConfig("mse", "sum", 0.5, 0.1, False, 1.0, "alex", "lpips.pth", True, 0.5),
+        loss=LossConfig("mse", "sum", 0.5, 0.1, False, 1.0, "alex", "lpips.pth", True, 0.5, 0.25),
+        latents=LatentConfig(1e-3, 0.8, 1e-3),
         gan=GanConfig(0.5, 3, "non_saturating", False, 1.0, 16, 2, 1e-3, 0.4, 0.8),
         time=TimeConfig("logit_normal", 1.0, 2.0, 1.5),
         validation=ValidationConfig("judges", 5, 32, "none", 2, "vgg", "lpips.pth", "numpy:mean", True, "rfid", 4),
@@ -173,6 +175,13 @@ BAD = [
     (lambda: OptimConfig(learning_rate=float("nan")), "learning_rate=nan"),
     (lambda: OptimConfig(b2=1.0), "b2=1.0"),
     (lambda: OptimConfig(final_fraction=1.5), "final_fraction=1.5"),
+    (lambda: LatentConfig(equivariance=1.5), "equivariance=1.5 must be between 0 and 1"),
+    (
+        lambda: TrainConfig(
+            TINY, DataConfig(crop_size=32), latents=LatentConfig(0.5), gan=GanConfig(weight=0.1, layers=3)
+        ),
+        "crop_size=32, reduced to 8 by latents.equivariance=0.5, is too small for gan.layers=3, which needs",
+    ),
     (lambda: LossConfig(kl_weight=-1.0), "kl_weight=-1.0 must be at least 0"),
     (lambda: LossConfig(kl_weight="1e-6"), "kl_weight='1e-6' must be a finite number"),
     (lambda: LossConfig(distance="l2"), "distance='l2' must be 'l1' or 'mse' or 'charbonnier'"),

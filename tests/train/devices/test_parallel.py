@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from flax_vae.train.build import make_components, make_state
-from flax_vae.train.config.schema import DataConfig, GanConfig, LossConfig, OptimConfig, TrainConfig
+from flax_vae.train.config.schema import DataConfig, GanConfig, LatentConfig, LossConfig, OptimConfig, TrainConfig
 from flax_vae.train.devices.parallel import make_parallel
 from flax_vae.train.errors import TrainError
 from flax_vae.train.gradients import example_noise
@@ -20,7 +20,18 @@ MODEL = replace(SMALL, ch_mult=(1,))
 GAN = GanConfig(weight=0.5, start=1, features=8, layers=1)
 
 
-def run(mode, devices, sample=True, *, gan=GanConfig(), accumulate=1, zero=False, rows=1):  # noqa: B008 - frozen
+def run(
+    mode,
+    devices,
+    sample=True,
+    *,
+    gan=GanConfig(),  # noqa: B008 - frozen
+    latents=LatentConfig(),  # noqa: B008 - frozen
+    size=None,
+    accumulate=1,
+    zero=False,
+    rows=1,  # noqa: B008 - frozen
+):
     """Runs three updates with all optional state of the autoencoder; returns the final state and all scores."""
     config = TrainConfig(
         model=MODEL,
@@ -28,6 +39,7 @@ def run(mode, devices, sample=True, *, gan=GanConfig(), accumulate=1, zero=False
         loss=LossConfig(kl_weight=1e-2, sample=sample, learn_logvar=True),
         optim=OptimConfig(accumulate=accumulate, ema_decay=0.9),
         gan=gan,
+        latents=latents,
         batch_size=4,
         parallel=mode,
         zero=zero,
@@ -43,7 +55,7 @@ def run(mode, devices, sample=True, *, gan=GanConfig(), accumulate=1, zero=False
 
     def counted(state, batch, constants, axis_name=None):
         traced.append(batch.shape)
-        return train_step(state, batch, constants, components=components, config=config, axis_name=axis_name)
+        return train_step(state, batch, constants, components=components, config=config, axis_name=axis_name, size=size)
 
     step = parallel.compile(counted)
     state = parallel.place_state(make_state(config, components))
@@ -141,6 +153,14 @@ def test_adaptive_weight_with_accumulation_is_equal_on_any_devices():
 
 def test_two_devices_per_image_give_an_equal_update(runs):
     assert_alike(run("mesh", 2, rows=2), runs["pmap", 1, True])
+
+
+def test_regularised_latents_give_an_equal_update_on_any_devices():
+    """Also for 9 rows of latents in two parts, and where the turn moves rows between two devices of an image."""
+    latents = {"latents": LatentConfig(equivariance=0.5, noise=0.5, variance_weight=0.1), "size": 12}
+    one = run("pmap", 1, **latents)
+    assert_alike(run("pmap", 2, accumulate=2, **latents), one)
+    assert_alike(run("mesh", 2, rows=2, **latents), one)
 
 
 def test_noise_changes_the_loss(runs):
