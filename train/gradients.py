@@ -177,7 +177,8 @@ def kept_for_backward(
     With `jax.eval_shape` it tells the memory of the activations without compiling.  For the arguments see `gradients`.
     """
     batch_stats, index = state.discriminator and state.discriminator.batch_stats, jnp.arange(images.shape[0])
-    losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config)
+    # Reduced latents need less, so an update at full size decides.
+    losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config, size=None)
     inputs = {id(leaf) for leaf in jax.tree.leaves((state, images, weights))}
     kept = {id(leaf): leaf for leaf in jax.tree.leaves(losses.pull_back)}  # some are kept for several operations
     return [leaf for number, leaf in kept.items() if number not in inputs]
