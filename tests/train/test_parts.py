@@ -2,15 +2,20 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
-from flax_vae import AutoEncoder, init_params, save_pretrained
+from flax_vae import AutoEncoder, save_pretrained
 from flax_vae.convert import load_weights
+from flax_vae.convert.table import expand, unflatten
+from flax_vae.train.build import make_components, make_state
+from flax_vae.train.config import GanConfig
 from flax_vae.train.loop import train
 from flax_vae.train.report import read_metrics
+from flax_vae.train.step import train_step
 
 PART = ("encoder.conv_out.", "decoder.up.0.", "decoder.conv_out.")
 
@@ -18,10 +23,20 @@ PART = ("encoder.conv_out.", "decoder.up.0.", "decoder.conv_out.")
 @pytest.fixture(scope="module")
 def start(small, tmp_path_factory):
     """Returns a model folder with random weights."""
-    model = AutoEncoder(small.model)
+    rng = np.random.default_rng(1)
+    params = {row.ours: rng.normal(0, 0.05, row.shape).astype(np.float32) for row in expand(small.model)}
     folder = tmp_path_factory.mktemp("start") / "model"
-    save_pretrained(folder, model, init_params(model, jax.random.key(1)))
+    save_pretrained(folder, AutoEncoder(small.model), unflatten(params))
     return folder
+
+
+def test_the_adaptive_weight_needs_the_last_kernel_which_is_not_trained(small):
+    config = replace(small, start_from="x", trainable="decoder.up.0", gan=GanConfig(weight=0.5, layers=1))
+    components = make_components(config)
+    state = jax.eval_shape(partial(make_state, config, components))
+    step = partial(train_step, components=components, config=config)
+    after, scores = jax.eval_shape(step, state, jax.ShapeDtypeStruct((4, 16, 16, 3), np.float32), {})
+    assert "d_weight" in scores and jax.tree.structure(after) == jax.tree.structure(state)
 
 
 def test_all_other_weights_stay_bit_for_bit(small, start, tmp_path, capsys):

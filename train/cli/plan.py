@@ -29,7 +29,8 @@ class EstimateFlags:
     """Slice of TPUs, such as v5e:2x2, v5e:4x4 (four hosts), v4:2x2x2, v5p:2x2x1 or v6e:2x2; or one GPU: gpu-16gb,
     gpu-24gb or gpu-80gb, without the scratch memory of its kernels."""
     fit: bool = False
-    """Find settings that fit: with --batch-size the least rematerialisation, otherwise the largest batch for each."""
+    """Find settings that fit: with --batch-size the least rematerialisation, and then the fewest parts of the batch;
+    otherwise the largest batch for each rematerialisation."""
     dollars: Annotated[float | None, arg(metavar="X", help_behavior_hint="(default: the published price)")] = None
     """Price of one device per hour."""
     markdown: bool = False

@@ -151,9 +151,11 @@ def find_fitting(
       name: Name of the plan; see `plan`.
       dollars: Price of one device per hour; see `plan`.
       batch: Whether the batch may change.  If so, yields the largest batch that fits for each rematerialisation; if
-        not, stops at the first rematerialisation with which the batch fits.
+        not, stops at the first rematerialisation with which the batch fits, and after the last one divides the batch
+        into more parts.
     """
     least = target.count // config.devices_per_image * config.optim.accumulate
+    one = config
     for remat in REMAT[REMAT.index(config.remat) :]:
         one = replace(config, remat=remat)
         if batch:
@@ -163,6 +165,16 @@ def find_fitting(
             if found is not None:
                 yield found
         else:
+            yield (found := plan(one, target, name=name, dollars=dollars))
+            if found.fits:
+                return
+    if batch:
+        return
+    most = config.batch_size * config.devices_per_image // target.count
+    for parts in range(config.optim.accumulate + 1, most + 1):
+        # Few of them, because each is compiled: those that divide the share of a device, each at least half as large.
+        if most % parts == 0 and parts >= 2 * one.optim.accumulate:
+            one = replace(one, optim=replace(one.optim, accumulate=parts))
             yield (found := plan(one, target, name=name, dollars=dollars))
             if found.fits:
                 return

@@ -17,7 +17,8 @@ from flax_vae.convert import PRESETS
 from flax_vae.ops import upsampling
 from flax_vae.train.cli.plan import main
 from flax_vae.train.devices.chips import CHIPS
-from flax_vae.train.plan.compile import Memory, Plan, bytes_needed, largest_batch, plan
+from flax_vae.train.plan import compile as compile_
+from flax_vae.train.plan.compile import Memory, Plan, bytes_needed, find_fitting, largest_batch, plan
 from flax_vae.train.plan.table import HEAD, rows
 from flax_vae.train.plan.topologies import Target, local, topology
 
@@ -56,6 +57,21 @@ def test_the_largest_number_that_fits_is_found_in_few_steps(need, number):
     found = largest_batch(plan_of)
     assert found is not None and found.memory.total == int(need(number) * GIB) <= 10 * GIB < need(number + 1) * GIB
     assert len(asked) == len(set(asked)) <= 12
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_more_parts(small, monkeypatch):
+    tried = []
+
+    def fake_plan(config, target, **_):
+        tried.append((config.remat, config.optim.accumulate))
+        total = (24 if config.remat == "blocks" else 48) * GIB // config.optim.accumulate
+        return Plan("", target, config, Memory(total), total <= target.memory, 1.0, None, None)
+
+    monkeypatch.setattr(compile_, "plan", fake_plan)
+    config = dataclasses.replace(small, batch_size=24)
+    *_, found = find_fitting(config, Target("fake", (None, None), "TPU v5e", 5 * GIB), batch=False)
+    assert found.fits and found.config.batch_size == 24
+    assert tried == [("none", 1), ("attention", 1), ("blocks", 1), ("blocks", 2), ("blocks", 4), ("blocks", 12)]
 
 
 def test_nothing_fits():

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from flax_vae.train.devices import make_parallel
+from flax_vae.train.devices import Parallel, make_parallel
 from flax_vae.train.errors import TrainError
-from flax_vae.train.plan import local
+from flax_vae.train.loop import train
+from flax_vae.train.plan import estimate, local
 from flax_vae.train.plan.estimate import memory_rows, require_room
 
 
@@ -26,6 +27,14 @@ def test_activations_follow_the_settings(small, parallel):
     assert activations(replace(small, remat="blocks")) < 0.7 * whole
     last = activations(replace(small, trainable="decoder.conv_out"))  # its input is the only map that is kept
     assert last < 0.2 * whole
+
+
+def test_a_start_that_cannot_fit_compiles_nothing(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "memory_limit", lambda _: 1000)
+    monkeypatch.setattr(Parallel, "compile", None)
+    with pytest.raises(TrainError, match="a step needs at least"):
+        train(small, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_cannot_fit_is_refused_with_remedies(small, parallel):
