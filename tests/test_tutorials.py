@@ -54,7 +54,7 @@ def test_tutorial(page, scratch, tmp_path):
 def test_page_says_what_it_makes_and_ends_with_a_picture(page):
     text = PAGES[page].read_text("utf-8")
     assert "makes" in text.split("\n## ")[0].split("\n\n", 1)[1]
-    last = [part for part in text.split("\n## ") if "```" in part][-1]
+    last = [part for part in text.split("\n## ") if "```python" in part][-1]
     for name in PICTURE.findall(last):
         assert f'"{name}"' in last and (FOLDER / "pictures" / name).stat().st_size <= 150_000
     assert PICTURE.findall(last)
