@@ -9,6 +9,7 @@ import functools
 import importlib
 import io
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ EXAMPLES = {
 # Last lines of what these pages print, in seconds each; the others take longer.
 PRINTED = {
     "README.md": r"\(1, 32, 48, 4\) \(1, 256, 384, 3\)",
+    "docs/coming-from-diffusers.md": r"\(1, 8, 12, 4\) True",
     "docs/explain/padding.md": r"shapes \(1, 16, 16, 16\) and \(1, 16, 16, 16\), difference 1\.\d\d of the mean",
     "docs/guides/arrays.md": r"\(2, 16, 12, 16\) \(2, 64, 48, 3\)",
     "docs/guides/convert.md": "True",
@@ -133,6 +135,35 @@ def test_commands_have_the_options_that_pages_name(page, monkeypatch):
         subcommand = words[0] if words and words[0] in COMMANDS[prog][1] else ""
         given = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help", "--version"}
         assert sorted(given - options_of(prog, subcommand)) == [], (prog, words)
+
+
+@pytest.mark.slow
+def test_commands_of_the_readme_run(after_training, tmp_path, capsys):
+    """Converting the file of FLUX.1, whose weights are zeros here, and encoding with a narrow model in its place."""
+    import jax
+    import ml_dtypes
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from flax_vae import PRESETS, AutoEncoder, init_params, save_pretrained
+    from flax_vae.convert.table import expand
+
+    rows = expand(PRESETS["flux1"], "flux")
+    shapes = {row.theirs: row.op.torch_shape(row.shape) for row in rows}
+    save_file({name: np.zeros(shape, ml_dtypes.bfloat16) for name, shape in shapes.items()}, "ae.safetensors")
+    commands = [found for found in commands_in("README.md") if found[0] == "flax-vae-convert"]
+    assert len(commands) == 3
+    for prog, words in commands:
+        assert importlib.import_module(COMMANDS[prog][0]).main(words) == 0
+    assert (tmp_path / "flux1-vae" / "diffusion_pytorch_model.safetensors").is_file()
+
+    shutil.rmtree("flux1")
+    shutil.rmtree("latents")
+    narrow = AutoEncoder(dataclasses.replace(PRESETS["flux1"], ch=32, num_res_blocks=1))
+    save_pretrained("flux1", narrow, init_params(narrow, jax.random.key(0)))
+    (words,) = [words for prog, words in commands_in("README.md") if words[0] == "encode"]
+    assert importlib.import_module("flax_vae.cli.main").main(words) == 0
+    assert "2 images" in capsys.readouterr().out
 
 
 def test_presets_have_the_scale_and_shift_of_the_table():
