@@ -22,7 +22,11 @@ class StepOperations(NamedTuple):
 
 
 def mean_operations(steps: Sequence[StepOperations | None]) -> StepOperations | None:
-    """Returns the mean of the operations of some steps, or None if they are unknown."""
+    """Returns the mean of the operations of some steps, or None if they are unknown.
+
+    Args:
+      steps: Operations of each step, or None where they are unknown.
+    """
     known = [operations for operations in steps if operations is not None]
     if not known or len(known) < len(steps):
         return None

@@ -35,7 +35,7 @@ class Panel(NamedTuple):
 # A column belongs to the first panel that matches; a column without a match gets its own chart.
 _PANELS = (
     Panel("PSNR", "dB, held out", re.compile(r"psnr")),
-    Panel("SSIM", "held out", re.compile(r"ssim")),
+    Panel("SSIM", "held out", re.compile(r"(^|_)ssim$")),
     Panel("Gradient", "global norm before the clip", re.compile(r"grad.*norm|norm.*grad"), may_log=True),
     Panel("Discriminator", "", re.compile(r"^(disc|d_|g_|gan|adv|generator|hinge|adaptive)|logits")),
     Panel("rFID", "", re.compile(r"rfid"), may_log=True),
@@ -61,6 +61,7 @@ _WORDS = {
     "logvar": "learned log variance",
     "psnr": "PSNR",
     "ssim": "SSIM",
+    "ssim_loss": "1 - SSIM of training crops",
     "rfid": "rFID",
     "raw_psnr": "PSNR of the raw weights",
     "raw_ssim": "SSIM of the raw weights",

@@ -59,6 +59,7 @@ def run(tmp_path, small):
             "loss": 1 / step,
             "l1": 0.5 / step,
             "lpips": 0.9,
+            "ssim_loss": 0.3,
             "skipped": 0.0,
             "images_per_second": 10.0 + step,
         }
@@ -117,10 +118,10 @@ def test_all_numeric_columns_are_drawn_and_names_escaped(run):
     assert sorted(names) == sorted(
         [
             *("loss", "L1 distance", "images per second", "PSNR", "SSIM", "LPIPS of training crops", "held-out LPIPS"),
-            "<odd & new>",
+            *("1 - SSIM of training crops", "<odd & new>"),
         ]
     )
-    assert labels[0].startswith("loss, L1 distance")
+    assert labels[0].startswith("loss, L1 distance, 1 - SSIM of training crops")
     assert "Always zero: skipped updates." in Page(text).texts
     assert "<odd" not in text
 
