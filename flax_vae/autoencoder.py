@@ -33,7 +33,7 @@ class AutoEncoder(nn.Module):
       remat: Blocks whose activations the backward pass recomputes; see `Numerics`.
       attention: Path of attention; see `Numerics`.
 
-    Example:
+    Examples:
       >>> model = AutoEncoder(PRESETS["tiny"])
       >>> params = init_params(model, jax.random.key(0))
       >>> encode = jax.jit(lambda images: model.apply({"params": params}, images, sample=False, method="encode"))
@@ -233,7 +233,7 @@ def init_params(model: Model, key: PRNGKeyArray) -> dict:
       model: Autoencoder.
       key: PRNG key.
 
-    Example:
+    Examples:
       >>> model = AutoEncoder(PRESETS["tiny"])
       >>> shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))  # computes nothing
       >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -159,7 +159,7 @@ class Encoder(nn.Module):
           x: Images in [-1, 1].
           time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
-        Example:
+        Examples:
           >>> encoder, time = Encoder(PRESETS["seed"]), np.zeros((1, 32), np.float32)
           >>> jax.eval_shape(encoder.init_with_output, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), time)[0].shape
           (1, 16, 16, 64)
@@ -208,7 +208,7 @@ class Decoder(nn.Module):
           z: Raw latents.
           time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
-        Example:
+        Examples:
           >>> decoder, time = Decoder(PRESETS["seed"]), np.zeros((1, 32), np.float32)
           >>> jax.eval_shape(decoder.init_with_output, jax.random.key(0), jnp.zeros((1, 16, 16, 32)), time)[0].shape
           (1, 64, 64, 3)

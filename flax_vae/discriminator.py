@@ -140,7 +140,7 @@ class Discriminator(nn.Module):
 
     Source: Isola et al. 2017 (arXiv:1611.07004); CompVis/taming-transformers `NLayerDiscriminator`.
 
-    Example:
+    Examples:
       >>> model = Discriminator(DiscriminatorParams())
       >>> images = jnp.zeros((2, 64, 64, 3))
       >>> variables = model.init(jax.random.key(0), images, train=True)  # {"params": ..., "batch_stats": ...}

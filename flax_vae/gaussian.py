@@ -23,7 +23,7 @@ class Posterior:
       mean: Mean, `b h w z`.
       logvar: Natural logarithm of the variance, `b h w z`.
 
-    Example:
+    Examples:
       >>> posterior = Posterior(mean=jnp.ones((1, 2, 2, 4)), logvar=jnp.zeros((1, 2, 2, 4)))
       >>> posterior.sample(jax.random.key(0)).shape
       (1, 2, 2, 4)

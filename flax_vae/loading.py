@@ -54,7 +54,7 @@ def from_pretrained(
       revision: Branch, tag or commit of a model on the hub; None for the one in its name, or `main`.
       subfolder: Folder inside `path`, such as `"vae"` of a whole pipeline.
 
-    Example:
+    Examples:
       >>> model = AutoEncoder(PRESETS["tiny"])
       >>> save_pretrained("model", model, init_params(model, jax.random.key(0)))
       >>> model, params = from_pretrained("model", dtype=jnp.bfloat16)

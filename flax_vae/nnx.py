@@ -18,7 +18,7 @@ def to_nnx(model: Model, params: dict[str, Any], *, seed: int = 0) -> "nnx.Modul
       params: Parameters of the model.
       seed: Seed of the rng stream `"sample"`, from which latents are sampled if no noise is given.
 
-    Example:
+    Examples:
       >>> from flax import nnx
       >>> model = AutoEncoder(PRESETS["tiny"])
       >>> module = to_nnx(model, init_params(model, jax.random.key(0)))

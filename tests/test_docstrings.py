@@ -17,7 +17,7 @@ import flax_vae
 from tests.test_layering import FILES
 
 FACES = sorted(name for name, path in FILES.items() if path.name == "__init__.py")
-SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Example|Source):")
+SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Examples|Source):")
 ENTRY = re.compile(r"  (\*{0,2}\w+(?:, \*{0,2}\w+)*): ")
 
 

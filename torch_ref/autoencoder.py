@@ -24,7 +24,7 @@ class AutoEncoder(nn.Module):
     Attributes:
       params: Architecture.
 
-    Example:
+    Examples:
       >>> model = AutoEncoder(PRESETS["tiny"])
       >>> model.encode(torch.zeros(1, 3, 32, 48), sample=False).shape
       torch.Size([1, 16, 8, 12])

@@ -139,7 +139,7 @@ class Encoder(nn.Module):
           x: Images in [-1, 1].
           time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
-        Example:
+        Examples:
           >>> encoder, time = Encoder(PRESETS["seed"]), np.zeros((1, 32), np.float32)
           >>> encoder(torch.zeros(1, 3, 64, 64), torch.from_numpy(time)).shape
           torch.Size([1, 64, 16, 16])
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
           z: Raw latents.
           time_emb: Time embedding of each image, as `AutoEncoder.embed_time` returns it; None for a model without time.
 
-        Example:
+        Examples:
           >>> decoder, time = Decoder(PRESETS["seed"]), np.zeros((1, 32), np.float32)
           >>> decoder(torch.zeros(1, 32, 16, 16), torch.from_numpy(time)).shape
           torch.Size([1, 3, 64, 64])

@@ -20,7 +20,7 @@ class Posterior:
       mean: Mean, `b z h w`.
       logvar: Natural logarithm of the variance, `b z h w`.
 
-    Example:
+    Examples:
       >>> posterior = Posterior(mean=torch.ones(1, 4, 2, 2), logvar=torch.zeros(1, 4, 2, 2))
       >>> posterior.sample().shape
       torch.Size([1, 4, 2, 2])

@@ -91,7 +91,7 @@ class AutoEncoderParams:
       latent_std: Standard deviation of each channel; see `latent_mean`.
       batch_norm_eps: Number that `latent_norm="batch_norm"` adds to each variance; 1e-4 in FLUX.2, 1e-5 in ERNIE-Image.
 
-    Example:
+    Examples:
       >>> from dataclasses import replace
       >>> wide = replace(PRESETS["flux1"], z_channels=32)
       >>> wide.factor, wide.latent_channels

@@ -135,7 +135,7 @@ def preset(name: str) -> Architecture:
     Args:
       name: Name of the preset.
 
-    Example:
+    Examples:
       >>> preset("taef1").latent_channels
       16
 

@@ -25,7 +25,7 @@ class ChannelStats:
       scatter: Sum of squared deviations from the mean.
       variance: Sum of the posterior variances; zeros if only latents are known.
 
-    Example:
+    Examples:
       >>> stats = ChannelStats.of(np.array([[0.0, 1.0], [2.0, 5.0]]))
       >>> stats.count, stats.mean
       (2, array([1., 3.]))

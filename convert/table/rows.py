@@ -159,7 +159,7 @@ def expand(params: Architecture, layout: str = "flux") -> tuple[Row, ...]:
       params: Architecture of either family.
       layout: Name of the layout, one of `LAYOUTS`.
 
-    Example:
+    Examples:
       >>> rows = expand(PRESETS["flux1"], "diffusers")
       >>> len(rows), rows[0].ours, rows[0].theirs
       (244, 'encoder/conv_in/kernel', 'encoder.conv_in.weight')
@@ -197,7 +197,7 @@ def to_flax(state_dict: Mapping[str, ArrayLike], params: Architecture, layout: s
       params: Architecture of the state dict.
       layout: One of `READABLE`; None identifies it by the keys.
 
-    Example:
+    Examples:
       >>> params = PRESETS["tiny"]
       >>> state_dict = {row.theirs: np.zeros(row.torch_shape, np.float32) for row in expand(params)}
       >>> to_flax(state_dict, params)["encoder"]["conv_in"]["kernel"].shape
@@ -219,7 +219,7 @@ def to_torch(tree: Mapping[str, Any], params: Architecture, layout: str = "flux"
       params: Architecture of the tree.
       layout: One of `LAYOUTS`.
 
-    Example:
+    Examples:
       >>> params = PRESETS["flux1"]
       >>> tree = unflatten({row.ours: np.zeros(row.shape, np.float16) for row in expand(params)})
       >>> to_torch(tree, params, "diffusers")["decoder.up_blocks.0.resnets.0.conv1.weight"].shape

@@ -39,7 +39,7 @@ def load_weights(
     Returns:
       Weights with their layout and architecture; arrays are read when they are used.
 
-    Example:
+    Examples:
       >>> from flax_vae.convert import expand, save_weights
       >>> params = PRESETS["tiny"]
       >>> arrays = {row.theirs: np.zeros(row.torch_shape, np.float16) for row in expand(params)}

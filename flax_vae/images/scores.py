@@ -87,7 +87,7 @@ def psnr(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
       image: 8-bit image.
       reference: 8-bit image to compare with, of equal shape.
 
-    Example:
+    Examples:
       >>> image = np.zeros((16, 16, 3), np.uint8)
       >>> print(f"{psnr(image, image + 1):.2f} dB")
       48.13 dB
@@ -109,7 +109,7 @@ def ssim(image: UInt8[np.ndarray, "h w c"], reference: UInt8[np.ndarray, "h w c"
       image: 8-bit image, at least 11 pixels on each side.
       reference: 8-bit image to compare with, of equal shape.
 
-    Example:
+    Examples:
       >>> image = np.zeros((16, 16, 3), np.uint8)
       >>> print(f"{ssim(image, image):.3f}")
       1.000

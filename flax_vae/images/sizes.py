@@ -17,7 +17,7 @@ def padded_size(height: int, width: int, factor: int) -> tuple[int, int]:
       width: Width of the image in pixels.
       factor: Number of pixels per latent row and column.
 
-    Example:
+    Examples:
       >>> padded_size(30, 41, 8)
       (32, 48)
     """
@@ -37,7 +37,7 @@ def pad_to_factor(images: Shaped[np.ndarray, "... h w c"], factor: int) -> Shape
     Returns:
       Padded images, in the dtype of the argument.
 
-    Example:
+    Examples:
       >>> pad_to_factor(np.zeros((1, 30, 41, 3)), 8).shape
       (1, 32, 48, 3)
     """
@@ -69,7 +69,7 @@ def resize_image(image: UInt8[np.ndarray, "h w 3"], side: int, crop: Crop = "cen
     Returns:
       8-bit RGB, a square of `side` pixels if it is cropped.
 
-    Example:
+    Examples:
       >>> resize_image(np.zeros((100, 150, 3), np.uint8), 64).shape
       (64, 64, 3)
 
@@ -106,7 +106,7 @@ def to_float(images: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     Returns:
       Images in [-1, 1], of equal shape.
 
-    Example:
+    Examples:
       >>> to_float(np.array([0, 255], np.uint8))
       array([-1.,  1.], dtype=float32)
     """
@@ -122,7 +122,7 @@ def to_uint8(images: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     Returns:
       8-bit images, of equal shape.
 
-    Example:
+    Examples:
       >>> to_uint8(np.array([-1.0, 0.5, 1.0, 2.0]))
       array([  0, 191, 255, 255], dtype=uint8)
     """

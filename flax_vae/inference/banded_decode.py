@@ -336,7 +336,7 @@ def decode_in_bands(
     Returns:
       Images in host memory, nominally in [-1, 1], float32, or float64 if the model computes in it.
 
-    Example:
+    Examples:
       >>> model = AutoEncoder(PRESETS["tiny"])
       >>> params = init_params(model, jax.random.key(0))
       >>> decode_in_bands(model, params, np.zeros((1, 8, 4, 16)), band_rows=8).shape

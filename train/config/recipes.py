@@ -19,7 +19,7 @@ def recipe(name: str, start_from: str | None = None, teacher: str | None = None)
       start_from: Initial weights, which some recipes need.
       teacher: Model whose latents a new decoder learns to decode, in place of initial weights.
 
-    Example:
+    Examples:
       >>> config = recipe("tiny")
       >>> config.steps, config.model == PRESETS["tiny"]
       (900, True)

@@ -28,7 +28,7 @@ def hinge_d(real: Logits, fake: Logits) -> Scalar:
       real: Logits of images.
       fake: Logits of reconstructions.
 
-    Example:
+    Examples:
       >>> hinge_d(jnp.ones((1, 4, 4, 1)), -jnp.ones((1, 4, 4, 1)))
       Array(0., dtype=float32)
 

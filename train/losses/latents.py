@@ -39,7 +39,7 @@ def transform_pair(
     Returns:
       The images and the latents.
 
-    Example:
+    Examples:
       >>> images, latents = transform_pair(jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 8, 8, 16)), (4, 6), turns=0)
       >>> images.shape, latents.shape
       ((1, 32, 48, 3), (1, 4, 6, 16))

@@ -61,7 +61,7 @@ def kl(posterior: Posterior, free_bits: float = 0.0) -> Float[Array, ""]:
       posterior: Posterior of each image.
       free_bits: Nats per latent value that cost nothing; a smaller divergence counts as this much, without gradient.
 
-    Example:
+    Examples:
       >>> posterior = Posterior(mean=jnp.ones((2, 4, 4, 8)), logvar=jnp.zeros((2, 4, 4, 8)))
       >>> kl(posterior)
       Array(64., dtype=float32)
@@ -108,7 +108,7 @@ def reconstruction_loss(
       The loss; and its terms: `loss`, the distance under its own name, `kl`, and `lpips`, `ssim_loss` and `logvar` if
       they are used.
 
-    Example:
+    Examples:
       >>> images, divergence = jnp.zeros((2, 8, 8, 3)), jnp.array(100.0)
       >>> loss, terms = reconstruction_loss(images + 0.5, images, divergence, distance="l1", kl_weight=1e-3)
       >>> {name: round(float(value), 3) for name, value in terms.items()}

@@ -38,7 +38,7 @@ def open_images(address: str) -> ImageSource:
     Returns:
       Source of the images, which reads one when it is asked for.
 
-    Example:
+    Examples:
       >>> np.save("images.npy", np.zeros((2, 16, 24, 3), np.uint8))
       >>> images = open_images("images.npy")
       >>> len(images), images[0].shape, images.size(1)
