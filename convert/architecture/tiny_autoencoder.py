@@ -253,8 +253,8 @@ def require_posterior(params: Architecture) -> AutoEncoderParams:
     if isinstance(params, AutoEncoderParams):
         return params
     raise ConversionError(
-        "these are the weights of a tiny autoencoder, which has no posterior and is not trained here; expected those "
-        "of an autoencoder of the FLUX or Stable Diffusion family"
+        "these are the weights of a tiny autoencoder, which has no posterior and whose encoder is not trained here; "
+        "expected those of an autoencoder of the FLUX or Stable Diffusion family"
     )
 
 

@@ -47,7 +47,7 @@ class Flags:
     """Weights of the teacher."""
     widths: Annotated[tuple[int, ...], arg(metavar="N...")] = (16, 32, 48)
     """Widths of the students' decoders."""
-    steps: int = 200
+    steps: int = 300
     """Updates of each student."""
     batch_size: int = 4
     """Crops per update."""
@@ -65,7 +65,7 @@ def config_of(flags: Flags, teacher: TinyAutoEncoderParams, width: int) -> Train
     return replace(
         base,
         data=replace(base.data, crop_size=flags.crop_size),
-        optim=OptimConfig(learning_rate=3e-3, warmup_steps=min(20, flags.steps // 2), weight_decay=0.0, ema_decay=0.98),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=min(50, flags.steps // 2), weight_decay=0.0, ema_decay=0.98),
         loss=LossConfig(distance="l1", kl_weight=0.0, sample=False),
         batch_size=flags.batch_size,
         steps=flags.steps,
