@@ -21,7 +21,7 @@ from flax_vae.loading import make_model
 from flax_vae.numerics import Numerics
 from flax_vae.train.config import LossConfig, TrainConfig
 from flax_vae.train.errors import RunError
-from flax_vae.train.losses import WINDOW, load_lpips_weights, smallest_side, stages_of
+from flax_vae.train.losses import WINDOW, Features, load_lpips_weights, smallest_side, stages_of
 from flax_vae.train.optim import make_discriminator_optimizer, make_optimizer, make_schedule
 from flax_vae.train.state import (
     DiscriminatorState,
@@ -61,16 +61,29 @@ def make_components(config: TrainConfig) -> Components:
     )
 
 
-def make_constants(config: LossConfig) -> dict[str, Any]:
-    """Returns the constants of the losses: the weights of LPIPS as `lpips`, if it is used.
+def make_constants(config: LossConfig, features: Features | None = None) -> dict[str, Any]:
+    """Returns the constants of the losses: the weights of LPIPS as `lpips`, and a network as `features`, if used.
+
+    Args:
+      config: Settings of the loss.
+      features: Network of `features_weight`, from images to a list of feature maps; see `feature_distance`.
 
     Raises:
-      RunError: If they cannot be loaded.
+      RunError: If they cannot be loaded, or the network is missing or superfluous.
     """
+    if (features is None) == bool(config.features_weight):
+        given = "no network is given" if features is None else "a network is given"
+        remedy = "pass features to flax_vae.train.loop.train, or set it to 0" if features is None else "set it"
+        raise RunError(f"loss.features_weight is {config.features_weight}, and {given}; {remedy}")
+    constants: dict[str, Any] = {}
+    if features is not None:
+        # A tree, whose arrays are arguments of the step; those that a plain function holds are constants of it.
+        whole = isinstance(features, jax.tree_util.Partial)
+        constants["features"] = features if whole else jax.tree_util.Partial(features)
     if not config.lpips_weight:
-        return {}
+        return constants
     try:
-        return {"lpips": load_lpips_weights(config.lpips_net, config.lpips_weights)}
+        return constants | {"lpips": load_lpips_weights(config.lpips_net, config.lpips_weights)}
     except (FlaxVaeError, OSError) as error:
         raise RunError(f"{error}; or train without LPIPS: --loss.lpips-weight 0 (now {config.lpips_weight})") from error
 

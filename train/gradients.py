@@ -99,7 +99,7 @@ def gradients(
       batch_stats: Running statistics of the discriminator; those in the state are from before the first part.
       images: Images in [-1, 1].
       index: Index of each example in the whole batch.
-      weights: Constants of the losses: `lpips`.
+      weights: Constants of the losses: `lpips` and `features`.
       model: Autoencoder.
       discriminator: Discriminator, or None.
       config: Settings of the run.
@@ -232,6 +232,7 @@ def _losses(
             reconstruction, target, penalties["kl"],
             distance=config.loss.distance, kl_weight=config.loss.kl_weight, reduction=config.loss.reduction,
             perceptual=perceptual, lpips_weight=config.loss.lpips_weight, ssim_weight=config.loss.ssim_weight,
+            features=weights.get("features"), features_weight=config.loss.features_weight,
             logvar=logvar if config.loss.learn_logvar or config.loss.logvar else None,
         )  # fmt: skip
         if config.latents.variance_weight:

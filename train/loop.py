@@ -32,6 +32,7 @@ from flax_vae.train.devices import (
 )
 from flax_vae.train.errors import NotFiniteError, RunError
 from flax_vae.train.evaluation import LOGGED_AS, MORE_IS_BETTER, BestScore, Validation
+from flax_vae.train.losses import Features
 from flax_vae.train.plan import require_memory
 from flax_vae.train.report import (
     Loggers,
@@ -74,7 +75,14 @@ class Outcome(NamedTuple):
     stopped_by: int | None = None
 
 
-def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False, take_over: bool = False) -> Outcome:
+def train(
+    config: TrainConfig,
+    workdir: Path,
+    *,
+    accept_changed_data: bool = False,
+    take_over: bool = False,
+    features: Features | None = None,
+) -> Outcome:
     """Trains an autoencoder for `config.steps` updates; resumes from the checkpoints in `workdir`, if there are any.
 
     A run that was interrupted and resumed ends with the same weights as an uninterrupted one.  SIGTERM, SIGUSR1 and
@@ -88,6 +96,8 @@ def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = Fal
         cannot start.
       accept_changed_data: Whether a run may resume with other images than it started with.
       take_over: Whether to take a directory in a bucket over from a trainer that seems to use it.
+      features: Network for `loss.features_weight`, from images to a list of feature maps; see
+        `flax_vae.train.losses.feature_distance`.  Pass the same one to resume.
 
     Returns:
       The final state and its scores.
@@ -104,7 +114,7 @@ def train(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = Fal
                 config = run.fixed(config)
                 run.check(config)  # before the lock file is created
                 hold = stack.enter_context(hold_directory(run.path, take_over=take_over)) if first else Hold()
-                setup = _set_up(config, run, accept_changed_data)
+                setup = _set_up(config, run, accept_changed_data, features)
                 facts |= facts_of_run(setup.config, setup.listing, setup.constants)
                 facts["validation image"] = setup.validate.facts
             return _train(run, setup, stop, hold)
@@ -139,13 +149,13 @@ class _Setup(NamedTuple):
     validate: Validation
 
 
-def _set_up(config: TrainConfig, run: RunDirectory, accept: bool) -> _Setup:
+def _set_up(config: TrainConfig, run: RunDirectory, accept: bool, features: Features | None) -> _Setup:
     require_loggers(config)  # before anything is written
     parallel = make_parallel(config.parallel, zero=config.zero, devices_per_image=config.devices_per_image)
     parallel.check_batch_size(config.batch_size, config.optim.accumulate)
     photographs, listing, changes = open_data(config, run, accept=accept)
     config = replace(config, data=replace(config.data, held_out=photographs.held_out_name))
-    components, constants = make_components(config), make_constants(config.loss)
+    components, constants = make_components(config), make_constants(config.loss, features)
     require_memory(config, parallel, constants)
     judging = validation_images(config.validation, config.data)
     start = partial(load_start, config) if _compares_latents(config) else None

@@ -55,7 +55,7 @@ def train_step(
     Args:
       state: State before the update.
       images: Images in [-1, 1]; under pmap, the slice of this device.
-      weights: Constants of the losses: `lpips`.
+      weights: Constants of the losses: `lpips` and `features`.
       components: Model, optimisers and discriminator.
       config: Settings of the run.
       axis_name: Name of the device axis under pmap; None otherwise.

@@ -149,6 +149,8 @@ class LossConfig:
         variance, and its logarithm is added.
       logvar: Logarithm of the variance, or its initial value if learned.
       ssim_weight: Weight of 1 - SSIM, which is added to the distance of every value; 0 leaves it out.
+      features_weight: Weight of the distance in the features of a network of your own, which is added likewise; the
+        network is an argument of `flax_vae.train.loop.train`, so no command can use it.
 
     Raises:
       ValueError: If a weight is negative, or a name unknown.
@@ -165,10 +167,11 @@ class LossConfig:
     learn_logvar: bool = False
     logvar: float = 0.0
     ssim_weight: float = 0.0
+    features_weight: float = 0.0
 
     def __post_init__(self):
         check_types(self)
-        names = ("kl_weight", "free_bits", "lpips_weight", "ssim_weight")
+        names = ("kl_weight", "free_bits", "lpips_weight", "ssim_weight", "features_weight")
         from_zero(**{name: getattr(self, name) for name in names})
         finite(logvar=self.logvar)
 

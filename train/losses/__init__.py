@@ -4,7 +4,7 @@ They take arrays and pytrees and return arrays, know no config and no global sta
 `shard_map`:
 
 * images: `reconstruction_loss` of `l1`, `mse` or `charbonnier`, `kl` and `lpips` with `load_lpips_weights`;
-  `structural_similarity`;
+  `structural_similarity`; `feature_distance` in a network of your own;
 * adversarial, of the logits of `flax_vae.Discriminator`: `hinge_d` and `hinge_g`, `non_saturating_d` and
   `non_saturating_g`, `adaptive_weight`, `r1_penalty`;
 * latents: `transform_pair` (EQ), `add_noise`, `variance_expansion`.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         non_saturating_g,
         r1_penalty,
     )
+    from flax_vae.train.losses.features import Features, feature_distance
     from flax_vae.train.losses.latents import (
         QUARTERS,
         add_noise,
@@ -41,6 +42,7 @@ else:
     __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = [
+    "Features",
     "QUARTERS",
     "WINDOW",
     "adaptive_weight",
@@ -48,6 +50,7 @@ __all__ = [
     "at_least_float32",
     "charbonnier",
     "choose",
+    "feature_distance",
     "hinge_d",
     "hinge_g",
     "kl",

@@ -152,7 +152,7 @@ class Lpips(nn.Module):
             _tap_sizes(self.stages, sizes),
             strict=True,
         )
-        distances = [head((_to_unit_length(x) - _to_unit_length(y)) ** 2, size) for head, x, y, size in taps]
+        distances = [head((to_unit_length(x) - to_unit_length(y)) ** 2, size) for head, x, y, size in taps]
         return jnp.sum(jnp.stack(distances), axis=0)
 
 
@@ -224,7 +224,8 @@ def _standardise(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     return (images - SHIFT.reshape(1, 1, 1, 3)) / SCALE.reshape(1, 1, 1, 3)
 
 
-def _to_unit_length(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+def to_unit_length(x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    """Returns vectors of length 1, or of 0 where all features are 0, which have no gradient."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     # The square root has no derivative at 0.  Where all features are 0, the mask of the ReLU below hides that; where

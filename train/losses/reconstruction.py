@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from flax_vae import Posterior
 from flax_vae.convert.errors import ArgumentError
+from flax_vae.train.losses.features import Features, feature_distance
 from flax_vae.train.losses.structure import structural_similarity
 
 _CHARBONNIER_EPSILON = 1e-3
@@ -84,6 +85,8 @@ def reconstruction_loss(
     perceptual: Perceptual | None = None,
     lpips_weight: float = 0.0,
     ssim_weight: float = 0.0,
+    features: Features | None = None,
+    features_weight: float = 0.0,
     logvar: Float[Array, ""] | None = None,
     reduction: str = "mean",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -101,12 +104,14 @@ def reconstruction_loss(
         `functools.partial(lpips, params)`; needed if `lpips_weight` is not zero.
       lpips_weight: Weight of the perceptual distance; 0 leaves it out.
       ssim_weight: Weight of 1 - SSIM, the term `ssim_loss`; 0 leaves it out.
+      features: Network whose features are compared, see `feature_distance`; needed if `features_weight` is not zero.
+      features_weight: Weight of that distance, the term `features`; 0 leaves it out.
       logvar: Logarithm of the variance of the reconstruction; None is 0, and leaves it out of the terms.
       reduction: `mean` or `sum`; see the top of this file.
 
     Returns:
-      The loss; and its terms: `loss`, the distance under its own name, `kl`, and `lpips`, `ssim_loss` and `logvar` if
-      they are used.
+      The loss; and its terms: `loss`, the distance under its own name, `kl`, and `lpips`, `ssim_loss`,
+      `features` and `logvar` if they are used.
 
     Examples:
       >>> images, divergence = jnp.zeros((2, 8, 8, 3)), jnp.array(100.0)
@@ -115,7 +120,7 @@ def reconstruction_loss(
       {'loss': 0.501, 'l1': 0.5, 'kl': 100.0}
 
     Raises:
-      ValueError: If a name is unknown, or a perceptual distance is weighted and not given.
+      ValueError: If a name is unknown, or a perceptual distance or network is weighted and not given.
 
     Source: CompVis/latent-diffusion `contperceptual.py`.
     """
@@ -139,6 +144,15 @@ def reconstruction_loss(
     if ssim_weight:
         terms["ssim_loss"] = 1 - jnp.mean(structural_similarity(reconstruction, images))
         loss = loss + ssim_weight * terms["ssim_loss"]
+    if features_weight:
+        if features is None:
+            raise ArgumentError(
+                f"features_weight={features_weight} needs a network; pass features",
+                field="features_weight",
+                value=features_weight,
+            )
+        terms["features"] = jnp.mean(feature_distance(features, reconstruction, images))
+        loss = loss + features_weight * terms["features"]
     if logvar is not None:
         terms["logvar"] = logvar
         loss = loss * jnp.exp(-logvar) + logvar

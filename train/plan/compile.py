@@ -13,6 +13,7 @@ from flax_vae.ops import compiler_options
 from flax_vae.train.build import make_components, make_state
 from flax_vae.train.config import TrainConfig
 from flax_vae.train.devices import Chip, find_chip, make_parallel
+from flax_vae.train.errors import TrainError
 from flax_vae.train.losses import lpips_shapes
 from flax_vae.train.plan.topologies import Target
 from flax_vae.train.step import train_step
@@ -211,6 +212,11 @@ def _next(totals: dict[int, int], memory: int, low: int, high: int | None) -> in
 
 
 def _constants(config: TrainConfig) -> dict[str, Any]:
+    if config.loss.features_weight:
+        raise TrainError(
+            f"loss.features_weight={config.loss.features_weight} needs a network of your own, whose memory is unknown; "
+            "plan with 0"
+        )
     if not config.loss.lpips_weight:
         return {}
     shapes = lpips_shapes(config.loss.lpips_net)

@@ -46,7 +46,7 @@ def test_every_field_survives_json():
             ema_decay=0.9,
             part_learning_rates="decoder.mid=1e-4",
         ),
-        loss=LossConfig("mse", "sum", 0.5, 0.1, False, 1.0, "alex", "lpips.pth", True, 0.5, 0.25),
+        loss=LossConfig("mse", "sum", 0.5, 0.1, False, 1.0, "alex", "lpips.pth", True, 0.5, 0.25, 0.125),
         latents=LatentConfig(1e-3, 0.8, 1e-3),
         gan=GanConfig(0.5, 3, "non_saturating", False, 1.0, 16, 2, 1e-3, 0.4, 0.8),
         time=TimeConfig("logit_normal", 1.0, 2.0, 1.5),
