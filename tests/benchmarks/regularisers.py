@@ -1,4 +1,4 @@
-"""What the regularisers of the latents do to `tiny`: `python -m tests.benchmarks.regularisers [--steps N --seeds S...]`."""
+"""What the regularisers of the latents do to `tiny`: `python -m tests.benchmarks.regularisers`."""
 
 import contextlib
 import io
