@@ -149,7 +149,7 @@ class LossConfig:
         variance, and its logarithm is added.
       logvar: Logarithm of the variance, or its initial value if learned.
       ssim_weight: Weight of 1 - SSIM, which is added to the distance of every value; 0 leaves it out.
-      features_weight: Weight of the distance in the features of a network of your own, which is added likewise; the
+      features_weight: Weight of the distance in the features of a network of your own, which is added too; the
         network is an argument of `flax_vae.train.loop.train`, so no command can use it.
 
     Raises:
