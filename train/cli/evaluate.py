@@ -1,7 +1,9 @@
 """`flax-vae-train eval`: scores of a model on images, statistics of its latents, and its worst cases."""
 
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,8 @@ from flax_vae.convert.console import (
     parse_flags,
 )
 from flax_vae.images import ADDRESSES
+from flax_vae.train.cli.flags import DistributionFlags
+from flax_vae.train.cli.together import end, is_joined, join
 from flax_vae.train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
@@ -29,7 +33,7 @@ if TYPE_CHECKING:  # they load JAX: not for --help
     from flax_vae.autoencoder import Model
     from flax_vae.images import Comparison, ImageSource
     from flax_vae.train.config import TrainConfig, ValidationConfig
-    from flax_vae.train.evaluation import Evaluation, PerceptualDistance
+    from flax_vae.train.evaluation import Evaluation, FrechetMeter, PerceptualDistance
 
 PROG = "flax-vae-train eval"
 
@@ -116,6 +120,11 @@ class ResultFlags:
 
 
 @dataclass(frozen=True)
+class DividedFlags(DistributionFlags):
+    """Several processes that divide the images; the first prints and writes the results."""
+
+
+@dataclass(frozen=True)
 class EvalFlags:
     """Measures reconstructions: PSNR, SSIM and LPIPS of every image, and rFID; and latents: statistics, KL, spectrum.
 
@@ -137,6 +146,7 @@ class EvalFlags:
     images: Section[ImageFlags] = ImageFlags()
     scores: Section[ScoreFlags] = ScoreFlags()
     output: Section[ResultFlags] = ResultFlags()
+    distribution: Section[DividedFlags] = DividedFlags()
 
 
 @escaped_output()
@@ -146,7 +156,15 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
       Exit code: 0, or 1 for an error that the user can fix.
     """
-    return guard(PROG, lambda: _run(parse_flags(EvalFlags, prog=PROG, args=args)))
+    flags = parse_flags(EvalFlags, prog=PROG, args=args)
+    try:
+        status = guard(PROG, lambda: _run(flags))
+    except Exception:
+        if not is_joined(flags.distribution):
+            raise
+        traceback.print_exc()
+        status = 1  # the others wait for this process
+    return end(status, flags.distribution)
 
 
 def locate_model(path: Path) -> Path:
@@ -193,57 +211,108 @@ def _run(flags: EvalFlags) -> int:
     writing = [name for name in alone if name.startswith("--write")]
     if writing and is_address(models[0]):
         raise TrainError(f"{writing[0]} writes into a model folder on this machine, and not into {models[0]}")
+    pictures = [name for name in alone if name in ("--grid", "--components")]
+    if pictures and is_joined(flags.distribution):
+        raise TrainError(f"{pictures[0]} draws images of one process; run it without --processes and --distributed")
+    with join(flags.distribution) as facts:
+        prepared = _prepare(flags, writing)
+        if is_joined(flags.distribution):
+            source = prepared.source
+            facts["image"] = {str(index): source.printable_name(index) for index in range(len(source))}
+    return _one(flags, prepared) if len(models) == 1 else _several(flags, prepared)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is measured, and with what.
+
+    Attributes:
+      folders: Folders or files of the models.
+      loaded: Models and their parameters.
+      settings: Settings of the evaluation.
+      source: Images.
+      perceptual: LPIPS, or None.
+      lpips_missing: Why there is no LPIPS, in a few words.
+      meter: Meter for rFID, or None.
+    """
+
+    folders: "list[Path]"
+    loaded: "list[tuple[Model, Any]]"
+    settings: "ValidationConfig"
+    source: "ImageSource"
+    perceptual: "PerceptualDistance | None"
+    lpips_missing: str
+    meter: "FrechetMeter | None"
+
+
+def _prepare(flags: EvalFlags, writing: Sequence[str]) -> _Prepared:
+    """Loads everything, so that errors come before the first image takes its time."""
+    models = flags.models
     folders = [locate_model(path) for path in models]
     if writing:
         from flax_vae.train.evaluation import check_normalisable, check_scalable
 
-        (check_scalable if output.write_scale else check_normalisable)(folders[0])
+        (check_scalable if flags.output.write_scale else check_normalisable)(folders[0])
     # JAX and Pillow: only now, when there is something to compute.
     from flax_vae.inference import load_model
     from flax_vae.ops import cache_for_command
-    from flax_vae.train.evaluation import comparison
+    from flax_vae.train.evaluation import FrechetMeter, load_extractor
 
     cache_for_command(flags.model.compilation_cache)
     settings, source = _images(flags, models[0])
     for note in source.notes:
         print(note, file=sys.stderr)
-    count = len(source)
     perceptual, lpips_missing = _load_lpips(settings)
     if perceptual is None and flags.output.worst_by == "lpips":
         raise TrainError(f"worst_by=lpips needs LPIPS: {lpips_missing}")
-    if len(folders) == 1:
-        return _one(flags, settings, folders[0], source, perceptual, lpips_missing)
+    meter = None if settings.features is None else FrechetMeter(load_extractor(settings.features))
     load = partial(
         load_model, preset=flags.model.preset, dtype="float32", raw_weights=flags.model.raw_weights, rgb=True
     )
-    loaded = [load(str(folder)) for folder in folders]  # all of them, before the first takes its time
+    loaded = [load(str(folder)) for folder in folders]
+    return _Prepared(folders, loaded, settings, source, perceptual, lpips_missing, meter)
+
+
+@contextmanager
+def _shown_progress(flags: EvalFlags, count: int) -> Iterator[Callable[[], None]]:
+    """Yields a function that counts an image; several processes show nothing, because each counts only its own."""
+    if is_joined(flags.distribution):
+        yield lambda: None
+        return
+    with Progress(count) as progress:
+        yield lambda: progress.add(1)
+
+
+def _several(flags: EvalFlags, prepared: _Prepared) -> int:
+    """Compares models, one per line."""
+    import jax
+
+    from flax_vae.train.evaluation import comparison
+
+    models, settings, source, count = flags.models, prepared.settings, prepared.source, len(prepared.source)
     evaluations = [
-        _evaluation(flags, settings, run, *model, perceptual=perceptual)
-        for run, model in zip(models, loaded, strict=True)
+        _evaluation(flags, settings, run, *model, perceptual=prepared.perceptual)
+        for run, model in zip(models, prepared.loaded, strict=True)
     ]
-    with Progress(len(models) * count) as progress:
-        reports = [evaluation(source, count, lambda _: progress.add(1)) for evaluation in evaluations]
+    with _shown_progress(flags, len(models) * count) as add:
+        reports = [evaluation(source, count, lambda _: add()) for evaluation in evaluations]
+    if jax.process_index():
+        return 0
     print("\n".join(comparison(dict(zip(map(str, models), reports, strict=True)))))
-    print(f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {lpips_missing or settings.lpips}")
+    print(
+        f"{count} image{'s' if count > 1 else ''} of {source.where}; LPIPS: {prepared.lpips_missing or settings.lpips}"
+    )
     return 0
 
 
-def _one(
-    flags: EvalFlags,
-    settings: "ValidationConfig",
-    where: Path,
-    source: "ImageSource",
-    perceptual: "PerceptualDistance | None",
-    lpips_missing: str,
-) -> int:
+def _one(flags: EvalFlags, prepared: _Prepared) -> int:
     """Measures one model in detail."""
-    from flax_vae.inference import load_model
+    import jax
+
     from flax_vae.train.evaluation import (
-        FrechetMeter,
         badness,
         equivariance_line,
         latent_lines,
-        load_extractor,
         rfid_line,
         table,
         write_report_json,
@@ -252,15 +321,15 @@ def _one(
     )
     from flax_vae.train.report import save_comparisons, save_components
 
-    meter = None if settings.features is None else FrechetMeter(load_extractor(settings.features))
-    model, params = load_model(str(where), flags.model.preset, "float32", raw_weights=flags.model.raw_weights, rgb=True)
+    settings, source, perceptual, meter = prepared.settings, prepared.source, prepared.perceptual, prepared.meter
+    (where,), ((model, params),) = prepared.folders, prepared.loaded
     meters = {"perceptual": perceptual, "frechet": meter, "equivariance": flags.scores.equivariance}
     evaluate = _evaluation(flags, settings, flags.models[0], model, params, **meters)
     worst: list[Comparison] = []
     first: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def look(comparison: "Comparison") -> None:
-        progress.add(1)
+        add()
         if flags.output.grid:
             worst.append(comparison)
             worst.sort(key=lambda seen: badness(seen.scores, flags.output.worst_by))
@@ -270,11 +339,13 @@ def _one(
         if flags.output.components and index < flags.output.worst:
             first[index] = (image, latents.copy())
 
-    with Progress(len(source)) as progress:
+    with _shown_progress(flags, len(source)) as add:
         report = evaluate(source, len(source), look, look_at_latents)
+    if jax.process_index():
+        return 0
 
     print("\n".join([*table(report, flags.output.worst_by), "", *latent_lines(report.latents, model.params)]))
-    print(f"LPIPS: {lpips_missing or settings.lpips}")
+    print(f"LPIPS: {prepared.lpips_missing or settings.lpips}")
     print(f"rFID: {rfid_line(report, meter)}")
     print(f"equivariance: {equivariance_line(report)}")
     if flags.output.grid:

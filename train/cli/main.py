@@ -1,6 +1,5 @@
 """Entry point of `flax-vae-train`.  User errors are printed as one line without a traceback."""
 
-import contextlib
 import sys
 import time
 import traceback
@@ -9,7 +8,8 @@ from pathlib import Path
 
 from flax_vae.convert.console import advise, escaped_output, guard, quiet_libraries
 from flax_vae.train.cli import compare, evaluate, plan, recipes
-from flax_vae.train.cli.flags import Flags, parse_run_flags
+from flax_vae.train.cli.flags import DistributionFlags, Flags, parse_run_flags
+from flax_vae.train.cli.together import end, is_joined, join
 from flax_vae.train.config import TrainConfig
 
 PROG = "flax-vae-train"
@@ -45,56 +45,25 @@ def _main(words: list[str]) -> int:
     try:
         status = guard(PROG, lambda: _work(flags))
     except Exception as error:
-        if _members(flags) is None:
+        if not is_joined(_distribution(flags)):
             raise
         status = _give_up(error)  # the others wait for this process
-    return _end(status, flags)
+    return end(status, _distribution(flags))
 
 
 def _work(flags: Flags) -> int:
     from flax_vae.convert.files import as_path
     from flax_vae.train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
 
-    with _together(flags):
+    with join(_distribution(flags)):
         workdir = as_path(flags.run.workdir or default_workdir(flags))
         config = resolve(flags, workdir)
     return _show(config, workdir, flags) if flags.run.dry_run else _run(config, workdir, flags)
 
 
-def _members(flags: Flags) -> tuple[str | None, int | None, int | None] | None:
-    """Returns the addresses and index of this process, or None if it is the only one."""
-    given = flags.distribution
-    members = (given.coordinator, given.processes, given.process)
-    return members if (given.distributed or members != (None, None, None)) and not flags.run.dry_run else None
-
-
-def _together(flags: Flags) -> contextlib.AbstractContextManager[object]:
-    """Joins the other processes, if there are any, before a device is used.
-
-    Returns:
-      Context in which a failure of one process ends all.
-    """
-    members = _members(flags)
-    if members is None:
-        return contextlib.nullcontext()
-    from flax_vae.train.devices import agreement, join_processes
-
-    timeout = flags.distribution.join_timeout
-    join_processes(*members, **({} if timeout is None else {"timeout": timeout}))
-    return agreement()
-
-
-def _end(status: int, flags: Flags) -> int:
-    """Returns the exit code; one of several processes exits here, because others may wait for it."""
-    if _members(flags) is None:
-        return status
-    import jax
-
-    from flax_vae.train.devices import leave
-
-    if jax.distributed.is_initialized():
-        leave(status)
-    return status
+def _distribution(flags: Flags) -> DistributionFlags:
+    """Returns what flags say of other processes; a dry run needs none."""
+    return DistributionFlags() if flags.run.dry_run else flags.distribution
 
 
 def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:

@@ -1,6 +1,9 @@
 """What an evaluation tells of the latents: frequencies, KL of each channel, principal components, equivariance."""
 
 import json
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -151,3 +154,42 @@ def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys, monkey
         np.testing.assert_array_equal(np.asarray(picture)[28:41, 4:22], source[0])
         latent = np.asarray(picture)[28:41, 26:44]
         assert len(np.unique(latent.reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(tmp_path):
+    (tmp_path / "images").mkdir()
+    for index in range(5):
+        shape = (10, 14, 3) if index % 2 else (12, 16, 3)
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(tmp_path / "images" / f"{index}.png")
+    (tmp_path / "brightness.py").write_text("def of(images): return images.mean((1, 2))\n")
+    model = AutoEncoder(SMALL)
+    save_pretrained(tmp_path / "model", model, random_params(model))
+    words = [sys.executable, "-m", "flax_vae.train", "eval", "model", "--data", "images", "--lpips", "none"]
+    words += ["--batch-size", "1", "--equivariance", "3", "--features", "brightness:of", "--write-statistics"]
+    written, configs = [], []
+    for count in (1, 2):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        joined = [["--coordinator", address, "--processes", str(count), "--process", str(i)] for i in range(count)]
+        processes = [
+            subprocess.Popen(
+                [*words, "--json", f"{count} {index}.json", *(joined[index] if count > 1 else [])],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+            )
+            for index in range(count)
+        ]  # fmt: skip
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * count, outputs
+        assert ["rFID:" in output for output in outputs] == [True, False][:count]
+        written.append(json.loads((tmp_path / f"{count} 0.json").read_text()))
+        configs.append(json.loads((tmp_path / "model" / "config.json").read_text()))
+    one, two = written
+    assert not (tmp_path / "2 1.json").exists()
+    assert one["images"] == two["images"] and one["equivariance"] == two["equivariance"]
+    assert one["rfid"] == pytest.approx(two["rfid"], rel=1e-9)
+    for name, value in one["latents"].items():
+        np.testing.assert_allclose(two["latents"][name], value, rtol=1e-11, atol=1e-12, err_msg=name)
+    for name in ("latent_mean", "latent_std"):
+        np.testing.assert_allclose(configs[0][name], configs[1][name], rtol=0, atol=1e-12)
