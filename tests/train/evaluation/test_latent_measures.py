@@ -187,7 +187,9 @@ def test_two_processes_measure_what_one_measures(tmp_path):
         configs.append(json.loads((tmp_path / "model" / "config.json").read_text()))
     one, two = written
     assert not (tmp_path / "2 1.json").exists()
-    assert one["images"] == two["images"] and one["equivariance"] == two["equivariance"]
+    assert one["images"] == two["images"] and one["equivariance"]["side"] == two["equivariance"]["side"]
+    # Sums in float32 depend on the number of threads that JAX gives a process.
+    assert one["equivariance"]["psnr"] == pytest.approx(two["equivariance"]["psnr"], abs=1e-4)
     assert one["rfid"] == pytest.approx(two["rfid"], rel=1e-9)
     for name, value in one["latents"].items():
         np.testing.assert_allclose(two["latents"][name], value, rtol=1e-11, atol=1e-12, err_msg=name)
