@@ -64,9 +64,9 @@ def main(args: Sequence[str] | None = None) -> int:
         means[name] = np.mean(rows, axis=0)
     plain = means.get("tiny")
     for name, mean in means.items():
-        print(line(name, "mean", mean))
+        print(line(name, "mean", mean.tolist()))
         if plain is not None and name != "tiny":
-            print(line("", "more", mean - plain, sign="+"))
+            print(line("", "more", (mean - plain).tolist(), sign="+"))
     return 0
 
 
