@@ -233,10 +233,10 @@ def _losses(
             distance=config.loss.distance, kl_weight=config.loss.kl_weight, reduction=config.loss.reduction,
             perceptual=perceptual, lpips_weight=config.loss.lpips_weight, ssim_weight=config.loss.ssim_weight,
             features=weights.get("features"), features_weight=config.loss.features_weight,
-            logvar=logvar if config.loss.learn_logvar or config.loss.logvar else None,
+            logvar=logvar if config.loss.learn_logvar or config.loss.logvar else None, values=images[0].size,
         )  # fmt: skip
         if config.latents.variance_weight:
-            values = target[0].size if config.loss.reduction == "sum" else 1
+            values = images[0].size if config.loss.reduction == "sum" else 1
             loss = loss + config.latents.variance_weight * values * penalties["variance_expansion"]
             scores |= {"loss": loss, "variance_expansion": penalties["variance_expansion"]}
         return loss, scores

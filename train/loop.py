@@ -12,7 +12,9 @@ import jax
 
 from flax_vae import save_pretrained
 from flax_vae.autoencoder import Model
+from flax_vae.convert.errors import FlaxVaeError
 from flax_vae.convert.files import is_address, put_folder, scratch_folder
+from flax_vae.convert.weights import CONFIG, read_config
 from flax_vae.finite import require_finite
 from flax_vae.images import ImageScores
 from flax_vae.train.build import load_start, load_start_training, make_components, make_constants, make_state
@@ -213,7 +215,8 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, hold: Hold) -> O
                 if size not in compiled:
                     compiled.add(size)
                     jax.block_until_ready(scores)
-                    speed.begin(step)
+                    speed.skip(step)
+                    done.clear()
 
                 last, stopping, better = step == config.steps, stop.asked(step), False
                 log = last or step % config.log_every == 0
@@ -268,7 +271,7 @@ def _train(run: RunDirectory, setup: _Setup, stop: StopRequest, hold: Hold) -> O
                 f"{run.path}: a {_name_of(config)} reconstruction is not finite after step {step}, so nothing is "
                 "exported; start again in another workdir with a lower learning rate"
             )
-        _export(run, components.model, params)
+        _export(run, _with_measured_latents(components.model, run, reporter), params)
         write_report(run.path)
     return Outcome(state, step, _only_scores(row))
 
@@ -430,6 +433,20 @@ def _only_scores(row: Mapping[str, float]) -> dict[str, float]:
     """Returns the scores of an evaluation, by their own names."""
     logged = {name: LOGGED_AS.get(name, name) for name in MORE_IS_BETTER}
     return {name: row[there] for name, there in logged.items() if there in row}
+
+
+def _with_measured_latents(model: Model, run: RunDirectory, reporter: Reporter) -> Model:
+    """Returns the model with the scale, shift and statistics that were written into an earlier export of this run."""
+    try:
+        stored = read_config(run.export / CONFIG)
+    except (FlaxVaeError, OSError):
+        return model
+    names = ("scale_factor", "shift_factor", "latent_mean", "latent_std")
+    measured = {name: getattr(stored, name) for name in names if hasattr(stored, name)}
+    if stored == model.params or stored != replace(model.params, **measured):
+        return model
+    reporter.line(f"{run.export}: scale, shift and statistics of the latents stay as they were written there")
+    return model.clone(params=stored)
 
 
 def _export(run: RunDirectory, model: Model, params: dict[str, Any]) -> None:

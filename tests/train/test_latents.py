@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from flax_vae.convert import FlaxVaeError
+from flax_vae.convert.weights import read_config, write_config
 from flax_vae.train.build import make_components, make_state
 from flax_vae.train.config import DataConfig, LatentConfig, LossConfig, OptimConfig, TrainConfig
 from flax_vae.train.gradients import gradients
@@ -89,7 +90,7 @@ def test_sizes_are_drawn_with_their_probability_from_seed_and_step_alone():
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_with_equal_weights(small, tmp_path):
+def test_a_resumed_run_ends_with_equal_weights(small, tmp_path, capsys):
     config = replace(
         small,
         model=replace(small.model, ch_mult=(1,), attn_levels=()),
@@ -107,6 +108,38 @@ def test_a_resumed_run_ends_with_equal_weights(small, tmp_path):
     resumed = train(config, tmp_path / "halves").state
     for (path, ours), theirs in zip(jax.tree.leaves_with_path(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=jax.tree_util.keystr(path))
+
+    # What was measured and written into the export survives another call, which exports again.
+    measured = replace(config.model, latent_mean=(0.5,) * 4, latent_std=(2.0,) * 4, scale_factor=1.0, shift_factor=0.0)
+    write_config(tmp_path / "whole" / "export", measured)
+    train(config, tmp_path / "whole")
+    assert read_config(tmp_path / "whole" / "export" / "config.json") == measured
+    assert f"{tmp_path / 'whole' / 'export'}: scale, shift and statistics" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_penalties_of_the_posterior_weigh_alike_in_all_updates(size, reduction):
+    config = replace(
+        CONFIG,
+        loss=LossConfig("mse", kl_weight=2.0, sample=False, reduction=reduction),
+        latents=LatentConfig(equivariance=0.5, variance_weight=0.5),
+    )
+    components = make_components(config)
+
+    def scores_of(state):
+        settings = {"model": components.model, "discriminator": None, "config": config, "average": lambda tree: tree}
+        return gradients(state, None, IMAGES, jnp.arange(2), {}, size=size, **settings).scores
+
+    scores = jax.jit(scores_of, compiler_options=QUICKLY)(make_state(config, components))
+    values = IMAGES[0].size
+    expected = scores["mse"] + 2.0 * scores["kl"] / values + 0.5 * scores["variance_expansion"]
+    np.testing.assert_allclose(scores["loss"], expected * (values if reduction == "sum" else 1), rtol=1e-5)
+
+
+def test_variance_expansion_without_a_trained_encoder_is_refused():
+    with pytest.raises(FlaxVaeError, match="concerns the encoder, which trainable='decoder' leaves as it is"):
+        replace(CONFIG, latents=LatentConfig(variance_weight=0.1), trainable="decoder", start_from="model")
 
 
 @pytest.mark.parametrize(

@@ -97,9 +97,11 @@ def _run(flags: PlanFlags) -> int:
 def _config(flags: PlanFlags) -> "TrainConfig":
     """Returns the settings of the run, without reading its weights and images."""
     from flax_vae.train.cli.resolve import resolve  # loads NumPy: not for --help
+    from flax_vae.train.cli.settings_file import read_settings
 
     settings = flags.settings
-    if flags.run.preset is not None and "teacher" not in settings:
+    file = {} if flags.run.config is None else read_settings(flags.run.config)
+    if flags.run.preset is not None and not {"teacher", "start_from"} & {*settings, *file}:
         settings = {"start_from": "weights", **settings}  # which some recipes require
     return resolve(Flags(RunFlags(flags.run.preset, flags.run.config), settings=settings), None)
 

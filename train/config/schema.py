@@ -526,6 +526,13 @@ class TrainConfig:
             raise ArgumentError(
                 f"identity_init=True changes random weights, but start_from={self.start_from!r} was given; use one"
             )
+        if self.latents.variance_weight and not changes_latents(self.trained):
+            raise ArgumentError(
+                f"latents.variance_weight={self.latents.variance_weight!r} concerns the encoder, which "
+                f"trainable={self.trainable!r} leaves as it is; expected 0",
+                field="latents.variance_weight",
+                value=self.latents.variance_weight,
+            )
         if self.trainable != "all" and self.start_from is None and self.teacher is None:
             raise ArgumentError(
                 f"trainable={self.trainable!r} keeps the other weights; pass them as start_from or teacher"

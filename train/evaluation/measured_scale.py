@@ -100,9 +100,10 @@ def check_normalisable(folder: Path) -> None:
 def write_statistics(folder: Path, latents: PosteriorSummary) -> Architecture:
     """Sets `latent_mean` and `latent_std` of a model folder, in a folder of diffusers `latents_mean` and `latents_std`.
 
-    Afterwards `encode` returns latents of which each channel has mean 0 and deviation 1.  A model without statistics
-    has a scale of 1 and a shift of 0 from then on; one that has statistics keeps the scale beside them.  In a folder of
-    diffusers, `scaling_factor` and `shift_factor` stay as they are where statistics stand in their place.
+    Afterwards `encode` returns latents of which each channel has mean 0, and the scale of the model as its deviation.
+    A model without statistics has a scale of 1 and a shift of 0 from then on; one that has statistics keeps its scale.
+    In a folder of diffusers, `scaling_factor` and `shift_factor` stay as they are where statistics stand in their
+    place.
 
     Weights and reconstructions do not change, because `decode` inverts the normalisation of `encode`.  Latents that
     were stored before, and diffusion models trained on them, need the old configuration.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from flax_vae.convert.errors import ArgumentError, FlaxVaeError
 from flax_vae.convert.latents import ChannelStats
@@ -98,6 +98,7 @@ class PosteriorSummary:
       active_share: Share of the channels that are active.
       spectrum: Share of each of `BANDS` in the variance of the posterior's mean, all channels together.  A frequency is
         the larger one of the vertical and the horizontal.  The first band includes differences between images.
+      white_noise: What `spectrum` would be for numbers that do not depend on each other, at these sizes.
       mean: Mean over all channels.
       std: Standard deviation of all numbers together, regardless of their channel.
       kl_per_image: Mean KL divergence from the standard normal in nats; None for a model without posteriors.
@@ -117,6 +118,7 @@ class PosteriorSummary:
     active_channels: int
     active_share: float
     spectrum: list[float]
+    white_noise: list[float]
     mean: float
     std: float
     kl_per_image: float | None
@@ -146,6 +148,7 @@ class PosteriorStats:
         self._variance = np.zeros(channels)  # sums over positions, as the following
         self._divergence = np.zeros(channels)
         self._energy = np.zeros(len(BANDS))
+        self._frequencies = np.zeros(len(BANDS))  # of all images, as many as positions
         self._images = 0
         self._without_posterior = 0  # images that came as latents
 
@@ -154,6 +157,7 @@ class PosteriorStats:
         mean = np.asarray(mean, np.float64)
         self.means.add(mean.reshape(-1, mean.shape[-1]))
         self._energy += band_energies(mean)
+        self._frequencies += len(mean) * np.bincount(bands_of(*mean.shape[1:3]).reshape(-1), minlength=len(BANDS))
         self._images += len(mean)
         if logvar is None:
             self._without_posterior += len(mean)
@@ -174,9 +178,10 @@ class PosteriorStats:
         whole = PosteriorStats(channels)
         whole.means = self.means.merged(gather)
         counts = np.array([self._images, self._without_posterior], np.float64)
-        sums = gather(np.concatenate([self._variance, self._divergence, self._energy, counts])).sum(axis=0)
+        sums = np.concatenate([self._variance, self._divergence, self._energy, self._frequencies, counts])
+        sums = gather(sums).sum(axis=0)
         whole._variance, whole._divergence, rest = np.split(sums, [channels, 2 * channels])
-        whole._energy, (images, without) = rest[: len(BANDS)], rest[len(BANDS) :]
+        whole._energy, whole._frequencies, (images, without) = np.split(rest, [len(BANDS), 2 * len(BANDS)])
         whole._images, whole._without_posterior = int(images), int(without)
         return whole
 
@@ -206,6 +211,7 @@ class PosteriorStats:
             active_channels=active,
             active_share=active / channels,
             spectrum=self._spectrum(activity.sum() * count),
+            white_noise=(self._frequencies / self._frequencies.sum()).tolist(),
             mean=mean,
             std=std,
             kl_per_image=None if divergence is None else float(divergence.sum()) / self._images,
@@ -228,6 +234,10 @@ def band_energies(z: Float[np.ndarray, "b h w z"]) -> Float[np.ndarray, " bands"
     height, width = z.shape[1:3]
     spectrum = np.fft.fft2(z - z.mean(axis=(1, 2), keepdims=True), axes=(1, 2))
     power = np.square(np.abs(spectrum)).sum(axis=(0, 3)) / (height * width)  # Parseval: sums of squares of `z`
+    return np.bincount(bands_of(height, width).reshape(-1), power.reshape(-1), minlength=len(BANDS))
+
+
+def bands_of(height: int, width: int) -> Int[np.ndarray, "h w"]:
+    """Returns the index in `BANDS` of each frequency of a map."""
     rows, columns = (np.abs(np.fft.fftfreq(length)) for length in (height, width))
-    bands = np.searchsorted(np.array(BANDS[:-1]) / 2, np.maximum(rows[:, None], columns))
-    return np.bincount(bands.reshape(-1), power.reshape(-1), minlength=len(BANDS))
+    return np.searchsorted(np.array(BANDS[:-1]) / 2, np.maximum(rows[:, None], columns))

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +123,10 @@ def _spectrum_lines(latents: PosteriorSummary) -> list[str]:
     """Returns the shares of the bands of frequencies, beside those of numbers that do not depend on each other."""
     ends = [Fraction(band) for band in BANDS]
     names = [f"to {end}" for end in ends]
-    squares = [0, *(end**2 for end in ends)]  # parts of the plane of frequencies
-    noise = [after - before for before, after in pairwise(squares)]
     rows = [
         ["frequency", *names],
         ["energy", *(f"{share:.1%}" for share in latents.spectrum)],
-        ["white noise", *(f"{float(share):.1%}" for share in noise)],
+        ["white noise", *(f"{share:.1%}" for share in latents.white_noise)],
     ]
     return _aligned(rows)
 

@@ -89,6 +89,7 @@ def reconstruction_loss(
     features_weight: float = 0.0,
     logvar: Float[Array, ""] | None = None,
     reduction: str = "mean",
+    values: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Returns the loss without its adversarial part, and the terms of it by name.
 
@@ -108,6 +109,8 @@ def reconstruction_loss(
       features_weight: Weight of that distance, the term `features`; 0 leaves it out.
       logvar: Logarithm of the variance of the reconstruction; None is 0, and leaves it out of the terms.
       reduction: `mean` or `sum`; see the top of this file.
+      values: Values of an image by which the divergence is divided, or a sum multiplied; None takes those of `images`.
+        If the images were reduced, pass those of the whole ones, to which the divergence belongs.
 
     Returns:
       The loss; and its terms: `loss`, the distance under its own name, `kl`, and `lpips`, `ssim_loss`,
@@ -129,7 +132,7 @@ def reconstruction_loss(
             f"distance={distance!r} must be one of {', '.join(DISTANCES)}, and reduction={reduction!r} one of "
             f"{', '.join(REDUCTIONS)}"
         )
-    values = images[0].size
+    values = images[0].size if values is None else values
     loss = DISTANCES[distance](reconstruction, images)
     terms = {distance: loss, "kl": divergence}
     if lpips_weight:

@@ -11,7 +11,7 @@ from flax_vae.train.build import load_start, load_start_training, make_component
 from flax_vae.train.config import TrainConfig, format_yaml
 from flax_vae.train.data import Photographs, shipped_photographs, validation_images
 from flax_vae.train.devices import Parallel, make_parallel
-from flax_vae.train.plan.estimate import memory_limit, memory_rows
+from flax_vae.train.plan.estimate import constant_name, memory_limit, memory_rows
 from flax_vae.train.report import require_loggers
 from flax_vae.train.run import RunDirectory, open_data
 from flax_vae.train.state import TrainState, trained_part
@@ -22,7 +22,8 @@ _MIB = 2**20
 def describe_run(config: TrainConfig, workdir: Path, *, accept_changed_data: bool = False) -> str:
     """Returns the configuration as YAML, with sizes, memory and the files to be read as comments.
 
-    The text is a valid file for `--config`.  Writes nothing, and raises the errors that the run itself raises.
+    The text is a valid file for `--config`.  Writes nothing, and raises the errors that the run itself raises, but for
+    memory: what does not fit is said in the text.
 
     Args:
       config: Settings of the run.
@@ -61,8 +62,8 @@ def _parameters(state: TrainState, constants: dict[str, Any], config: TrainConfi
     yield f"  that learn      {_count(trained_part(state.params, config.trained)):>15,}"
     if state.discriminator is not None:
         yield f"  discriminator   {_count(state.discriminator.params):>15,}"
-    if constants:
-        yield f"  LPIPS           {_count(constants):>15,}"
+    for name, tree in constants.items():
+        yield f"  {constant_name(name):<15} {_count(tree):>15,}"
 
 
 def _memory(constants: dict[str, Any], config: TrainConfig, parallel: Parallel) -> Iterator[str]:

@@ -41,8 +41,7 @@ def memory_rows(config: TrainConfig, parallel: Parallel, constants: Any) -> dict
     if state.discriminator is not None:
         # The discriminator's gradients too.
         rows["discriminator"] = _bytes(state.discriminator, places.discriminator) + _bytes(state.discriminator.params)
-    if constants:
-        rows["LPIPS"] = _bytes(constants)
+    rows |= {constant_name(name): _bytes(tree) for name, tree in constants.items()}
     rows["images"] = 4 * 3 * config.data.crop_size**2 * config.batch_size // count
 
     size, part = config.data.crop_size, config.batch_size // config.optim.accumulate
@@ -50,6 +49,11 @@ def memory_rows(config: TrainConfig, parallel: Parallel, constants: Any) -> dict
     kept = partial(kept_for_backward, model=components.model, discriminator=components.discriminator, config=config)
     rows["activations"] = _bytes(jax.eval_shape(kept, state, images, constants)) // count
     return rows
+
+
+def constant_name(constant: str) -> str:
+    """Returns what a constant of the losses is called."""
+    return {"lpips": "LPIPS"}.get(constant, constant)
 
 
 def require_memory(config: TrainConfig, parallel: Parallel, constants: Any) -> None:

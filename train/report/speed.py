@@ -9,7 +9,7 @@ class Speed:
     """Measures updates without the first one, which is compiled, and without evaluating and saving between updates."""
 
     def __init__(self, batch_size: int, count: int, peak: float | None, gan_start: int = 0):
-        """Prepares; `begin` starts measuring.
+        """Prepares; `skip` of the first update, or `begin`, starts measuring.
 
         Args:
           batch_size: Images in a batch.
@@ -25,7 +25,7 @@ class Speed:
         self._pauses: list[float] = []
 
     def begin(self, step: int) -> None:
-        """Starts measuring at the end of update `step`: the first one, or one after which the run paused.
+        """Starts measuring at the end of update `step`, after which the run paused to evaluate or to save.
 
         Args:
           step: Number of updates.
@@ -34,6 +34,14 @@ class Speed:
         if self._step is not None:
             self._pauses.append(now - self._when)
         self._step, self._when = step, now
+
+    def skip(self, step: int) -> None:
+        """Leaves out the time since the last call, as that of compiling a program, which does not come again.
+
+        Args:
+          step: Number of updates.
+        """
+        self._step, self._when = step, time.monotonic()
 
     def add(self, step: int) -> None:
         """Adds the updates up to `step`, whose scores have been computed.

@@ -45,6 +45,13 @@ def test_waves_are_energy_in_their_band():
     np.testing.assert_allclose(measured(z + 1.0, z - 1.0).spectrum, variances / variances.sum(), atol=1e-12)
 
 
+def test_white_noise_is_what_independent_numbers_have():
+    noise = measured(rng.normal(size=(32, 32, 64)), rng.normal(size=(16, 24, 64)))
+    np.testing.assert_allclose(noise.spectrum, noise.white_noise, atol=0.01)
+    counts = np.array([25 + 9, 56 + 26, 208 + 82, 735 + 267])
+    np.testing.assert_allclose(noise.white_noise, counts / counts.sum())
+
+
 def test_bands_of_latents_of_any_size_are_those_of_a_second_transform():
     images = [rng.normal(size=(*shape, 3)) for shape in [(7, 10), (1, 5), (12, 3)]]
     centred = np.concatenate([image.reshape(-1, 3) for image in images]).mean(0)

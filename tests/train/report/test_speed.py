@@ -35,6 +35,17 @@ def test_the_rate_leaves_compiling_evaluating_and_saving_out(now):
     assert speed.read(None) == {}
 
 
+def test_programs_that_are_compiled_later_are_no_pauses(now):
+    speed = Speed(4, 1, None)
+    speed.skip(1)
+    for step in (2, 4, 7):
+        now[0] += 100.0  # compiles
+        speed.skip(step)
+    now[0] += 3.0
+    speed.add(10)
+    assert speed.seconds_left(100) == pytest.approx(100.0)
+
+
 def test_updates_before_the_discriminator_count_without_it(now):
     speed = Speed(4, 2, 50e12, gan_start=10)
     speed.begin(4)
