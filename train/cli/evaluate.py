@@ -2,9 +2,9 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,8 +23,7 @@ from flax_vae.convert.console import (
     parse_flags,
 )
 from flax_vae.images import ADDRESSES
-from flax_vae.train.cli.flags import DistributionFlags
-from flax_vae.train.cli.together import end, is_joined, join
+from flax_vae.train.cli.together import DistributionFlags, end, is_joined, join
 from flax_vae.train.errors import RunError, TrainError
 
 if TYPE_CHECKING:  # they load JAX: not for --help
@@ -219,6 +218,7 @@ def _run(flags: EvalFlags) -> int:
         if is_joined(flags.distribution):
             source = prepared.source
             facts["image"] = {str(index): source.printable_name(index) for index in range(len(source))}
+            facts |= _facts(flags, prepared)
     return _one(flags, prepared) if len(models) == 1 else _several(flags, prepared)
 
 
@@ -271,6 +271,19 @@ def _prepare(flags: EvalFlags, writing: Sequence[str]) -> _Prepared:
     )
     loaded = [load(str(folder)) for folder in folders]
     return _Prepared(folders, loaded, settings, source, perceptual, lpips_missing, meter)
+
+
+def _facts(flags: EvalFlags, prepared: _Prepared) -> dict[str, Mapping[str, Any]]:
+    """Returns settings and weights, which must be equal in all processes."""
+    from flax_vae.train.devices import facts_of_models
+
+    settings = asdict(prepared.settings)
+    for address in ("data", "lpips_weights"):  # files may have other places on other machines
+        del settings[address]
+    model = {name: getattr(flags.model, name) for name in ("preset", "raw_weights", "time", "bands")}
+    return facts_of_models(
+        settings | model | {"equivariance": flags.scores.equivariance}, [params for _, params in prepared.loaded]
+    )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from flax_vae.convert.console import NONE, CacheOption, Section, parse_flags
 from flax_vae.images import ADDRESSES, FORMATS
+from flax_vae.train.cli.together import DistributionFlags
 from flax_vae.train.config import RENAMED, TrainConfig, preset_names, recipe, setting_types
 
 _TOP = "training"  # section of the settings that are in none
@@ -87,24 +88,6 @@ class RunFlags(RecipeFlags):
     take_over: bool = False
     """Take a run in a bucket over from a trainer that has ended; the error that refuses a start says when."""
     compilation_cache: CacheOption = None
-
-
-@dataclass(frozen=True)
-class DistributionFlags:
-    """Several processes that train one model."""
-
-    distributed: bool = False
-    """Join the other processes of a TPU pod, SLURM or Open MPI, which give their addresses."""
-    coordinator: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint=NONE)] = None
-    """Address of process 0, for several processes elsewhere; each is given the same address and settings."""
-    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint=NONE)] = None
-    """Number of processes."""
-    process: Annotated[int | None, arg(metavar="I", help_behavior_hint=NONE)] = None
-    """Index of this process, from 0."""
-    join_timeout: Annotated[
-        float | None, arg(metavar="SECONDS", help_behavior_hint="(default: 45; with --distributed 300)")
-    ] = None
-    """Time within which all processes must have started."""
 
 
 @dataclass(frozen=True)

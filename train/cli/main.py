@@ -8,8 +8,8 @@ from pathlib import Path
 
 from flax_vae.convert.console import advise, escaped_output, guard, quiet_libraries
 from flax_vae.train.cli import compare, evaluate, plan, recipes
-from flax_vae.train.cli.flags import DistributionFlags, Flags, parse_run_flags
-from flax_vae.train.cli.together import end, is_joined, join
+from flax_vae.train.cli.flags import Flags, parse_run_flags
+from flax_vae.train.cli.together import DistributionFlags, end, is_joined, join
 from flax_vae.train.config import TrainConfig
 
 PROG = "flax-vae-train"

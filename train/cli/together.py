@@ -1,9 +1,30 @@
 """Joins the processes of a command before they use a device, and ends them together."""
 
 import contextlib
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from flax_vae.train.cli.flags import DistributionFlags
+from tyro.conf import arg
+
+from flax_vae.convert.console import NONE
+
+
+@dataclass(frozen=True)
+class DistributionFlags:
+    """Several processes that train one model."""
+
+    distributed: bool = False
+    """Join the other processes of a TPU pod, SLURM or Open MPI, which give their addresses."""
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint=NONE)] = None
+    """Address of process 0, for several processes elsewhere; each is given the same address and settings."""
+    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint=NONE)] = None
+    """Number of processes."""
+    process: Annotated[int | None, arg(metavar="I", help_behavior_hint=NONE)] = None
+    """Index of this process, from 0."""
+    join_timeout: Annotated[
+        float | None, arg(metavar="SECONDS", help_behavior_hint="(default: 45; with --distributed 300)")
+    ] = None
+    """Time within which all processes must have started."""
 
 
 def is_joined(given: DistributionFlags) -> bool:

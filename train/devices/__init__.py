@@ -10,6 +10,7 @@ from flax_vae.convert.faces import lazy_names
 if TYPE_CHECKING:
     from flax_vae.train.devices.agreeing import (
         agreement,
+        facts_of_models,
         facts_of_run,
         facts_of_start,
         gather_float64,
@@ -28,6 +29,7 @@ __all__ = [
     "Parallel",
     "StepOperations",
     "agreement",
+    "facts_of_models",
     "facts_of_run",
     "facts_of_start",
     "find_chip",

@@ -8,7 +8,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -120,6 +120,17 @@ def facts_of_start(state: Any) -> Sections:
       state: Training state.
     """
     return {} if jax.process_count() == 1 else {"initial": checksums(state)}
+
+
+def facts_of_models(settings: Mapping[str, Any], weights: Sequence[Any]) -> Sections:
+    """Returns what must be equal in all processes that evaluate models together.
+
+    Args:
+      settings: Settings of the evaluation, JSON values by name, without addresses of files.
+      weights: Parameters of each model.
+    """
+    found = {f"{number}/{name}": sum for number, tree in enumerate(weights) for name, sum in checksums(tree).items()}
+    return {SETTINGS: dict(settings), "weight": found}
 
 
 def gather_values(value: Any) -> list[Any]:

@@ -175,20 +175,27 @@ def test_two_processes_measure_what_one_measures(tmp_path):
     words = [sys.executable, "-m", "flax_vae.train", "eval", "model", "--data", "images", "--lpips", "none"]
     words += ["--batch-size", "1", "--equivariance", "3", "--features", "brightness:of", "--write-statistics"]
     written, configs = [], []
-    for count in (1, 2):
+
+    def run(count, *more):
+        """Returns the exit codes and the outputs of processes, of which the last has further flags."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         joined = [["--coordinator", address, "--processes", str(count), "--process", str(i)] for i in range(count)]
         processes = [
             subprocess.Popen(
-                [*words, "--json", f"{count} {index}.json", *(joined[index] if count > 1 else [])],
+                [*words, "--json", f"{count} {index}.json", *(joined[index] if count > 1 else []),
+                 *(more if index + 1 == count else [])],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
             )
             for index in range(count)
         ]  # fmt: skip
         outputs = [process.communicate(timeout=240)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * count, outputs
+        return [process.returncode for process in processes], outputs
+
+    for count in (1, 2):
+        codes, outputs = run(count)
+        assert codes == [0] * count, outputs
         assert ["rFID:" in output for output in outputs] == [True, False][:count]
         written.append(json.loads((tmp_path / f"{count} 0.json").read_text()))
         configs.append(json.loads((tmp_path / "model" / "config.json").read_text()))
@@ -202,3 +209,6 @@ def test_two_processes_measure_what_one_measures(tmp_path):
         np.testing.assert_allclose(two["latents"][name], value, rtol=1e-11, atol=1e-12, err_msg=name)
     for name in ("latent_mean", "latent_std"):
         np.testing.assert_allclose(configs[0][name], configs[1][name], rtol=0, atol=1e-12)
+
+    codes, outputs = run(2, "--equivariance", "2")
+    assert codes == [1, 1] and all("equivariance" in output.splitlines()[-1] for output in outputs), outputs
