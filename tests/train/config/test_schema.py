@@ -54,7 +54,7 @@ def test_every_field_survives_json():
         start_from="flux1",
         raw_weights=True,
         graft=True,
-        trainable="encoder,decoder.conv_out",
+        trainable="encoder,decoder.mid",
         batch_size=3,
         steps=11,
         seed=5,
