@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from flax_vae import from_pretrained
 from flax_vae.adam_state import write_adam_state
-from flax_vae.autoencoder import Model
 from flax_vae.convert.architecture import Architecture, require_posterior
 from flax_vae.convert.errors import ConversionError, FlaxVaeError
 from flax_vae.convert.table import PREFIX, AdamState, adam_state_in, discriminator_to_flax, expand, graft, to_flax
@@ -160,7 +159,7 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
     if config.teacher is not None:
         # The teacher's decoder may have weights that the student's does not have.
         kept = {row.ours for row in expand(config.model)} - config.trained
-        return trained_part(_load_teacher(config)[1], kept)
+        return trained_part(_load_teacher(config), kept)
     if config.start_from is None:
         return None
     try:
@@ -196,8 +195,8 @@ def load_start(config: TrainConfig) -> dict[str, Any] | None:
     return jax.tree.map(lambda array: jnp.array(array, jnp.float32), tree)
 
 
-def _load_teacher(config: TrainConfig) -> tuple[Model, dict[str, Any]]:
-    """Returns the teacher and its parameters in float32.
+def _load_teacher(config: TrainConfig) -> dict[str, Any]:
+    """Returns the parameters of the teacher in float32.
 
     Raises:
       RunError: If they cannot be read, or if the student has another encoder or other latents.
@@ -205,7 +204,7 @@ def _load_teacher(config: TrainConfig) -> tuple[Model, dict[str, Any]]:
     """
     path, name = Path(config.teacher or ""), f"teacher={config.teacher!r}"
     try:
-        model, tree = from_pretrained(
+        _, tree = from_pretrained(
             path, _teachers_architecture(config), param_dtype=jnp.float32, raw_weights=config.raw_weights
         )
     except ConversionError as error:
@@ -216,7 +215,7 @@ def _load_teacher(config: TrainConfig) -> tuple[Model, dict[str, Any]]:
     except (FlaxVaeError, OSError) as error:
         raise RunError(f"{name} cannot be loaded: {error}") from error
     require_finite(tree, name)
-    return model, tree
+    return tree
 
 
 def _teachers_architecture(config: TrainConfig) -> Architecture:

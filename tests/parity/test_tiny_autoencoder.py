@@ -27,6 +27,7 @@ from torch_ref.loading import to_tensor
 SMALL = replace(TINY_PRESETS["taesd"], ch=16, z_channels=5, encoder_blocks=(1, 2, 1), decoder_blocks=(1, 1, 2))
 POOLED = replace(SMALL, pool=True, patch=2)
 STUDENT = replace(POOLED, decoder_ch=12, decoder_pool=False)
+NORMALISED = replace(POOLED, latent_mean=(0.5, -1.0, 0.0, 2.0, 0.1), latent_std=(0.5, 2.0, 1.5, 3.0, 0.7))
 PSNR = {  # of whole photographs, cropped to multiples of 16; measured with the authors' own code
     "astronaut.jpg": 30.36,
     "chelsea.jpg": 32.81,
@@ -57,7 +58,11 @@ def run_torch(model, images):
     return [nhwc(output) for output in encode_and_decode(model, nchw(images))]
 
 
-@pytest.mark.parametrize("params", [SMALL, POOLED, STUDENT], ids=["plain", "pools and patches", "narrow decoder"])
+@pytest.mark.parametrize(
+    "params",
+    [SMALL, POOLED, STUDENT, NORMALISED],
+    ids=["plain", "pools and patches", "narrow decoder", "statistics per channel"],
+)
 def test_twins_agree_in_values_and_gradients(tmp_path, x64, params):
     save_folder(tmp_path / "model", params, random_state_dict(params))
     model, tree, twin = pair(tmp_path / "model", "float64")

@@ -129,7 +129,9 @@ def facts_of_models(settings: Mapping[str, Any], weights: Sequence[Any]) -> Sect
       settings: Settings of the evaluation, JSON values by name, without addresses of files.
       weights: Parameters of each model.
     """
-    found = {f"{number}/{name}": sum for number, tree in enumerate(weights) for name, sum in checksums(tree).items()}
+    found = {
+        f"{number}/{name}": value for number, tree in enumerate(weights) for name, value in checksums(tree).items()
+    }
     return {SETTINGS: dict(settings), "weight": found}
 
 
