@@ -134,7 +134,7 @@ def pytest_xdist_make_scheduler(config, log):
     return WorkStealingScheduling(config, log)
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m selects by marker
+@pytest.hookimpl(wrapper=True)  # before -m selects by marker, and after it
 def pytest_collection_modifyitems(config, items):
     backend = jax.default_backend()
     for item in items:
@@ -156,6 +156,30 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="FLAX_VAE_WEIGHTS names no folder with these published weights"))
         if not HAVE_TORCH and item.get_closest_marker("torch"):
             item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
+    result = yield
+    _begin_with_slow_files(items)
+    return result
+
+
+def _begin_with_slow_files(items):
+    """Lets each worker begin with its part of the files that hold slow tests, so that all end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if workers == 1:
+        return
+    parts = [[] for _ in range(workers)]
+    files = {item.path: [] for item in items}  # whole files, whose tests share fixtures
+    for item in items:
+        files[item.path].append(item)
+    for number, path in enumerate(path for path in files if path in slow):
+        parts[number % workers] += files[path]
+    part, each = 0, len(items) / workers
+    for path in files:
+        if path not in slow:
+            while part < workers - 1 and len(parts[part]) >= each:
+                part += 1
+            parts[part] += files[path]
+    items[:] = [item for part in parts for item in part]
 
 
 @pytest.fixture
