@@ -162,7 +162,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _begin_with_slow_files(items):
-    """Lets each worker begin with its part of the files that hold slow tests, so that all end at about the same time."""
+    """Lets each worker begin with its part of the files that hold slow tests, so that all end at the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     if workers == 1:
