@@ -1,6 +1,7 @@
 """The command: what it refuses, what it prints, and that no way of dying changes the weights."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from flax_vae.train.errors import TrainError
 from flax_vae.train.loop import Outcome
 from flax_vae.train.run.directory import RunDirectory
 from tests.train.conftest import SMALL
+from tests.train.runs import ENVIRONMENT
 
 COMMAND = [sys.executable, "-m", "flax_vae.train.cli.main"]
 
@@ -217,7 +219,8 @@ def test_wrong_flags_exit_with_status_2(capsys, args):
 
 
 def run(workdir, *args):
-    return subprocess.run([*COMMAND, "--workdir", str(workdir), *args], capture_output=True, text=True, timeout=300)
+    command = [*COMMAND, "--workdir", str(workdir), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +245,8 @@ def test_the_command_trains_and_says_how_good_the_model_is(uninterrupted):
 def test_dying_does_not_change_the_weights(uninterrupted, small, tmp_path, signum, step):
     RunDirectory(tmp_path).begin(replace(small, log_every=1, save_every=3))
     # A save waits for the one before: when step 7 is reported, the checkpoint of step 3 is complete.
-    with subprocess.Popen([*COMMAND, "--workdir", str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+    command, environment = [*COMMAND, "--workdir", str(tmp_path)], os.environ | ENVIRONMENT
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout:
             if line.startswith(f"step {step:>2}/10"):
                 process.send_signal(signum)

@@ -1,6 +1,7 @@
 """What an evaluation tells of the latents: frequencies, KL of each channel, principal components, equivariance."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from flax_vae.train.evaluation.equivariance import central_equivariance, equivar
 from flax_vae.train.evaluation.statistics import PosteriorStats, RunningCovariance
 from tests.flax_vae.random_models import random_params
 from tests.train.conftest import SMALL
+from tests.train.runs import ENVIRONMENT
 
 rng = np.random.default_rng(0)
 
@@ -187,6 +189,7 @@ def test_two_processes_measure_what_one_measures(tmp_path):
                 [*words, "--json", f"{count} {index}.json", *(joined[index] if count > 1 else []),
                  *(more if index + 1 == count else [])],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+                env=os.environ | ENVIRONMENT,
             )
             for index in range(count)
         ]  # fmt: skip

@@ -22,6 +22,7 @@ from flax_vae.train.evaluation.whole_images import Evaluation
 from tests.conftest import WEIGHTS
 from tests.flax_vae.random_models import quick_jit, random_params
 from tests.train.conftest import SMALL
+from tests.train.runs import ENVIRONMENT
 
 rng = np.random.default_rng(0)
 KL = replace(SMALL, ch_mult=(1, 1), scale_factor=0.25, shift_factor=0.5)
@@ -163,7 +164,7 @@ def test_taef2s_statistics_are_those_of_numpy_on_one_device_and_on_four(tmp_path
         save_folder(folder, weights.params, weights.to("flux"))
         flags = [str(folder), "--data", str(tmp_path / "images"), "--lpips", "none", "--batch-size", "1"]
         words = [sys.executable, "-c", COMMAND, str(tmp_path / "z.npy"), *flags, "--write-statistics"]
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        environment = os.environ | ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(count)}
         subprocess.run(words, check=True, env=environment, capture_output=True, text=True)
         latents = np.load(tmp_path / "z.npy").astype(np.float64)
         assert len(latents) == 3 * (10 * 12 + 10 * 12)
