@@ -110,11 +110,11 @@ def pytest_configure(config):
         config.add_cleanup(kept.cleanup)
         os.environ["FLAX_VAE_CACHE"] = kept.name
         config.add_cleanup(lambda: os.environ.pop("FLAX_VAE_CACHE"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    # JAX was imported, and has read its variables, before.
+    # A command compiles the same many small programs as the one before it.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    # JAX was imported, and has read its variables, before. Here small programs are rarely those of another worker.
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-    seconds = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_collection_finish():
