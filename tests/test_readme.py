@@ -1,6 +1,7 @@
 """The README and the pages of the site: their Python runs as it stands there, and their commands have those flags.
 
-The Python runs in a folder where the first command has left its model; tutorials are run by `tests/test_tutorials.py`.
+The Python runs in a folder where the first command has left its model; `tests/test_shell_blocks.py` runs the
+commands, `tests/test_tutorials.py` the tutorials.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import functools
 import importlib
 import io
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -135,35 +135,6 @@ def test_commands_have_the_options_that_pages_name(page, monkeypatch):
         subcommand = words[0] if words and words[0] in COMMANDS[prog][1] else ""
         given = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help", "--version"}
         assert sorted(given - options_of(prog, subcommand)) == [], (prog, words)
-
-
-@pytest.mark.slow
-def test_commands_of_the_readme_run(after_training, tmp_path, capsys):
-    """Converting the file of FLUX.1, whose weights are zeros here, and encoding with a narrow model in its place."""
-    import jax
-    import ml_dtypes
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    from flax_vae import PRESETS, AutoEncoder, init_params, save_pretrained
-    from flax_vae.convert.table import expand
-
-    rows = expand(PRESETS["flux1"], "flux")
-    shapes = {row.theirs: row.op.torch_shape(row.shape) for row in rows}
-    save_file({name: np.zeros(shape, ml_dtypes.bfloat16) for name, shape in shapes.items()}, "ae.safetensors")
-    commands = [found for found in commands_in("README.md") if found[0] == "flax-vae-convert"]
-    assert len(commands) == 3
-    for prog, words in commands:
-        assert importlib.import_module(COMMANDS[prog][0]).main(words) == 0
-    assert (tmp_path / "flux1-vae" / "diffusion_pytorch_model.safetensors").is_file()
-
-    shutil.rmtree("flux1")
-    shutil.rmtree("latents")
-    narrow = AutoEncoder(dataclasses.replace(PRESETS["flux1"], ch=32, num_res_blocks=1))
-    save_pretrained("flux1", narrow, init_params(narrow, jax.random.key(0)))
-    (words,) = [words for prog, words in commands_in("README.md") if words[0] == "encode"]
-    assert importlib.import_module("flax_vae.cli.main").main(words) == 0
-    assert "2 images" in capsys.readouterr().out
 
 
 def test_presets_have_the_scale_and_shift_of_the_table():

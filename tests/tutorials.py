@@ -64,11 +64,11 @@ def run(page: Path, folder: Path, environment: Mapping[str, str] | None = None) 
 
 def agree(shown: str, printed: str) -> bool:
     """Whether a page shows what was printed: the same words and numbers of any value; `...` stands for any lines."""
-    pattern = "".join(".*" if line == "..." else re.escape(line + "\n") for line in _masked(shown).splitlines())
-    return re.fullmatch(pattern, _masked(printed), re.DOTALL) is not None
+    pattern = "".join(".*" if line == "..." else re.escape(line + "\n") for line in masked(shown).splitlines())
+    return re.fullmatch(pattern, masked(printed), re.DOTALL) is not None
 
 
-def _masked(text: str) -> str:
+def masked(text: str) -> str:
     lines = (" ".join(_NUMBER.sub("#", line).split()) for line in text.splitlines())
     return "".join(f"{line}\n" for line in lines)
 

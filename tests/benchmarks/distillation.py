@@ -11,7 +11,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,9 +124,9 @@ def diffusers_decoder(folder: Path, scratch: Path) -> Callable[[np.ndarray], np.
     return decode
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    flags = tyro.cli(Flags, prog="python -m tests.benchmarks.distillation")
+    flags = tyro.cli(Flags, prog="python -m tests.benchmarks.distillation", args=args)
     teacher, teachers = from_pretrained(flags.teacher, param_dtype=jnp.float32)
     if not isinstance(teacher.params, TinyAutoEncoderParams):
         sys.exit(f"{flags.teacher} is {teacher.params.described}; expected a tiny autoencoder")
