@@ -83,6 +83,9 @@ class RunFlags(RecipeFlags):
     ] = None
     dry_run: bool = False
     """Print the whole configuration, sizes, memory and the files that would be read; write nothing."""
+    fit: bool = False
+    """Increase --remat, and then --accumulate, until a step fits the memory of the devices here, by compiling it; for a
+    run that is not resumed."""
     accept_changed_data: bool = False
     """Resume although images were added, removed or edited since the run began; config.json records it."""
     take_over: bool = False

@@ -11,6 +11,7 @@ from flax_vae.train.cli import compare, evaluate, plan, recipes
 from flax_vae.train.cli.flags import Flags, parse_run_flags
 from flax_vae.train.cli.together import DistributionFlags, end, is_joined, join
 from flax_vae.train.config import TrainConfig
+from flax_vae.train.errors import TrainError
 
 PROG = "flax-vae-train"
 _SUBCOMMANDS = {"compare": compare, "eval": evaluate, "plan": plan, "recipes": recipes}
@@ -55,15 +56,40 @@ def _work(flags: Flags) -> int:
     from flax_vae.convert.files import as_path
     from flax_vae.train.cli.resolve import default_workdir, resolve  # loads NumPy: not for --help
 
+    if flags.run.fit and is_joined(_distribution(flags)):
+        raise TrainError(
+            "--fit compiles for the devices of one process; find --remat and --accumulate with `flax-vae-train plan "
+            "--fit`, and pass them to all processes"
+        )
     with join(_distribution(flags)):
         workdir = as_path(flags.run.workdir or default_workdir(flags))
         config = resolve(flags, workdir)
+    if flags.run.fit:
+        config = _fitted(config, workdir, flags)
     return _show(config, workdir, flags) if flags.run.dry_run else _run(config, workdir, flags)
 
 
 def _distribution(flags: Flags) -> DistributionFlags:
     """Returns what flags say of other processes; a dry run needs none."""
     return DistributionFlags() if flags.run.dry_run else flags.distribution
+
+
+def _fitted(config: TrainConfig, workdir: Path, flags: Flags) -> TrainConfig:
+    """Returns settings with which a step fits the devices here; those of a run that is resumed stay."""
+    from flax_vae.ops import cache_for_command, require_devices
+    from flax_vae.train.plan import fitting, local
+    from flax_vae.train.run import RunDirectory
+
+    if RunDirectory(workdir).stored_config() is not None:
+        return config
+    cache_for_command(flags.run.compilation_cache)
+    require_devices()
+    target = local()
+    found = fitting(config, target)
+    used, has = (size / 2**30 for size in (found.memory.total, target.memory or 0))
+    config = found.config
+    print(f"remat {config.remat}, accumulate {config.optim.accumulate}: {used:.1f} of {has:.1f} GiB", file=sys.stderr)
+    return config
 
 
 def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:

@@ -9,11 +9,9 @@ from tyro.conf import UseAppendAction, arg
 
 from flax_vae.convert.console import Section, escaped_output, guard
 from flax_vae.train.cli.flags import Flags, RecipeFlags, RunFlags, parse_run_flags
-from flax_vae.train.errors import TrainError
 
 if TYPE_CHECKING:
     from flax_vae.train.config import TrainConfig
-    from flax_vae.train.plan import Target
 
 PROG = "flax-vae-train plan"
 
@@ -66,7 +64,7 @@ def _run(flags: PlanFlags) -> int:
     import jax  # not for --help, nor for settings that are wrong
 
     from flax_vae.ops import require_devices
-    from flax_vae.train.plan import LEGEND, find_fitting, local, plan, rows, topology
+    from flax_vae.train.plan import LEGEND, find_fitting, local, plan, require_known_memory, rows, topology
 
     if flags.estimate.topology:
         jax.config.update("jax_platforms", "cpu")  # the devices of this machine may be in use
@@ -79,7 +77,7 @@ def _run(flags: PlanFlags) -> int:
             "dollars": flags.estimate.dollars,
         }
         if flags.estimate.fit:
-            _require_memory(target)
+            require_known_memory(target)
             found = find_fitting(config, target, batch="batch_size" not in flags.settings, **settings)
         else:
             found = [plan(config, target, **settings)]
@@ -104,8 +102,3 @@ def _config(flags: PlanFlags) -> "TrainConfig":
     if flags.run.preset is not None and not {"teacher", "start_from"} & {*settings, *file}:
         settings = {"start_from": "weights", **settings}  # which some recipes require
     return resolve(Flags(RunFlags(flags.run.preset, flags.run.config), settings=settings), None)
-
-
-def _require_memory(target: "Target") -> None:
-    if target.memory is None:
-        raise TrainError(f"--fit needs the memory size of {target.name}, which is unknown; run without --fit")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.train.plan.compile import find_fitting, plan
+    from flax_vae.train.plan.compile import find_fitting, fitting, plan, require_known_memory
     from flax_vae.train.plan.dry_run import describe_run
     from flax_vae.train.plan.estimate import require_memory
     from flax_vae.train.plan.table import LEGEND, rows
@@ -16,4 +16,16 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
-__all__ = ["LEGEND", "Target", "describe_run", "find_fitting", "local", "plan", "require_memory", "rows", "topology"]
+__all__ = [
+    "LEGEND",
+    "Target",
+    "describe_run",
+    "find_fitting",
+    "fitting",
+    "local",
+    "plan",
+    "require_known_memory",
+    "require_memory",
+    "rows",
+    "topology",
+]

@@ -181,6 +181,39 @@ def find_fitting(
                 return
 
 
+def fitting(config: TrainConfig, target: Target) -> Plan:
+    """Returns the plan with the least rematerialisation, and then the fewest parts of the batch, that fits.
+
+    Args:
+      config: Settings of the run.
+      target: Devices.
+
+    Raises:
+      TrainError: If nothing fits, or the memory of the devices is unknown.
+    """
+    require_known_memory(target)
+    *_, last = find_fitting(config, target, batch=False)
+    if not last.fits:
+        raise TrainError(
+            f"a step needs {last.memory.total / 2**30:.1f} GiB with remat={last.config.remat!r} and "
+            f"accumulate={last.config.optim.accumulate}, and a device has {(target.memory or 0) / 2**30:.1f}; use smaller crops (--crop-size) or --dtype bfloat16"
+        )
+    return last
+
+
+def require_known_memory(target: Target) -> None:
+    """Refuses to look for what fits on devices whose memory is unknown, as that of a CPU is.
+
+    Args:
+      target: Devices.
+
+    Raises:
+      TrainError: If their memory is unknown.
+    """
+    if target.memory is None:
+        raise TrainError(f"--fit needs the memory size of {target.name}, which is unknown; run without --fit")
+
+
 def largest_batch(plan_of: Callable[[int], Plan]) -> Plan | None:
     """Returns the plan of the largest batch that fits, or None if not even the smallest does.
 

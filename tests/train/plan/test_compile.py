@@ -15,12 +15,16 @@ from jax.sharding import SingleDeviceSharding
 from flax_vae import AutoEncoder, init_params
 from flax_vae.convert import PRESETS
 from flax_vae.ops import upsampling
+from flax_vae.train.cli.main import main as train
 from flax_vae.train.cli.plan import main
+from flax_vae.train.config import TrainConfig
+from flax_vae.train.config.yaml_text import parse_yaml
 from flax_vae.train.devices.chips import CHIPS
 from flax_vae.train.plan import compile as compile_
 from flax_vae.train.plan.compile import Memory, Plan, bytes_needed, find_fitting, largest_batch, plan
 from flax_vae.train.plan.table import HEAD, rows
 from flax_vae.train.plan.topologies import Target, local, topology
+from flax_vae.train.run import RunDirectory
 
 ROOT = Path(__file__).parents[3]
 GIB = 2**30
@@ -59,7 +63,9 @@ def test_the_largest_number_that_fits_is_found_in_few_steps(need, number):
     assert len(asked) == len(set(asked)) <= 12
 
 
-def test_a_batch_that_does_not_fit_is_computed_in_more_parts(small, monkeypatch):
+@pytest.fixture
+def tried(monkeypatch):
+    """Steps that need 48 GiB, or 24 with full rematerialisation, divided by the parts of the batch."""
     tried = []
 
     def fake_plan(config, target, **_):
@@ -68,10 +74,37 @@ def test_a_batch_that_does_not_fit_is_computed_in_more_parts(small, monkeypatch)
         return Plan("", target, config, Memory(total), total <= target.memory, 1.0, None, None)
 
     monkeypatch.setattr(compile_, "plan", fake_plan)
+    return tried
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_more_parts(small, tried):
     config = dataclasses.replace(small, batch_size=24)
     *_, found = find_fitting(config, Target("fake", (None, None), "TPU v5e", 5 * GIB), batch=False)
     assert found.fits and found.config.batch_size == 24
     assert tried == [("none", 1), ("attention", 1), ("blocks", 1), ("blocks", 2), ("blocks", 4), ("blocks", 12)]
+
+
+def test_a_run_is_made_to_fit_and_keeps_its_settings_when_it_is_resumed(tried, tmp_path, monkeypatch, capsys):
+    begin = ["--fit", "--dry-run", "--batch-size", "8", "--workdir", str(tmp_path / "run")]
+    monkeypatch.setattr("flax_vae.train.plan.local", lambda: Target("fake", (None,), "TPU v5e", 7 * GIB))
+    assert train([*begin]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == "remat blocks, accumulate 4: 6.0 of 7.0 GiB\n"
+    config = TrainConfig.from_dict(parse_yaml(shown.out))
+    assert (config.remat, config.optim.accumulate, config.batch_size) == ("blocks", 4, 8)
+
+    monkeypatch.setattr("flax_vae.train.plan.local", lambda: Target("fake", (None,), "TPU v5e", GIB))
+    assert train(begin) == 1
+    assert "a step needs 3.0 GiB with remat='blocks' and accumulate=8, and a device has 1.0" in capsys.readouterr().err
+
+    RunDirectory(tmp_path / "run").begin(config)
+    tried.clear()
+    assert train(begin) == 0 and not tried
+    assert "\nremat: blocks\n" in capsys.readouterr().out
+
+    several = ["--coordinator", "localhost:1", "--processes", "2", "--process", "0"]
+    assert train(["--fit", "--workdir", str(tmp_path / "other"), *several]) == 1
+    assert "pass them to all processes" in capsys.readouterr().err
 
 
 def test_nothing_fits():
