@@ -32,14 +32,16 @@ _LAST_KERNEL = "decoder/conv_out/kernel"
 # Folded into the key of an update, as the indices of examples are, and 2**32 - 1 for their times.
 _TURNS, _NOISE, _STRENGTH = 2**32 - 2, 2**32 - 3, 2**32 - 4
 Average = Callable[[Any], Any]
+_Images = tuple[Float[Array, "b h w c"], ...]
 
 
 class _Losses(NamedTuple):
     """Results of the forward pass, and the gradients from which the backward pass starts.
 
     Attributes:
-      pull_back: Maps gradients with respect to reconstruction and penalties to those with respect to the weights.
-      to_images: Gradient of the reconstruction loss with respect to the reconstruction.
+      pull_back: Maps gradients with respect to reconstructions and penalties to those with respect to the weights.
+      to_images: Gradients of the reconstruction loss with respect to the reconstructions; the second, if there is one,
+        is that of the reduced latents.
       to_penalties: Gradients with respect to the penalties of the posterior.
       to_logvar: Gradient with respect to the reconstruction's log-variance.
       scores: Terms of the loss, by name.
@@ -47,16 +49,24 @@ class _Losses(NamedTuple):
     """
 
     pull_back: Callable[[Any], tuple[dict[str, Any]]]
-    to_images: Float[Array, "b h w c"]
+    to_images: tuple[Float[Array, "b h w c"], ...]
     to_penalties: Scores
     to_logvar: Float[Array, ""]
     scores: Scores
     adversarial: "_DiscriminatorPass | None"
 
-    def last_kernel(self, to_images: Float[Array, "b h w c"]) -> Float[Array, "..."]:
-        """Returns the gradient of the decoder's last kernel; the compiler drops the rest of the backward pass."""
-        (part,) = self.pull_back((to_images, jax.tree.map(jnp.zeros_like, self.to_penalties)))
-        return part["decoder"]["conv_out"]["kernel"]
+    def last_kernels(self) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Returns the gradients of the decoder's last kernel: of the reconstruction loss and of the adversarial loss.
+
+        The compiler drops the rest of the backward passes.
+        """
+        assert self.adversarial is not None
+        nothing = jax.tree.map(jnp.zeros_like, (self.to_images, self.to_penalties))
+        found = []
+        for to_images in (self.to_images, (self.adversarial.to_images, *nothing[0][1:])):
+            (part,) = self.pull_back((to_images, nothing[1]))
+            found.append(part["decoder"]["conv_out"]["kernel"])
+        return found[0], found[1]
 
 
 class Gradients(NamedTuple):
@@ -106,7 +116,8 @@ def gradients(
       average: Function that averages a tree over devices, if each device has only its own examples.
       weight: Weight of the adversarial loss; None computes it from this batch, as set by the config.
       size: Side that the raw latents are reduced to, before they are turned by random quarters and compared with images
-        that are changed alike; None leaves both as they are.
+        that are changed alike; None leaves both as they are.  With `latents.equivariance_weight` the whole latents are
+        decoded too, and the discriminator sees only those images.
     """
     losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config, size)
     to_images, scores, adversarial = losses.to_images, losses.scores, losses.adversarial
@@ -114,12 +125,11 @@ def gradients(
         if weight is not None:
             active_weight: Any = weight
         elif config.gan.adaptive:
-            nll, g = (average(losses.last_kernel(cotangent)) for cotangent in (to_images, adversarial.to_images))
-            active_weight = adaptive_weight(nll, g, config.gan.weight)
+            active_weight = adaptive_weight(*map(average, losses.last_kernels()), config.gan.weight)
         else:
             active_weight = jnp.float32(config.gan.weight)
         weight = jnp.where(discriminator_active(state, config.gan), active_weight, 0.0)
-        to_images = to_images + weight * adversarial.to_images
+        to_images = (to_images[0] + weight * adversarial.to_images, *to_images[1:])
         scores = scores | adversarial.scores | {"d_weight": weight}
 
     (part,) = losses.pull_back((to_images, losses.to_penalties))
@@ -154,8 +164,7 @@ def last_kernels(
     def measure() -> tuple[Any, Any]:
         batch_stats = state.discriminator and state.discriminator.batch_stats
         losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config, size)
-        assert losses.adversarial is not None
-        return losses.last_kernel(losses.to_images), losses.last_kernel(losses.adversarial.to_images)
+        return losses.last_kernels()
 
     def inactive() -> tuple[Any, Any]:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(measure))
@@ -177,8 +186,7 @@ def kept_for_backward(
     With `jax.eval_shape` it tells the memory of the activations without compiling.  For the arguments see `gradients`.
     """
     batch_stats, index = state.discriminator and state.discriminator.batch_stats, jnp.arange(images.shape[0])
-    # Reduced latents need less, so an update at full size decides.
-    losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config, size=None)
+    losses = _losses(state, batch_stats, images, index, weights, model, discriminator, config, config.largest_reduced)
     inputs = {id(leaf) for leaf in jax.tree.leaves((state, images, weights))}
     kept = {id(leaf): leaf for leaf in jax.tree.leaves(losses.pull_back)}  # some are kept for several operations
     return [leaf for number, leaf in kept.items() if number not in inputs]
@@ -201,7 +209,7 @@ def _losses(
 
     turns = None if size is None else jax.random.randint(jax.random.fold_in(key, _TURNS), (), 0, QUARTERS)
 
-    def reconstruct(part: dict[str, Any]) -> tuple[tuple[Float[Array, "b h w c"], Scores], Float[Array, "b h w c"]]:
+    def reconstruct(part: dict[str, Any]) -> tuple[tuple[_Images, Scores], _Images]:
         apply = cast(Callable[..., Any], partial(model.apply, {"params": with_part(state.params, part)}))
         # Encoding
         # In bfloat16, normal samples take only 128 different values, and a sum loses its last digits.
@@ -215,43 +223,51 @@ def _losses(
         else:
             z, penalties = at_least_float32(apply(images, time, method="moments")), {"kl": jnp.float32(0)}
         # Decoding
-        target = images
+        pairs = [(images, z)]
         if size is not None and turns is not None:
-            target, z = transform_pair(images, z, (size, size), turns)
-        z = apply(z, method="scale")
-        if config.latents.noise:
-            z = _disturb(key, index, z, config.latents.noise)
-        reconstruction = at_least_float32(apply(z, time, method="decode"))
-        return (reconstruction, penalties), target
+            reduced = transform_pair(images, z, (size, size), turns)
+            pairs = [reduced] if config.latents.equivariance_weight is None else [*pairs, reduced]
+        targets, reconstructions = [], []
+        for target, z in pairs:
+            z = apply(z, method="scale")
+            if config.latents.noise:
+                z = _disturb(key, index, z, config.latents.noise)
+            targets.append(target)
+            reconstructions.append(at_least_float32(apply(z, time, method="decode")))
+        return (tuple(reconstructions), penalties), tuple(targets)
 
-    def fidelity(reconstruction: Any, penalties: Any, logvar: Any) -> tuple[Float[Array, ""], Scores]:
+    def fidelity(reconstructions: _Images, penalties: Any, logvar: Any) -> tuple[Float[Array, ""], Scores]:
         perceptual = None
         if config.loss.lpips_weight:
             perceptual = partial(lpips, weights["lpips"], net=config.loss.lpips_net, dtype=model.dtype)
-        loss, scores = reconstruction_loss(
-            reconstruction, target, penalties["kl"],
+        loss_of = partial(
+            reconstruction_loss,
             distance=config.loss.distance, kl_weight=config.loss.kl_weight, reduction=config.loss.reduction,
             perceptual=perceptual, lpips_weight=config.loss.lpips_weight, ssim_weight=config.loss.ssim_weight,
             features=weights.get("features"), features_weight=config.loss.features_weight,
             logvar=logvar if config.loss.learn_logvar or config.loss.logvar else None, values=images[0].size,
         )  # fmt: skip
+        loss, scores = loss_of(reconstructions[0], targets[0], penalties["kl"])
+        if len(reconstructions) > 1:
+            scores["equivariance"], _ = loss_of(reconstructions[1], targets[1], jnp.float32(0))
+            loss = loss + config.latents.equivariance_weight * scores["equivariance"]
         if config.latents.variance_weight:
             values = images[0].size if config.loss.reduction == "sum" else 1
-            loss = loss + config.latents.variance_weight * values * penalties["variance_expansion"]
-            scores |= {"loss": loss, "variance_expansion": penalties["variance_expansion"]}
-        return loss, scores
+            scores["variance_expansion"] = penalties["variance_expansion"]
+            loss = loss + config.latents.variance_weight * values * scores["variance_expansion"]
+        return loss, scores | {"loss": loss}
 
     # The adaptive weight compares gradients of the last kernel, whether it is trained or not.
     differentiated = config.trained | ({_LAST_KERNEL} if discriminator is not None and config.gan.adaptive else set())
-    (reconstruction, penalties), pull_back, target = jax.vjp(
+    (reconstructions, penalties), pull_back, targets = jax.vjp(
         reconstruct, trained_part(state.params, differentiated), has_aux=True
     )
     (_, scores), (to_images, to_penalties, to_logvar) = jax.value_and_grad(fidelity, argnums=(0, 1, 2), has_aux=True)(
-        reconstruction, penalties, state.logvar
+        reconstructions, penalties, state.logvar
     )
     adversarial = None
     if discriminator is not None and state.discriminator is not None:
-        adversarial = _discriminator_pass(discriminator, state, batch_stats, target, reconstruction, config.gan)
+        adversarial = _discriminator_pass(discriminator, state, batch_stats, targets[0], reconstructions[0], config.gan)
     return _Losses(pull_back, to_images, to_penalties, to_logvar, scores, adversarial)
 
 

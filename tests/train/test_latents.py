@@ -47,23 +47,28 @@ def test_an_update_that_reduces_nothing_is_that_of_a_run_without_regularisers():
     assert programs[0] == programs[1]
 
 
-def test_an_update_compares_the_decoded_latents_with_images_that_are_turned_alike():
-    components = make_components(CONFIG)
-    state = make_state(CONFIG, components)
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_an_update_compares_the_decoded_latents_with_images_that_are_turned_alike(weight):
+    config = replace(CONFIG, latents=replace(CONFIG.latents, equivariance_weight=weight))
+    components = make_components(config)
+    state = make_state(config, components)
     apply: Any = components.model.apply
+
+    def distance(params, target, z):
+        z = apply({"params": params}, z, method="scale")
+        return jnp.mean((apply({"params": params}, z, method="decode") - target) ** 2)
 
     def expected(params, turns):
         z = apply({"params": params}, IMAGES, method="posterior").mode()
-        target, z = transform_pair(IMAGES, z, (4, 4), turns)
-        z = apply({"params": params}, z, method="scale")
-        return jnp.mean((apply({"params": params}, z, method="decode") - target) ** 2)
+        reduced = distance(params, *transform_pair(IMAGES, z, (4, 4), turns))
+        return reduced if weight is None else distance(params, IMAGES, z) + weight * reduced
 
     value = jax.jit(jax.value_and_grad(expected), compiler_options=QUICKLY)
     every = [value(state.params, jnp.int32(turns)) for turns in range(QUARTERS)]
     compute = jax.jit(
         lambda state: gradients(
             state, None, IMAGES, jnp.arange(2), {},
-            model=components.model, discriminator=None, config=CONFIG, average=lambda tree: tree, size=4,
+            model=components.model, discriminator=None, config=config, average=lambda tree: tree, size=4,
         ),
         compiler_options=QUICKLY,
     )  # fmt: skip
@@ -117,13 +122,13 @@ def test_a_resumed_run_ends_with_equal_weights(small, tmp_path, capsys):
     assert f"{tmp_path / 'whole' / 'export'}: scale, shift and statistics" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize(("size", "weight"), [(None, None), (4, None), (4, 3.0)])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_penalties_of_the_posterior_weigh_alike_in_all_updates(size, reduction):
+def test_penalties_of_the_posterior_weigh_alike_in_all_updates(size, weight, reduction):
     config = replace(
         CONFIG,
         loss=LossConfig("mse", kl_weight=2.0, sample=False, reduction=reduction),
-        latents=LatentConfig(equivariance=0.5, variance_weight=0.5),
+        latents=LatentConfig(equivariance=0.5, equivariance_weight=weight, variance_weight=0.5),
     )
     components = make_components(config)
 
@@ -134,6 +139,8 @@ def test_penalties_of_the_posterior_weigh_alike_in_all_updates(size, reduction):
     scores = jax.jit(scores_of, compiler_options=QUICKLY)(make_state(config, components))
     values = IMAGES[0].size
     expected = scores["mse"] + 2.0 * scores["kl"] / values + 0.5 * scores["variance_expansion"]
+    if weight is not None:
+        expected += weight * scores["equivariance"] / (values if reduction == "sum" else 1)
     np.testing.assert_allclose(scores["loss"], expected * (values if reduction == "sum" else 1), rtol=1e-5)
 
 

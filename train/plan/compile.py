@@ -118,7 +118,7 @@ def plan(config: TrainConfig, target: Target, *, name: str = "", dollars: float 
     state = jax.eval_shape(partial(make_state, config, components))
     constants = _constants(config)
     batch = parallel.batch_shape(config.batch_size, config.data.crop_size)
-    step = partial(train_step, components=components, config=config)
+    step = partial(train_step, components=components, config=config, size=config.largest_reduced)
     compiled = parallel.compile(step)
     lowered = compiled.lower(state, batch, constants)
     platform = target.devices[0].platform
@@ -194,9 +194,11 @@ def fitting(config: TrainConfig, target: Target) -> Plan:
     require_known_memory(target)
     *_, last = find_fitting(config, target, batch=False)
     if not last.fits:
+        settings, gib = last.config, 2**30
         raise TrainError(
-            f"a step needs {last.memory.total / 2**30:.1f} GiB with remat={last.config.remat!r} and "
-            f"accumulate={last.config.optim.accumulate}, and a device has {(target.memory or 0) / 2**30:.1f}; use smaller crops (--crop-size) or --dtype bfloat16"
+            f"a step needs {last.memory.total / gib:.1f} GiB with remat={settings.remat!r} and "
+            f"accumulate={settings.optim.accumulate}, and a device has {(target.memory or 0) / gib:.1f}; use smaller "
+            "crops (--crop-size) or --dtype bfloat16"
         )
     return last
 

@@ -176,6 +176,7 @@ BAD = [
     (lambda: OptimConfig(b2=1.0), "b2=1.0"),
     (lambda: OptimConfig(final_fraction=1.5), "final_fraction=1.5"),
     (lambda: LatentConfig(equivariance=1.5), "equivariance=1.5 must be between 0 and 1"),
+    (lambda: LatentConfig(equivariance_weight=1.0), "equivariance_weight=1.0 has no effect with equivariance=0; set"),
     (
         lambda: TrainConfig(
             TINY, DataConfig(crop_size=32), latents=LatentConfig(0.5), gan=GanConfig(weight=0.1, layers=3)
