@@ -125,7 +125,8 @@ def gradients(
         if weight is not None:
             active_weight: Any = weight
         elif config.gan.adaptive:
-            active_weight = adaptive_weight(*map(average, losses.last_kernels()), config.gan.weight)
+            nll, g = (average(kernel) for kernel in losses.last_kernels())
+            active_weight = adaptive_weight(nll, g, config.gan.weight)
         else:
             active_weight = jnp.float32(config.gan.weight)
         weight = jnp.where(discriminator_active(state, config.gan), active_weight, 0.0)
@@ -248,7 +249,7 @@ def _losses(
             logvar=logvar if config.loss.learn_logvar or config.loss.logvar else None, values=images[0].size,
         )  # fmt: skip
         loss, scores = loss_of(reconstructions[0], targets[0], penalties["kl"])
-        if len(reconstructions) > 1:
+        if config.latents.equivariance_weight is not None and size is not None:
             scores["equivariance"], _ = loss_of(reconstructions[1], targets[1], jnp.float32(0))
             loss = loss + config.latents.equivariance_weight * scores["equivariance"]
         if config.latents.variance_weight:
