@@ -13,7 +13,7 @@ import pytest
 from flax_vae.convert import FlaxVaeError
 from flax_vae.convert.weights import read_config, write_config
 from flax_vae.train.build import make_components, make_state
-from flax_vae.train.config import DataConfig, LatentConfig, LossConfig, OptimConfig, TrainConfig
+from flax_vae.train.config import DataConfig, GanConfig, LatentConfig, LossConfig, OptimConfig, TrainConfig
 from flax_vae.train.gradients import gradients
 from flax_vae.train.loop import train
 from flax_vae.train.losses import QUARTERS, transform_pair
@@ -142,6 +142,30 @@ def test_penalties_of_the_posterior_weigh_alike_in_all_updates(size, weight, red
     if weight is not None:
         expected += weight * scores["equivariance"] / (values if reduction == "sum" else 1)
     np.testing.assert_allclose(scores["loss"], expected * (values if reduction == "sum" else 1), rtol=1e-5)
+
+
+def test_the_discriminator_sees_whole_images_when_the_loss_of_reduced_latents_is_added():
+    gan = GanConfig(weight=0.5, start=0, features=32, layers=1)
+    latents = LatentConfig(equivariance=1.0, equivariance_weight=1e-6)
+    config = replace(CONFIG, gan=gan, latents=latents, data=DataConfig(crop_size=24))
+    components = make_components(config)
+    state = make_state(config, components)
+
+    @partial(jax.jit, static_argnums=1, compiler_options=QUICKLY)
+    def found(state, size):
+        batch_stats, index = state.discriminator.batch_stats, jnp.arange(2)
+        return gradients(
+            state, batch_stats, IMAGES, index, {}, model=components.model, discriminator=components.discriminator,
+            config=config, average=lambda tree: tree, size=size,
+        )  # fmt: skip
+
+    both, whole = found(state, 4), found(state, None)
+    assert both.scores["equivariance"] > 0.01 and float(both.scores["d_weight"]) > 0
+    assert set(both.scores) == {*whole.scores, "equivariance"}
+    for name, score in whole.scores.items():
+        np.testing.assert_allclose(both.scores[name], score, rtol=1e-4, err_msg=name)
+    for ours, theirs in zip(jax.tree.leaves(both.autoencoder), jax.tree.leaves(whole.autoencoder), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-5)
 
 
 def test_variance_expansion_without_a_trained_encoder_is_refused():
