@@ -47,12 +47,12 @@ class Flags:
     """Weights of the teacher."""
     widths: Annotated[tuple[int, ...], arg(metavar="N...")] = (16, 32, 48)
     """Widths of the students' decoders."""
-    steps: int = 300
+    steps: int = 600
     """Updates of each student."""
     batch_size: int = 4
     """Crops per update."""
-    crop_size: int = 32
-    """Side of the crops."""
+    crop_size: int = 128
+    """Side of the crops; an encoder that normalises over the whole image makes other latents of small ones."""
     seed: int = 0
     """Seed of the weights and crops."""
     workdir: Annotated[Path | None, arg(metavar="DIR")] = None
