@@ -45,6 +45,7 @@ _HELP = {
 _METAVARS = {
     bool | None: "{True,False}",
     str | None: "STR",
+    float | None: "FLOAT",
     int | None: "INT",
     tuple[int, ...] | None: "[INT [INT ...]]",
     tuple[float, ...] | None: "[FLOAT [FLOAT ...]]",
