@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import shell
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [README, *sorted(ROOT.glob("docs/**/*.md"))]}
@@ -99,31 +101,31 @@ def test_page_runs(page, after_training, capsys):
     assert numbers and not {"nan", "inf"} & set(numbers)
 
 
-COMMANDS = {
-    "flax-vae": ("flax_vae.cli.main", ["encode", "decode", "reconstruct"]),
-    "flax-vae-convert": ("flax_vae.convert.cli.main", ["inspect", "verify", "table"]),
-    "flax-vae-train": ("flax_vae.train.cli.main", ["eval", "compare", "plan", "recipes"]),
+SUBCOMMANDS = {
+    "flax-vae": ["encode", "decode", "reconstruct"],
+    "flax-vae-convert": ["inspect", "verify", "table"],
+    "flax-vae-train": ["eval", "compare", "plan", "recipes"],
 }
 
 
 @functools.cache
 def options_of(prog, subcommand):
     """Returns the options that the help of a command names."""
-    module, subcommands = COMMANDS[prog]
-    words = [subcommand] if subcommand in subcommands else []
+    words = [subcommand] if subcommand in SUBCOMMANDS[prog] else []
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
-        importlib.import_module(module).main([*words, "--help"])
+        importlib.import_module(shell.PROGRAMS[prog]).main([*words, "--help"])
     return set(re.findall(r"--[\w.-]+", printed.getvalue()))
 
 
 def commands_in(page):
     """Returns our commands in a page's shell blocks and in its inline code, as words."""
-    text = PAGES[page].read_text(encoding="utf-8")
-    shell = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
-    for line in [*re.split(r"\n|&&|\|", shell), *inline]:
-        match = re.match(r"\s*(?:\S*bin/)?(flax-vae(?:-convert|-train)?) (.*)", line)
+    for code in blocks(page, "bash"):
+        for program, *words in shell.commands(code):
+            if Path(program).name in shell.PROGRAMS:
+                yield Path(program).name, words
+    prose = re.sub(r"^```.*?^```", "", PAGES[page].read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for code in re.findall(r"`([^`]+)`", prose):
+        match = re.match(r"\s*(?:\S*bin/)?(flax-vae(?:-convert|-train)?) (.*)", " ".join(code.split()))
         if match:
             yield match[1], match[2].partition(" #")[0].replace('"', " ").split()
 
@@ -132,7 +134,7 @@ def commands_in(page):
 def test_commands_have_the_options_that_pages_name(page, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
     for prog, words in commands_in(page):
-        subcommand = words[0] if words and words[0] in COMMANDS[prog][1] else ""
+        subcommand = words[0] if words and words[0] in SUBCOMMANDS[prog] else ""
         given = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help", "--version"}
         assert sorted(given - options_of(prog, subcommand)) == [], (prog, words)
 

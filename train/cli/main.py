@@ -64,8 +64,13 @@ def _work(flags: Flags) -> int:
     with join(_distribution(flags)):
         workdir = as_path(flags.run.workdir or default_workdir(flags))
         config = resolve(flags, workdir)
+    from flax_vae.ops import cache_for_command, require_devices  # load JAX: only now, when the settings are right
+
+    if not flags.run.dry_run:  # which writes nothing
+        cache_for_command(flags.run.compilation_cache)
+    require_devices()
     if flags.run.fit:
-        config = _fitted(config, workdir, flags)
+        config = _fitted(config, workdir)
     return _show(config, workdir, flags) if flags.run.dry_run else _run(config, workdir, flags)
 
 
@@ -74,16 +79,13 @@ def _distribution(flags: Flags) -> DistributionFlags:
     return DistributionFlags() if flags.run.dry_run else flags.distribution
 
 
-def _fitted(config: TrainConfig, workdir: Path, flags: Flags) -> TrainConfig:
+def _fitted(config: TrainConfig, workdir: Path) -> TrainConfig:
     """Returns settings with which a step fits the devices here; those of a run that is resumed stay."""
-    from flax_vae.ops import cache_for_command, require_devices
     from flax_vae.train.plan import fitting, local
     from flax_vae.train.run import RunDirectory
 
     if RunDirectory(workdir).stored_config() is not None:
         return config
-    cache_for_command(flags.run.compilation_cache)
-    require_devices()
     target = local()
     found = fitting(config, target)
     used, has = (size / 2**30 for size in (found.memory.total, target.memory or 0))
@@ -93,22 +95,16 @@ def _fitted(config: TrainConfig, workdir: Path, flags: Flags) -> TrainConfig:
 
 
 def _show(config: TrainConfig, workdir: Path, flags: Flags) -> int:
-    from flax_vae.ops import require_devices
-    from flax_vae.train.plan import describe_run  # loads JAX
+    from flax_vae.train.plan import describe_run
 
-    require_devices()
     print(describe_run(config, workdir, accept_changed_data=flags.run.accept_changed_data), end="")
     return 0
 
 
 def _run(config: TrainConfig, workdir: Path, flags: Flags) -> int:
     begun = time.monotonic()
-    # They load JAX: only now, when there is something to compute.
-    from flax_vae.ops import cache_for_command, require_devices
     from flax_vae.train.loop import describe_scores, train
 
-    cache_for_command(flags.run.compilation_cache)
-    require_devices()
     outcome = train(config, workdir, accept_changed_data=flags.run.accept_changed_data, take_over=flags.run.take_over)
     if outcome.stopped_by is not None:
         print(f"stopped after step {outcome.step} of {config.steps}; the same command goes on from there")

@@ -64,7 +64,7 @@ def _run(flags: PlanFlags) -> int:
     import jax  # not for --help, nor for settings that are wrong
 
     from flax_vae.ops import require_devices
-    from flax_vae.train.plan import LEGEND, find_fitting, local, plan, require_known_memory, rows, topology
+    from flax_vae.train.plan import LEGEND, find_fitting, local, plan, rows, topology
 
     if flags.estimate.topology:
         jax.config.update("jax_platforms", "cpu")  # the devices of this machine may be in use
@@ -77,7 +77,6 @@ def _run(flags: PlanFlags) -> int:
             "dollars": flags.estimate.dollars,
         }
         if flags.estimate.fit:
-            require_known_memory(target)
             found = find_fitting(config, target, batch="batch_size" not in flags.settings, **settings)
         else:
             found = [plan(config, target, **settings)]

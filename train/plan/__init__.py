@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flax_vae.convert.faces import lazy_names
 
 if TYPE_CHECKING:
-    from flax_vae.train.plan.compile import find_fitting, fitting, plan, require_known_memory
+    from flax_vae.train.plan.compile import find_fitting, fitting, plan
     from flax_vae.train.plan.dry_run import describe_run
     from flax_vae.train.plan.estimate import require_memory
     from flax_vae.train.plan.table import LEGEND, rows
@@ -24,7 +24,6 @@ __all__ = [
     "fitting",
     "local",
     "plan",
-    "require_known_memory",
     "require_memory",
     "rows",
     "topology",

@@ -154,7 +154,12 @@ def find_fitting(
       batch: Whether the batch may change.  If so, yields the largest batch that fits for each rematerialisation; if
         not, stops at the first rematerialisation with which the batch fits, and after the last one divides the batch
         into more parts.
+
+    Raises:
+      TrainError: If the memory of the devices is unknown, as that of a CPU is.
     """
+    if target.memory is None:
+        raise TrainError(f"--fit needs the memory size of {target.name}, which is unknown; run without --fit")
     least = target.count // config.devices_per_image * config.optim.accumulate
     one = config
     for remat in REMAT[REMAT.index(config.remat) :]:
@@ -191,7 +196,6 @@ def fitting(config: TrainConfig, target: Target) -> Plan:
     Raises:
       TrainError: If nothing fits, or the memory of the devices is unknown.
     """
-    require_known_memory(target)
     *_, last = find_fitting(config, target, batch=False)
     if not last.fits:
         settings, gib = last.config, 2**30
@@ -201,19 +205,6 @@ def fitting(config: TrainConfig, target: Target) -> Plan:
             "crops (--crop-size) or --dtype bfloat16"
         )
     return last
-
-
-def require_known_memory(target: Target) -> None:
-    """Refuses to look for what fits on devices whose memory is unknown, as that of a CPU is.
-
-    Args:
-      target: Devices.
-
-    Raises:
-      TrainError: If their memory is unknown.
-    """
-    if target.memory is None:
-        raise TrainError(f"--fit needs the memory size of {target.name}, which is unknown; run without --fit")
 
 
 def largest_batch(plan_of: Callable[[int], Plan]) -> Plan | None:

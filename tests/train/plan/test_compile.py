@@ -86,6 +86,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_more_parts(small, tried):
 
 def test_a_run_is_made_to_fit_and_keeps_its_settings_when_it_is_resumed(tried, tmp_path, monkeypatch, capsys):
     begin = ["--fit", "--dry-run", "--batch-size", "8", "--workdir", str(tmp_path / "run")]
+    monkeypatch.setattr("flax_vae.ops.cache_for_command", lambda _: pytest.fail("a dry run writes nothing"))
     monkeypatch.setattr("flax_vae.train.plan.local", lambda: Target("fake", (None,), "TPU v5e", 7 * GIB))
     assert train([*begin]) == 0
     shown = capsys.readouterr()
