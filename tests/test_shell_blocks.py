@@ -230,11 +230,16 @@ def test_shell_blocks_run(page, place, capsys):
     for name, make in {**STAND_INS, "MODEL": MODELS.get(page)}.items():
         if name == "train/photographs" or any(f"{word}/".startswith(f"{name}/") for word in words):
             make(Path(name))
+    said = ""
     for commands, output in found:
         for command in commands:
             shell.run(command)
-        printed = {" ".join(line.split()) for line in masked(capsys.readouterr().out).splitlines()}
+        out = capsys.readouterr().out
+        said += out
+        printed = {" ".join(line.split()) for line in masked(out).splitlines()}
         missing = [line for line in masked(output).splitlines() if line not in printed | {"", "..."}]
         assert not missing, printed
+    if page == "README.md":
+        assert "2 images" in said  # are encoded
     for path in WRITTEN.get(page, "").split():
         assert Path(path).exists(), path
